@@ -1,0 +1,34 @@
+# Everything below sets itself up: `make demo` and `make test` are all that a fresh machine needs.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help setup demo test test-slow check
+
+help:  ## This list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(INSTALLED)  ## An environment in VENV with the exact versions of constraints.txt
+
+# torch first: what is built or resolved after it must see the one version that we test with
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	touch $@
+
+demo: $(INSTALLED)  ## The whole life of a tiny model, into runs/demo
+	$(BIN)/terminus demo
+
+test: $(INSTALLED)  ## The tests, offline
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+test-slow: $(INSTALLED)  ## The tests that take minutes
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+
+check: $(INSTALLED)  ## Lint, format, types and layers: the quick part of the house rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports --no-cache

@@ -1,0 +1,1 @@
+"""Terminus: SDXL models with a zero-terminal-SNR schedule and velocity prediction, made and put to use."""

@@ -1,0 +1,266 @@
+"""The command line: verbs only. Each imports what it needs when it runs, so that `--help` answers at once.
+
+`main` is the process boundary, the one place where an exception becomes a paragraph and an exit code.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from terminus.errors import EXIT_DEFECT, EXIT_DONE, EXIT_INPUT, EXIT_STOPPED, Stopped, UserError
+
+if TYPE_CHECKING:
+    from terminus.config.load import Loaded
+    from terminus.training.recipe import Recipe
+
+EXIT_PIPE_CLOSED = 141
+"""What a shell reports for a writer whose reader went away (128 + SIGPIPE)."""
+
+app = typer.Typer(
+    name="terminus",
+    help="Train, sample and judge SDXL models with zero-terminal-SNR schedules and velocity prediction.",
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+config_app = typer.Typer(help="Read a recipe: what is in force, and what may be set.")
+app.add_typer(config_app, name="config")
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or a shipped recipe's name.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Settings that replace the recipe's.", show_default=False),
+]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help='A folder, a .safetensors file, a hub id, or "nano".')]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib import metadata
+
+        print(f"terminus {metadata.version('terminus-xl')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    # `main` takes it out of the arguments wherever it stands; it is declared for --help
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; allowed anywhere.")] = False,
+) -> None:
+    del version, debug
+
+
+@app.command()
+def demo(out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/demo")) -> None:
+    """The whole life of a tiny model in minutes: prepare, train, sample, evaluate, card."""
+    from terminus.demo import demo as run_demo
+
+    run_demo(out)
+
+
+@app.command()
+def prepare(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Turn the recipe's sources into a store of latents, with a report of every image."""
+    from terminus.data.prepare import prepare as run_prepare
+
+    loaded = _load(recipe, overrides)
+    run_prepare(loaded.value.data, model=loaded.value.model.codec_from)
+
+
+@app.command()
+def train(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Train, or continue: the same command picks up where the run was stopped."""
+    from terminus.training.run import train as run_train
+
+    run_train(_load(recipe, overrides))
+
+
+@app.command()
+def sample(
+    model: ModelName,
+    prompt: Annotated[str, typer.Option(help="What to draw.")],
+    out: Annotated[Path, typer.Option(help="Folder of the pictures.")],
+    negative: Annotated[str, typer.Option(help="What to steer away from.")] = "",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same pictures.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Solver steps.", show_default="the task's")] = None,
+    count: Annotated[int, typer.Option(help="How many pictures.")] = 1,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels.", show_default="the model's")] = None,
+    image: Annotated[Path | None, typer.Option(help="A picture to start from.")] = None,
+    strength: Annotated[float | None, typer.Option(help="How far to leave --image, in 0..1.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="White where --image is to be redrawn.")] = None,
+) -> None:
+    """Draw pictures from a prompt, from another picture, or inside a mask."""
+    from terminus.sampling.command import sample as run_sample
+
+    run_sample(
+        model,
+        prompt=prompt,
+        out=out,
+        negative=negative,
+        seed=seed,
+        steps=steps,
+        count=count,
+        size=size,
+        image=image,
+        strength=strength,
+        mask=mask,
+    )
+
+
+@app.command()
+def evaluate(model: ModelName, out: Annotated[Path, typer.Option(help="Folder of the report.")]) -> None:
+    """Measure a model: metrics.json, report.html, samples.png."""
+    from terminus.evaluation.command import evaluate as run_evaluate
+
+    run_evaluate(model, out)
+
+
+@app.command()
+def card(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a run.")],
+    check: Annotated[bool, typer.Option("--check", help="Only say whether README.md is what the run says.")] = False,
+) -> None:
+    """Write the model card, README.md, from what the run recorded."""
+    from terminus.card.command import card as run_card
+
+    run_card(run_dir, check=check)
+
+
+@config_app.command("show")
+def config_show(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Every value in force, and who set it: a file's line, the command line, or the default."""
+    from terminus.config.show import show
+
+    _print_lines(show(_load(recipe, overrides)))
+
+
+@config_app.command("explain")
+def config_explain(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Every setting there is: type, default, meaning; `*` marks those that the recipe sets."""
+    from terminus.config.show import explain
+
+    _print_lines(explain(_load(recipe, overrides)))
+
+
+@config_app.command("schema")
+def config_schema(
+    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A recipe to check as well.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """The JSON Schema of recipes, for editors and programs."""
+    import json
+
+    from terminus.config.show import schema
+    from terminus.training.recipe import Recipe
+
+    if recipe is not None:
+        _load(recipe, overrides)
+    print(json.dumps(schema(Recipe), indent=2))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code of section 4: 0, 1, 2, 75; 130 for Ctrl-C and 141 for a closed pipe."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    _log_to_stderr()
+    try:
+        # without standalone mode typer raises its complaints instead of printing them, and returns exit codes (130)
+        code = app([word for word in given if word != "--debug"] or ["--help"], "terminus", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else EXIT_DONE
+    except UserError as error:
+        return _fail(str(error), EXIT_INPUT, debug)
+    except Stopped as stopped:
+        reason = str(stopped) or "Stopped; everything is saved."
+        return _fail(f"{reason} The same command continues: {_command(given)}", EXIT_STOPPED, debug)
+    except typer.TyperException as error:
+        return _fail(_usage(error, given), EXIT_INPUT, debug)
+    except (BrokenPipeError, SystemExit) as error:
+        # typer and rich turn a broken pipe into SystemExit; a pipe other than stdout (a worker's) is a defect
+        if not _reader_is_gone():
+            return _defect(error.__context__ or error, given, debug)
+        # what is left in the buffer must not raise again when the interpreter flushes it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PIPE_CLOSED
+    except Exception as error:  # noqa: BLE001 - the process boundary: the only place that may catch everything
+        return _defect(error, given, debug)
+
+
+def _load(recipe: str, overrides: Sequence[str] | None) -> Loaded[Recipe]:
+    from terminus.config.load import load
+    from terminus.training.recipe import Recipe
+
+    return load(recipe, Recipe, overrides or ())
+
+
+def _fail(paragraph: str, code: int, debug: bool) -> int:
+    """Print to stderr without wrapping, which would break `file:line:column` apart, and without markup."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, highlight=False)
+    if debug:
+        console.print_exception()
+    text = Text.assemble(("error: ", "bold red") if code != EXIT_STOPPED else "", _printable(paragraph))
+    console.print(text, soft_wrap=True)
+    return code
+
+
+def _defect(error: BaseException, given: Sequence[str], debug: bool) -> int:
+    hint = "" if debug else f" To see where: {_command([*given, '--debug'])}"
+    what = f"A defect of ours, not of your input: {type(error).__name__}: {error}."
+    return _fail(what + hint, EXIT_DEFECT, debug)
+
+
+def _reader_is_gone() -> bool:
+    stdout = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(stdout, 0)
+    broken = any(event & select.POLLERR for _, event in poll.poll(0))
+    # rich has already put the null device there when it meets a closed pipe
+    return broken or os.path.samestat(os.fstat(stdout), os.stat(os.devnull))
+
+
+def _print_lines(lines: Sequence[str]) -> None:
+    for line in lines:
+        print(_printable(line))
+
+
+def _printable(text: str) -> str:
+    """Control characters from a user's file spelled out: a terminal must not obey them."""
+    return "".join(char if char == "\n" or char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+
+
+def _usage(error: typer.TyperException, given: Sequence[str]) -> str:
+    near = getattr(error, "possibilities", None)
+    message = (error.message if near else error.format_message()).rstrip(".")
+    if near:
+        message += f". Did you mean {' or '.join(f'`{option}`' for option in sorted(near))}?"
+    verbs = [command.callback.__name__ for command in app.registered_commands if command.callback]
+    verb = next((f"{word} " for word in given if word in (*verbs, "config")), "")
+    return f"{message}{'' if message.endswith('?') else '.'} See `terminus {verb}--help`."
+
+
+def _command(given: Sequence[str]) -> str:
+    return shlex.join(["terminus", *given])
+
+
+def _log_to_stderr() -> None:
+    """What the rooms log is for the user: plain lines on stderr, so that stdout stays a result."""
+    logger = logging.getLogger("terminus")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)

@@ -1,0 +1,50 @@
+"""SDXL's micro-conditioning: the sizes and the crop that the UNet is told about each image.
+
+The only place that knows the order of the six numbers (Podell et al. 2307.01952, section 2.2; the order
+is that of the SDXL code: original height, width, crop top, left, target height, width). Always float32:
+bfloat16 turns 1023 into 1024.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Size(NamedTuple):
+    """(height, width) in pixels."""
+
+    height: int
+    width: int
+
+
+class Crop(NamedTuple):
+    """(top, left) of the crop in pixels of the resized image."""
+
+    top: int
+    left: int
+
+
+@dataclass(frozen=True)
+class MicroConditioning:
+    """What the UNet is told of one image: its size before resizing, its crop, and its size now."""
+
+    original: Size
+    crop: Crop
+    target: Size
+
+    @classmethod
+    def uncropped(cls, size: Size) -> MicroConditioning:
+        """A whole picture that was never larger: what sampling asks for unless told otherwise."""
+        return cls(original=size, crop=Crop(0, 0), target=size)
+
+
+def time_ids(items: Sequence[MicroConditioning], device: torch.device | None = None) -> Float[Tensor, "batch 6"]:
+    """The six numbers of each item, float32, in pixels."""
+    rows = [(*item.original, *item.crop, *item.target) for item in items]
+    return torch.tensor(rows, dtype=torch.float32, device=device)

@@ -1,0 +1,115 @@
+"""A schema seen as the user sees it: keys, documentation, defaults, and the choices of tagged unions.
+
+Messages, `config explain` and the house rules need to know what may stand at a path; only this file knows how
+pydantic says it.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One leaf setting of a schema."""
+
+    key: str
+    """Dotted; `*` is any list entry, `[kind]` a tagged choice: `objective.weighting[min_snr].gamma`."""
+
+    type: str
+    default: str
+    """As YAML would say it; "required" where there is none."""
+
+    description: str
+
+
+def settings(schema: type[BaseModel], prefix: str = "") -> Iterator[Setting]:
+    """Every leaf setting, in the order of declaration; of a tagged choice first the choice, then its variants'."""
+    for name, field in schema.model_fields.items():
+        if name == "kind":
+            continue  # told where the choice is made
+        inner = models(field.annotation)
+        key = f"{prefix}{name}{'.*' if inner and _is_collection(field.annotation) else ''}"
+        kinds = [kind for kind in map(kind_of, inner) if kind]
+        if kinds:
+            chosen = kind_of(type(field.default)) if isinstance(field.default, BaseModel) else None
+            yield Setting(f"{key}.kind", " | ".join(kinds), chosen or "required", field.description or "")
+        if not inner:
+            yield Setting(key, name_of(field.annotation), default_text(field), field.description or "")
+        for member in inner:
+            kind = kind_of(member)
+            yield from settings(member, f"{key}[{kind}]." if kind else f"{key}.")
+
+
+def models(annotation: Any) -> tuple[type[BaseModel], ...]:
+    """The settings classes that may stand where this annotation does, or inside its lists."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return (annotation,)
+    if get_origin(annotation) is Annotated:
+        return models(get_args(annotation)[0])
+    if get_origin(annotation) is Literal:
+        return ()
+    return tuple(model for argument in get_args(annotation) for model in models(argument))
+
+
+def kind_of(model: type[BaseModel]) -> str | None:
+    """`min_snr` for a variant with `kind: Literal["min_snr"]`."""
+    field = model.model_fields.get("kind")
+    values = get_args(field.annotation) if field and get_origin(field.annotation) is Literal else ()
+    return str(values[0]) if values else None
+
+
+def default_text(field: FieldInfo) -> str:
+    """The default in YAML's words, or "required"."""
+    if field.is_required():
+        return "required"
+    return yaml_word(field.get_default(call_default_factory=True, validated_data={}))
+
+
+def yaml_word(value: object) -> str:
+    """A value on one line."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case list() | tuple():
+            return f"[{', '.join(yaml_word(entry) for entry in value)}]"  # pyright: ignore[reportUnknownVariableType]
+        case _:
+            return str(value) if str(value) else '""'
+
+
+NAMES: dict[Any, str] = {int: "integer", float: "number", str: "text", bool: "true/false", type(None): "null"}
+
+
+def name_of(annotation: Any) -> str:
+    """`integer | auto` for `int | Literal["auto"]`."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if annotation in NAMES:
+        return NAMES[annotation]
+    if origin is Annotated:
+        return name_of(arguments[0])
+    if origin is Literal:
+        return " | ".join(str(value) for value in arguments)
+    if origin in (Union, types.UnionType):
+        return " | ".join(dict.fromkeys(name_of(argument) for argument in arguments))
+    if origin is dict:
+        return f"mapping of {name_of(arguments[1])}"
+    if origin is tuple and Ellipsis not in arguments:
+        return f"[{', '.join(name_of(argument) for argument in arguments)}]"
+    if origin in (list, tuple, frozenset, set):
+        return f"list of {name_of(arguments[0])}"
+    return str(getattr(annotation, "__name__", annotation)).lower()
+
+
+def _is_collection(annotation: Any) -> bool:
+    if get_origin(annotation) in (list, tuple, dict):
+        return True
+    unions = (Union, types.UnionType, Annotated)
+    return get_origin(annotation) in unions and any(_is_collection(argument) for argument in get_args(annotation))

@@ -1,0 +1,229 @@
+"""YAML text as a tree that remembers where every key and value was written.
+
+ruamel.yaml parses and resolves YAML 1.2; values are then built here from its nodes, so that nothing in a
+file can construct an object, a duplicate key is never silently the last one, and each leaf keeps its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias, final
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
+from ruamel.yaml.nodes import Node as YamlNode
+
+from terminus.config.errors import ConfigError, Origin, Problem
+
+MAX_NODES = 20_000
+"""Values after aliases are expanded: a page of `&a [*b, *b]` can stand for billions."""
+
+MAX_DEPTH = 32
+
+Scalar: TypeAlias = bool | int | float | str | None
+Plain: TypeAlias = "Scalar | list[Plain] | dict[str, Plain]"
+Path: TypeAlias = tuple[str | int, ...]
+"""Keys and list indices from the root of the settings to one of them."""
+
+Locate: TypeAlias = Callable[[int, int], Origin]
+"""(line, column), both from 0, to the origin that a user can read."""
+
+
+@final
+@dataclass(frozen=True)
+class Leaf:
+    """One value."""
+
+    value: Scalar
+    origin: Origin
+
+
+@final
+@dataclass(frozen=True)
+class Items:
+    """A list."""
+
+    entries: tuple[Node, ...]
+    origin: Origin
+
+
+@final
+@dataclass(frozen=True)
+class Table:
+    """A mapping; `keys` are the places of the keys, for a problem with a key and not with its value."""
+
+    entries: Mapping[str, Node]
+    keys: Mapping[str, Origin]
+    origin: Origin
+
+
+Node: TypeAlias = Leaf | Items | Table
+
+
+def parse(text: str, locate: Locate) -> Node:
+    """The tree of one YAML document; an empty one is a null leaf. Raises `ConfigError`."""
+    try:
+        root = YAML(typ="safe", pure=True).compose(text)
+    except MarkedYAMLError as error:
+        raise ConfigError([_syntax_problem(error, text, locate)]) from None
+    except YAMLError as error:
+        what = f"This is not valid YAML: {' '.join(str(error).split())}."
+        raise ConfigError([Problem(locate(0, 0), what)]) from None
+    except RecursionError:
+        raise ConfigError([_too_deep(locate(0, 0))]) from None
+    if root is None:
+        return Leaf(None, locate(0, 0))
+    builder = _Builder(locate)
+    tree = builder.build(root, 0)
+    if builder.problems:
+        raise ConfigError(builder.problems)
+    return tree
+
+
+def plain(node: Node) -> Plain:
+    """The tree without its places: what `json.dumps` takes."""
+    match node:
+        case Leaf(value):
+            return value
+        case Items(entries):
+            return [plain(entry) for entry in entries]
+        case Table(entries):
+            return {key: plain(entry) for key, entry in entries.items()}
+
+
+def leaves(node: Node, path: Path = ()) -> Iterator[tuple[Path, Origin]]:
+    """Each value and its place. An empty list or mapping counts as one value."""
+    match node:
+        case Items(entries) if entries:
+            for index, entry in enumerate(entries):
+                yield from leaves(entry, (*path, index))
+        case Table(entries) if entries:
+            for key, entry in entries.items():
+                yield from leaves(entry, (*path, key))
+        case _:
+            yield path, node.origin
+
+
+def merge(below: Node, above: Node) -> Node:
+    """`above` laid over `below`: mappings are merged key by key, everything else is replaced.
+
+    A mapping that names another `kind` replaces the whole one below it: the settings of the old kind are
+    not settings of the new one.
+    """
+    if not (isinstance(below, Table) and isinstance(above, Table)) or _kind_changes(below, above):
+        return above
+    entries = dict(below.entries)
+    for key, entry in above.entries.items():
+        entries[key] = merge(entries[key], entry) if key in entries else entry
+    return Table(entries, {**below.keys, **above.keys}, above.origin)
+
+
+def _kind_changes(below: Table, above: Table) -> bool:
+    if "kind" not in below.entries or "kind" not in above.entries:
+        return False
+    return plain(below.entries["kind"]) != plain(above.entries["kind"])
+
+
+class _Builder:
+    """Turns ruamel's nodes into ours and collects what a recipe may not contain."""
+
+    def __init__(self, locate: Locate) -> None:
+        self.problems: list[Problem] = []
+        self._locate = locate
+        self._count = 0
+
+    def build(self, node: YamlNode, depth: int) -> Node:
+        origin = self._origin(node)
+        self._count += 1
+        if depth > MAX_DEPTH:
+            raise ConfigError([_too_deep(origin)])
+        if self._count > MAX_NODES:
+            raise ConfigError(
+                [Problem(origin, f"More than {MAX_NODES} values, aliases counted each time they are used.")]
+            )
+        if isinstance(node, ScalarNode):
+            return Leaf(self._scalar(node, origin), origin)
+        self._refuse_tag(node, origin)
+        if isinstance(node, SequenceNode):
+            return Items(tuple(self.build(entry, depth + 1) for entry in node.value), origin)
+        assert isinstance(node, MappingNode)
+        return self._table(node, origin, depth)
+
+    def _table(self, node: MappingNode, origin: Origin, depth: int) -> Table:
+        entries: dict[str, Node] = {}
+        keys: dict[str, Origin] = {}
+        for key_node, value_node in node.value:
+            at = self._origin(key_node)
+            key = key_node.value if isinstance(key_node, ScalarNode) else None
+            if key is None or _tag(key_node) != "str":
+                self._report(at, "This key is not a name.", _key_rule(key))
+            elif key in entries:
+                self._report(at, f"The key `{key}` is here twice.", f"It is already set at {keys[key]}; remove one.")
+            else:
+                entries[key], keys[key] = self.build(value_node, depth + 1), at
+        return Table(entries, keys, origin)
+
+    def _scalar(self, node: ScalarNode, origin: Origin) -> Scalar:
+        text = str(node.value)
+        try:
+            text.encode()
+            match _tag(node):
+                case "null":
+                    return None
+                case "bool":
+                    return {"true": True, "false": False}[text.lower()]
+                case "int":
+                    return _integer(text)
+                case "float":
+                    return float(text.lower().replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
+                case "str" | "timestamp" | "value" | "merge":
+                    return text
+                case _:
+                    self._refuse_tag(node, origin)
+        except (ValueError, KeyError):
+            self._report(origin, "This value cannot be read as its type.", "Quote it if it is a text.")
+        return None
+
+    def _refuse_tag(self, node: YamlNode, origin: Origin) -> None:
+        expected = {"map"} if isinstance(node, MappingNode) else {"seq"}
+        if _tag(node) not in expected:
+            rule = "A recipe holds plain values only, no objects: remove the tag."
+            self._report(origin, f"The tag `{node.tag}` is not allowed.", rule)
+
+    def _origin(self, node: YamlNode) -> Origin:
+        return self._locate(node.start_mark.line, node.start_mark.column)
+
+    def _report(self, origin: Origin, what: str, rule: str) -> None:
+        self.problems.append(Problem(origin, what, rule))
+
+
+def _tag(node: YamlNode) -> str:
+    """`int` for ruamel's `tag:yaml.org,2002:int`; a foreign tag stays whole."""
+    return str(node.tag).removeprefix("tag:yaml.org,2002:")
+
+
+def _integer(text: str) -> int:
+    digits = text.replace("_", "")
+    return int(digits) if digits.lstrip("+-").isdigit() else int(digits, 0)
+
+
+def _key_rule(key: str | None) -> str:
+    if key == "<<":
+        return "Merge keys are not part of YAML 1.2: name the other file under `extends`."
+    return "Keys are plain words; quote it if it must be one."
+
+
+def _too_deep(origin: Origin) -> Problem:
+    return Problem(origin, f"Values are nested more than {MAX_DEPTH} deep.")
+
+
+def _syntax_problem(error: MarkedYAMLError, text: str, locate: Locate) -> Problem:
+    mark = error.problem_mark or error.context_mark
+    line, column = (mark.line, mark.column) if mark else (0, 0)
+    reason = " ".join(f"{error.context or ''} {error.problem or ''}".split())
+    lines = text.splitlines()
+    has_tab = line < len(lines) and "\t" in lines[line][: column + 1]
+    rule = "YAML is indented with spaces: replace the tab." if has_tab else ""
+    return Problem(locate(line, column), f"This is not valid YAML: {reason}.", rule)

@@ -1,0 +1,205 @@
+"""pydantic's errors retold in the user's words: their keys, their lines, and the nearest right answer."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from terminus.config.errors import Origin, Problem, did_you_mean
+from terminus.config.outline import kind_of, models, name_of
+from terminus.config.source import Items, Node, Path, Table
+
+RULES = {
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "string_type": "must be a text",
+    "bool_type": "must be true or false",
+    "path_type": "must be a path",
+    "tuple_type": "must be a list",
+    "list_type": "must be a list",
+    "frozen_set_type": "must be a list",
+    "dict_type": "must be a mapping",
+    "model_type": "must be a mapping",
+    "model_attributes_type": "must be a mapping",
+}
+
+
+def problems(error: ValidationError, schema: type[BaseModel], tree: Table) -> list[Problem]:
+    """One problem for each thing that is wrong, with its place in the user's text."""
+    found: dict[tuple[Path, str], Problem] = {}
+    for detail in error.errors(include_url=False):
+        place = _Place.of(detail["loc"], schema, tree)
+        problem = _problem(detail, place)
+        # the members of a union all say the same of one value: once is enough
+        found.setdefault((place.path, problem.what), problem)
+    return list(found.values())
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A pydantic location without its tags: the user's path, and what the schema allows there."""
+
+    path: Path
+    parent: Any
+    """The annotation of the mapping that holds the last key."""
+
+    key_origin: Origin
+    """Where the last key stands; the mapping around it if the key is missing."""
+
+    value_origin: Origin
+    node: Node
+    choices: tuple[str, ...]
+    """The words that may stand here: kinds of a tagged choice, or the values of a literal."""
+
+    union: Any
+    """The innermost union of plain types around the value, if there is one."""
+
+    @classmethod
+    def of(cls, location: Sequence[str | int], schema: type[BaseModel], tree: Table) -> _Place:
+        path: list[str | int] = []
+        annotation: Any = schema
+        parent: Any = schema
+        node: Node = tree
+        key_origin = value_origin = tree.origin
+        union: Any = None
+        for part in location:
+            annotation = _bare(annotation)
+            if _is_union(annotation):
+                chosen = next((member for member in models(annotation) if kind_of(member) == part), None)
+                union = None if chosen else annotation
+                annotation = chosen or object
+                continue
+            path.append(part)
+            parent, annotation = annotation, _child(annotation, part)
+            key = str(part)
+            if isinstance(node, Table) and key in node.entries:
+                key_origin, node = node.keys[key], node.entries[key]
+                value_origin = node.origin
+            elif isinstance(node, Items) and isinstance(part, int) and part < len(node.entries):
+                node = node.entries[part]
+                key_origin = value_origin = node.origin
+        return cls(tuple(path), parent, key_origin, value_origin, node, _choices(annotation), union)
+
+
+def _problem(detail: ErrorDetails, place: _Place) -> Problem:
+    name, context = dotted(place.path), detail.get("ctx", {})
+    inside = dotted(place.path[:-1])
+    holder = f" in `{inside}`" if inside else ""
+    last = str(place.path[-1]) if place.path else ""
+    if place.union is not None:
+        what = f"`{name}` must be {name_of(place.union)}, and this is {_shown(detail['input'])}."
+        return Problem(place.value_origin, what)
+    match detail["type"]:
+        case "extra_forbidden":
+            keys = _keys(place.parent)
+            rule = did_you_mean(last, keys) or f"Valid here: {_quoted(keys)}."
+            return Problem(place.key_origin, f"Unknown key `{last}`{holder}.", rule)
+        case "missing" if isinstance(place.path[-1], int):
+            what = f"`{inside}` needs {name_of(place.parent)}, and this has {last} entries."
+            return Problem(place.value_origin, what)
+        case "missing":
+            return Problem(place.key_origin, f"The key `{last}` is missing{holder}.", "It has no default.")
+        case "union_tag_not_found":
+            rule = f"Say which: `kind` is one of {_quoted(place.choices)}."
+            return Problem(place.key_origin, f"`{name}` has no `kind`.", rule)
+        case "union_tag_invalid":
+            origin = place.node.entries["kind"].origin if isinstance(place.node, Table) else place.value_origin
+            tag = str(context.get("tag"))
+            rule = f"{did_you_mean(tag, place.choices)} `kind` is one of {_quoted(place.choices)}."
+            return Problem(origin, f"`{name}` has no kind `{tag}`.", rule)
+        case "literal_error":
+            rule = f"{did_you_mean(str(detail['input']), place.choices)} It is one of {_quoted(place.choices)}."
+            return Problem(place.value_origin, f"`{name}` is {_shown(detail['input'])}.", rule.strip())
+        case _:
+            return _other(detail, place, name, context)
+
+
+def _other(detail: ErrorDetails, place: _Place, name: str, context: Mapping[str, Any]) -> Problem:
+    kind, message = detail["type"], detail["msg"]
+    if kind in RULES:
+        quote = "Quote it if it is meant as text." if kind in ("string_type", "path_type") else ""
+        return Problem(place.value_origin, f"`{name}` {RULES[kind]}, and this is {_shown(detail['input'])}.", quote)
+    if kind in ("value_error", "assertion_error"):
+        reason = str(context.get("error", message))
+        return Problem(place.value_origin, f"`{name}`: {reason}" if name else reason)
+    rule = message[0].lower() + message[1:]
+    rule = rule.removeprefix("input ")
+    return Problem(place.value_origin, f"`{name}` {rule}, and this is {_shown(detail['input'])}.")
+
+
+def dotted(path: Path) -> str:
+    """`data.sources.0.path`."""
+    return ".".join(str(part) for part in path)
+
+
+def _bare(annotation: Any) -> Any:
+    """The annotation without `Annotated` and without `| None`, which add nothing to a location."""
+    while True:
+        arguments = get_args(annotation)
+        if get_origin(annotation) is Annotated:
+            annotation = arguments[0]
+        elif _is_union(annotation) and type(None) in arguments and len(arguments) == 2:
+            annotation = next(argument for argument in arguments if argument is not type(None))
+        else:
+            return annotation
+
+
+def _is_union(annotation: Any) -> bool:
+    return get_origin(annotation) in (Union, types.UnionType)
+
+
+def _child(annotation: Any, part: str | int) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        field = annotation.model_fields.get(str(part))
+        return field.annotation if field else object
+    arguments = get_args(annotation)
+    match get_origin(annotation):
+        case origin if origin is dict:
+            return arguments[1]
+        case origin if origin is tuple and Ellipsis not in arguments:
+            return arguments[part] if isinstance(part, int) and part < len(arguments) else object
+        case origin if origin in (list, tuple):
+            return arguments[0]
+        case _:
+            return object
+
+
+def _keys(annotation: Any) -> tuple[str, ...]:
+    annotation = _bare(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return tuple(annotation.model_fields)
+    return ()
+
+
+def _choices(annotation: Any) -> tuple[str, ...]:
+    annotation = _bare(annotation)
+    if get_origin(annotation) is Literal:
+        return tuple(map(str, get_args(annotation)))
+    return tuple(kind for kind in map(kind_of, models(annotation)) if kind)
+
+
+def _quoted(words: Sequence[str]) -> str:
+    return ", ".join(f"`{word}`" for word in words)
+
+
+def _shown(value: object) -> str:
+    match value:
+        case None:
+            return "empty (null)"
+        case bool():
+            return str(value).lower()
+        case str():
+            return f'the text "{value if len(value) <= 60 else value[:57] + "..."}"'
+        case list():
+            return "a list"
+        case dict():
+            return "a mapping"
+        case _:
+            return str(value)

@@ -1,0 +1,167 @@
+"""What flows through preparation: a candidate comes in, a row or a rejection comes out.
+
+The fields of the row classes are the columns of the tables (`store`), so that a column exists in one place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from terminus.data.geometry import Plan
+
+Split = Literal["train", "validation"]
+
+Color = tuple[int, int, int]
+"""sRGB, each 0..255."""
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A text and where it comes from ("sidecar", "embedded", or the name of a captioner)."""
+
+    text: str
+    origin: str
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Why an image is not used: a reason out of a short list, and the particulars of this image."""
+
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An image that a source offers. One of `path` (with `root`), `data` and `problem` is set."""
+
+    source: str
+    """Name of the source in the recipe."""
+    source_id: str
+    """Unique within the source and the same in every run; for a folder the relative path."""
+    captions: tuple[Caption, ...] = ()
+    path: Path | None = None
+    root: Path | None = None
+    """The folder that `path` must not lead out of."""
+    data: bytes | None = None
+    stamp: str = ""
+    """Changes when the content behind `source_id` may have changed: an unchanged one is not read again."""
+    background: Color | None = None
+    """Overrides the recipe's background for transparent images, and makes the image another row."""
+    split: Split | None = None
+    """Set by sources that know; otherwise decided by the image's hash."""
+    licence: str | None = None
+    near_duplicates: bool = False
+    """True for sources whose pictures are alike on purpose."""
+    problem: Dropped | None = None
+    """Set where the source already knows that the image cannot be used."""
+
+    def state(self, background: Color) -> str:
+        """Changes with anything that a source says of the image; in the same state it is not judged again."""
+        content = content_hash(self.data) if self.data else self.stamp
+        said = (self.captions, self.background or background, self.split, self.licence, self.problem)
+        return _digest(content, repr(said))[:16]
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A row of the `rejected` table."""
+
+    source: str
+    source_id: str
+    image_hash: str | None
+    """None where the file was never read (a FIFO, a missing file)."""
+    state: str
+    transform: str
+    rules: str
+    """The filters under which it was dropped, as canonical JSON."""
+    reason: str
+    detail: str
+    thumbnail: bytes | None = None
+    """Small JPEG for the report, where the image could be decoded."""
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """A row of the `images` table: an image that training will use, with its untouched bytes."""
+
+    key: str
+    image_hash: str
+    """sha256 of the file's bytes, hex."""
+    source: str
+    source_id: str
+    split: Split
+    captions: tuple[str, ...]
+    caption_origins: tuple[str, ...]
+    data: bytes
+    background: str | None
+    """"#rrggbb" under transparent pixels; null if the image has none."""
+    plan: Plan
+    luminance: float
+    """Mean Rec.601 luma of the whole upright image, 0..1."""
+    dhash: str
+    """64-bit difference hash, 16 hex digits."""
+    thumbprint: bytes
+    """The image at 8x8 RGB: tells colours apart where the difference hash cannot."""
+    licence: str | None
+    state: str
+    """`Candidate.state` when it was judged."""
+    transform: str
+    rules: str
+    """The filters that it passed, as canonical JSON."""
+
+
+@dataclass(frozen=True)
+class LatentRow:
+    """A row of the `latents` table: what training reads."""
+
+    key: str
+    image_key: str
+    image_hash: str
+    source: str
+    source_id: str
+    split: Split
+    captions: tuple[str, ...]
+    caption_origins: tuple[str, ...]
+    plan: Plan
+    moments: bytes
+    """float16 little-endian [2, channels, height, width]: mean, log variance, before any scale factor."""
+    latent_channels: int
+    latent_height: int
+    latent_width: int
+    codec: str
+    transform: str
+
+
+def content_hash(data: bytes) -> str:
+    """sha256 of a file's bytes, hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def image_key(image_hash: str, background: str | None, transform: str) -> str:
+    """Identity of an image under a transform, hex."""
+    return _digest(image_hash, background or "", transform)
+
+
+def latent_key(image_hash: str, background: str | None, transform: str, codec: str) -> str:
+    """Identity of a latent, hex: other pixels or another codec give another key."""
+    return _digest(image_hash, background or "", transform, codec)
+
+
+def hex_color(color: Color) -> str:
+    """(255, 0, 10) is "#ff000a"."""
+    return "#{:02x}{:02x}{:02x}".format(*color)
+
+
+def parse_color(text: str) -> Color:
+    """ "#ff000a" is (255, 0, 10)."""
+    value = int(text[1:], 16)
+    return value >> 16, (value >> 8) & 255, value & 255
+
+
+def _digest(*parts: str) -> str:
+    # The unit separator cannot occur in any part, so no two lists of parts give the same text.
+    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()

@@ -1,0 +1,90 @@
+"""The `data` section of a recipe."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from terminus.config.base import Config
+from terminus.data.filters import Filters
+from terminus.data.geometry import CropRule, Transform
+from terminus.data.record import Color, parse_color
+from terminus.data.sources.embedded import EmbeddedSource
+from terminus.data.sources.folder import FolderSource
+
+Source = Annotated[EmbeddedSource | FolderSource, Field(discriminator="kind")]
+
+
+class SquareBuckets(Config):
+    """Every image is cut to one square."""
+
+    kind: Literal["square"]
+    """One square."""
+
+
+class AspectBuckets(Config):
+    """Every image is cut to the nearest of many shapes of about the same area."""
+
+    kind: Literal["aspect"]
+    """Many shapes; with the defaults those of SDXL."""
+    step: int = Field(default=64, ge=8, multiple_of=8)
+    """Sides are multiples of this many pixels; divides the resolution."""
+
+
+Buckets = Annotated[SquareBuckets | AspectBuckets, Field(discriminator="kind")]
+
+
+class DataConfig(Config):
+    """What to train on, and how its pixels are prepared."""
+
+    store: str
+    """Where prepared rows are kept: a folder, or an s3://, gs:// or az:// URI."""
+    sources: tuple[Source, ...] = Field(min_length=1)
+    """Where images come from, in the order in which duplicates are decided."""
+    resolution: int = Field(default=1024, ge=32, le=4096, multiple_of=8)
+    """Side in pixels of the square whose area every training image approaches."""
+    crop: CropRule = "center"
+    """center, random: LANCZOS down to cover the bucket, then cut there; native: random cut, no resampling."""
+    buckets: Buckets = SquareBuckets(kind="square")
+    """The shapes that images are cut to."""
+    background: str = Field(default="#ffffff", pattern=r"^#[0-9a-f]{6}$")
+    """Put under transparent pixels, where the source names no background."""
+    filters: Filters = Filters()
+    """Which images are kept."""
+    validation_fraction: float = Field(default=0.01, ge=0.0, le=0.5)
+    """Share of images held out of training, chosen by content hash so that it never changes."""
+    seed: int = Field(default=0, ge=0)
+    """Decides random crop positions and embedded backgrounds."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DataConfig:
+        names = [source.name for source in self.sources]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two sources share a name; names are {', '.join(names)}")
+        if self.filters.min_luminance > self.filters.max_luminance:
+            raise ValueError("filters.min_luminance is above filters.max_luminance: nothing can pass")
+        if isinstance(self.buckets, AspectBuckets) and self.resolution % self.buckets.step:
+            raise ValueError(f"buckets.step {self.buckets.step} does not divide resolution {self.resolution}")
+        return self
+
+    @property
+    def transform(self) -> Transform:
+        """What is done to every image."""
+        step = self.buckets.step if isinstance(self.buckets, AspectBuckets) else None
+        return Transform(self.resolution, self.crop, step, self.seed)
+
+    @property
+    def rules(self) -> str:
+        """Canonical JSON of what decides whether an image is kept; stored with every judgement."""
+        parts = {
+            "filters": self.filters.model_dump(mode="json"),
+            "validation_fraction": self.validation_fraction,
+        }
+        return json.dumps(parts, sort_keys=True)
+
+    @property
+    def background_color(self) -> Color:
+        """`background` as (red, green, blue)."""
+        return parse_color(self.background)

@@ -1,0 +1,50 @@
+"""The drawings that come with Terminus, each on several plain backgrounds that its caption names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import Field
+
+from terminus.config.base import Config
+from terminus.data.record import Candidate, Caption
+
+LICENCE = "MIT"
+
+
+class EmbeddedSource(Config):
+    """The embedded emoji drawings: a small captioned set that needs no download."""
+
+    kind: Literal["embedded"]
+    """The embedded drawings."""
+    name: str = "embedded"
+    """What the rows of this source are called in the store."""
+    styles: tuple[Literal["3d", "flat"], ...] = Field(default=("3d",), min_length=1)
+    """Which kinds of drawing to use."""
+    backgrounds: int = Field(default=3, ge=1)
+    """On how many different backgrounds each drawing appears."""
+    limit: int | None = Field(default=None, ge=1)
+    """Use only this many drawings; null is all."""
+
+    def count(self) -> int:
+        """How many candidates there will be."""
+        from terminus.data import emoji
+
+        return sum(1 for _ in emoji.rows(self.styles, self.backgrounds, 0, self.limit))
+
+    def candidates(self, seed: int) -> Iterator[Candidate]:
+        """One per drawing and background; the drawing decides the split, so no shape is in both."""
+        from terminus.data import emoji
+
+        for row in emoji.rows(self.styles, self.backgrounds, seed, self.limit):
+            yield Candidate(
+                self.name,
+                row.id,
+                (Caption(row.caption, "embedded"),),
+                data=emoji.rgba(row.drawing),
+                background=row.rgb,
+                split=row.drawing.split,
+                licence=LICENCE,
+                near_duplicates=True,
+            )

@@ -1,0 +1,165 @@
+"""A folder of images, with each caption in a file beside its image.
+
+`cat.jpg` is captioned by `cat.txt` (the text) or `cat.json` ({"caption": "..."} or {"captions": [...]},
+optionally "licence"); with both, the captions of both count.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from terminus.config.base import Config
+from terminus.data.record import Candidate, Caption, Dropped
+from terminus.errors import UserError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+SIDECAR_SUFFIXES = (".txt", ".json")
+MAX_SIDECAR_BYTES = 65536
+
+
+class FolderSource(Config):
+    """Images under a folder and all folders in it, captions in .txt or .json files of the same name."""
+
+    kind: Literal["folder"]
+    """A folder of images."""
+    name: str
+    """What the rows of this source are called in the store; keep it when the folder moves."""
+    path: Path
+    """The folder."""
+
+    def count(self) -> int:
+        """How many candidates there will be, without looking into any file."""
+        return sum(1 for _ in _files(self._root()))
+
+    def candidates(self, seed: int) -> Iterator[Candidate]:
+        """Every file that is not a sidecar, in the order of the sorted paths."""
+        root = self._root()
+        for path in _files(root):
+            yield self._candidate(path, root)
+
+    def _root(self) -> Path:
+        if not self.path.is_dir():
+            raise UserError(
+                "this is not a folder" if self.path.exists() else "there is no such folder",
+                where=f"data.sources ({self.name}): {self.path}",
+                rule="a folder source reads the images under `path`",
+                fix="Correct the path; it is relative to where the command runs.",
+            )
+        return self.path.absolute()
+
+    def _candidate(self, path: Path, root: Path) -> Candidate:
+        identity = printable(str(path.relative_to(root)))
+        if path.is_symlink() and path.is_dir():
+            return Candidate(self.name, identity, problem=Dropped("link to a folder"))
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            dropped = Dropped("not a JPEG, PNG or WebP image", f"the name ends in {printable(path.suffix)!r}")
+            return Candidate(self.name, identity, problem=dropped)
+        try:
+            captions, licence, stamps = _sidecars(path)
+        except _BadSidecar as error:
+            return Candidate(self.name, identity, problem=Dropped("caption cannot be read", str(error)))
+        return Candidate(
+            self.name,
+            identity,
+            captions,
+            path=path,
+            root=root,
+            licence=licence,
+            stamp="|".join((_stamp(path), *stamps)),
+        )
+
+
+class _BadSidecar(ValueError):
+    """The sidecar exists and is of no use."""
+
+
+def _files(root: Path) -> Iterator[Path]:
+    """All but sidecars, sorted by folder and name. Links to folders are not followed, but named."""
+    for folder, folders, names in os.walk(root):
+        folders.sort()
+        for linked in [name for name in folders if os.path.islink(os.path.join(folder, name))]:
+            folders.remove(linked)
+            names.append(linked)
+        present = set(names)
+        for name in sorted(names):
+            if not _is_sidecar(name, present):
+                yield Path(folder, name)
+
+
+def _is_sidecar(name: str, present: set[str]) -> bool:
+    stem, suffix = os.path.splitext(name)
+    if suffix.lower() not in SIDECAR_SUFFIXES:
+        return False
+    return any(stem + ending in present for end in IMAGE_SUFFIXES for ending in (end, end.upper()))
+
+
+def _sidecars(path: Path) -> tuple[tuple[Caption, ...], str | None, list[str]]:
+    captions: list[Caption] = []
+    licence: str | None = None
+    stamps: list[str] = []
+    for suffix in SIDECAR_SUFFIXES:
+        sidecar = path.with_suffix(suffix)
+        text = _text(sidecar)
+        if text is None:
+            continue
+        stamps.append(_stamp(sidecar))
+        if suffix == ".txt":
+            texts = [text]
+        else:
+            texts, licence = _from_json(text, sidecar.name)
+        captions += [Caption(" ".join(text.split()), "sidecar") for text in texts if text.strip()]
+    return tuple(captions), licence, stamps
+
+
+def _text(path: Path) -> str | None:
+    """None where there is no such file."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise _BadSidecar(f"{path.name} is not a regular file")
+        if status.st_size > MAX_SIDECAR_BYTES:
+            raise _BadSidecar(f"{path.name} is larger than {MAX_SIDECAR_BYTES} bytes")
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        return None
+    except UnicodeDecodeError:
+        raise _BadSidecar(f"{path.name} is not UTF-8") from None
+    except OSError as error:
+        raise _BadSidecar(f"{path.name}: {error.strerror}") from None
+
+
+def _from_json(text: str, name: str) -> tuple[list[str], str | None]:
+    try:
+        content: object = json.loads(text)
+    except (ValueError, RecursionError):
+        raise _BadSidecar(f"{name} is not JSON") from None
+    if not isinstance(content, dict):
+        raise _BadSidecar(f"{name} is not an object with `caption` or `captions`")
+    texts = [*content.get("captions", ()), *([content["caption"]] if "caption" in content else ())]
+    licence = content.get("licence", content.get("license"))
+    if not all(isinstance(text, str) for text in texts) or not isinstance(licence, str | None):
+        raise _BadSidecar(f"{name} holds a caption or licence that is not text")
+    return texts, licence
+
+
+def _stamp(path: Path) -> str:
+    try:
+        status = path.stat()
+    except OSError:
+        return "unreadable"
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+def printable(text: str) -> str:
+    """Valid Unicode for the store and harmless on a terminal: other bytes and control characters escaped."""
+    valid = text.encode("utf-8", "backslashreplace" if _surrogates(text) else "strict").decode()
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in valid)
+
+
+def _surrogates(text: str) -> bool:
+    return any(0xD800 <= ord(letter) <= 0xDFFF for letter in text)

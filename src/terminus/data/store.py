@@ -1,0 +1,235 @@
+"""The prepared data set on disk: three Lance tables in one folder or object-store URI.
+
+Lance because a commit is atomic (a kill loses at most the batch in flight) and every state has a version
+number, so a run can say exactly which rows it saw while preparation goes on adding more. Training imports
+this module; it needs pylance and pyarrow, nothing of the preparation engine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import lance
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float16
+
+from terminus.conditioning import Crop, Size
+from terminus.data.geometry import Plan
+from terminus.data.record import ImageRow, LatentRow, Rejection
+from terminus.errors import UserError
+
+GEOMETRY = (
+    "original_height", "original_width", "resized_height", "resized_width",
+    "crop_top", "crop_left", "target_height", "target_width",
+)  # fmt: skip
+"""A `Plan` as eight int32 columns."""
+
+_TEXTS = pa.list_(pa.string())
+_PLAN_FIELDS = [*((name, pa.int32()) for name in GEOMETRY), ("bucket", pa.string())]
+_COMMON_FIELDS = [
+    ("image_hash", pa.string()), ("source", pa.string()), ("source_id", pa.string()), ("split", pa.string()),
+    ("captions", _TEXTS), ("caption_origins", _TEXTS),
+]  # fmt: skip
+
+IMAGES = pa.schema([
+    ("key", pa.string()), *_COMMON_FIELDS, ("data", pa.large_binary()), ("background", pa.string()),
+    *_PLAN_FIELDS, ("luminance", pa.float32()), ("dhash", pa.string()), ("thumbprint", pa.binary()),
+    ("licence", pa.string()), ("state", pa.string()), ("transform", pa.string()), ("rules", pa.string()),
+])  # fmt: skip
+LATENTS = pa.schema([
+    ("key", pa.string()), ("image_key", pa.string()), *_COMMON_FIELDS, *_PLAN_FIELDS,
+    ("moments", pa.binary()), ("latent_channels", pa.int32()), ("latent_height", pa.int32()),
+    ("latent_width", pa.int32()), ("codec", pa.string()), ("transform", pa.string()),
+])  # fmt: skip
+REJECTED = pa.schema([
+    ("source", pa.string()), ("source_id", pa.string()), ("image_hash", pa.string()),
+    ("state", pa.string()), ("transform", pa.string()), ("rules", pa.string()),
+    ("reason", pa.string()), ("detail", pa.string()), ("thumbnail", pa.binary()),
+])  # fmt: skip
+
+Row = TypeVar("Row", ImageRow, LatentRow, Rejection)
+
+
+@dataclass(frozen=True)
+class View:
+    """One version of one table; never changes under the reader, whatever is appended meanwhile."""
+
+    dataset: lance.LanceDataset
+
+    @property
+    def version(self) -> int:
+        """Increases with every commit."""
+        return int(self.dataset.version)
+
+    @property
+    def count(self) -> int:
+        """Number of rows."""
+        return int(self.dataset.count_rows())
+
+    def scan(self, columns: Sequence[str], where: str | None = None) -> pa.Table:  # pyright: ignore[reportUnknownParameterType]
+        """The named columns of all rows, in row order; `where` is a SQL condition."""
+        return self.dataset.to_table(columns=list(columns), filter=where, scan_in_order=True)
+
+    def batches(  # pyright: ignore[reportUnknownParameterType]
+        self, columns: Sequence[str], where: str | None = None, size: int = 1024
+    ) -> Iterator[pa.RecordBatch]:
+        """As `scan`, in pieces of at most `size` rows: for columns too heavy to hold at once."""
+        return iter(self.dataset.to_batches(columns=list(columns), filter=where, batch_size=size, scan_in_order=True))
+
+    def take(self, rows: Sequence[int], columns: Sequence[str]) -> pa.Table:  # pyright: ignore[reportUnknownParameterType]
+        """The named columns of the rows with these indices (0-based), in the order asked for."""
+        return self.dataset.take(list(rows), columns=list(columns))
+
+
+@dataclass(frozen=True)
+class Table(Generic[Row]):
+    """A Lance table that exists from its first row on."""
+
+    uri: str
+    schema: pa.Schema
+
+    def latest(self) -> View | None:
+        """The newest version; None while there are no rows."""
+        try:
+            dataset = lance.dataset(self.uri)
+        except ValueError as error:
+            if "was not found" in str(error):
+                return None
+            raise UserError(f"the table cannot be read ({_first_line(error)})", where=self.uri) from None
+        return self._checked(View(dataset))
+
+    def at(self, version: int) -> View:
+        """A given version, as recorded by a run."""
+        try:
+            return self._checked(View(lance.dataset(self.uri, version=version)))
+        except ValueError as error:
+            raise UserError(
+                f"version {version} of the table cannot be read ({_first_line(error)})",
+                where=self.uri,
+                rule="a run continues on the version of the data that it recorded",
+                fix="Restore the store, or start a new run.",
+            ) from None
+
+    def count(self) -> int:
+        """Number of rows now."""
+        view = self.latest()
+        return view.count if view else 0
+
+    def version(self) -> int:
+        """The newest version; 0 while there are no rows."""
+        view = self.latest()
+        return view.version if view else 0
+
+    def append(self, rows: Sequence[Row]) -> int:
+        """Adds the rows in one atomic commit (none: no commit) and returns the version."""
+        if not rows:
+            return self.version()
+        table = pa.Table.from_pylist([_columns(row) for row in rows], schema=self.schema)
+        mode = "append" if self.latest() else "create"
+        return int(lance.write_dataset(table, self.uri, schema=self.schema, mode=mode).version)
+
+    def revise(self, changes: pa.Table, on: str) -> None:  # pyright: ignore[reportUnknownParameterType]
+        """Replaces columns of the rows whose `on` occurs in `changes`, in one commit; no row moves.
+
+        (Lance's own `update` and `merge_insert` would move the rows to the end.)
+        """
+        view = self.latest()
+        if view is None or changes.num_rows == 0:
+            return
+        wanted = set(changes.column(on).to_pylist())
+        revised: list[lance.FragmentMetadata] = []
+        fields: set[int] = set()
+        for fragment in view.dataset.get_fragments():
+            if wanted.isdisjoint(fragment.to_table(columns=[on]).column(on).to_pylist()):
+                continue
+            metadata, modified = fragment.update_columns(changes, left_on=on, right_on=on)[:2]
+            revised.append(metadata)
+            fields.update(modified)
+        if revised:
+            operation = lance.LanceOperation.Update(updated_fragments=revised, fields_modified=sorted(fields))
+            lance.LanceDataset.commit(self.uri, operation, read_version=view.version)
+
+    def _checked(self, view: View) -> View:
+        missing = set(self.schema.names) - set(view.dataset.schema.names)
+        if missing:
+            raise UserError(
+                f"the table lacks the columns {', '.join(sorted(missing))}",
+                where=self.uri,
+                rule="it was written by an incompatible version of terminus, or is not ours",
+                fix="Prepare into another data.store.",
+            )
+        return view
+
+
+class Store:
+    """The three tables of one `data.store`."""
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+        root = location.rstrip("/") if "://" in location else str(Path(location).absolute())
+        self.images: Table[ImageRow] = Table(f"{root}/images.lance", IMAGES)
+        self.latents: Table[LatentRow] = Table(f"{root}/latents.lance", LATENTS)
+        self.rejected: Table[Rejection] = Table(f"{root}/rejected.lance", REJECTED)
+
+    def training_view(self) -> View:
+        """The newest latents, or an error that says how to get some."""
+        view = self.latents.latest()
+        if view is None:
+            raise UserError(
+                "there are no latents here",
+                where=self.location,
+                rule="training reads what preparation has written",
+                fix="Run `terminus prepare` with the same recipe first.",
+            )
+        return view
+
+
+def quoted(text: str) -> str:
+    """A text as a literal of a SQL condition."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def plan_of(row: dict[str, int]) -> Plan:
+    """The plan that the geometry columns of a row (or of a superset of them) hold."""
+    original_height, original_width, resized_height, resized_width, top, left, height, width = (
+        row[name] for name in GEOMETRY
+    )
+    return Plan(
+        Size(original_height, original_width),
+        Size(resized_height, resized_width),
+        Crop(top, left),
+        Size(height, width),
+    )
+
+
+def pack_moments(moments: Float16[np.ndarray, "2 channels height width"]) -> bytes:
+    """Mean and log variance as the store keeps them."""
+    return np.ascontiguousarray(moments, dtype="<f2").tobytes()
+
+
+def unpack_moments(
+    data: bytes, channels: int, height: int, width: int
+) -> Float16[np.ndarray, "2 channels height width"]:
+    """Mean ([0]) and log variance ([1]) of one latent, before any scale factor; read-only."""
+    return np.frombuffer(data, dtype="<f2").reshape(2, channels, height, width)
+
+
+def _columns(row: ImageRow | LatentRow | Rejection) -> dict[str, object]:
+    columns: dict[str, object] = {}
+    for field in dataclasses.fields(row):
+        value = getattr(row, field.name)
+        if isinstance(value, Plan):
+            numbers = (*value.original, *value.resized, *value.crop, *value.target)
+            columns.update(zip(GEOMETRY, numbers, strict=True), bucket=value.bucket)
+        else:
+            columns[field.name] = value
+    return columns
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

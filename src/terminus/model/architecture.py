@@ -1,0 +1,120 @@
+"""The shapes of the networks: `sdxl` as published, and `nano`, the same classes small enough for a laptop.
+
+Two invariants tie the parts together and are derived, never typed twice: the UNet's cross-attention width is
+the sum of the towers' widths, and its `text_time` input is six embedded numbers next to the pooled text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class UNetShape:
+    """One entry per resolution level; the first level has no attention, as in SDXL."""
+
+    channels: tuple[int, ...]
+    transformer_layers: tuple[int, ...]
+    heads: tuple[int, ...]
+    layers_per_level: int
+    norm_groups: int
+    size_embedding: int
+    """Width of the sinusoidal embedding of each of the six micro-conditioning numbers."""
+    latent_size: int
+    in_channels: int = 4
+
+
+@dataclass(frozen=True)
+class CodecShape:
+    """The autoencoder: its spatial factor is 2 ** (levels - 1)."""
+
+    channels: tuple[int, ...]
+    layers_per_level: int
+    norm_groups: int
+    latent_channels: int
+    pixels: int
+
+    @property
+    def factor(self) -> int:
+        return 2 ** (len(self.channels) - 1)
+
+
+@dataclass(frozen=True)
+class TowerShape:
+    """A CLIP text tower. `projection` is the width of the shared image-text space."""
+
+    width: int
+    layers: int
+    heads: int
+    hidden: int
+    activation: str
+    projection: int
+
+
+@dataclass(frozen=True)
+class VisionShape:
+    """A CLIP vision tower, kept for evaluation."""
+
+    width: int
+    layers: int
+    heads: int
+    patch: int
+    pixels: int
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Everything needed to build the networks with random weights."""
+
+    unet: UNetShape
+    codec: CodecShape
+    tower_1: TowerShape
+    tower_2: TowerShape
+    vision: VisionShape | None
+    positions: int
+    """Tokens a prompt may have, begin and end included."""
+
+    @property
+    def context_width(self) -> int:
+        return self.tower_1.width + self.tower_2.width
+
+    @property
+    def text_time_width(self) -> int:
+        return 6 * self.unet.size_embedding + self.tower_2.projection
+
+
+SDXL = Architecture(
+    unet=UNetShape(
+        channels=(320, 640, 1280),
+        transformer_layers=(1, 2, 10),
+        heads=(5, 10, 20),
+        layers_per_level=2,
+        norm_groups=32,
+        size_embedding=256,
+        latent_size=128,
+    ),
+    codec=CodecShape(channels=(128, 256, 512, 512), layers_per_level=2, norm_groups=32, latent_channels=4, pixels=1024),
+    tower_1=TowerShape(width=768, layers=12, heads=12, hidden=3072, activation="quick_gelu", projection=768),
+    tower_2=TowerShape(width=1280, layers=32, heads=20, hidden=5120, activation="gelu", projection=1280),
+    vision=None,
+    positions=77,
+)
+
+NANO = Architecture(
+    unet=UNetShape(
+        channels=(64, 128, 160),
+        transformer_layers=(1, 1, 1),
+        heads=(2, 4, 5),
+        layers_per_level=1,
+        norm_groups=16,
+        size_embedding=32,
+        latent_size=16,
+    ),
+    codec=CodecShape(channels=(24, 48, 64), layers_per_level=1, norm_groups=8, latent_channels=4, pixels=64),
+    tower_1=TowerShape(width=128, layers=3, heads=4, hidden=384, activation="quick_gelu", projection=128),
+    tower_2=TowerShape(width=128, layers=3, heads=4, hidden=384, activation="gelu", projection=128),
+    vision=VisionShape(width=128, layers=4, heads=4, patch=8, pixels=64),
+    positions=32,
+)
+
+ARCHITECTURES = {"sdxl": SDXL, "nano": NANO}

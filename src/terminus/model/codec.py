@@ -1,0 +1,109 @@
+"""The autoencoder: pixels <-> moments <-> latents. The scale factor lives here and nowhere else.
+
+What is stored on disk are raw moments (mean and log-variance before any scale), so a change of scale factor
+costs nothing and each epoch can draw another sample of the same image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from diffusers import AutoencoderKL
+from jaxtyping import Float
+from torch import Tensor
+
+from terminus.model.architecture import Architecture
+from terminus.model.weights import load_module, resolve
+
+
+@dataclass(frozen=True)
+class Moments:
+    """A diagonal Gaussian over raw latents."""
+
+    mean: Float[Tensor, "batch channels height width"]
+    logvar: Float[Tensor, "batch channels height width"]
+
+    def sample(
+        self, noise: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Raw latents: mean + std * noise."""
+        return self.mean + torch.exp(0.5 * self.logvar) * noise
+
+
+class Codec:
+    """Pixels are in [-1, 1], RGB, channels first; latents are scaled to about unit variance."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        self.vae = vae
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent along each axis."""
+        return 2 ** (len(cast(list[int], self.vae.config["block_out_channels"])) - 1)
+
+    @property
+    def channels(self) -> int:
+        return cast(int, self.vae.config["latent_channels"])
+
+    @property
+    def scale(self) -> float:
+        """Multiplies raw latents on their way to the UNet."""
+        return cast(float, self.vae.config["scaling_factor"])
+
+    @property
+    def id(self) -> str:
+        """16 hex digits of a hash over weights and shape, but not the scale: cached raw moments outlive it."""
+        digest = hashlib.sha256(repr(self.vae.config["block_out_channels"]).encode())
+        for name, tensor in sorted(self.vae.state_dict().items()):
+            # Hashed in half precision: a shipped fp16 file and the fp32 weights it is loaded into are one codec.
+            digest.update(name.encode())
+            digest.update(tensor.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def encode(self, pixels: Float[Tensor, "batch 3 height width"]) -> Moments:
+        """Raw moments in float32; log-variance clamped to [-30, 20] as in the LDM code."""
+        device = next(self.vae.parameters()).device
+        encoder = cast(Callable[[Tensor], Tensor], self.vae._encode)
+        mean, logvar = encoder(pixels.to(device)).to(torch.float32).chunk(2, dim=1)
+        return Moments(mean, logvar.clamp(-30.0, 20.0))
+
+    def latents(self, moments: Moments, noise: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch c h w"]:
+        """Scaled latents, one sample of the moments: what diffusion calls x0."""
+        return moments.sample(noise) * self.scale
+
+    def decode(self, latents: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch 3 height width"]:
+        """Pixels in about [-1, 1], float32, not clamped."""
+        raw = latents / self.scale
+        decoder = cast(Callable[..., tuple[Tensor]], self.vae.decode)
+        return decoder(raw.to(next(self.vae.parameters()).device), return_dict=False)[0].to(torch.float32)
+
+
+def build_codec(architecture: Architecture) -> Codec:
+    """A codec with random weights (from the global torch generator) and scale 1."""
+    shape = architecture.codec
+    levels = len(shape.channels)
+    vae = AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=shape.channels,
+        layers_per_block=shape.layers_per_level,
+        latent_channels=shape.latent_channels,
+        norm_num_groups=shape.norm_groups,
+        sample_size=shape.pixels,
+        scaling_factor=1.0,
+        force_upcast=False,
+    )
+    return Codec(vae)
+
+
+def load_codec(model: str | Path) -> Codec:
+    """The codec of a model folder, of "nano", or of a hub id, in evaluation mode and float32."""
+    vae = load_module(AutoencoderKL, resolve(model) / "vae")
+    return Codec(vae.eval().requires_grad_(False))

@@ -1,0 +1,130 @@
+"""The two CLIP text towers, read the way SDXL reads them.
+
+The context is the penultimate hidden state of both towers, side by side; the pooled vector is the second tower's
+projected end-of-text state. The unconditional input is the encoding of the empty caption, in training and in
+sampling alike (`force_zeros_for_empty_prompt` is false in what we write).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
+
+from terminus.model.architecture import Architecture, TowerShape
+
+log = logging.getLogger("terminus")
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """What the UNet is told about the caption."""
+
+    context: Float[Tensor, "batch tokens width"]
+    pooled: Float[Tensor, "batch projection"]
+
+    def __getitem__(self, rows: slice) -> TextFeatures:
+        return TextFeatures(self.context[rows], self.pooled[rows])
+
+    @staticmethod
+    def join(parts: Sequence[TextFeatures]) -> TextFeatures:
+        """Stacks along the batch."""
+        return TextFeatures(torch.cat([p.context for p in parts]), torch.cat([p.pooled for p in parts]))
+
+
+@dataclass(frozen=True)
+class TextTowers:
+    """Tokenizers and towers; SDXL's second tokenizer pads with token 0, the first with the end token."""
+
+    tokenizer_1: CLIPTokenizer
+    tokenizer_2: CLIPTokenizer
+    tower_1: CLIPTextModel
+    tower_2: CLIPTextModelWithProjection
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.tower_2.parameters()).device
+
+    def tokens(self, captions: Sequence[str]) -> tuple[Int[Tensor, "batch tokens"], Int[Tensor, "batch tokens"]]:
+        """Token ids for both towers, padded to the towers' length; what does not fit is cut, with a warning."""
+        return tokenize(self.tokenizer_1, captions), tokenize(self.tokenizer_2, captions)
+
+    def encode(self, captions: Sequence[str]) -> TextFeatures:
+        """Features of each caption, float32."""
+        ids_1, ids_2 = (ids.to(self.device) for ids in self.tokens(captions))
+        first = self.tower_1(input_ids=ids_1, output_hidden_states=True)
+        second = self.tower_2(input_ids=ids_2, output_hidden_states=True)
+        hidden = [cast(tuple[Tensor, ...], out.hidden_states)[-2] for out in (first, second)]
+        pooled = cast(Tensor, second.text_embeds)
+        return TextFeatures(torch.cat(hidden, dim=-1).to(torch.float32), pooled.to(torch.float32))
+
+
+def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Int[Tensor, "batch tokens"]:
+    """Ids padded to `model_max_length`."""
+    length = tokenizer.model_max_length
+    ids = cast(list[list[int]], tokenizer(list(captions), truncation=False).input_ids)
+    for caption, row in zip(captions, ids, strict=True):
+        if len(row) > length:
+            log.warning("prompt has %d tokens, the model reads %d; cut: %.60s...", len(row), length, caption)
+    batch = tokenizer(list(captions), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    return cast(Tensor, batch.input_ids)
+
+
+def build_towers(architecture: Architecture, tokenizers: tuple[CLIPTokenizer, CLIPTokenizer]) -> TextTowers:
+    """Towers with random weights (from the global torch generator) for these tokenizers."""
+    first, second = tokenizers
+    return TextTowers(
+        first,
+        second,
+        CLIPTextModel(_text_config(architecture.tower_1, architecture.positions, first)),
+        CLIPTextModelWithProjection(_text_config(architecture.tower_2, architecture.positions, second)),
+    )
+
+
+def build_vision(architecture: Architecture) -> CLIPVisionModelWithProjection:
+    """The vision tower that shares the text towers' space, with random weights."""
+    shape = architecture.vision
+    if shape is None:
+        raise ValueError("this architecture has no vision tower")
+    return CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            hidden_size=shape.width,
+            intermediate_size=3 * shape.width,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            patch_size=shape.patch,
+            image_size=shape.pixels,
+            projection_dim=architecture.tower_2.projection,
+            hidden_act="gelu",
+        )
+    )
+
+
+def _text_config(shape: TowerShape, positions: int, tokenizer: CLIPTokenizer) -> CLIPTextConfig:
+    # eos_token_id must be the real one: the value 2 selects CLIP's legacy pooling by argmax of the ids.
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=shape.width,
+        intermediate_size=shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        max_position_embeddings=positions,
+        hidden_act=shape.activation,
+        projection_dim=shape.projection,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )

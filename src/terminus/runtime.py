@@ -1,0 +1,80 @@
+"""The machine under a run: device, number format, and randomness as a function.
+
+Nothing random is ever saved, because nothing random has state: `rng(seed, index, purpose)` gives the
+same numbers for the same sample whatever process, worker, micro-batch or restart asks for them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Literal
+
+import torch
+
+log = logging.getLogger("terminus")
+
+Precision = Literal["bf16", "fp32"]
+
+
+def key(seed: int, index: int, purpose: str) -> int:
+    """A 63-bit integer, uniform in (seed, index, purpose): the root of everything random."""
+    text = f"{seed}:{index}:{purpose}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+
+
+def rng(seed: int, index: int, purpose: str) -> torch.Generator:
+    """A CPU generator for one sample and one purpose ("noise", "crop", ...)."""
+    return torch.Generator().manual_seed(key(seed, index, purpose))
+
+
+def uniform(seed: int, index: int, purpose: str) -> float:
+    """One number in [0, 1) for one sample and one purpose; 53 random bits."""
+    return (key(seed, index, purpose) >> 10) / float(1 << 53)
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """ "auto" is the first GPU if there is one, else the CPU."""
+    if name != "auto":
+        return torch.device(name)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """The context in which networks run; losses and schedules stay outside it, in float32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What the model card says about the machine."""
+
+    hardware: str
+    cpu_count: int
+    python: str
+    platform: str
+    packages: dict[str, str]
+
+
+def environment() -> Environment:
+    """The hardware and the versions that decide numbers."""
+    names = ("torch", "diffusers", "transformers", "safetensors", "daft", "pylance", "pillow", "numpy")
+    cpu = _cpu_name()
+    hardware = torch.cuda.get_device_name(0) if torch.cuda.is_available() else cpu
+    packages = {name: metadata.version(name) for name in names}
+    return Environment(
+        hardware, os.cpu_count() or 1, platform.python_version(), f"{platform.system()} {platform.machine()}", packages
+    )
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,65 @@
+"""The one interface between networks and solvers: `denoise(x, t) → (x0, epsilon)`.
+
+A solver never learns what the network predicts, and a network never learns which solver runs: the
+conversion at each timestep, the terminal one included, happens here, in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from terminus.diffusion.objective import Network
+from terminus.diffusion.prediction import epsilon_from_velocity, x0_from_epsilon, x0_from_velocity
+from terminus.diffusion.schedule import NoiseSchedule
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What the model believes of a latent: x = alpha x0 + sigma epsilon. Both float32."""
+
+    x0: Float[Tensor, "batch *shape"]
+    epsilon: Float[Tensor, "batch *shape"]
+
+
+Denoiser = Callable[[Tensor, int], Prediction]
+"""(x [batch ...] float32, t in 0 .. T−1) → Prediction."""
+
+
+def velocity_denoiser(model: Network, schedule: NoiseSchedule) -> Denoiser:
+    """A denoiser from a network that predicts velocity; guidance, if any, is already inside `model`."""
+
+    def denoise(x: Tensor, t: int) -> Prediction:
+        alpha, sigma = _coefficients(schedule, t)
+        v = model(x, _batch_of(t, x)).float()
+        return Prediction(x0_from_velocity(x, v, alpha, sigma), epsilon_from_velocity(x, v, alpha, sigma))
+
+    return denoise
+
+
+def epsilon_denoiser(model: Network, schedule: NoiseSchedule) -> Denoiser:
+    """A denoiser from a network that predicts epsilon, such as SDXL base.
+
+    ValueError on a zero-terminal-SNR schedule: its first step holds no x0 to solve for.
+    """
+    if schedule.is_zero_terminal:
+        raise ValueError("a model that predicts epsilon cannot sample a zero-terminal-SNR schedule")
+
+    def denoise(x: Tensor, t: int) -> Prediction:
+        alpha, sigma = _coefficients(schedule, t)
+        epsilon = model(x, _batch_of(t, x)).float()
+        return Prediction(x0_from_epsilon(x, epsilon, alpha, sigma), epsilon)
+
+    return denoise
+
+
+def _coefficients(schedule: NoiseSchedule, t: int) -> tuple[float, float]:
+    return float(schedule.alpha[t]), float(schedule.sigma[t])
+
+
+def _batch_of(t: int, x: Tensor) -> Tensor:
+    return torch.full((len(x),), t, dtype=torch.long, device=x.device)

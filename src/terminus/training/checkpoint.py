@@ -1,0 +1,146 @@
+"""Checkpoints that are either whole or not there.
+
+Protocol: write into a temporary folder, fsync every file, write the manifest (size and SHA-256 of each file), fsync,
+rename, fsync the parent; only then prune. The newest folder whose manifest verifies is used; one that does not is
+set aside under another name with a warning. At no instant is there less than one whole checkpoint, once there is one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from terminus.errors import UserError
+
+log = logging.getLogger("terminus")
+
+_MANIFEST = "manifest.json"
+_PREFIX = "images-"
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands; everything random and every schedule follows from it."""
+
+    step: int
+    images: int
+    seconds: float
+    """Time spent in training steps so far, over all restarts."""
+    skipped: int = 0
+    """Steps left out because their loss or gradient was not finite."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A verified checkpoint."""
+
+    position: Position
+    tensors: dict[str, dict[str, Tensor]]
+    """By file: "weights", "average", "optimizer"."""
+
+
+def save(folder: Path, position: Position, tensors: Mapping[str, Mapping[str, Tensor]], keep: int) -> Path:
+    """Writes a checkpoint of `folder` and prunes all but the newest `keep`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{_PREFIX}{position.images:012d}"
+    if target.exists():
+        return target
+    temporary = folder / f".tmp-{uuid.uuid4().hex}"
+    temporary.mkdir()
+    try:
+        for name, values in tensors.items():
+            plain = {key: value.detach().cpu().contiguous() for key, value in values.items()}
+            save_file(plain, temporary / f"{name}.safetensors")
+        (temporary / "position.json").write_text(json.dumps(asdict(position)), encoding="utf-8")
+        manifest = {file.name: _fingerprint(file) for file in sorted(temporary.iterdir())}
+        for file in temporary.iterdir():
+            _fsync(file)
+        (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        _fsync(temporary / _MANIFEST)
+        _fsync(temporary)
+        temporary.rename(target)
+        _fsync(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    _prune(folder, keep)
+    return target
+
+
+def latest(folder: Path) -> Saved | None:
+    """The newest checkpoint that verifies, or None if the run has none yet."""
+    for stale in folder.glob(".tmp-*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    for candidate in sorted(folder.glob(f"{_PREFIX}*"), reverse=True):
+        if candidate.suffix == ".bad":
+            continue
+        problem = _problem(candidate)
+        if problem is None:
+            return _read(candidate)
+        aside = candidate.with_name(f"{candidate.name}-{uuid.uuid4().hex[:6]}.bad")
+        candidate.rename(aside)
+        log.warning("checkpoint %s is damaged (%s); set aside as %s", candidate.name, problem, aside.name)
+    if any(folder.glob(f"{_PREFIX}*.bad")):
+        raise UserError(
+            "Every checkpoint of this run is damaged",
+            where=str(folder),
+            rule="A run never starts anew over an older one",
+            fix="Restore a checkpoint, or give the new run another run.dir",
+        )
+    return None
+
+
+def _read(folder: Path) -> Saved:
+    position = Position(**json.loads((folder / "position.json").read_text(encoding="utf-8")))
+    return Saved(position, {file.stem: load_file(file) for file in folder.glob("*.safetensors")})
+
+
+def _problem(folder: Path) -> str | None:
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        for name, expected in manifest.items():
+            if _fingerprint(folder / Path(name).name) != expected:
+                return f"{name} does not match its manifest"
+    except (OSError, ValueError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _fingerprint(file: Path) -> list[int | str]:
+    with file.open("rb") as stream:
+        return [file.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest()]
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _prune(folder: Path, keep: int) -> None:
+    whole = sorted(path for path in folder.glob(f"{_PREFIX}*") if path.suffix != ".bad")
+    for old in whole[:-keep]:
+        # Renamed first: a kill in the middle of the removal must not leave half a checkpoint under a good name.
+        doomed = folder / f".tmp-{uuid.uuid4().hex}"
+        old.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def copy_into(module: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Restores weights in place, so that optimizer and average keep pointing at them."""
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if name in tensors:
+                parameter.copy_(tensors[name])

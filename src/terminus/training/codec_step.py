@@ -1,0 +1,57 @@
+"""The codec's step: an autoencoder that keeps edges, at the resolution of the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from terminus import runtime
+from terminus.data.loader import Batch
+from terminus.model.codec import Codec
+from terminus.training.step import StepLoss
+
+
+@dataclass(frozen=True)
+class CodecStep:
+    """Absolute error of pixels and of their differences, plus the divergence of the moments from N(0, 1)."""
+
+    codec: Codec
+    edge_weight: float
+    kl_weight: float
+    seed: int
+    device: torch.device
+    precision: runtime.Precision
+
+    @property
+    def trained(self) -> nn.Module:
+        """The autoencoder."""
+        return self.codec.vae
+
+    def loss(self, batch: Batch, step: int) -> StepLoss:
+        """Per image; `error` is the mean absolute error of pixels in [-1, 1]."""
+        pixels = to_signed(batch.values).to(self.device)
+        with runtime.autocast(self.device, self.precision):
+            moments = self.codec.encode(pixels)
+            noise = [
+                torch.randn(moments.mean.shape[1:], generator=runtime.rng(self.seed, position, "moments"))
+                for position in batch.positions
+            ]
+            decoded = self.codec.decode(self.codec.latents(moments, torch.stack(noise).to(self.device)))
+        error = (decoded - pixels).abs().flatten(1).mean(1)
+        edges = sum(
+            (_differences(decoded, axis) - _differences(pixels, axis)).abs().flatten(1).mean(1) for axis in (2, 3)
+        )
+        divergence = 0.5 * (moments.mean.square() + moments.logvar.exp() - 1 - moments.logvar).flatten(1).sum(1)
+        return StepLoss(error + self.edge_weight * edges + self.kl_weight * divergence, error)
+
+
+def to_signed(pixels: Tensor) -> Float[Tensor, "batch 3 height width"]:
+    """Bytes to [-1, 1]."""
+    return pixels.to(torch.float32) / 127.5 - 1.0
+
+
+def _differences(x: Tensor, axis: int) -> Tensor:
+    return x.diff(dim=axis)

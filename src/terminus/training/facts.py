@@ -1,0 +1,88 @@
+"""`facts.json`: what the run knows about itself, written once it is finished, for the model card.
+
+Counted and recorded numbers only; whoever reads a missing field writes "not measured".
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import cast
+
+from terminus import runtime
+from terminus.training.assemble import Parts
+from terminus.training.checkpoint import Position
+from terminus.training.journal import read_journal
+from terminus.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything the card takes from a run beside its recipe and log."""
+
+    steps: int
+    images_seen: int
+    epochs: float
+    skipped_steps: int
+    train_rows: int
+    validation_rows: int
+    data_version: int
+    train_seconds: float
+    images_per_second_median: float
+    parameters: dict[str, int]
+    """Count per network of the finished model."""
+    model_bytes: int
+    checkpoint_bytes: int
+    validation_before: dict[str, float] | None
+    validation_after: dict[str, float] | None
+    environment: dict[str, object]
+
+
+def write_facts(folder: Path, recipe: Recipe, parts: Parts, position: Position, global_batch: int) -> Facts:
+    """Collects and writes the facts of a finished run."""
+    rows = list(read_journal(folder / "log.jsonl"))
+    rates = [cast(float, row["images_per_second"]) for row in rows]
+    measured = [cast(dict[str, float], row["validation"]) for row in rows if "validation" in row]
+    train_rows = sum(parts.train.sizes)
+    saves = sorted((folder / "checkpoints").glob("images-*"))
+    facts = Facts(
+        steps=position.step,
+        images_seen=position.images,
+        epochs=position.images / train_rows,
+        skipped_steps=position.skipped,
+        train_rows=train_rows,
+        validation_rows=sum(parts.held_out.sizes),
+        data_version=int(json.loads((folder / "data.json").read_text(encoding="utf-8"))["version"]),
+        train_seconds=position.seconds,
+        images_per_second_median=statistics.median(rates),
+        parameters=_parameters(parts),
+        model_bytes=_size(folder / "model"),
+        checkpoint_bytes=_size(saves[-1]) if saves else 0,
+        validation_before=cast("dict[str, float] | None", rows[0].get("validation_before")),
+        validation_after=measured[-1] if measured else None,
+        environment=asdict(runtime.environment()),
+    )
+    path = folder / "facts.json"
+    path.write_text(json.dumps(asdict(facts), indent=1) + "\n", encoding="utf-8")
+    return facts
+
+
+def _parameters(parts: Parts) -> dict[str, int]:
+    components = parts.components
+    if components is None:
+        return {"trained": _count(parts.step.trained.parameters())}
+    networks = {
+        "unet": components.unet, "vae": components.codec.vae,
+        "text_encoder": components.text.tower_1, "text_encoder_2": components.text.tower_2,
+    }  # fmt: skip
+    return {name: _count(network.parameters()) for name, network in networks.items()}
+
+
+def _count(parameters: object) -> int:
+    return sum(p.numel() for p in parameters)  # pyright: ignore
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -1,0 +1,126 @@
+"""The only training loop.
+
+What is trained is a `Step`; what happens every N images is a plain callable beside the loop.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from math import isfinite
+
+import torch
+from torch import Tensor
+
+from terminus.data.loader import Batch, Loader
+from terminus.errors import Stopped
+from terminus.training.checkpoint import Position
+from terminus.training.ema import Average
+from terminus.training.journal import Row, by_band
+from terminus.training.optimizer import learning_rate
+from terminus.training.recipe import Training
+from terminus.training.step import Step, StepLoss
+
+log = logging.getLogger("terminus")
+
+
+@dataclass
+class State:
+    """Everything that changes while training."""
+
+    position: Position
+    average: Average
+    optimizer: torch.optim.AdamW
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the run wants to know and do; each is called after the step it is told about."""
+
+    validate: Callable[[Position], dict[str, float] | None]
+    record: Callable[[Row], None]
+    checkpoint: Callable[[Position, bool], None]
+    """The flag asks for a save now, whatever the interval says."""
+    stop_asked: Callable[[], bool]
+
+
+def run_loop(step: Step, state: State, loader: Loader, settings: Training, hooks: Hooks) -> None:
+    """Trains until `settings.images` have been seen. Raises `Stopped` when asked to, with everything saved."""
+    last = -(-settings.images // settings.global_batch)
+    step.trained.train()
+    for batches in loader.steps(state.position.step, last):
+        started = time.perf_counter()
+        rate = learning_rate(state.position.images, settings.learning_rate, settings.images)
+        losses = _accumulate(step, batches, state.position.step)
+        norm = _gradient_norm(step, settings.optimizer.clip_norm)
+        loss = torch.cat([part.weighted for part in losses]).double().mean().item()
+        finite = isfinite(loss) and isfinite(norm)
+        if finite:
+            _apply(state, rate)
+        else:
+            log.warning("step %d is not finite (loss %s, gradient %s): left out", state.position.step + 1, loss, norm)
+        state.optimizer.zero_grad(set_to_none=True)
+        state.position = _advance(state.position, settings.global_batch, time.perf_counter() - started, finite)
+        if finite:
+            state.average.update(state.position.images, settings.global_batch)
+        validation = hooks.validate(state.position)
+        hooks.record(_row(state.position, batches, losses, loss, rate, norm, validation, started, finite))
+        stop = hooks.stop_asked() and state.position.step < last
+        hooks.checkpoint(state.position, stop or state.position.step == last)
+        if stop:
+            raise Stopped
+
+
+def _accumulate(step: Step, batches: list[Batch], number: int) -> list[StepLoss]:
+    losses: list[StepLoss] = []
+    for batch in batches:
+        result = step.loss(batch, number)
+        (result.weighted.mean() / len(batches)).backward()
+        losses.append(StepLoss(result.weighted.detach(), result.error.detach(), result.t))
+    return losses
+
+
+def _gradient_norm(step: Step, limit: float) -> float:
+    return float(torch.nn.utils.clip_grad_norm_(step.trained.parameters(), limit))
+
+
+def _apply(state: State, rate: float) -> None:
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    state.optimizer.step()
+
+
+def _advance(position: Position, images: int, seconds: float, finite: bool) -> Position:
+    return replace(
+        position,
+        step=position.step + 1,
+        images=position.images + images,
+        seconds=position.seconds + seconds,
+        skipped=position.skipped + (not finite),
+    )
+
+
+def _row(
+    position: Position, batches: list[Batch], losses: list[StepLoss], loss: float, rate: float, norm: float,
+    validation: dict[str, float] | None, started: float, finite: bool,
+) -> Row:  # fmt: skip
+    error = torch.cat([part.error for part in losses])
+    steps: Iterator[Tensor] = (part.t for part in losses if part.t is not None)
+    t = list(steps)
+    seconds = time.perf_counter() - started
+    return Row(
+        step=position.step,
+        images_seen=position.images,
+        epoch=batches[-1].epoch,
+        loss=loss,
+        error=error.double().mean().item(),
+        learning_rate=rate,
+        gradient_norm=norm,
+        bands=by_band(error, torch.cat(t)) if t else {},
+        seconds=seconds,
+        images_per_second=sum(len(batch.keys) for batch in batches) / seconds,
+        validation=validation,
+        skipped=() if finite else tuple(key for batch in batches for key in batch.keys),
+    )

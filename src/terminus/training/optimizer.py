@@ -1,0 +1,53 @@
+"""AdamW and its learning rate, a pure function of the images seen."""
+
+from __future__ import annotations
+
+from math import cos, pi
+
+import torch
+from torch import Tensor, nn
+
+from terminus.training.recipe import LearningRate, Optimizer
+
+
+def learning_rate(images: int, settings: LearningRate, run_images: int) -> float:
+    """The rate for the step that begins after `images` images.
+
+    Linear from 0 over the warm-up, then half a cosine from `max` to `min` over the period, then `min`.
+    """
+    if images < settings.warmup_images:
+        return settings.max * (images + 1) / settings.warmup_images
+    period = settings.period_images or max(1, run_images - settings.warmup_images)
+    progress = min(1.0, (images - settings.warmup_images) / period)
+    return settings.min + 0.5 * (settings.max - settings.min) * (1 + cos(pi * progress))
+
+
+def build_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.AdamW:
+    """AdamW over a module's trainable parameters; only matrices and kernels decay."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, betas=(settings.beta1, settings.beta2), eps=settings.epsilon, fused=True)
+
+
+def optimizer_tensors(optimizer: torch.optim.AdamW, names: dict[Tensor, str]) -> dict[str, Tensor]:
+    """The optimizer's memory by parameter name: "unet.conv.weight/exp_avg"."""
+    return {
+        f"{names[parameter]}/{key}": value
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.AdamW, names: dict[Tensor, str], tensors: dict[str, Tensor]) -> None:
+    """The inverse of `optimizer_tensors`."""
+    for parameter, name in names.items():
+        if f"{name}/step" not in tensors:
+            continue  # a parameter that never had a gradient has no state
+        state = optimizer.state[parameter]
+        state["step"] = tensors[f"{name}/step"].clone()
+        for key in ("exp_avg", "exp_avg_sq"):
+            # In the parameter's memory format (channels last), which the fused kernel relies on.
+            state[key] = torch.empty_like(parameter, requires_grad=False).copy_(tensors[f"{name}/{key}"])

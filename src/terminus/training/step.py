@@ -1,0 +1,112 @@
+"""The diffusion step: where the network, the mathematics and the conditioning meet.
+
+All randomness is a function of the sample's running number, so a batch cut into other pieces, read by other threads
+or computed again after a restart gives the same loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from terminus import runtime
+from terminus.conditioning import time_ids
+from terminus.data.loader import Batch
+from terminus.diffusion import timesteps
+from terminus.diffusion.objective import VelocityObjective
+from terminus.model.codec import Moments
+from terminus.model.components import Components
+from terminus.model.unet import predict
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """Per sample: what is minimised, the plain error, and where it belongs in the log."""
+
+    weighted: Float[Tensor, " batch"]
+    error: Float[Tensor, " batch"]
+    t: Int[Tensor, " batch"] | None = None
+    """Timestep of each sample; None where there are no timesteps."""
+
+
+class Step(Protocol):
+    """What is trained, and how its loss is computed. The loop knows nothing else."""
+
+    @property
+    def trained(self) -> nn.Module:
+        """The module whose parameters are optimised."""
+        ...
+
+    def loss(self, batch: Batch, step: int) -> StepLoss:
+        """The loss of a micro-batch of optimizer step `step`."""
+        ...
+
+
+@dataclass(frozen=True)
+class DiffusionStep:
+    """Trains the UNet to predict velocity from cached moments."""
+
+    components: Components
+    objective: VelocityObjective
+    seed: int
+    global_batch: int
+    stratified: bool
+    caption_dropout: float
+    device: torch.device
+    precision: runtime.Precision
+
+    @property
+    def trained(self) -> nn.Module:
+        """The UNet."""
+        return self.components.unet
+
+    def loss(self, batch: Batch, step: int) -> StepLoss:
+        """The weighted velocity error of each sample."""
+        moments = batch.values.to(self.device)
+        shape = moments.shape[2:]
+        posterior = Moments(moments[:, 0], moments[:, 1])
+        x0 = self.components.codec.latents(posterior, self._normal(batch, "moments", shape))
+        t = self._timesteps(batch, step).to(self.device)
+        ids = time_ids(batch.conditioning, self.device)
+
+        def network(x: Tensor, t: Tensor) -> Tensor:
+            with runtime.autocast(self.device, self.precision):
+                with torch.no_grad():
+                    text = self.components.text.encode(self._captions(batch))
+                return predict(self.components.unet, x, t, text, ids)
+
+        losses = self.objective.loss(network, x0, self._normal(batch, "noise", shape), t)
+        return StepLoss(losses.weighted, losses.unweighted, t)
+
+    def _captions(self, batch: Batch) -> list[str]:
+        return [
+            "" if runtime.uniform(self.seed, position, "caption dropout") < self.caption_dropout
+            else choose(captions, self.seed, position)
+            for position, captions in zip(batch.positions, batch.captions, strict=True)
+        ]  # fmt: skip
+
+    def _timesteps(self, batch: Batch, step: int) -> Int[Tensor, " batch"]:
+        draws = [runtime.uniform(self.seed, position, "timestep") for position in batch.positions]
+        u = torch.tensor(draws, dtype=torch.float64)
+        count = self.objective.schedule.timesteps
+        if not self.stratified:
+            return timesteps.uniform(u, count)
+        slices = timesteps.slices(runtime.rng(self.seed, step, "timestep slices"), self.global_batch)
+        place = torch.tensor([position % self.global_batch for position in batch.positions])
+        return timesteps.stratified(u, slices[place], self.global_batch, count)
+
+    def _normal(self, batch: Batch, purpose: str, shape: Sequence[int]) -> Float[Tensor, "batch *shape"]:
+        rows = [torch.randn(shape, generator=runtime.rng(self.seed, position, purpose)) for position in batch.positions]
+        return torch.stack(rows).to(self.device)
+
+
+def choose(captions: Sequence[str], seed: int, position: int) -> str:
+    """One caption of an image, equally likely; "" if it has none."""
+    if not captions:
+        return ""
+    return captions[int(runtime.uniform(seed, position, "caption") * len(captions))]

@@ -1,0 +1,68 @@
+"""Pictures, folders and settings that the tests of preparation share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+
+from terminus.data.settings import DataConfig
+from terminus.data.sources.folder import FolderSource
+from terminus.model.architecture import NANO
+from terminus.model.codec import Codec, build_codec
+
+
+def noise(seed: int, height: int, width: int, channels: int = 3) -> UInt8[np.ndarray, "height width channels"]:
+    """Coarse random blocks: different enough for hashes, smooth enough for JPEG."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (8, 8, channels), dtype=np.uint8)
+    rows, columns = np.arange(height) * 8 // height, np.arange(width) * 8 // width
+    return blocks[rows][:, columns]
+
+
+def save(path: Path, image: Image.Image, caption: str | None = "a pattern", **options: object) -> Path:
+    """An image with its caption beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, **options)  # type: ignore[arg-type]
+    if caption is not None:
+        path.with_suffix(".txt").write_text(caption)
+    return path
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder of eight good images of several shapes, one of them transparent."""
+    folder = tmp_path / "pictures"
+    for index in range(7):
+        save(folder / f"{index}.jpg", Image.fromarray(noise(index, 80 + 8 * index, 120)), f"pattern {index}")
+    save(folder / "see-through.png", Image.fromarray(noise(99, 90, 90, 4)), "glass")
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Callable[..., DataConfig]:
+    """Settings over one folder, with a store beside it."""
+
+    def build(folder: Path, **changes: object) -> DataConfig:
+        source = FolderSource(kind="folder", name="folder", path=folder)
+        settings: dict[str, object] = {"store": str(tmp_path / "store"), "sources": (source,), "resolution": 64}
+        return DataConfig.model_validate(settings | changes)
+
+    return build
+
+
+@pytest.fixture
+def codec() -> Codec:
+    """Of the smallest architecture, with random but fixed weights."""
+    return random_codec(0)
+
+
+def random_codec(seed: int) -> Codec:
+    torch.manual_seed(seed)
+    built = build_codec(NANO)
+    built.vae.eval().requires_grad_(False)
+    return built

@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from io import BytesIO, StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from terminus.data.curate import Curated, curate
+from terminus.data.encode import encode, to_signal, waiting
+from terminus.data.filters import Filters
+from terminus.data.pixels import render
+from terminus.data.prepare import PrepareReport, prepare
+from terminus.data.settings import AspectBuckets, DataConfig
+from terminus.data.store import GEOMETRY, Store, Table, plan_of, unpack_moments
+from terminus.errors import UserError
+from terminus.model.codec import Codec
+
+from .conftest import noise, random_codec, save
+
+Build = Callable[..., DataConfig]
+
+
+def quiet(data: DataConfig) -> PrepareReport:
+    return prepare(data, None, Console(file=StringIO()))
+
+
+def rows(table: Table, *columns: str) -> list[dict[str, object]]:
+    view = table.latest()
+    return view.scan(columns or table.schema.names).to_pylist() if view else []
+
+
+def encode_all(data: DataConfig, codec: Codec) -> int:
+    store = Store(data.store)
+    return encode(store, waiting(store, data.transform.spec, codec.id), codec, lambda _: None)
+
+
+def test_a_bad_folder_is_prepared_to_the_end(pictures: Path, config: Build):
+    whole = (pictures / "0.jpg").read_bytes()
+    (pictures / "half.jpg").write_bytes(whole[: len(whole) // 2])
+    (pictures / "text.png").write_text("this is no image")
+    save(pictures / "bomb.png", Image.new("1", (12000, 12000)))
+    save(pictures / "line.png", Image.new("RGB", (60000, 1)))
+    save(pictures / "mute.png", Image.fromarray(noise(50, 100, 100)), caption=None)
+    save(pictures / "empty-caption.png", Image.fromarray(noise(51, 100, 100)), caption=" \n")
+    save(pictures / "small.png", Image.fromarray(noise(52, 63, 100)))
+    save(pictures / "latin.png", Image.fromarray(noise(53, 100, 100)))
+    (pictures / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
+    (pictures / "copy.jpg").write_bytes(whole)
+    (pictures / "notes.md").write_text("not a picture")
+    (pictures / "loop.png").symlink_to("loop.png")
+    (pictures / "around").symlink_to(pictures)
+    (pictures / "outside.png").symlink_to("/etc/hostname")
+    os.mkfifo(pictures / "pipe.png")
+    strange = os.fsdecode(b"caf\xe9 -rf\n\x1b[31m.png")
+    save(pictures / strange, Image.fromarray(noise(54, 100, 100)))
+    for name in ("half", "text", "copy", "loop", "outside", "pipe"):
+        (pictures / f"{name}.txt").write_text("a caption")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.path.relpath(pictures / "socket.png"))
+        (pictures / "socket.txt").write_text("a caption")
+        report = quiet(config(pictures))
+
+    expected = {
+        "half.jpg": "truncated", "text.png": "not a JPEG, PNG or WebP image", "bomb.png": "too many pixels",
+        "line.png": "too elongated", "mute.png": "no caption", "empty-caption.png": "no caption",
+        "small.png": "smaller than its bucket", "latin.png": "caption cannot be read",
+        "copy.jpg": "exact duplicate", "0.jpg": None, "notes.md": "not a JPEG, PNG or WebP image",
+        "loop.png": "symbolic link in a loop", "around": "link to a folder",
+        "outside.png": "link out of the folder", "pipe.png": "not a regular file",
+        "socket.png": "not a regular file",
+    }  # fmt: skip
+    store = Store(config(pictures).store)
+    reasons = {str(row["source_id"]): row["reason"] for row in rows(store.rejected)}
+    # 0.jpg and copy.jpg are the same bytes; the first in path order is kept.
+    assert reasons == {name: reason for name, reason in expected.items() if reason}
+    kept = {str(row["source_id"]) for row in rows(store.images, "source_id")}
+    assert kept == {f"{index}.jpg" for index in range(7)} | {"see-through.png", "caf\\udce9 -rf\\n\\x1b[31m.png"}
+    assert report.candidates == report.kept + sum(report.dropped.values()) == len(kept) + len(reasons)
+    assert quiet(config(pictures)).dropped == report.dropped
+
+
+def test_repeating_adds_nothing_and_new_images_are_added(pictures: Path, config: Build, codec: Codec):
+    data = config(pictures)
+    first = quiet(data)
+    assert (first.kept, first.added, encode_all(data, codec)) == (8, 8, 8)
+    store = Store(data.store)
+    versions = [table.version() for table in (store.images, store.latents, store.rejected)]
+    again = quiet(data)
+    assert (again.kept, again.added, encode_all(data, codec)) == (8, 0, 0)
+    assert [table.version() for table in (store.images, store.latents, store.rejected)] == versions
+
+    before = rows(store.latents)
+    save(pictures / "a-new.png", Image.fromarray(noise(70, 100, 100)))
+    grown = quiet(data)
+    assert (grown.kept, grown.added, encode_all(data, codec)) == (9, 1, 1)
+    assert rows(store.latents)[:8] == before
+
+
+def test_another_transform_or_codec_reuses_no_row(pictures: Path, config: Build, codec: Codec):
+    data = config(pictures)
+    quiet(data)
+    assert encode_all(data, codec) == 8
+    other = random_codec(1)
+    assert other.id != codec.id and encode_all(data, other) == 8
+    cut = config(pictures, crop="random")
+    assert quiet(cut).added == 8 and encode_all(cut, codec) == 8
+    latents = rows(Store(data.store).latents, "key", "codec", "transform")
+    assert len({row["key"] for row in latents}) == 24
+    assert len({(row["codec"], row["transform"]) for row in latents}) == 3
+    assert encode_all(data, codec) == encode_all(data, other) == encode_all(cut, codec) == 0
+
+
+def test_a_latent_is_that_of_the_crop_its_row_describes(pictures: Path, config: Build, codec: Codec):
+    data = config(pictures, crop="random", buckets=AspectBuckets(kind="aspect", step=16), background="#102030")
+    quiet(data)
+    encode_all(data, codec)
+    store = Store(data.store)
+    images = {row["key"]: row for row in rows(store.images)}
+    assert len({row["bucket"] for row in images.values()}) > 1
+    for row in rows(store.latents):
+        image = images[row["image_key"]]
+        with Image.open(BytesIO(image["data"])) as opened:
+            over = Image.new("RGB", opened.size, "#102030")
+            over.paste(opened, mask=opened.getchannel("A") if opened.mode == "RGBA" else None)
+        plan = plan_of(row)
+        small = over.resize((plan.resized.width, plan.resized.height), Image.Resampling.LANCZOS)
+        box = (plan.crop.left, plan.crop.top, plan.crop.left + plan.target.width, plan.crop.top + plan.target.height)
+        ours = render(image)
+        assert np.abs(ours.astype(int) - np.asarray(small.crop(box))).max() <= 2  # at hard edges
+        with torch.inference_mode():
+            expected = codec.encode(to_signal(torch.from_numpy(ours)[None])).mean[0].numpy()
+        shape = (row["latent_channels"], row["latent_height"], row["latent_width"])
+        stored = unpack_moments(row["moments"], *shape)[0]
+        np.testing.assert_allclose(stored, expected, atol=2e-3, rtol=2e-3)
+        assert row["bucket"] == f"{ours.shape[0]}x{ours.shape[1]}"
+        assert [row[name] for name in GEOMETRY] == [image[name] for name in GEOMETRY]
+        assert row["captions"] == image["captions"]
+
+
+def test_one_image_on_two_backgrounds_is_two_rows(pictures: Path, config: Build):
+    quiet(config(pictures))
+    report = quiet(config(pictures, background="#000000"))
+    # Only the transparent one looks different; the others are what they were.
+    transparent = [row for row in rows(Store(report.store).images) if row["background"] is not None]
+    assert {row["background"] for row in transparent} == {"#ffffff", "#000000"}
+    assert len({row["key"] for row in transparent}) == 2
+
+
+def test_near_duplicates(pictures: Path, config: Build):
+    with Image.open(pictures / "3.jpg") as original:
+        save(pictures / "3-again.jpg", original.copy(), quality=60)
+    assert quiet(config(pictures)).kept == 9
+    report = quiet(config(pictures, store=str(pictures.parent / "near"), filters=Filters(duplicates="near")))
+    assert report.dropped == {"near duplicate": 1}
+
+
+def test_sidecars(pictures: Path, config: Build):
+    (pictures / "0.json").write_text('{"captions": ["two", "three"], "licence": "CC0-1.0"}')
+    (pictures / "1.txt").unlink()
+    (pictures / "1.json").write_text('{"caption": "only"}')
+    (pictures / "2.json").write_text("[1]")
+    report = quiet(config(pictures))
+    images = {row["source_id"]: row for row in rows(Store(report.store).images)}
+    assert images["0.jpg"]["captions"] == ["pattern 0", "two", "three"]
+    assert images["0.jpg"]["licence"] == "CC0-1.0"
+    assert images["1.jpg"]["captions"] == ["only"]
+    assert report.dropped == {"caption cannot be read": 1}
+
+
+def test_the_split_is_a_function_of_the_content(pictures: Path, config: Build):
+    def splits(store: str) -> dict[object, object]:
+        quiet(config(pictures, store=store, validation_fraction=0.5))
+        return {row["image_hash"]: row["split"] for row in rows(Store(store).images)}
+
+    first = splits(str(pictures.parent / "one"))
+    assert set(first.values()) == {"train", "validation"}
+    for index in range(7):
+        (pictures / f"{index}.jpg").rename(pictures / f"renamed-{index}.jpg")
+        (pictures / f"{index}.txt").rename(pictures / f"renamed-{index}.txt")
+    assert splits(str(pictures.parent / "two")) == first
+
+
+def test_changed_rules_are_an_error_that_names_them(pictures: Path, config: Build):
+    quiet(config(pictures))
+    with pytest.raises(UserError, match=r"data\.filters\.max_luminance was 1\.0 and is 0\.5"):
+        quiet(config(pictures, filters=Filters(max_luminance=0.5)))
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "useless", "file"])
+def test_nothing_usable_is_an_error_and_writes_nothing(tmp_path: Path, config: Build, kind: str):
+    folder = tmp_path / kind
+    if kind == "file":
+        folder.write_text("")
+    elif kind != "missing":
+        folder.mkdir()
+    if kind == "useless":
+        (folder / "a.png").write_text("no image")
+        (folder / "a.txt").write_text("a caption")
+    data = config(folder)
+    with pytest.raises(UserError):
+        quiet(data)
+    assert not Path(data.store).exists()
+
+
+def test_the_store_does_not_load_the_preparation_engine():
+    code = "import sys, terminus.data.store; sys.exit('daft' in sys.modules or 'PIL' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_killed_preparation_continues_to_the_same_end(tmp_path: Path, config: Build, codec: Codec):
+    """kill -9 in the middle of each stage; the repeated command ends with the rows of an undisturbed one."""
+    folder = tmp_path / "many"
+    for index in range(40):
+        save(folder / f"{index:02}.png", Image.fromarray(noise(index, 70, 70)), f"pattern {index}")
+    (folder / "bad.png").write_text("no image")
+    (folder / "bad.txt").write_text("a caption")
+    straight = config(folder, store=str(tmp_path / "straight"))
+    quiet(straight)
+    encode_all(straight, codec)
+
+    killed = config(folder, store=str(tmp_path / "killed"))
+    code = KILLED.format(folder=str(folder), store=killed.store, tests=str(Path(__file__).parents[2]))
+    for table, least in (("images", 8), ("latents", 8)):
+        with subprocess.Popen([sys.executable, "-c", code]) as process:
+            deadline = time.monotonic() + 60
+            while getattr(Store(killed.store), table).count() < least and time.monotonic() < deadline:
+                time.sleep(0.02)
+            process.send_signal(signal.SIGKILL)
+        assert least <= getattr(Store(killed.store), table).count() < 40, "killed too late to prove anything"
+    quiet(killed)
+    encode_all(killed, codec)
+    for name in ("images", "latents", "rejected"):
+        assert rows(getattr(Store(killed.store), name)) == rows(getattr(Store(straight.store), name))
+
+
+KILLED = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from terminus.data import curate, encode
+from terminus.data.settings import DataConfig
+from terminus.data.sources.folder import FolderSource
+from terminus.data.store import Store
+from tests.data.conftest import random_codec
+
+curate.GROUP = encode.GROUP = 8
+data = DataConfig(
+    store={store!r}, sources=(FolderSource(kind="folder", name="folder", path=Path({folder!r})),), resolution=64
+)
+store, codec = Store(data.store), random_codec(0)
+slow = lambda count: time.sleep(0.05 * count)
+curate.curate(data, store, slow)
+encode.encode(store, encode.waiting(store, data.transform.spec, codec.id), codec, slow)
+"""
+
+
+def test_counts_add_up_on_every_run(pictures: Path, config: Build):
+    (pictures / "bad.png").write_text("no image")
+    (pictures / "bad.txt").write_text("a caption")
+    store = Store(config(pictures).store)
+    for _ in range(2):
+        counts: Curated = curate(config(pictures), store, lambda _: None)
+        assert counts.candidates == counts.added + counts.unchanged + sum(counts.dropped.values()) == 9
+
+
+def test_edited_captions_reach_images_and_latents_and_no_row_moves(pictures: Path, config: Build, codec: Codec):
+    data = config(pictures)
+    quiet(data)
+    encode_all(data, codec)
+    store = Store(data.store)
+    before = {name: rows(getattr(store, name)) for name in ("images", "latents")}
+    old = store.latents.version()
+    (pictures / "3.txt").write_text("a better text")
+    report = quiet(data)
+    assert (report.kept, report.added, report.revised) == (8, 0, 1)
+    for name, was in before.items():
+        now = rows(getattr(store, name))
+        assert [row["key"] for row in now] == [row["key"] for row in was]
+        changed = [(row["source_id"], row["captions"]) for row, old_row in zip(now, was, strict=True) if row != old_row]
+        assert changed == [("3.jpg", ["a better text"])]
+    assert store.latents.at(old).scan(store.latents.schema.names).to_pylist() == before["latents"]
+    assert (quiet(data).revised, encode_all(data, codec)) == (0, 0)

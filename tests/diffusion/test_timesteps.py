@@ -1,0 +1,83 @@
+"""Timestep draws are uniform, evenly spread within a batch, and blind to how the batch is cut."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from terminus.diffusion.timesteps import slices, stratified, uniform
+
+
+def draws(count: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def test_uniform_gives_each_timestep_its_exact_share_of_the_unit_interval():
+    u = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
+    assert torch.equal(uniform(u, 1000).bincount(minlength=1000), torch.full((1000,), 10))
+
+
+@pytest.mark.parametrize("u", [0.0, 1 - 2**-53])
+def test_uniform_stays_in_the_table_at_both_ends(u: float):
+    for timesteps in (1, 10, 1000):
+        t = uniform(torch.tensor([u], dtype=torch.float64), timesteps)
+        assert int(t) == (0 if u == 0 else timesteps - 1)
+
+
+@given(batch=st.integers(1, 300), seed=st.integers(0, 2**31))
+def test_stratified_puts_one_sample_in_each_slice_of_every_batch(batch: int, seed: int):
+    position = slices(torch.Generator().manual_seed(seed), batch)
+    t = stratified(draws(batch, seed), position, batch, 1000)
+    assert sorted(position.tolist()) == list(range(batch))
+    low, high = position * 1000 // batch, -((-(position + 1) * 1000) // batch)
+    assert bool(((t >= low) & (t < high)).all())
+
+
+def test_stratified_covers_each_slice_evenly():
+    u = (torch.arange(2500, dtype=torch.float64) + 0.5) / 2500
+    for position in range(4):
+        t = stratified(u, torch.full((2500,), position), 4, 1000)
+        assert torch.equal(t.bincount(minlength=1000)[250 * position :][:250], torch.full((250,), 10))
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 3, 8])
+def test_stratified_does_not_depend_on_how_a_batch_is_cut(pieces: int):
+    batch, u = 24, draws(24)
+    position = slices(torch.Generator().manual_seed(7), batch)
+    whole = stratified(u, position, batch, 1000)
+    cut = [
+        stratified(u_piece, position_piece, batch, 1000)
+        for u_piece, position_piece in zip(u.chunk(pieces), position.chunk(pieces), strict=True)
+    ]
+    assert torch.equal(torch.cat(cut), whole)
+
+
+def test_one_place_in_the_batch_sees_all_timesteps_evenly():
+    """Chi-squared over ten bands for the samples that are always third of eight: 9 degrees of freedom."""
+    batch, steps = 8, 4000
+    u = draws(steps)
+    third = torch.stack([slices(torch.Generator().manual_seed(step), batch)[2] for step in range(steps)])
+    counts = (stratified(u, third, batch, 1000) // 100).bincount(minlength=10).double()
+    expected = steps / 10
+    assert float(((counts - expected).square() / expected).sum()) < 27.9  # p = 0.001
+
+
+def test_stratified_has_less_variance_than_uniform():
+    batch = 16
+
+    def spread(draw: Callable[[int], torch.Tensor]) -> float:
+        means = [draw(step).double().mean() for step in range(500)]
+        return float(torch.stack(means).std())
+
+    def even(step: int) -> torch.Tensor:
+        return stratified(draws(batch, step), torch.arange(batch), batch, 1000)
+
+    assert spread(even) < 0.1 * spread(lambda step: uniform(draws(batch, step), 1000))
+
+
+@pytest.mark.parametrize("position", [-1, 4])
+def test_a_position_outside_the_batch_is_refused(position: int):
+    with pytest.raises(ValueError, match="position must be in"):
+        stratified(draws(1), torch.tensor([position]), 4, 1000)

@@ -1,0 +1,95 @@
+"""Weights against the published formulas, and against what they must mean for the terminal step."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from terminus.diffusion.schedule import NoiseSchedule
+from terminus.diffusion.weighting import bands, constant, debiased, min_snr
+
+SDXL = NoiseSchedule.scaled_linear()
+ZTSNR = SDXL.with_zero_terminal_snr()
+
+
+def share_of_last_hundred(weights: torch.Tensor) -> float:
+    return round(100 * float(bands(weights)[-1]), 2)
+
+
+def test_the_two_forms_of_min_snr_differ_where_ztsnr_matters():
+    """The table of docs/math.md: share of the total weight on t ≥ 900, in percent."""
+    paper, augmented = min_snr(ZTSNR.snr, form="paper"), min_snr(ZTSNR.snr, form="augmented")
+    assert share_of_last_hundred(paper) == 0.03
+    assert share_of_last_hundred(augmented) == 10.95
+    assert share_of_last_hundred(constant(ZTSNR.snr)) == 10.0
+    assert float(paper[-1]) == 0.0
+    assert float(augmented[-1]) == 1.0
+
+
+@pytest.mark.parametrize("gamma", [1.0, 5.0, 20.0])
+def test_min_snr_is_the_published_formula(gamma: float):
+    snr = SDXL.snr.tolist()
+    paper = [min(value, gamma) / (value + 1) for value in snr]
+    augmented = [min(value + 1, gamma) / (value + 1) for value in snr]
+    epsilon = [min(value, gamma) / value for value in snr]
+    assert min_snr(SDXL.snr, gamma, "paper").tolist() == pytest.approx(paper, rel=1e-14)
+    assert min_snr(SDXL.snr, gamma, "augmented").tolist() == pytest.approx(augmented, rel=1e-14)
+    for form in ("paper", "augmented"):
+        assert min_snr(SDXL.snr, gamma, form, prediction="epsilon").tolist() == pytest.approx(epsilon, rel=1e-14)
+
+
+def test_paper_weights_are_one_loss_on_x0_whatever_is_predicted():
+    """|Δv|² = (SNR + 1) |Δx0|² and |Δε|² = SNR |Δx0|²: both must come to min(SNR, γ) |Δx0|²."""
+    snr = SDXL.snr
+    by_velocity = min_snr(snr, form="paper") * (snr + 1)
+    by_epsilon = min_snr(snr, form="paper", prediction="epsilon") * snr
+    torch.testing.assert_close(by_velocity, snr.clamp(max=5.0), rtol=1e-12, atol=0)
+    torch.testing.assert_close(by_epsilon, by_velocity, rtol=1e-12, atol=0)
+
+
+def test_debiased_is_one_loss_whatever_is_predicted_and_finite_at_zero_snr():
+    snr = SDXL.snr
+    on_epsilon = debiased(snr, prediction="epsilon")
+    torch.testing.assert_close(on_epsilon, snr.rsqrt(), rtol=1e-12, atol=0)
+    # |Δε|² = SNR / (SNR + 1) |Δv|²
+    torch.testing.assert_close(debiased(snr), on_epsilon * snr / (snr + 1), rtol=1e-12, atol=0)
+    torch.testing.assert_close(debiased(ZTSNR.snr), ZTSNR.alpha * ZTSNR.sigma, rtol=1e-12, atol=0)
+    assert float(debiased(ZTSNR.snr)[-1]) == 0.0
+
+
+@pytest.mark.parametrize("form", ["paper", "augmented"])
+def test_floor_is_a_lower_bound_and_nothing_else(form: str):
+    plain, floored = min_snr(ZTSNR.snr, form=form), min_snr(ZTSNR.snr, form=form, floor=0.1)
+    assert float(floored.min()) == 0.1
+    assert torch.equal(floored[plain >= 0.1], plain[plain >= 0.1])
+
+
+def test_bands_are_shares_from_the_first_timestep_up():
+    weights = torch.arange(1.0, 6.0, dtype=torch.float64)
+    assert bands(weights, width=2).tolist() == [3 / 15, 7 / 15, 5 / 15]
+
+
+@pytest.mark.parametrize("weigh", [min_snr, debiased])
+def test_epsilon_at_zero_snr_is_refused(weigh: Callable[..., torch.Tensor]):
+    with pytest.raises(ValueError, match="must predict velocity"):
+        weigh(ZTSNR.snr, prediction="epsilon")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"gamma": 0.0},
+        {"gamma": -1.0},
+        {"gamma": float("nan")},
+        {"floor": -0.1},
+        {"floor": 2.0},
+    ],
+)
+def test_settings_without_meaning_are_refused(setting: dict[str, float]):
+    with pytest.raises(ValueError, match=f"{next(iter(setting))} must be"):
+        min_snr(ZTSNR.snr, **setting)
+
+
+def test_a_form_that_does_not_exist_is_refused():
+    with pytest.raises((ValueError, TypeError)):  # TypeError where jaxtyping checks literals first
+        min_snr(ZTSNR.snr, form="hard")
