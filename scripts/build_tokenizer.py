@@ -17,9 +17,7 @@ from terminus.model.architecture import NANO
 from terminus.model.towers import build_tokenizer, save_tokenizer
 
 MERGES = 2000
-EVERYDAY = (
-    "photo picture painting image of a an the and with in on one two three small big bright dark night day"
-)
+EVERYDAY = "photo picture painting image of a an the and with in on one two three small big bright dark night day"
 
 
 def byte_symbols() -> list[str]:
@@ -62,9 +60,7 @@ def main(target: Path) -> None:
     symbols = byte_symbols()
     merges = train(corpus())
     tokens = [*symbols, *(symbol + "</w>" for symbol in symbols)]
-    tokens += [
-        token for token in dict.fromkeys(left + right for left, right in merges) if token not in set(tokens)
-    ]
+    tokens += [token for token in dict.fromkeys(left + right for left, right in merges) if token not in set(tokens)]
     vocab = {token: i for i, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
     for name, pad in (("tokenizer", "<|endoftext|>"), ("tokenizer_2", "!")):
         save_tokenizer(build_tokenizer(vocab, merges, NANO.positions, pad), target / name)

@@ -1,1 +1,28 @@
-"""Terminus: SDXL models with a zero-terminal-SNR schedule and velocity prediction, made and put to use."""
+"""Terminus: SDXL models with a zero-terminal-SNR schedule and velocity prediction, made and put to use.
+
+`from terminus import Terminus` loads a model that draws. Names are looked up when they are first asked for, so that
+`import terminus`, which every command pays for, imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from terminus.sampling.api import Terminus
+
+    __version__: str
+
+__all__ = ["Terminus", "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    if name == "Terminus":
+        from terminus.sampling.api import Terminus
+
+        return Terminus
+    if name == "__version__":
+        from importlib import metadata
+
+        return metadata.version("terminus-xl")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -89,32 +89,30 @@ def train(recipe: RecipeName, overrides: Overrides = None) -> None:
 @app.command()
 def sample(
     model: ModelName,
-    prompt: Annotated[str, typer.Option(help="What to draw.")],
-    out: Annotated[Path, typer.Option(help="Folder of the pictures.")],
+    prompt: Annotated[list[str], typer.Option(help="What to draw; may be given again, for more pictures.")],
+    out: Annotated[Path, typer.Option(help="Folder of the pictures; nothing in it is overwritten.")],
     negative: Annotated[str, typer.Option(help="What to steer away from.")] = "",
     seed: Annotated[int, typer.Option(help="The same seed gives the same pictures.")] = 0,
-    steps: Annotated[int | None, typer.Option(help="Solver steps.", show_default="the task's")] = None,
-    count: Annotated[int, typer.Option(help="How many pictures.")] = 1,
+    steps: Annotated[int | None, typer.Option(help="Solver steps.", show_default="28")] = None,
+    count: Annotated[int, typer.Option(help="Pictures per prompt, with seeds SEED, SEED + 1, ...")] = 1,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels.", show_default="the model's")] = None,
-    image: Annotated[Path | None, typer.Option(help="A picture to start from.")] = None,
-    strength: Annotated[float | None, typer.Option(help="How far to leave --image, in 0..1.")] = None,
-    mask: Annotated[Path | None, typer.Option(help="White where --image is to be redrawn.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="How closely to follow the prompt.", show_default="4")] = None,
+    solver: Annotated[str | None, typer.Option(help="euler, dpmpp_2m_sde, ...", show_default="dpmpp_2m")] = None,
 ) -> None:
-    """Draw pictures from a prompt, from another picture, or inside a mask."""
+    """Draw pictures from prompts."""
     from terminus.sampling.command import sample as run_sample
 
     run_sample(
         model,
-        prompt=prompt,
+        prompts=prompt,
         out=out,
         negative=negative,
         seed=seed,
-        steps=steps,
         count=count,
+        steps=steps,
+        guidance=guidance,
+        solver=solver,
         size=size,
-        image=image,
-        strength=strength,
-        mask=mask,
     )
 
 

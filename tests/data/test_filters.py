@@ -24,16 +24,20 @@ def test_luminance_limits_are_inclusive():
     assert filters.luminance(grey, Filters(min_luminance=0.2, max_luminance=0.2)) is None
     dark = filters.luminance(grey, Filters(min_luminance=0.21))
     bright = filters.luminance(grey, Filters(max_luminance=0.19))
-    assert dark is not None and dark.reason == "too dark"
-    assert bright is not None and bright.reason == "too bright"
+    assert dark is not None
+    assert dark.reason == "too dark"
+    assert bright is not None
+    assert bright.reason == "too bright"
 
 
 def test_shape():
     assert filters.shape(Size(100, 400), Filters()) is None
     long = filters.shape(Size(100, 401), Filters())
     small = filters.shape(Size(99, 200), Filters(min_edge=100))
-    assert long is not None and long.reason == "too elongated"
-    assert small is not None and small.reason == "edge too short"
+    assert long is not None
+    assert long.reason == "too elongated"
+    assert small is not None
+    assert small.reason == "edge too short"
 
 
 def test_near_duplicates_are_found_in_shape_and_colour():

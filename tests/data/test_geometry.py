@@ -21,7 +21,8 @@ def test_a_plan_never_enlarges_and_its_crop_lies_inside(height, width, vertical,
         assert nearest_bucket(original, buckets(256, step)) is None
         return
     assert way.original == original
-    assert way.resized.height <= height and way.resized.width <= width
+    assert way.resized.height <= height
+    assert way.resized.width <= width
     assert 0 <= way.crop.top <= way.resized.height - way.target.height
     assert 0 <= way.crop.left <= way.resized.width - way.target.width
     if crop == "native":
@@ -34,8 +35,10 @@ def test_random_positions_reach_both_ends():
     transform = Transform(64, "native")
     first = plan(Size(100, 90), transform, Position(0.0, 0.0))
     last = plan(Size(100, 90), transform, Position(0.999999, 0.999999))
-    assert first is not None and first.crop == Crop(0, 0)
-    assert last is not None and last.crop == Crop(36, 26)
+    assert first is not None
+    assert first.crop == Crop(0, 0)
+    assert last is not None
+    assert last.crop == Crop(36, 26)
 
 
 def test_buckets_are_those_of_sdxl():
@@ -89,7 +92,8 @@ def test_pixels_come_from_where_the_conditioning_says(crop):
     told = way.conditioning
     assert cut.shape[:2] == told.target
     # The centre of resized pixel i shows the original at (i + 1/2)·scale − 1/2.
-    for axis, corner, full, small in ((0, told.crop.top, height, way.resized.height), (1, told.crop.left, width, way.resized.width)):  # fmt: skip
+    axes = ((0, told.crop.top, height, way.resized.height), (1, told.crop.left, width, way.resized.width))
+    for axis, corner, full, small in axes:
         length = cut.shape[axis]
         shown = cut[:, length // 2, 0] if axis == 0 else cut[cut.shape[0] // 2, :, 1]
         expected = (np.arange(length) + corner + 0.5) * full / small - 0.5

@@ -22,6 +22,7 @@ from terminus.data.filters import Filters
 from terminus.data.pixels import render
 from terminus.data.prepare import PrepareReport, prepare
 from terminus.data.settings import AspectBuckets, DataConfig
+from terminus.data.sources.embedded import EmbeddedSource
 from terminus.data.store import GEOMETRY, Store, Table, plan_of, unpack_moments
 from terminus.errors import UserError
 from terminus.model.codec import Codec
@@ -112,9 +113,11 @@ def test_another_transform_or_codec_reuses_no_row(pictures: Path, config: Build,
     quiet(data)
     assert encode_all(data, codec) == 8
     other = random_codec(1)
-    assert other.id != codec.id and encode_all(data, other) == 8
+    assert other.id != codec.id
+    assert encode_all(data, other) == 8
     cut = config(pictures, crop="random")
-    assert quiet(cut).added == 8 and encode_all(cut, codec) == 8
+    assert quiet(cut).added == 8
+    assert encode_all(cut, codec) == 8
     latents = rows(Store(data.store).latents, "key", "codec", "transform")
     assert len({row["key"] for row in latents}) == 24
     assert len({(row["codec"], row["transform"]) for row in latents}) == 3
@@ -148,13 +151,14 @@ def test_a_latent_is_that_of_the_crop_its_row_describes(pictures: Path, config: 
         assert row["captions"] == image["captions"]
 
 
-def test_one_image_on_two_backgrounds_is_two_rows(pictures: Path, config: Build):
-    quiet(config(pictures))
-    report = quiet(config(pictures, background="#000000"))
-    # Only the transparent one looks different; the others are what they were.
-    transparent = [row for row in rows(Store(report.store).images) if row["background"] is not None]
-    assert {row["background"] for row in transparent} == {"#ffffff", "#000000"}
-    assert len({row["key"] for row in transparent}) == 2
+def test_one_drawing_on_two_backgrounds_is_two_rows(pictures: Path, config: Build):
+    source = EmbeddedSource(kind="embedded", limit=3, backgrounds=2)
+    report = quiet(config(pictures, sources=(source,), filters=Filters(duplicates="near")))
+    assert (report.kept, report.dropped) == (6, {})
+    images = rows(Store(report.store).images)
+    assert len({row["key"] for row in images}) == 6
+    assert len({row["image_hash"] for row in images}) == 3
+    assert {row["background"] for row in images} == {"#000000", "#ffffff"}
 
 
 def test_near_duplicates(pictures: Path, config: Build):
@@ -195,6 +199,8 @@ def test_changed_rules_are_an_error_that_names_them(pictures: Path, config: Buil
     quiet(config(pictures))
     with pytest.raises(UserError, match=r"data\.filters\.max_luminance was 1\.0 and is 0\.5"):
         quiet(config(pictures, filters=Filters(max_luminance=0.5)))
+    with pytest.raises(UserError, match=r"data\.background was #ffffff and is #000000"):
+        quiet(config(pictures, background="#000000"))
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "useless", "file"])
@@ -292,3 +298,14 @@ def test_edited_captions_reach_images_and_latents_and_no_row_moves(pictures: Pat
         assert changed == [("3.jpg", ["a better text"])]
     assert store.latents.at(old).scan(store.latents.schema.names).to_pylist() == before["latents"]
     assert (quiet(data).revised, encode_all(data, codec)) == (0, 0)
+
+
+def test_the_whole_command_with_a_saved_codec(pictures: Path, config: Build, codec: Codec, tmp_path: Path):
+    codec.vae.save_pretrained(tmp_path / "model" / "vae")
+    data = config(pictures)
+    report = prepare(data, str(tmp_path / "model"), Console(file=StringIO()))
+    assert (report.latents, report.latents_added, report.codec) == (8, 8, codec.id)
+    again = prepare(data, str(tmp_path / "model"), Console(file=StringIO()))
+    assert (again.latents, again.latents_added, again.versions) == (8, 0, report.versions)
+    odd = config(pictures, resolution=72, buckets=AspectBuckets(kind="aspect", step=8), store=str(tmp_path / "odd"))
+    assert prepare(odd, str(tmp_path / "model"), Console(file=StringIO())).latents == 8

@@ -20,7 +20,7 @@ SURFACE = {
     "train": ["RECIPE", "[KEY.PATH=VALUE]..."],
     "sample": [
         *("MODEL", "--prompt", "--out", "--negative", "--seed", "--steps", "--count", "--size"),
-        *("--image", "--strength", "--mask"),
+        *("--guidance", "--solver"),
     ],
     "evaluate": ["MODEL", "--out"],
     "card": ["RUN_DIR", "--check"],

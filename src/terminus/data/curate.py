@@ -51,7 +51,7 @@ class Curated:
     unchanged: int = 0
     """Kept by an earlier run."""
     revised: int = 0
-    """Of the unchanged, those whose captions or licence were edited since."""
+    """Of the unchanged, those that their source describes otherwise since (captions, licence)."""
     dropped: Counter[str] = field(default_factory=Counter[str])
     """By reason, whether judged now or by an earlier run."""
 
@@ -73,11 +73,13 @@ def check_rules(data: DataConfig, store: Store) -> None:
     if view is None:
         return
     stored = cast(str, view.take([0], ["rules"]).column("rules")[0].as_py())
-    if stored == data.rules:
+    # A rule that is younger than the store was then what its default is now.
+    initial = DataConfig(store=data.store, sources=data.sources).rules
+    before = _leaves(json.loads(initial)) | _leaves(json.loads(stored))
+    now = _leaves(json.loads(data.rules))
+    changed = [f"data.{key} was {before[key]} and is {now[key]}" for key in sorted(now) if before[key] != now[key]]
+    if not changed:
         return
-    before, now = _leaves(json.loads(stored)), _leaves(json.loads(data.rules))
-    changed = [f"data.{key} was {before.get(key)} and is {now.get(key)}" for key in sorted(before | now)]
-    changed = [line for line, key in zip(changed, sorted(before | now), strict=True) if before.get(key) != now.get(key)]
     raise UserError(
         f"the images here were chosen by other rules ({'; '.join(changed)})",
         where=data.store,

@@ -13,13 +13,15 @@ import stat
 import struct
 import warnings
 import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
 from jaxtyping import UInt8
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError
 
 from terminus.conditioning import Size
 from terminus.data.record import Color, Dropped
@@ -44,6 +46,20 @@ _BROKEN = (
 )
 """What Pillow's parsers raise on malformed data."""
 
+_ORIENTATION = 0x0112
+"""The EXIF tag."""
+
+_TURNS: Mapping[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: np.fliplr,
+    3: lambda stored: np.rot90(stored, 2),
+    4: np.flipud,
+    5: lambda stored: stored.swapaxes(0, 1),
+    6: lambda stored: np.rot90(stored, -1),
+    7: lambda stored: np.rot90(stored, 2).swapaxes(0, 1),
+    8: np.rot90,
+}
+"""What makes an image upright, by the orientation it was stored in; 1 is upright."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -57,26 +73,22 @@ class Limits:
 class Decoded:
     """An upright sRGB image."""
 
-    image: Image.Image
-    """Mode RGB, or RGBA if some pixel is not opaque."""
+    rgb: UInt8[np.ndarray, "height width 3"]
+    alpha: UInt8[np.ndarray, "height width"] | None
+    """None if every pixel is opaque."""
 
     @property
     def size(self) -> Size:
         """(height, width) in pixels, upright."""
-        return Size(self.image.height, self.image.width)
+        return Size(self.rgb.shape[0], self.rgb.shape[1])
 
-    @property
-    def transparent(self) -> bool:
-        """Whether a background shows anywhere."""
-        return self.image.mode == "RGBA"
-
-    def on(self, background: Color) -> Image.Image:
-        """The picture over a plain background, mode RGB; composited before any resizing, as it must be."""
-        if not self.transparent:
-            return self.image
-        canvas = Image.new("RGB", self.image.size, background)
-        canvas.paste(self.image, mask=self.image.getchannel("A"))
-        return canvas
+    def on(self, background: Color) -> UInt8[np.ndarray, "height width 3"]:
+        """The picture over a plain background; composited before any resizing, as it must be."""
+        if self.alpha is None:
+            return self.rgb
+        cover = self.alpha[..., None].astype(np.uint16)
+        mixed = self.rgb * cover + np.array(background, np.uint16) * (255 - cover) + 128
+        return ((mixed + (mixed >> 8)) >> 8).astype(np.uint8)  # exactly round(mixed / 255)
 
 
 def read(path: Path, root: Path, limit: int) -> bytes | Dropped:
@@ -116,10 +128,9 @@ def decode(data: bytes, limits: Limits) -> Decoded | Dropped:
             return Dropped("too many pixels", f"{width}x{height}, the limit is {limits.pixels}")
         if getattr(image, "is_animated", False) and image.format != "MPO":
             return Dropped("animated", f"{getattr(image, 'n_frames', 2)} frames")
-        image.load()
-        return Decoded(_plain(_upright(image)))
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        return Dropped("too many pixels", str(error))
+        return _pixels(image, data)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return Dropped("too many pixels", f"more than {HARD_PIXEL_LIMIT}")
     except UnidentifiedImageError:
         return Dropped("not a JPEG, PNG or WebP image")
     except _BROKEN as error:
@@ -127,56 +138,77 @@ def decode(data: bytes, limits: Limits) -> Decoded | Dropped:
         return Dropped(reason, _printable(error))
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF says. The colour profile stays with it."""
-    turned = ImageOps.exif_transpose(image)
-    if "icc_profile" in image.info:
-        turned.info["icc_profile"] = image.info["icc_profile"]
-    return turned
+def _pixels(image: Image.Image, data: bytes) -> Decoded:
+    turn = _TURNS.get(_orientation(image), np.asarray)
+    rgb = _fast_jpeg(image, data)
+    if rgb is not None:
+        return Decoded(np.ascontiguousarray(turn(rgb)), None)
+    image.load()
+    color, alpha = _plain(image)
+    # np.array copies: torch wants writable memory.
+    rgb = np.array(turn(np.asarray(color)), order="C")
+    return Decoded(rgb, None if alpha is None else np.ascontiguousarray(turn(np.asarray(alpha))))
 
 
-def _plain(image: Image.Image) -> Image.Image:
-    """8-bit sRGB, mode RGB or (if anything shows through) RGBA."""
+def _orientation(image: Image.Image) -> int:
+    """1 to 8. An EXIF block that cannot be read does not cost the image: it is taken as stored."""
+    try:
+        value: object = image.getexif().get(_ORIENTATION, 1)
+    except _BROKEN:
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _fast_jpeg(image: Image.Image, data: bytes) -> UInt8[np.ndarray, "height width 3"] | None:
+    """The common kind of photograph, read by libjpeg-turbo straight into an array: Pillow's pixels, sooner.
+
+    Anything unusual returns None, and Pillow decides.
+    """
+    if image.format not in ("JPEG", "MPO") or image.mode != "RGB" or _profile(image) is not None:
+        return None
+    try:
+        return simplejpeg.decode_jpeg(data, "RGB")
+    except ValueError:
+        return None
+
+
+def _plain(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """8-bit sRGB, and the alpha channel if anything shows through."""
     if image.mode.startswith("I"):
         # 16-bit grey: Pillow's own conversion would clip at 255 instead of scaling.
         levels = np.asarray(image).astype(np.float64) / 257.0
-        image = Image.fromarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8))
-    alpha: Image.Image | None = None
-    if image.has_transparency_data:
-        profile = image.info.get("icc_profile")
-        image = image.convert("RGBA")
-        alpha = image.getchannel("A")
-        image = image.convert("RGB")
-        image.info["icc_profile"] = profile
-    color = _srgb(image)
-    if alpha is None or alpha.getextrema()[0] == 255:
-        return color
-    color.putalpha(alpha)
-    return color
+        return Image.fromarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8)).convert("RGB"), None
+    profile = _profile(image)
+    if not image.has_transparency_data:
+        return _srgb(image, profile), None
+    image = image.convert("RGBA")
+    alpha = image.getchannel("A")
+    return _srgb(image.convert("RGB"), profile), None if alpha.getextrema()[0] == 255 else alpha
 
 
-def _srgb(image: Image.Image) -> Image.Image:
-    """Through its colour profile, if it has a usable one that is not sRGB already; else as it stands.
+def _profile(image: Image.Image) -> ImageCms.ImageCmsProfile | None:
+    """The embedded colour profile, unless it is sRGB or (as browsers do) too broken to use."""
+    embedded = image.info.get("icc_profile")
+    if not embedded:
+        return None
+    try:
+        profile = ImageCms.ImageCmsProfile(BytesIO(embedded))
+        return None if "srgb" in ImageCms.getProfileDescription(profile).lower() else profile
+    except (ImageCms.PyCMSError, *_BROKEN):
+        return None
 
-    Like browsers, a broken or unfitting profile is ignored.
-    """
-    profile = image.info.get("icc_profile")
+
+def _srgb(image: Image.Image, profile: ImageCms.ImageCmsProfile | None) -> Image.Image:
     if image.mode not in ("RGB", "L", "CMYK"):
         image = image.convert("RGB")
-    if profile:
+    if profile is not None:
         try:
-            source = ImageCms.ImageCmsProfile(BytesIO(profile))
-            if "srgb" not in ImageCms.getProfileDescription(source).lower():
-                converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-                return converted if converted is not None else image.convert("RGB")
+            converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
         except (ImageCms.PyCMSError, *_BROKEN):
-            pass
+            converted = None  # a profile of another colour model than the image's
+        if converted is not None:
+            return converted
     return image.convert("RGB")
-
-
-def pixels(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
-    """A writable array, as torch wants it."""
-    return np.array(image)
 
 
 def _printable(error: BaseException) -> str:

@@ -41,6 +41,7 @@ BACKGROUNDS: Mapping[str, tuple[int, int, int]] = MappingProxyType(
         "purple": (128, 0, 128),
         "pink": (255, 192, 203),
         "brown": (165, 42, 42),
+        "teal": (0, 128, 128),
     }
 )
 """sRGB, 0..255: what CSS means by these names (CSS Color Module Level 4, named colors)."""
@@ -98,16 +99,20 @@ def caption(drawing: Drawing, background: str) -> str:
 
 
 def rows(
-    styles: Sequence[str], backgrounds_per_drawing: int, seed: int, limit: int | None = None
+    styles: Sequence[str],
+    backgrounds_per_drawing: int,
+    seed: int,
+    limit: int | None = None,
+    colors: Sequence[str] = tuple(BACKGROUNDS),
 ) -> Iterator[EmojiRow]:
-    """Drawings of these styles on their backgrounds, in the order of `drawings()`.
+    """Drawings of these styles on backgrounds out of `colors`, in the order of `drawings()`.
 
-    Black and white come first, the other colours in an order that (seed, drawing) decides; one background
-    is any of them. `limit` counts drawings, not rows, and takes as many of each style as it can.
+    Black and white come first if they are among them, the others in an order that (seed, drawing) decides; one
+    background is any of them. `limit` counts drawings, not rows, and takes as many of each style as it can.
     """
-    _check(styles, backgrounds_per_drawing, limit)
+    _check(styles, backgrounds_per_drawing, limit, colors)
     for drawing in _subset(frozenset(styles), limit):
-        for background in _backgrounds(drawing, backgrounds_per_drawing, seed):
+        for background in _backgrounds(drawing, backgrounds_per_drawing, seed, colors):
             text = caption(drawing, background)
             yield EmojiRow(f"{drawing.id}@{background}", drawing, background, BACKGROUNDS[background], text)
 
@@ -125,13 +130,20 @@ def _subset(styles: frozenset[str], limit: int | None) -> list[Drawing]:
     return [drawing for drawing in chosen if drawing in kept]
 
 
-def _backgrounds(drawing: Drawing, count: int, seed: int) -> list[str]:
-    order = sorted(BACKGROUNDS, key=lambda name: _hash(f"{seed}:{drawing.id}:{name}"))
-    first = list(CONTRAST) if count >= len(CONTRAST) else []
+def _backgrounds(drawing: Drawing, count: int, seed: int, colors: Sequence[str]) -> list[str]:
+    order = sorted(colors, key=lambda name: _hash(f"{seed}:{drawing.id}:{name}"))
+    first = [name for name in CONTRAST if name in colors] if count >= len(CONTRAST) else []
     return [*first, *(name for name in order if name not in first)][:count]
 
 
-def _check(styles: Sequence[str], backgrounds_per_drawing: int, limit: int | None) -> None:
+def _check(styles: Sequence[str], backgrounds_per_drawing: int, limit: int | None, colors: Sequence[str]) -> None:
+    strange = [name for name in colors if name not in BACKGROUNDS]
+    if strange:
+        raise UserError(
+            f"There is no background {', '.join(map(repr, strange))}",
+            rule=f"The backgrounds are {', '.join(BACKGROUNDS)}",
+            fix="Name some of them",
+        )
     unknown = [style for style in styles if style not in STYLES]
     if unknown or not styles:
         raise UserError(
@@ -139,11 +151,11 @@ def _check(styles: Sequence[str], backgrounds_per_drawing: int, limit: int | Non
             rule=f"The styles are {', '.join(STYLES)}",
             fix="Name one or more of them",
         )
-    if not 1 <= backgrounds_per_drawing <= len(BACKGROUNDS):
+    if not 1 <= backgrounds_per_drawing <= len(colors):
         raise UserError(
             f"{backgrounds_per_drawing} backgrounds per drawing are asked for",
-            rule=f"There are {len(BACKGROUNDS)} backgrounds: {', '.join(BACKGROUNDS)}",
-            fix=f"Ask for 1 to {len(BACKGROUNDS)}",
+            rule=f"There are {len(colors)} to choose from: {', '.join(colors)}",
+            fix=f"Ask for 1 to {len(colors)}",
         )
     if limit is not None and limit < 1:
         raise UserError(f"The limit is {limit}", rule="It counts drawings", fix="Ask for 1 or more, or leave it out")

@@ -17,6 +17,9 @@ from terminus.data.geometry import Plan, Transform
 from terminus.data.record import Color, Dropped, content_hash
 
 THUMBNAIL = 96
+"""Longest side of a picture in the report, in pixels."""
+MEASURED = 256
+"""Shortest side, at least, of what is measured, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,9 @@ def examine(
     if isinstance(decoded, Dropped):
         return Refused(decoded, image_hash)
     dropped = filters.shape(decoded.size, rules)
-    picture = decoded.on(background)
+    picture = Image.fromarray(decoded.on(background))
+    # Averaged once over whole blocks of pixels; measures of the average are those of the image, much sooner.
+    picture = picture.reduce(max(1, min(picture.size) // MEASURED))
     small = thumbnail(picture)
     plan = geometry.plan(decoded.size, transform, geometry.position(image_hash, transform))
     if plan is None and dropped is None:
@@ -62,7 +67,7 @@ def examine(
     dropped = dropped or filters.luminance(measures, rules)
     if dropped or plan is None:
         return Refused(dropped or Dropped("smaller than its bucket"), image_hash, small)
-    return Examined(data, image_hash, decoded.transparent, measures, plan, small)
+    return Examined(data, image_hash, decoded.alpha is not None, measures, plan, small)
 
 
 def thumbnail(picture: Image.Image) -> bytes:

@@ -13,7 +13,6 @@ from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
@@ -58,9 +57,8 @@ class Grouped:
         self.view = view
         table = view.dataset.to_table(columns=["bucket"], filter=where, with_row_id=False, scan_in_order=True)
         matching = _matching_rows(view, where)
-        names = table["bucket"].combine_chunks()
-        self.names = tuple(sorted(pc.unique(names).to_pylist()))
-        buckets = names.to_numpy(zero_copy_only=False)
+        buckets = np.asarray(table["bucket"].to_pylist())
+        self.names: tuple[str, ...] = tuple(np.unique(buckets).tolist())
         self.rows = tuple(matching[buckets == name] for name in self.names)
 
     @property

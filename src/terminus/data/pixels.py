@@ -13,7 +13,7 @@ import torch
 from jaxtyping import UInt8
 
 from terminus.data import geometry
-from terminus.data.decode import HARD_PIXEL_LIMIT, Dropped, Limits, decode, pixels
+from terminus.data.decode import HARD_PIXEL_LIMIT, Dropped, Limits, decode
 from terminus.data.loader import Batch, Grouped, batch_of
 from terminus.data.record import parse_color
 from terminus.data.store import GEOMETRY, View, plan_of
@@ -47,5 +47,4 @@ def render(row: dict[str, object]) -> UInt8[np.ndarray, "height width 3"]:
     if isinstance(decoded, Dropped):
         raise ValueError(f"row {row['key']} was curated but does not decode: {decoded.reason} {decoded.detail}")
     background = cast(str | None, row["background"])
-    image = decoded.on(parse_color(background or "#ffffff"))
-    return geometry.apply(pixels(image), plan_of(cast(dict[str, int], row)))
+    return geometry.apply(decoded.on(parse_color(background or "#ffffff")), plan_of(cast(dict[str, int], row)))

@@ -1,64 +1,49 @@
-"""`terminus prepare`: curate, then encode. Both stages only add, and repeating the command adds nothing."""
+"""`terminus prepare`: curate, then encode, then report. Repeating the command adds nothing."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from rich.console import Console
 
 from terminus import runtime
+from terminus.data import report
 from terminus.data.curate import Curated, check_rules, curate
 from terminus.data.encode import encode, waiting
 from terminus.data.progress import Meter
+from terminus.data.report import PrepareReport
 from terminus.data.settings import DataConfig
-from terminus.data.store import Store
+from terminus.data.store import Store, quoted
 from terminus.errors import UserError
 
 
-@dataclass(frozen=True)
-class PrepareReport:
-    """What one run of `prepare` found and did."""
-
-    store: str
-    transform: str
-    codec: str | None
-    """None if only the first stage ran."""
-    candidates: int
-    """Equals `kept` plus the sum of `dropped`."""
-    kept: int
-    added: int
-    """How many of the kept are new."""
-    revised: int
-    """How many of the kept have edited captions."""
-    dropped: dict[str, int]
-    """By reason, most frequent first."""
-    latents_added: int
-    images_version: int
-    latents_version: int
-    rejected_version: int
-
-
 def prepare(data: DataConfig, model: str | None, console: Console | None = None) -> PrepareReport:
-    """Brings the store up to date with the sources; `model` names the codec, None stops before encoding."""
+    """Brings the store up to date with the sources; `model` names the codec, None stops before encoding.
+
+    Raises `UserError` (and writes nothing) if no image can be used, or if the store was made by other rules.
+    """
     console = console or Console(stderr=True)
     store = Store(data.store)
     check_rules(data, store)
     with Meter(console, "curate", sum(source.count() for source in data.sources)) as meter:
         curated = curate(data, store, meter.advance)
-    codec_id, added = (None, 0) if model is None else _encode(data, store, model, console)
-    return _report(data, store, curated, codec_id, added)
+    codec, added = (None, 0) if model is None else _encode(data, store, model, console)
+    result = _result(data, store, curated, codec, added)
+    place = report.write(result, store)
+    _say(console, result, place)
+    return result
 
 
 def _encode(data: DataConfig, store: Store, model: str, console: Console) -> tuple[str, int]:
     from terminus.model.codec import load_codec
 
     codec = load_codec(model)
-    if data.resolution % codec.factor:
+    unit = min(data.resolution, data.transform.step or data.resolution)
+    if unit % codec.factor:
         raise UserError(
-            f"data.resolution {data.resolution} is no multiple of {codec.factor}",
-            rule=f"the codec of {model} turns {codec.factor}x{codec.factor} pixels into one latent",
-            fix="Change data.resolution.",
+            f"sides of {unit} pixels do not fit the codec of {model}",
+            where="data.resolution, data.buckets.step",
+            rule=f"it turns {codec.factor}x{codec.factor} pixels into one latent",
+            fix=f"Make both multiples of {codec.factor}.",
         )
     # As any Module: diffusers annotates its own `to` so that no device fits.
     torch.nn.Module.to(codec.vae, runtime.pick_device())
@@ -68,18 +53,35 @@ def _encode(data: DataConfig, store: Store, model: str, console: Console) -> tup
         return name, encode(store, rows, codec, meter.advance)
 
 
-def _report(data: DataConfig, store: Store, curated: Curated, codec: str | None, latents_added: int) -> PrepareReport:
+def _result(data: DataConfig, store: Store, curated: Curated, codec: str | None, added: int) -> PrepareReport:
+    spec = data.transform.spec
+    latents = store.latents.latest()
+    same = f"transform = {quoted(spec)} and codec = {quoted(codec or '')}"
     return PrepareReport(
         store=data.store,
-        transform=data.transform.spec,
+        transform=spec,
         codec=codec,
         candidates=curated.candidates,
         kept=curated.added + curated.unchanged,
         added=curated.added,
         revised=curated.revised,
         dropped=dict(curated.dropped.most_common()),
-        latents_added=latents_added,
-        images_version=store.images.version(),
-        latents_version=store.latents.version(),
-        rejected_version=store.rejected.version(),
+        latents_added=added,
+        latents=latents.scan(["key"], same).num_rows if latents else 0,
+        versions={
+            "images": store.images.version(),
+            "latents": store.latents.version(),
+            "rejected": store.rejected.version(),
+        },
+        holdings=report.holdings(store, spec),
     )
+
+
+def _say(console: Console, result: PrepareReport, place: str) -> None:
+    dropped = ", ".join(f"{count} {reason}" for reason, count in result.dropped.items())
+    text = (
+        f"{result.candidates} candidates: {result.kept} kept ({result.added} new), "
+        f"{sum(result.dropped.values())} dropped{f' ({dropped})' if dropped else ''}; "
+        f"{result.latents_added} new latents. Report: {place}"
+    )
+    console.print(text, highlight=False, markup=False, soft_wrap=True)

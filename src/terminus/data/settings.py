@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -77,12 +76,8 @@ class DataConfig(Config):
 
     @property
     def rules(self) -> str:
-        """Canonical JSON of what decides whether an image is kept; stored with every judgement."""
-        parts = {
-            "filters": self.filters.model_dump(mode="json"),
-            "validation_fraction": self.validation_fraction,
-        }
-        return json.dumps(parts, sort_keys=True)
+        """Canonical JSON of what decides which rows exist, apart from the transform; stored with every judgement."""
+        return self.model_dump_json(include={"filters", "validation_fraction", "background"})
 
     @property
     def background_color(self) -> Color:

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL
@@ -58,7 +58,9 @@ class Codec:
     @property
     def id(self) -> str:
         """16 hex digits of a hash over weights and shape, but not the scale: cached raw moments outlive it."""
-        digest = hashlib.sha256(repr(self.vae.config["block_out_channels"]).encode())
+        # A list in either case: built in memory it is a tuple, read from JSON a list, and their texts differ.
+        shape = list(cast(list[int], self.vae.config["block_out_channels"]))
+        digest = hashlib.sha256(repr(shape).encode())
         for name, tensor in sorted(self.vae.state_dict().items()):
             # Hashed in half precision: a shipped fp16 file and the fp32 weights it is loaded into are one codec.
             digest.update(name.encode())
@@ -68,8 +70,8 @@ class Codec:
     def encode(self, pixels: Float[Tensor, "batch 3 height width"]) -> Moments:
         """Raw moments in float32; log-variance clamped to [-30, 20] as in the LDM code."""
         device = next(self.vae.parameters()).device
-        encoder = cast(Callable[[Tensor], Tensor], self.vae._encode)
-        mean, logvar = encoder(pixels.to(device)).to(torch.float32).chunk(2, dim=1)
+        posterior = cast(Any, self.vae.encode(pixels.to(device))).latent_dist
+        mean, logvar = posterior.parameters.to(torch.float32).chunk(2, dim=1)
         return Moments(mean, logvar.clamp(-30.0, 20.0))
 
     def latents(self, moments: Moments, noise: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch c h w"]:
@@ -87,7 +89,8 @@ def build_codec(architecture: Architecture) -> Codec:
     """A codec with random weights (from the global torch generator) and scale 1."""
     shape = architecture.codec
     levels = len(shape.channels)
-    vae = AutoencoderKL(
+    build = cast(Callable[..., AutoencoderKL], AutoencoderKL)  # annotated with one-element tuples
+    vae = build(
         in_channels=3,
         out_channels=3,
         down_block_types=("DownEncoderBlock2D",) * levels,

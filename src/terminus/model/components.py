@@ -163,7 +163,7 @@ def save_record(record: Record, folder: Path) -> None:
 
 def _read_schedule(path: Path) -> Schedule:
     config = read_json(path)
-    names = {name: key for key, name in _DIFFUSERS_NAME.items()}
+    names: dict[str, Prediction] = {name: key for key, name in _DIFFUSERS_NAME.items()}
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in names:
         raise UserError(
@@ -196,7 +196,7 @@ def _check_index(folder: Path) -> None:
 
 
 def _check_widths(unet: UNet, text: TextTowers, folder: Path) -> None:
-    width = cast(int, text.tower_1.config.hidden_size) + cast(int, text.tower_2.config.hidden_size)
+    width = text.tower_1.config.hidden_size + text.tower_2.config.hidden_size
     expected = unet.config["cross_attention_dim"]
     if width != expected:
         raise UserError(

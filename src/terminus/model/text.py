@@ -124,7 +124,7 @@ def _text_config(shape: TowerShape, positions: int, tokenizer: CLIPTokenizer) ->
         max_position_embeddings=positions,
         hidden_act=shape.activation,
         projection_dim=shape.projection,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=cast(int, tokenizer.bos_token_id),
+        eos_token_id=cast(int, tokenizer.eos_token_id),
+        pad_token_id=cast(int, tokenizer.pad_token_id),
     )

@@ -7,6 +7,7 @@ and always write the older form, which every consumer knows.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -80,10 +81,12 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
 
 def build_tokenizer(vocab: dict[str, int], merges: list[tuple[str, str]], length: int, pad: str) -> CLIPTokenizer:
     """A CLIP tokenizer; the end-of-text token must have the highest id."""
-    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=length, pad_token=pad)
-    if tokenizer.eos_token_id != max(vocab.values(), default=-1):
+    make = cast(Callable[..., CLIPTokenizer], CLIPTokenizer)  # its annotations know merges as text only
+    tokenizer = make(vocab=vocab, merges=merges, model_max_length=length, pad_token=pad)
+    highest = max(vocab.values(), default=-1)
+    if tokenizer.eos_token_id != highest:
         raise UserError(
-            f"The end-of-text token has id {tokenizer.eos_token_id}, the highest id is {max(vocab.values(), default=-1)}",
+            f"The end-of-text token has id {tokenizer.eos_token_id}, the highest id is {highest}",
             rule="CLIP pools at the end-of-text token and expects it last in the vocabulary",
         )
     return tokenizer

@@ -20,7 +20,8 @@ def build_unet(architecture: Architecture) -> UNet:
     """A UNet of SDXL's classes with random weights (from the global torch generator)."""
     shape = architecture.unet
     levels = len(shape.channels)
-    return UNet2DConditionModel(
+    build = cast(Callable[..., UNet2DConditionModel], UNet2DConditionModel)  # annotated with one-element tuples
+    return build(
         sample_size=shape.latent_size,
         in_channels=shape.in_channels,
         out_channels=architecture.codec.latent_channels,

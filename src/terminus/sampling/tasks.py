@@ -1,24 +1,43 @@
-"""Text to image. A generator, so that previews, progress and cancelling come for free."""
+"""Text to image. A generator, so that previews, progress and cancelling come for free.
+
+What the network predicts and on which schedule is the checkpoint's own record, never a setting: a model that is
+sampled as something it is not draws grey fog without an error.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from terminus import runtime
 from terminus.conditioning import MicroConditioning, Size, time_ids
+from terminus.config.errors import did_you_mean
+from terminus.diffusion.objective import Network
+from terminus.diffusion.schedule import NoiseSchedule
+from terminus.errors import UserError
 from terminus.model.components import Components
 from terminus.model.text import TextFeatures
 from terminus.model.unet import predict
 from terminus.sampling import grid
-from terminus.sampling.denoiser import velocity_denoiser
+from terminus.sampling.denoiser import Denoiser, epsilon_denoiser, velocity_denoiser
 from terminus.sampling.guidance import classifier_free, rescaled
 from terminus.sampling.schedule import noise_schedule
-from terminus.sampling.solvers import SOLVERS, Step
+from terminus.sampling.solvers import SOLVERS, Noise, Step
+
+SEEDS = 2**63
+"""Seeds are 0 .. SEEDS − 1."""
+_GUIDANCE = 100.0
+_RESCALE = 0.7
+_SIDES = 4
+"""Sides from a quarter of the model's own to four times it: outside, networks of this kind draw texture."""
+_DECODED_PIXELS = 2**20
+"""Pixels decoded at once: the autoencoder needs far more memory per pixel than the UNet."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +46,57 @@ class Settings:
 
     steps: int = 28
     guidance: float = 4.0
-    rescale: float = 0.7
-    """Guidance rescale (Lin et al., section 3.4)."""
+    """1 is the prompt's own prediction, and half the work."""
+    rescale: float | None = None
+    """Guidance rescale (Lin et al., section 3.4), 0..1; None is 0.7 on zero-terminal-SNR models and 0 on others."""
     solver: str = "dpmpp_2m"
     size: Size | None = None
     """Pixels; None is the size that the model was trained on."""
-    precision: runtime.Precision = "fp32"
+    precision: runtime.Precision | None = None
+    """Of the networks; None is bf16 on a GPU and fp32 elsewhere. Latents and solvers are float32 always."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UserError(f"{self.steps} sampling steps", rule="A picture needs at least one step")
+        if not (math.isfinite(self.guidance) and 0 <= self.guidance <= _GUIDANCE):
+            rule = f"Guidance is a number from 0 to {_GUIDANCE:g}; 1 leaves it out, 3 to 7 is usual"
+            raise UserError(f"guidance {self.guidance}", rule=rule)
+        if self.rescale is not None and not 0 <= self.rescale <= 1:
+            raise UserError(f"rescale {self.rescale}", rule="Guidance rescale is a number from 0 to 1")
+        if self.solver not in SOLVERS:
+            near = did_you_mean(self.solver, SOLVERS)
+            raise UserError(f"There is no solver `{self.solver}`", rule=f"Solvers: {', '.join(SOLVERS)}", fix=near)
+
+    def rescale_for(self, components: Components) -> float:
+        """The guidance rescale in force for this model; 0 without guidance, which has nothing to undo."""
+        if self.guidance == 1.0:
+            return 0.0
+        usual = _RESCALE if components.record.schedule.zero_terminal else 0.0
+        return usual if self.rescale is None else self.rescale
+
+    def precision_for(self, components: Components) -> runtime.Precision:
+        """The number format in force on this model's device."""
+        return self.precision or ("bf16" if components.text.device.type == "cuda" else "fp32")
+
+    def size_for(self, components: Components) -> Size:
+        """The size in force, in pixels; UserError if this model cannot draw it."""
+        native, multiple = components.native_pixels, size_multiple(components)
+        size = self.size or Size(native, native)
+        low, high = max(multiple, native // _SIDES), native * _SIDES
+        if all(side % multiple == 0 and low <= side <= high for side in size):
+            return size
+        nearest = Size(*(min(max(round(side / multiple) * multiple, low), high) for side in size))
+        raise UserError(
+            f"This model cannot draw {size.width}x{size.height}",
+            rule=f"Width and height are multiples of {multiple} from {low} to {high} pixels; it learnt at {native}",
+            fix=f"The nearest is {nearest.width}x{nearest.height}",
+        )
+
+
+def size_multiple(components: Components) -> int:
+    """Sides must be multiples of this many pixels, so that each halving in codec and UNet can be undone."""
+    levels = len(cast(Sequence[int], components.unet.config["block_out_channels"]))
+    return components.codec.factor * 2 ** (levels - 1)
 
 
 def text2img(
@@ -41,41 +105,93 @@ def text2img(
     seeds: Sequence[int],
     settings: Settings,
     negative: str = "",
+    visited: Sequence[int] | None = None,
 ) -> Iterator[Step]:
-    """Latents step by step, one picture per (prompt, seed).
+    """Latents step by step, one picture per (prompt, seed); the last step's `x` is the picture.
 
     A picture depends on its prompt and seed alone, not on the batch that it is made in: each has its own noise.
+    `visited` are timesteps in place of `grid.timesteps`; evaluation samples wrongly on purpose.
+    UserError, before the first step, for what this model cannot do.
     """
-    device = components.text.device
-    side = components.native_pixels
-    size = settings.size or Size(side, side)
+    if len(prompts) != len(seeds):
+        raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: one seed per prompt")
+    _check_inputs(components, [*prompts, negative], seeds)
+    size = settings.size_for(components)
+    schedule = noise_schedule(components.record.schedule)
+    steps = visited or grid.timesteps(settings.steps, schedule.timesteps)
+    denoise = _denoiser(_guided(components, prompts, negative, settings), components, schedule)
     factor = components.codec.factor
     shape = (components.codec.channels, size.height // factor, size.width // factor)
-
-    def noise(index: int) -> Float[Tensor, "batch c h w"]:
-        """Fresh noise for solver step `index`; the initial latent is step -1."""
-        rows = [torch.randn(shape, generator=runtime.rng(seed, index + 1, "sampling")) for seed in seeds]
-        return torch.stack(rows).to(device)
-
-    with torch.no_grad(), runtime.autocast(device, settings.precision):
-        text = TextFeatures.join([components.text.encode(prompts), components.text.encode([negative] * len(prompts))])
-    ids = time_ids([MicroConditioning.uncropped(size)] * (2 * len(prompts)), device)
-
-    def network(x: Tensor, t: Tensor) -> Tensor:
-        with torch.no_grad(), runtime.autocast(device, settings.precision):
-            both = predict(components.unet, x.repeat(2, 1, 1, 1), t.repeat(2), text, ids)
-        conditional, unconditional = both.chunk(2)
-        guided = classifier_free(conditional, unconditional, settings.guidance)
-        return rescaled(guided, conditional, settings.rescale)
-
-    schedule = noise_schedule(components.record.schedule)
-    denoise = velocity_denoiser(network, schedule)
-    steps = grid.timesteps(settings.steps, schedule.timesteps)
+    noise = _noise(seeds, shape, components.text.device)
     return SOLVERS[settings.solver](denoise, schedule, noise(-1), steps, noise)
 
 
-def to_bytes(components: Components, latents: Float[Tensor, "batch c h w"]) -> Tensor:
-    """Latents to pictures: uint8 [batch, height, width, 3]."""
+def to_bytes(components: Components, latents: Float[Tensor, "batch c h w"]) -> UInt8[Tensor, "batch height width 3"]:
+    """Latents to pictures, on the CPU."""
+    area = latents.shape[-2] * latents.shape[-1] * components.codec.factor**2
     with torch.no_grad():
-        pixels = components.codec.decode(latents)
-    return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
+        parts = [components.codec.decode(part) for part in latents.split(max(1, _DECODED_PIXELS // area))]
+    pixels = torch.cat(parts).clamp(-1, 1)
+    return ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
+
+
+def _guided(components: Components, prompts: Sequence[str], negative: str, settings: Settings) -> Network:
+    """The UNet with its prompts and guidance inside: (x, t) → one prediction per picture."""
+    device, precision = components.text.device, settings.precision_for(components)
+    guided, rescale = settings.guidance != 1.0, settings.rescale_for(components)
+    captions = [*prompts, *[negative] * (len(prompts) if guided else 0)]
+    with torch.no_grad(), runtime.autocast(device, precision):
+        distinct = list(dict.fromkeys(captions))
+        encoded, rows = components.text.encode(distinct), [distinct.index(caption) for caption in captions]
+    text = TextFeatures(encoded.context[rows], encoded.pooled[rows])
+    ids = time_ids([MicroConditioning.uncropped(settings.size_for(components))] * len(captions), device)
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        copies = 2 if guided else 1
+        with torch.no_grad(), runtime.autocast(device, precision):
+            output = predict(components.unet, x.repeat(copies, 1, 1, 1), t.repeat(copies), text, ids)
+        if not guided:
+            return output
+        conditional, unconditional = output.chunk(2)
+        return rescaled(classifier_free(conditional, unconditional, settings.guidance), conditional, rescale)
+
+    return network
+
+
+def _denoiser(network: Network, components: Components, schedule: NoiseSchedule) -> Denoiser:
+    make: Callable[[Network, NoiseSchedule], Denoiser] = velocity_denoiser
+    if components.record.schedule.prediction == "epsilon":
+        if schedule.is_zero_terminal:
+            raise UserError(
+                "This model says that it predicts epsilon on a zero-terminal-SNR schedule",
+                where="scheduler/scheduler_config.json",
+                rule="At the last timestep there is no signal to recover from epsilon, so one of the two is wrong",
+                fix="Set prediction_type to v_prediction, or rescale_betas_zero_snr to false, as it was trained",
+            )
+        make = epsilon_denoiser
+    return make(network, schedule)
+
+
+def _noise(seeds: Sequence[int], shape: tuple[int, int, int], device: torch.device) -> Noise:
+    """Noise for a solver's step; the initial latent is step −1. Drawn on the CPU: every device draws the same."""
+
+    def noise(index: int) -> Float[Tensor, "batch c h w"]:
+        rows = [torch.randn(shape, generator=runtime.rng(seed, index + 1, "sampling")) for seed in seeds]
+        return torch.stack(rows).to(device)
+
+    return noise
+
+
+def _check_inputs(components: Components, captions: Sequence[str], seeds: Sequence[int]) -> None:
+    channels = cast(int, components.unet.config["in_channels"])
+    if channels != components.codec.channels:
+        raise UserError(
+            f"This UNet reads {channels} channels, so it needs more than a prompt",
+            rule=f"Text to image needs a UNet of {components.codec.channels} channels",
+        )
+    for seed in seeds:
+        if not 0 <= seed < SEEDS:
+            raise UserError(f"seed {seed}", rule="A seed is a whole number from 0 to 2^63 - 1")
+    for caption in captions:
+        if not caption.isascii() and any("\ud800" <= char <= "\udfff" for char in caption):
+            raise UserError(f"{caption!r} is not valid text", rule="Prompts are Unicode; write them in UTF-8")

@@ -108,14 +108,15 @@ def _diffusion(recipe: Recipe, objective: Diffusion, view: View, device: torch.d
 def _codec(recipe: Recipe, objective: Autoencoding, view: View, device: torch.device) -> Parts:
     model = recipe.model
     codec = load_codec(model.start) if model.start else build_codec(ARCHITECTURES[model.architecture])
-    trainable(codec.vae.to(device), device)
+    trainable(codec.vae, device)
     step = CodecStep(
-        codec,
-        objective.edge_weight,
-        objective.kl_weight,
-        recipe.training.seed,
-        device,
-        recipe.training.precision,
+        codec=codec,
+        squared_weight=objective.squared_weight,
+        edge_weight=objective.edge_weight,
+        kl_weight=objective.kl_weight,
+        seed=recipe.training.seed,
+        device=device,
+        precision=recipe.training.precision,
     )
     spec = recipe.data.transform.spec
     train, held_out = (_rows(recipe.data, PixelRows(view, spec, split), split) for split in SPLITS)
@@ -170,7 +171,7 @@ def _rows(data: DataConfig, rows: LatentRows | PixelRows, split: str) -> LatentR
 
 def trainable(module: torch.nn.Module, device: torch.device) -> None:
     """Turns gradients on, and puts convolutions into the layout that the device computes fastest in."""
-    module.requires_grad_(True)
+    torch.nn.Module.to(module, device).requires_grad_(True)
     if device.type == "cuda":  # on a CPU oneDNN chooses its own blocked layout, and channels last is slower
         module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
@@ -31,15 +31,11 @@ class Average:
     def update(self, images: int, step_images: int) -> None:
         """One step towards the live weights."""
         weight = 1.0 - self.decay(images, step_images)
-        names = list(self.tensors)
-        torch._foreach_lerp_(
-            [self.tensors[name] for name in names],
-            [self.live[name].detach().float() for name in names],
-            weight,
-        )
+        for name, parameter in self.live.items():
+            self.tensors[name].lerp_(parameter.float(), weight)
 
     @contextmanager
-    def swapped_in(self) -> Iterator[None]:
+    def swapped_in(self) -> Generator[None]:
         """Within the context the module holds the average; afterwards its own weights again, bit for bit."""
         live = {name: parameter.detach().clone() for name, parameter in self.live.items()}
         self._load(self.tensors)

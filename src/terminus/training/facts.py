@@ -8,14 +8,18 @@ from __future__ import annotations
 import json
 import statistics
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 from terminus import runtime
+from terminus.model.weights import SHIPPED
 from terminus.training.assemble import Parts
 from terminus.training.checkpoint import Position
 from terminus.training.journal import read_journal
 from terminus.training.recipe import Recipe
+
+Begun = Literal["random weights", "shipped", "folder", "hub"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,10 @@ class Facts:
     validation_before: dict[str, float] | None
     validation_after: dict[str, float] | None
     environment: dict[str, object]
+    begun_from: Begun
+    """What `model.start` was when the run was made: only a hub id may be named as base model."""
+    finished: str
+    """UTC, ISO 8601, to the second."""
 
 
 def write_facts(folder: Path, recipe: Recipe, parts: Parts, position: Position, global_batch: int) -> Facts:
@@ -63,10 +71,20 @@ def write_facts(folder: Path, recipe: Recipe, parts: Parts, position: Position, 
         validation_before=cast("dict[str, float] | None", rows[0].get("validation_before")),
         validation_after=measured[-1] if measured else None,
         environment=asdict(runtime.environment()),
+        begun_from=_begun_from(recipe.model.start),
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     path = folder / "facts.json"
     path.write_text(json.dumps(asdict(facts), indent=1) + "\n", encoding="utf-8")
     return facts
+
+
+def _begun_from(start: str | None) -> Begun:
+    if start is None:
+        return "random weights"
+    if start in SHIPPED:
+        return "shipped"
+    return "folder" if Path(start).expanduser().is_dir() else "hub"
 
 
 def _parameters(parts: Parts) -> dict[str, int]:

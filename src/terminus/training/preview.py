@@ -16,27 +16,19 @@ from terminus.training.recipe import Preview
 _COLUMNS = 8
 
 
-class Previewer:
-    """Draws a sheet into `previews/` and TensorBoard."""
-
-    def __init__(self, folder: Path, settings: Preview) -> None:
-        self.folder = folder / "previews"
-        self.settings = settings
-
-    def draw(self, components: Components, position: Position, journal: Journal) -> Path:
-        """One picture per prompt, with seeds 0, 1, 2, ...; returns the sheet's path."""
-        prompts = self.settings.prompts
-        how = Settings(steps=self.settings.steps, guidance=self.settings.guidance)
-        components.unet.eval()
-        *_, last = text2img(components, prompts, range(len(prompts)), how)
-        components.unet.train()
-        pictures = to_bytes(components, last.x)
-        sheet = tile(pictures, _COLUMNS)
-        self.folder.mkdir(exist_ok=True)
-        path = self.folder / f"images-{position.images:012d}.png"
-        Image.fromarray(sheet.numpy()).save(path)
-        journal.picture("preview", sheet.permute(2, 0, 1) / 255, position.step)
-        return path
+def draw(folder: Path, settings: Preview, components: Components, position: Position, journal: Journal) -> Path:
+    """One picture per prompt, with seeds 0, 1, 2, ..., into `previews/` and TensorBoard; returns the sheet's path."""
+    prompts = settings.prompts
+    how = Settings(steps=settings.steps, guidance=settings.guidance)
+    components.unet.eval()
+    *_, last = text2img(components, prompts, range(len(prompts)), how)
+    components.unet.train()
+    sheet = tile(to_bytes(components, last.x), _COLUMNS)
+    path = folder / "previews" / f"images-{position.images:012d}.png"
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(sheet.numpy()).save(path)
+    journal.picture("preview", sheet.permute(2, 0, 1) / 255, position.step)
+    return path
 
 
 def tile(pictures: torch.Tensor, columns: int) -> torch.Tensor:

@@ -25,6 +25,8 @@ class RunConfig(Config):
     """Licence id of the finished model, as the Hugging Face Hub spells it."""
     developer: str | None = None
     """Who made the model; "not stated" on the card if null."""
+    grid_co2: float | None = Field(default=None, ge=0)
+    """Grams of CO2 per kWh where the run took place; null leaves the emissions "not measured" on the card."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
 
@@ -96,7 +98,9 @@ class Autoencoding(Config):
 
     kind: Literal["codec"]
     """Trains the codec."""
-    edge_weight: float = Field(default=1.0, ge=0)
+    squared_weight: float = Field(default=2.0, ge=0)
+    """Weight of the squared error next to the absolute error, which has weight 1."""
+    edge_weight: float = Field(default=0.5, ge=0)
     """Weight of the error of the image's gradients, which keeps edges sharp."""
     kl_weight: float = Field(default=1e-6, ge=0)
     """Weight of the divergence of the moments from a standard normal."""

@@ -10,7 +10,7 @@ import fcntl
 import json
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ from terminus.training.facts import write_facts
 from terminus.training.journal import Journal, Row
 from terminus.training.loop import Hooks, State, run_loop
 from terminus.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
-from terminus.training.preview import Previewer
+from terminus.training.preview import draw
 from terminus.training.progress import Progress
 from terminus.training.recipe import Recipe
 from terminus.training.validation import Validation, build_validation
@@ -67,8 +67,8 @@ def check(recipe: Recipe) -> None:
     held_out = recipe.training.validation
     if held_out.every_images < recipe.training.global_batch:
         raise UserError(
-            f"training.validation.every_images is {held_out.every_images}, a step is {recipe.training.global_batch} images",
-            rule="Measuring happens between steps",
+            f"training.validation.every_images is {held_out.every_images}",
+            rule=f"Measuring happens between steps, and a step is {recipe.training.global_batch} images",
             fix="Raise it",
         )
 
@@ -127,10 +127,10 @@ class _Watch:
 
     def checkpoint(self, position: Position, now: bool) -> None:
         settings = self.recipe.training
-        preview = self.parts.components is not None and settings.preview.prompts
-        if preview and (self._due(position, settings.preview.every_images) or self._last(position)):
+        whole, preview = self.parts.components, settings.preview
+        if whole and preview.prompts and (self._due(position, preview.every_images) or self._last(position)):
             with self.state.average.swapped_in():
-                Previewer(self.folder, settings.preview).draw(self.parts.components, position, self.journal)
+                draw(self.folder, preview, whole, position, self.journal)
         if now or self._due(position, settings.checkpoints.every_images):
             self.journal.sync()
             names = _names(self.parts.step.trained)
@@ -215,7 +215,7 @@ def _pin(folder: Path, table: str, view: View) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Generator[None]:
     """Two processes may not train in one folder. The lock dies with its process, so it is never stale."""
     with (folder / "run.lock").open("w") as handle:
         try:
@@ -230,7 +230,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
+def _signals() -> Generator[list[int]]:
     """Collects the signals that ask for an end; nothing is done inside a handler. A second one ends at once."""
     asked: list[int] = []
     previous: dict[int, object] = {}

@@ -1,4 +1,4 @@
-"""The towers' step: CLIP's symmetric contrastive loss (Radford et al. 2103.00020, figure 3), one loss per text tower."""
+"""The towers' step: CLIP's symmetric contrastive loss (Radford et al. 2103.00020, figure 3) for each text tower."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ContrastiveModel(nn.Module):
         super().__init__()
         self.text = text
         self.tower_1, self.tower_2, self.vision = text.tower_1, text.tower_2, vision
-        self.projection_1 = nn.Linear(cast(int, text.tower_1.config.hidden_size), projection, bias=False)
+        self.projection_1 = nn.Linear(text.tower_1.config.hidden_size, projection, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(2.6593))  # ln(1 / 0.07), as in CLIP
 
     def features(self, captions: list[str], pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

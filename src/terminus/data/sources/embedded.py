@@ -24,6 +24,8 @@ class EmbeddedSource(Config):
     """Which kinds of drawing to use."""
     backgrounds: int = Field(default=3, ge=1)
     """On how many different backgrounds each drawing appears."""
+    colors: tuple[str, ...] = ()
+    """Names of the backgrounds to choose from; none named is all of them."""
     limit: int | None = Field(default=None, ge=1)
     """Use only this many drawings; null is all."""
 
@@ -31,13 +33,13 @@ class EmbeddedSource(Config):
         """How many candidates there will be."""
         from terminus.data import emoji
 
-        return sum(1 for _ in emoji.rows(self.styles, self.backgrounds, 0, self.limit))
+        return sum(1 for _ in emoji.rows(self.styles, self.backgrounds, 0, self.limit, self._colors()))
 
     def candidates(self, seed: int) -> Iterator[Candidate]:
         """One per drawing and background; the drawing decides the split, so no shape is in both."""
         from terminus.data import emoji
 
-        for row in emoji.rows(self.styles, self.backgrounds, seed, self.limit):
+        for row in emoji.rows(self.styles, self.backgrounds, seed, self.limit, self._colors()):
             yield Candidate(
                 self.name,
                 row.id,
@@ -48,3 +50,8 @@ class EmbeddedSource(Config):
                 licence=LICENCE,
                 near_duplicates=True,
             )
+
+    def _colors(self) -> tuple[str, ...]:
+        from terminus.data import emoji
+
+        return self.colors or tuple(emoji.BACKGROUNDS)

@@ -1,0 +1,223 @@
+"""Everything that a card may say of a run, read from its folder; nothing is computed that the files do not hold.
+
+Imports no torch: a card can be written where nothing can be trained.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+from terminus.card.documents import Document, read_json, read_rows, read_yaml
+from terminus.card.licences import LICENCES
+from terminus.errors import UserError
+from terminus.evaluation.fingerprint import fingerprint
+
+LAST = 100
+"""Steps that the final loss is a mean of."""
+
+
+@dataclass(frozen=True)
+class Log:
+    """What the card takes from `log.jsonl`."""
+
+    steps: int
+    final_loss: float | None
+    """Mean weighted loss of the last `LAST` steps."""
+    final_error: float | None
+    lowest_rate: float | None
+    highest_rate: float | None
+    """Of the learning rates that were really used."""
+    slow_images_per_second: float | None
+    """5th percentile over steps."""
+
+
+@dataclass(frozen=True)
+class Energy:
+    """An estimate with everything that went into it; None is what nobody knows."""
+
+    hours: float | None
+    watts: float | None
+    assumption: str
+    kwh: float | None
+    grid: float | None
+    """Grams of CO2 per kWh, as the recipe states it."""
+    grams: float | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    folder: Path
+    recipe: Document
+    facts: Document
+    data: Document
+    report: Document
+    """Of the data store; empty if it is not here."""
+    metrics: Document
+    record: Document
+    """`model/terminus.json`."""
+    scheduler: Document
+    log: Log
+    energy: Energy
+    licence: str
+
+    @property
+    def name(self) -> str:
+        """Of the model."""
+        return self.recipe.text("run.name") or self.folder.resolve().name
+
+    @property
+    def base_model(self) -> str | None:
+        """The hub id that training began from, if it was one."""
+        start = self.recipe.text("model.start")
+        return start if self.facts.text("begun_from") == "hub" else None
+
+    @property
+    def english(self) -> bool:
+        """Whether all captions are known to be English: those of the embedded data are."""
+        sources = list(self.recipe.list("data.sources"))
+        return bool(sources) and all(source.text("kind") == "embedded" for source in sources)
+
+    @property
+    def zero_terminal_velocity(self) -> bool:
+        """What the scheduler's file says."""
+        scheduler = self.scheduler
+        velocity = scheduler.text("prediction_type") == "v_prediction"
+        return velocity and scheduler.flag("rescale_betas_zero_snr") is True
+
+    @property
+    def finished(self) -> str | None:
+        """UTC date, YYYY-MM-DD."""
+        stamp = self.facts.text("finished") or ""
+        return stamp[:10] if re.match(r"\d{4}-\d{2}-\d{2}", stamp) else None
+
+    @property
+    def samples(self) -> list[Document]:
+        """The single pictures of the evaluation that are still there."""
+        return [
+            sample
+            for sample in self.metrics.list("samples")
+            if re.fullmatch(r"samples/\d+\.png", sample.text("file") or "")
+            and (self.folder / str(sample.text("file"))).is_file()
+        ]
+
+
+def read_run(folder: Path) -> Run:
+    """UserError if this is no run, an unfinished one, or one whose files contradict each other."""
+    recipe = read_yaml(folder / "recipe.yaml")
+    if not recipe:
+        raise UserError(
+            "This is not the folder of a run: it has no recipe.yaml",
+            where=str(folder),
+            fix="Give the run.dir of a recipe that was trained",
+        )
+    kind = recipe.text("objective.kind") or "diffusion"
+    if kind != "diffusion":
+        raise UserError(
+            f"This run trained a part of a model ({kind})",
+            where=str(folder),
+            rule="A card describes a whole model, the result of a run with objective.kind diffusion",
+        )
+    facts = read_json(folder / "facts.json")
+    if not facts or not (folder / "model" / "model_index.json").is_file():
+        raise UserError(
+            "This run is not finished: facts.json or the model folder is missing",
+            where=str(folder),
+            rule="Both are written at the end of training",
+            fix="Run the same `terminus train` command again; it continues",
+        )
+    metrics = read_json(folder / "metrics.json")
+    _check_metrics(folder, metrics)
+    record = read_json(folder / "model" / "terminus.json")
+    return Run(
+        folder=folder,
+        recipe=recipe,
+        facts=facts,
+        data=read_json(folder / "data.json"),
+        report=_report(recipe),
+        metrics=metrics,
+        record=record,
+        scheduler=read_json(folder / "model" / "scheduler" / "scheduler_config.json"),
+        log=_log(folder / "log.jsonl"),
+        energy=_energy(recipe, facts),
+        licence=_licence(folder, recipe, record),
+    )
+
+
+def _check_metrics(folder: Path, metrics: Document) -> None:
+    if not metrics:
+        return
+    have, measured = fingerprint(folder / "model"), metrics.text("model.fingerprint")
+    if have != measured:
+        raise UserError(
+            f"These metrics were measured on other weights ({measured}); the run's model is {have}",
+            where=str(folder / "metrics.json"),
+            rule="A card never shows the numbers of another model",
+            fix=f"Run `terminus evaluate {folder / 'model'} --out {folder}` again, or remove the file",
+        )
+
+
+def _report(recipe: Document) -> Document:
+    store = recipe.text("data.store") or ""
+    return Document() if not store or "://" in store else read_json(Path(store) / "report.json")
+
+
+def _log(path: Path) -> Log:
+    losses: list[float] = []
+    errors: list[float] = []
+    rates: list[float] = []
+    speeds: list[float] = []
+    for row in read_rows(path):
+        for key, values in (
+            ("loss", losses), ("error", errors), ("learning_rate", rates), ("images_per_second", speeds),
+        ):  # fmt: skip
+            value = row.number(key)
+            if value is not None:
+                values.append(value)
+    return Log(
+        steps=len(losses),
+        final_loss=statistics.fmean(losses[-LAST:]) if losses else None,
+        final_error=statistics.fmean(errors[-LAST:]) if errors else None,
+        lowest_rate=min(rates, default=None),
+        highest_rate=max(rates, default=None),
+        slow_images_per_second=statistics.quantiles(speeds, n=20)[0] if len(speeds) > 1 else None,
+    )
+
+
+WATTS_PER_CORE = 10.0
+BOARD_WATTS = {"H200": 700, "H100 PCIe": 350, "H100": 700, "A100": 400, "L40S": 350, "RTX 4090": 450, "RTX 3090": 350}
+"""Rated power of GPUs by a part of their name, the first that fits."""
+
+
+def _energy(recipe: Document, facts: Document) -> Energy:
+    seconds, cores = facts.number("train_seconds"), facts.number("environment.cpu_count")
+    hardware = facts.text("environment.hardware") or ""
+    board = next((watts for name, watts in BOARD_WATTS.items() if name in hardware), None)
+    if board is not None and (recipe.text("run.device") or "auto") != "cpu":
+        watts, assumption = float(board), "the rated power of the board, all the time"
+    elif board is None and not re.search(r"NVIDIA|GeForce|RTX|Radeon|Instinct", hardware) and cores is not None:
+        watts, assumption = WATTS_PER_CORE * cores, f"{WATTS_PER_CORE:.0f} W for each of {cores:.0f} CPU cores"
+    else:
+        watts, assumption = None, "the power of this hardware is not known"
+    hours = None if seconds is None else seconds / 3600
+    kwh = None if hours is None or watts is None else hours * watts / 1000
+    grid = recipe.number("run.grid_co2")
+    return Energy(hours, watts, assumption, kwh, grid, None if kwh is None or grid is None else kwh * grid)
+
+
+def _licence(folder: Path, recipe: Document, record: Document) -> str:
+    stated = recipe.text("run.licence") or record.text("licence")
+    if stated not in LICENCES:
+        raise UserError(
+            f"run.licence is {json.dumps(stated)}",
+            where=str(folder / "recipe.yaml"),
+            rule="The Hugging Face Hub knows a fixed list of licence ids, such as apache-2.0, mit or openrail++",
+            fix="Set run.licence in the recipe, and run the same `terminus train` command again",
+        )
+    assert stated is not None
+    return stated

@@ -1,0 +1,72 @@
+"""The YAML front matter: what the Hugging Face Hub reads of a card. Written by its own library, so it parses there."""
+
+from __future__ import annotations
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from terminus.card.escape import line
+from terminus.card.facts import Run
+
+TASK = "text-to-image"
+
+
+def metadata(run: Run) -> ModelCardData:
+    """Only what is known: a key without a value is left out."""
+    results = _results(run)
+    optional: dict[str, object] = {}
+    if run.english:
+        optional["language"] = ["en"]
+    if run.base_model is not None:
+        optional["base_model"] = run.base_model
+    if results:
+        optional["metrics"] = list(dict.fromkeys(result.metric_type for result in results))
+        optional |= {"eval_results": results, "model_name": line(run.name)}
+    if run.energy.grams is not None:
+        optional["co2_eq_emissions"] = {
+            "emissions": round(run.energy.grams, 3),
+            "source": f"estimate: training hours x {run.energy.assumption} x the stated grid factor",
+            "training_type": "pre-training" if run.facts.text("begun_from") == "random weights" else "fine-tuning",
+            "hardware_used": line(run.facts.text("environment.hardware") or "not stated"),
+        }
+    widget = [
+        {"text": line(sample.text("prompt") or ""), "output": {"url": sample.text("file")}} for sample in run.samples
+    ]
+    if widget:
+        optional["widget"] = widget
+    return ModelCardData(
+        license=run.licence, library_name="diffusers", pipeline_tag=TASK, tags=_tags(run), **optional
+    )  # pyright: ignore[reportArgumentType]
+
+
+def _tags(run: Run) -> list[str]:
+    tags = [TASK, "stable-diffusion-xl", "diffusers:StableDiffusionXLPipeline", "safetensors", "terminus-xl"]
+    if run.scheduler.text("prediction_type") == "v_prediction":
+        tags.append("v-prediction")
+    if run.scheduler.flag("rescale_betas_zero_snr"):
+        tags.append("zero-terminal-snr")
+    return tags
+
+
+def _results(run: Run) -> list[EvalResult]:
+    """The main numbers of metrics.json."""
+    metrics = run.metrics
+    measured = [
+        ("border_luminance", "border luminance, asked for black", "contrast.ztsnr.backgrounds.black.border_luminance"),
+        ("border_luminance", "border luminance, asked for white", "contrast.ztsnr.backgrounds.white.border_luminance"),
+        ("luminance_wasserstein", "luminance histogram distance to held-out data", "luminance.ztsnr"),
+        ("own_tower_retrieval", "top-1 caption retrieval by the model's own towers", "alignment.ztsnr.top1"),
+    ]
+    if metrics.text("prompts.kind") == "embedded":
+        dataset = "terminus-embedded-drawings", "Fluent emoji drawings embedded in Terminus"
+    else:
+        dataset = "terminus-contrast-prompts", "contrast prompts of Terminus"
+    results: list[EvalResult] = []
+    for kind, name, path in measured:
+        found = metrics.at(path)
+        value = found.number("wasserstein") if kind == "luminance_wasserstein" else found.number("mean")
+        if value is not None:
+            # One entry per number: the library merges entries of the same task and data set.
+            results.append(
+                EvalResult(TASK, dataset[0], dataset[1], metric_type=kind, metric_value=round(value, 6), metric_name=name)
+            )
+    return results

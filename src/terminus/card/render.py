@@ -1,0 +1,78 @@
+"""From a run to the text of its card: front matter by the hub's library, the rest by one template.
+
+The template prints data and never is data: whatever a recipe or a caption holds is escaped for Markdown on its way out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from terminus.card import numbers
+from terminus.card.escape import bibtex, code, line, markdown, place, python_string, shell_word
+from terminus.card.facts import Run
+from terminus.card.metadata import metadata
+
+PROMPT = "a 3d render of a red apple on a black background"
+"""For the get-started code, if nothing was sampled and no preview was asked for."""
+
+
+def render(run: Run) -> str:
+    """The whole README.md."""
+    environment = Environment(
+        loader=PackageLoader("terminus", "assets"),
+        autoescape=True,
+        finalize=_shown,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "count": numbers.count,
+        "significant": numbers.significant,
+        "fixed": numbers.fixed,
+        "size": numbers.size,
+        "duration": numbers.duration,
+        "mean": numbers.mean,
+        "ci": numbers.ci,
+        "code": code,
+        "place": place,
+        "listed": _listed,
+        "python": python_string,
+        "shell": shell_word,
+    }
+    body = environment.get_template("card.md.j2").render(
+        run=run, recipe=run.recipe, facts=run.facts, metrics=run.metrics, prompt=_prompt(run), citation=_citation(run),
+        has_sheet=(run.folder / "samples.png").is_file(),
+    )  # fmt: skip
+    return f"---\n{metadata(run).to_yaml()}\n---\n\n{body}"
+
+
+def _shown(value: object) -> Markup:
+    """What the template prints: markup as it is, anything else escaped, nothing as words."""
+    if isinstance(value, Markup):
+        return value
+    return numbers.NOT_STATED if value is None else markdown(str(value))
+
+
+def _listed(values: Iterable[object]) -> Markup:
+    return Markup(", ").join([_shown(value) for value in values]) or numbers.NOT_STATED
+
+
+def _prompt(run: Run) -> str:
+    """One that the model was asked for already."""
+    sampled = [text for sample in run.samples if (text := sample.text("prompt"))]
+    previews = [text for entry in run.recipe.list("training.preview.prompts") if isinstance(text := entry.tree, str)]
+    return next((line(text) for text in (*sampled, *previews) if line(text)), PROMPT)
+
+
+def _citation(run: Run) -> Markup:
+    """BibTeX of the finished model; without a developer or a date it has neither."""
+    words = [word for word in bibtex(run.name).lower().split() if word.isascii() and word.isalnum()]
+    developer, date = bibtex(run.recipe.text("run.developer") or ""), run.finished
+    fields = {"title": bibtex(run.name), "author": developer, "year": date[:4] if date else "", "note": run.licence}
+    lines = [f"  {key:6} = {{{value}}}," for key, value in fields.items() if value]
+    return Markup("\n".join([f"@misc{{{'-'.join(words) or 'model'},", *lines, "}"]))

@@ -1,0 +1,122 @@
+"""Does a model draw the light and dark that it is asked for? Frames against asked colours, and whole histograms.
+
+The frame stands for the background: the prompts ask for plain ones. The same pictures are drawn a second time with a
+leaky schedule (`draw.leaky`), the control, and the real pictures of the same captions are measured the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from terminus.data.emoji import BACKGROUNDS
+from terminus.evaluation.luminance import (
+    REC601,
+    Mean,
+    Pictures,
+    frame_rgb,
+    histograms,
+    interval,
+    luma,
+    luma_of,
+    mean_of,
+    resamples,
+    wasserstein,
+)
+from terminus.evaluation.prompts import Prompt
+
+DEFINITIONS = {
+    "border_luminance": "mean Rec.601 luma (0..1) of the outer frame of a picture, 1/16 of its side wide",
+    "distance": "absolute difference between a picture's border luminance and the luma of the colour asked for",
+    "rgb_error": "mean over R, G and B of |mean colour of the frame − colour asked for|, 0..1",
+    "darkest, brightest": "1st and 99th percentile of the luma of a whole picture, mean over the pictures",
+    "black_white_gap": "border luminance asked for white minus that asked for black, same subject and seed; 1 is ideal",
+    "wasserstein": "1-Wasserstein distance, in luma 0..1, between the pooled histograms (256 levels) of all pixels of "
+    "the generated and of the real pictures of the same held-out captions",
+    "ci95": "percentile interval of 1000 bootstrap resamples over pictures",
+}
+
+
+@dataclass(frozen=True)
+class BackgroundResult:
+    """The pictures asked for on one background."""
+
+    asked_luminance: float
+    border_luminance: Mean
+    seen: Mean | None
+    """`border_luminance` of subjects that training saw; null where that is unknown."""
+    held_out: Mean | None
+    """`border_luminance` of held-out subjects."""
+    distance: Mean
+    rgb_error: Mean
+    darkest: Mean
+    brightest: Mean
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One set of pictures."""
+
+    backgrounds: dict[str, BackgroundResult]
+    black_white_gap: Mean
+
+
+@dataclass(frozen=True)
+class HistogramDistance:
+    """Generated against real pictures of the same held-out captions."""
+
+    pictures: int
+    wasserstein: float
+    ci95: tuple[float, float]
+    mean_luma: float
+    real_mean_luma: float
+
+
+def measure_contrast(prompts: Sequence[Prompt], pictures: Pictures) -> Contrast:
+    """Picture i answers prompt i; prompts for black and white come in the same order of subjects."""
+    rgb = frame_rgb(pictures)
+    border = rgb @ np.array(REC601)
+    low, high = np.percentile(luma(pictures).reshape(len(pictures), -1), (1, 99), axis=1)
+    results: dict[str, BackgroundResult] = {}
+    for name, asked in BACKGROUNDS.items():
+        rows = _where(prompts, name)
+        if not rows:
+            continue
+        seen, held_out = _where(prompts, name, held_out=False), _where(prompts, name, held_out=True)
+        results[name] = BackgroundResult(
+            asked_luminance=luma_of(asked),
+            border_luminance=mean_of(border[rows]),
+            seen=mean_of(border[seen]) if seen else None,
+            held_out=mean_of(border[held_out]) if held_out else None,
+            distance=mean_of(np.abs(border[rows] - luma_of(asked))),
+            rgb_error=mean_of(np.abs(rgb[rows] - np.array(asked) / 255.0).mean(axis=1)),
+            darkest=mean_of(low[rows]),
+            brightest=mean_of(high[rows]),
+        )
+    gap = border[_where(prompts, "white")] - border[_where(prompts, "black")]
+    return Contrast(results, mean_of(gap))
+
+
+def histogram_distance(prompts: Sequence[Prompt], pictures: Pictures, real: Pictures) -> HistogramDistance:
+    """Over the held-out prompts; the interval resamples captions, with both their pictures."""
+    rows = _where(prompts, held_out=True)
+    drawn, known = histograms(pictures[rows]).astype(np.float64), histograms(real[rows]).astype(np.float64)
+    again = [wasserstein(drawn[index].sum(axis=0), known[index].sum(axis=0)) for index in resamples(len(rows))]
+    return HistogramDistance(
+        pictures=len(rows),
+        wasserstein=wasserstein(drawn.sum(axis=0), known.sum(axis=0)),
+        ci95=interval(np.array(again)),
+        mean_luma=float(luma(pictures[rows]).mean()),
+        real_mean_luma=float(luma(real[rows]).mean()),
+    )
+
+
+def _where(prompts: Sequence[Prompt], background: str | None = None, held_out: bool | None = None) -> list[int]:
+    """Rows of the prompts for this background and of this kind; None is any."""
+    return [
+        index
+        for index, prompt in enumerate(prompts)
+        if background in (None, prompt.background) and held_out in (None, prompt.held_out)
+    ]

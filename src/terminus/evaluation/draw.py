@@ -1,0 +1,59 @@
+"""The pictures that are judged: by the model's own schedule, and by a leaky one as the control.
+
+The control is what a program makes of the same weights when it does not know of zero terminal SNR: the schedule is
+not rescaled, and the first timestep lies below T − 1 ("leading" spacing). Sampling then begins with pure noise where
+the network expects a trace of the picture, takes the noise's mean for the picture's brightness, and pulls every picture
+towards grey (Lin et al. 2305.08891, section 3.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from terminus.evaluation.luminance import Pictures
+from terminus.evaluation.prompts import Prompt
+from terminus.evaluation.settings import EvaluationSettings
+from terminus.model.components import Components
+from terminus.sampling.solvers import Step
+from terminus.sampling.tasks import Settings, text2img, to_bytes
+
+Sampler = Callable[[Components, Sequence[str], Sequence[int], Settings], Iterator[Step]]
+
+
+def draw(
+    components: Components,
+    prompts: Sequence[Prompt],
+    settings: EvaluationSettings,
+    sampler: Sampler,
+    advance: Callable[[int], None],
+) -> Pictures:
+    """One picture per prompt, in order."""
+    parts: list[np.ndarray] = []
+    for start in range(0, len(prompts), settings.batch):
+        batch = prompts[start : start + settings.batch]
+        texts, seeds = [prompt.text for prompt in batch], [prompt.seed for prompt in batch]
+        *_, last = sampler(components, texts, seeds, settings.sampling)
+        parts.append(to_bytes(components, last.x).numpy())
+        advance(len(batch))
+    return np.concatenate(parts)
+
+
+def own(components: Components, prompts: Sequence[str], seeds: Sequence[int], settings: Settings) -> Iterator[Step]:
+    """As everybody samples this model."""
+    return text2img(components, prompts, seeds, settings)
+
+
+def leaky(components: Components, prompts: Sequence[str], seeds: Sequence[int], settings: Settings) -> Iterator[Step]:
+    """The same weights, prompts, guidance and initial noise on the schedule before its zero-terminal-SNR rescale."""
+    record = components.record
+    settings = replace(settings, rescale=settings.rescale_for(components))
+    unscaled = replace(components, record=replace(record, schedule=replace(record.schedule, zero_terminal=False)))
+    return text2img(unscaled, prompts, seeds, settings, visited=leading(settings.steps, record.schedule.timesteps))
+
+
+def leading(steps: int, T: int) -> list[int]:
+    """The timesteps of diffusers' "leading" spacing with an offset of 1: from 1 + (n − 1) (T // n) down to 1."""
+    return [1 + i * (T // steps) for i in reversed(range(steps))]

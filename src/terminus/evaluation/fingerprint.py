@@ -1,0 +1,20 @@
+"""Which weights a number was measured on, so that no card shows the metrics of another model.
+
+Imports nothing but the standard library: the card reads it too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+
+def fingerprint(model: Path) -> str:
+    """16 hex digits over the names and bytes of a model folder's safetensors files and its scheduler."""
+    digest = hashlib.sha256()
+    files = [*model.rglob("*.safetensors"), *model.glob("scheduler/*.json")]
+    for path in sorted(files, key=lambda path: path.relative_to(model).as_posix()):
+        digest.update(path.relative_to(model).as_posix().encode() + b"\0")
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]

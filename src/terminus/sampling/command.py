@@ -1,0 +1,125 @@
+"""`terminus sample`: prompts in, numbered PNG files and one sheet out."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from terminus.errors import UserError
+from terminus.sampling.api import Drawing, Terminus, parse_size
+from terminus.sampling.metadata import save
+from terminus.sampling.sheet import sheet
+from terminus.sampling.tasks import Settings
+
+_SHEET = 64
+"""Pictures that a sheet shows at most."""
+_LINE_EVERY = 10.0
+"""Seconds between plain lines."""
+
+
+def sample(
+    model: str,
+    *,
+    prompts: Sequence[str],
+    out: Path,
+    negative: str = "",
+    seed: int = 0,
+    count: int = 1,
+    steps: int | None = None,
+    guidance: float | None = None,
+    solver: str | None = None,
+    size: str | None = None,
+) -> None:
+    """Draws `count` pictures per prompt into `out` and prints their paths; None is the default of `Settings`."""
+    console = Console(stderr=True, highlight=False)
+    settings = Settings(
+        steps=Settings.steps if steps is None else steps,
+        guidance=Settings.guidance if guidance is None else guidance,
+        solver=solver or Settings.solver,
+        size=None if size is None else parse_size(size),
+    )
+    if negative and settings.guidance == 1.0:
+        console.print("The negative prompt has no effect at guidance 1.")
+    _make_folder(out)
+    with console.status(f"Loading {model}"):
+        loaded = Terminus.load(model)
+    stream = loaded.stream(prompts, negative, seed=seed, count=count, settings=settings)
+    shown: list[tuple[Image.Image, str]] = []
+    with _Progress(console, settings.steps, len(prompts) * count) as progress:
+        for drawing in stream:
+            progress.update(drawing)
+            if drawing.finished:
+                pictures = drawing.pictures()
+                for picture, request in zip(pictures, drawing.requests, strict=True):
+                    print(_save(picture, out, f"{_next_number(out):05d}-{request.seed}"))
+                captions = [f"{one.prompt} · {one.seed}" for one in drawing.requests]
+                shown += list(zip(pictures, captions, strict=True))[: _SHEET - len(shown)]
+    if len(shown) > 1:
+        page = sheet([picture for picture, _ in shown], [caption for _, caption in shown])
+        print(_save(page, out, _free_name(out, "samples")))
+
+
+class _Progress:
+    """Solver steps over all pictures: a bar on a terminal, a plain line now and then elsewhere."""
+
+    def __init__(self, console: Console, steps: int, pictures: int) -> None:
+        self.console, self.pictures, self.drawn, self.spoken = console, pictures, 0, time.monotonic()
+        columns = (TextColumn("sample"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn())
+        self.bar = Progress(*columns, console=console, disable=not console.is_terminal)
+        self.task = self.bar.add_task("", total=steps * pictures)
+
+    def update(self, drawing: Drawing) -> None:
+        """One step of one batch is done."""
+        self.bar.advance(self.task, len(drawing.requests))
+        self.drawn += len(drawing.requests) if drawing.finished else 0
+        now = time.monotonic()
+        if not self.console.is_terminal and now - self.spoken >= _LINE_EVERY:
+            self.spoken = now
+            place = f"step {drawing.step}/{drawing.steps}, {self.drawn}/{self.pictures} pictures drawn"
+            self.console.print(f"sample: {place}")
+
+    def __enter__(self) -> _Progress:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+
+def _make_folder(out: Path) -> None:
+    """Before the model is loaded: minutes of drawing must not end in a folder that cannot be written."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"This folder cannot be made ({error.strerror})", where=str(out)) from error
+    if not os.access(out, os.W_OK | os.X_OK):
+        raise UserError("This folder cannot be written", where=str(out), fix="Choose another --out")
+
+
+def _next_number(out: Path) -> int:
+    numbers = [int(match[1]) for path in out.iterdir() if (match := re.match(r"(\d{5,9})-", path.name))]
+    return max(numbers, default=0) + 1
+
+
+def _free_name(out: Path, stem: str) -> str:
+    taken = {path.stem for path in out.iterdir()}
+    return next(name for n in range(1, len(taken) + 2) if (name := stem if n == 1 else f"{stem}-{n}") not in taken)
+
+
+def _save(picture: Image.Image, out: Path, stem: str) -> Path:
+    path = out / f"{stem}.png"
+    try:
+        save(picture, path)
+    except OSError as error:
+        raise UserError(f"This picture cannot be written ({error.strerror or error})", where=str(path)) from error
+    return path

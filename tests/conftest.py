@@ -1,0 +1,61 @@
+"""What tests of several rooms share: a whole model, small enough to draw a picture in a moment."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before anything imports torch: our tensors are tiny, and threads that wait for each other are 50 times slower than none.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(scope="session")
+def random_nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder: SDXL's classes, the shipped tokenizers, fixed random weights, 32 × 32 pixels, ZTSNR + velocity.
+
+    Session-scoped, so read it only; copy it (`shutil.copytree`) to change it.
+    """
+    # Imported here: tests that need no network should not wait for torch.
+    import torch
+
+    from terminus.model.architecture import Architecture, CodecShape, TowerShape, UNetShape, VisionShape
+    from terminus.model.codec import build_codec
+    from terminus.model.components import Components, Record, save_components
+    from terminus.model.text import build_towers, build_vision
+    from terminus.model.towers import load_tokenizer
+    from terminus.model.unet import build_unet
+    from terminus.model.weights import SHIPPED
+
+    tower = TowerShape(width=32, layers=2, heads=2, hidden=64, activation="quick_gelu", projection=32)
+    tiny = Architecture(
+        unet=UNetShape(
+            channels=(16, 32, 32),
+            transformer_layers=(1, 1, 1),
+            heads=(1, 2, 2),
+            layers_per_level=1,
+            norm_groups=8,
+            size_embedding=8,
+            latent_size=8,
+        ),
+        codec=CodecShape(channels=(8, 16, 16), layers_per_level=1, norm_groups=4, latent_channels=4, pixels=32),
+        tower_1=tower,
+        tower_2=tower,
+        vision=VisionShape(width=32, layers=2, heads=2, patch=8, pixels=32),
+        positions=32,
+    )
+    tokenizers = (load_tokenizer(SHIPPED["nano"] / "tokenizer"), load_tokenizer(SHIPPED["nano"] / "tokenizer_2"))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        components = Components(
+            build_unet(tiny).eval(),
+            build_codec(tiny),
+            build_towers(tiny, tokenizers),
+            Record(weighting={"kind": "min_snr", "form": "augmented", "gamma": 5.0}, native_pixels=32),
+            build_vision(tiny).eval(),
+        )
+    folder = tmp_path_factory.mktemp("models") / "random-nano"
+    save_components(components, folder)
+    return folder

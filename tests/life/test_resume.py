@@ -1,0 +1,134 @@
+"""A run can be ended at any instant; the same command continues it, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from terminus.config.load import Loaded
+from terminus.errors import Stopped, UserError
+from terminus.training import run
+from terminus.training.recipe import Recipe
+
+from .conftest import losses
+
+Build = Callable[..., Loaded[Recipe]]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from terminus.config.load import load
+
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    run.train(load(prepared / "recipe.yaml", Recipe, [f"run.dir={folder}", "training.loader_threads=0"]))
+    return folder
+
+
+def same_end(one: Path, two: Path) -> None:
+    """Logs and every tensor of the last checkpoint and of the finished model are equal."""
+    assert losses(one) == losses(two)
+    for pattern in ("checkpoints/images-000000000096/*.safetensors", "model/*/*.safetensors"):
+        files = sorted(one.glob(pattern))
+        assert files
+        for file in files:
+            left, right = load_file(file), load_file(two / file.relative_to(one))
+            assert left.keys() == right.keys()
+            assert all(torch.equal(left[key], right[key]) for key in left), file.name
+
+
+def test_the_run_leaves_what_it_promises(undisturbed: Path):
+    names = {path.name for path in undisturbed.iterdir()}
+    assert {"recipe.yaml", "data.json", "log.jsonl", "facts.json", "checkpoints", "model", "tensorboard"} <= names
+    assert len(losses(undisturbed)) == 12
+    assert len(list((undisturbed / "checkpoints").iterdir())) == 2
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_stopped_by_a_signal(undisturbed: Path, recipe: Build, tmp_path: Path, threads: int, monkeypatch):
+    """SIGTERM inside step 5 of 12, between two checkpoints."""
+    real = run.run_loop
+
+    def stopping(step, state, loader, settings, hooks):  # noqa: ANN001
+        record = hooks.record
+
+        def recording(row):  # noqa: ANN001
+            record(row)
+            if row.step == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        real(step, state, loader, settings, run.Hooks(hooks.validate, recording, hooks.checkpoint, hooks.stop_asked))
+
+    monkeypatch.setattr(run, "run_loop", stopping)
+    with pytest.raises(Stopped):
+        run.train(recipe(f"training.loader_threads={threads}"))
+    assert (tmp_path / "run" / "checkpoints" / "images-000000000040").is_dir()
+    monkeypatch.undo()
+    run.train(recipe(f"training.loader_threads={threads}"))
+    same_end(undisturbed, tmp_path / "run")
+
+
+def test_killed_at_any_instant(undisturbed: Path, prepared: Path, tmp_path: Path):
+    """kill -9 from outside, three times at different steps, then to the end."""
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "terminus", "train", str(prepared / "recipe.yaml"), f"run.dir={folder}"]
+    for rows in (2, 6, 9):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        wait_for_rows(folder / "log.jsonl", rows, process)
+        process.kill()
+        process.wait()
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    same_end(undisturbed, folder)
+
+
+def wait_for_rows(log: Path, rows: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while not (log.is_file() and log.read_bytes().count(b"\n") >= rows):
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_a_signal_exits_with_75(prepared: Path, tmp_path: Path):
+    folder = tmp_path / "run"
+    recipe = str(prepared / "recipe.yaml")
+    command = [sys.executable, "-m", "terminus", "train", recipe, f"run.dir={folder}", "training.images=4000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    wait_for_rows(folder / "log.jsonl", 2, process)
+    process.send_signal(signal.SIGTERM)
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "same command continues" in printed
+    assert "Traceback" not in printed
+
+
+def test_a_longer_run_continues_a_finished_one(undisturbed: Path, recipe: Build, tmp_path: Path):
+    run.train(recipe("training.images=48"))
+    run.train(recipe("training.images=96"))
+    assert [row[0] for row in losses(tmp_path / "run")] == [row[0] for row in losses(undisturbed)]
+    left = load_file(tmp_path / "run" / "checkpoints" / "images-000000000096" / "weights.safetensors")
+    right = load_file(undisturbed / "checkpoints" / "images-000000000096" / "weights.safetensors")
+    assert all(torch.equal(left[key], right[key]) for key in left)
+
+
+def test_another_recipe_in_the_same_folder_is_refused(recipe: Build):
+    run.train(recipe("training.images=8"))
+    with pytest.raises(UserError, match=r"training.seed was 0 and is now 7"):
+        run.train(recipe("training.images=8", "training.seed=7"))
+
+
+def test_two_runs_in_one_folder_are_refused(recipe: Build, tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    held = threading.Event()
+    with run._locked(tmp_path / "run"), pytest.raises(UserError, match="Another process"):
+        held.set()
+        run.train(recipe("training.images=8"))

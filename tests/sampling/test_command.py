@@ -1,0 +1,102 @@
+"""`terminus sample` through the command line's own door."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from terminus import cli
+
+QUICK = ("--steps", "1", "--size", "16x16")
+
+
+def sample(model: Path, out: Path, *options: str) -> int:
+    return cli.main(["sample", str(model), "--out", str(out), *options])
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_pictures_are_numbered_named_by_seed_and_printed(random_nano: Path, tmp_path: Path, capsys):
+    out = tmp_path / "new" / "folder"
+    assert sample(random_nano, out, "--prompt", "a dog", "--seed", "7", *QUICK) == 0
+    assert names(out) == ["00001-7.png"]
+    assert capsys.readouterr().out == f"{out / '00001-7.png'}\n"
+    assert sample(random_nano, out, "--prompt", "a dog", "--prompt", "", "--count", "2", "--seed", "7", *QUICK) == 0
+    assert names(out)[:5] == ["00001-7.png", "00002-7.png", "00003-8.png", "00004-7.png", "00005-8.png"]
+    assert names(out)[5:] == ["samples.png"]
+    with Image.open(out / "00005-8.png") as picture:
+        assert picture.size == (16, 16)
+        said = json.loads(picture.info["terminus"])
+        assert picture.info["parameters"].endswith(f"Version: Terminus {said['version']}")
+    assert (said["prompt"], said["seed"], said["steps"]) == ("", 8, 1)
+
+
+def test_nothing_is_overwritten(random_nano: Path, tmp_path: Path):
+    for _ in range(2):
+        assert sample(random_nano, tmp_path, "--prompt", "a dog", "--count", "2", *QUICK) == 0
+        written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    first = ["00001-0.png", "00002-1.png", "00003-0.png", "00004-1.png"]
+    assert sorted(written) == [*first, "samples-2.png", "samples.png"]
+    (tmp_path / "00041-mine.jpg").write_bytes(b"")
+    assert sample(random_nano, tmp_path, "--prompt", "a dog", *QUICK) == 0
+    assert "00042-0.png" in names(tmp_path)
+    assert {name: (tmp_path / name).read_bytes() for name in written} == written
+
+
+def test_the_options_reach_the_picture(random_nano: Path, tmp_path: Path):
+    given = {"negative": "a cat", "seed": "3", "steps": "2", "guidance": "2.5", "solver": "euler", "size": "32x16"}
+    options = [word for key, value in given.items() for word in (f"--{key}", value)]
+    assert sample(random_nano, tmp_path, "--prompt", "a dog", *options) == 0
+    with Image.open(tmp_path / "00001-3.png") as picture:
+        said = json.loads(picture.info["terminus"])
+    assert {key: said[key] for key in given} == {
+        **given,
+        **{"seed": 3, "steps": 2, "guidance": 2.5, "size": {"width": 32, "height": 16}},
+    }
+
+
+def test_a_negative_prompt_without_guidance_is_said_to_do_nothing(random_nano: Path, tmp_path: Path, capsys):
+    options = ("--prompt", "a dog", "--negative", "a cat", "--guidance", "1", *QUICK)
+    assert sample(random_nano, tmp_path, *options) == 0
+    assert "no effect at guidance 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--solver", "dpm_2m"], "Did you mean `dpmpp_2m`?"),
+        (["--steps", "0"], "0 sampling steps"),
+        (["--steps", "1001"], "1001 sampling steps"),
+        (["--size", "40x40"], "multiples of 16 from 16 to 128"),
+        (["--size", "4096x32"], "The nearest is 128x32"),
+        (["--size", "big"], "WIDTHxHEIGHT"),
+        (["--count", "0"], "count 0"),
+        (["--seed", "-1"], "seed -1"),
+        (["--seed", str(2**63)], "seed 9223372036854775808"),
+        (["--guidance", "nan"], "guidance nan"),
+        (["--guidance", "inf"], "guidance inf"),
+    ],
+)
+def test_bad_input_is_one_paragraph_and_no_file(random_nano: Path, tmp_path: Path, options, message: str, capsys):
+    assert sample(random_nano, tmp_path, "--prompt", "a dog", *options) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert "Traceback" not in printed.err
+    assert names(tmp_path) == []
+
+
+def test_an_out_folder_that_cannot_be_is_found_before_the_model_is_loaded(tmp_path: Path, capsys):
+    (tmp_path / "file").write_bytes(b"")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert sample(tmp_path / "no-model-here", out, "--prompt", "a dog") == 2
+        assert f"error: {out}: This folder cannot be made" in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_there(tmp_path: Path, capsys):
+    assert sample(tmp_path / "nowhere", tmp_path / "out", "--prompt", "a dog") == 2
+    assert "No model is here" in capsys.readouterr().err

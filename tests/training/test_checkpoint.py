@@ -1,0 +1,86 @@
+"""The checkpoint protocol: whole or not there, verified before use, never fewer than one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from terminus.errors import UserError
+from terminus.training import checkpoint
+from terminus.training.checkpoint import Position
+
+
+def tensors(value: float) -> dict[str, dict[str, torch.Tensor]]:
+    return {"weights": {"a": torch.full((3,), value)}, "average": {"a": torch.zeros(3)}, "optimizer": {}}
+
+
+def save(folder: Path, images: int, keep: int = 2) -> Path:
+    return checkpoint.save(folder, Position(images // 4, images, 1.5), tensors(images), keep)
+
+
+def test_round_trip_and_pruning(tmp_path: Path):
+    for images in (4, 8, 12):
+        save(tmp_path, images)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images-000000000008", "images-000000000012"]
+    saved = checkpoint.latest(tmp_path)
+    assert saved is not None
+    assert saved.position == Position(3, 12, 1.5)
+    assert torch.equal(saved.tensors["weights"]["a"], torch.full((3,), 12.0))
+
+
+def test_none_yet_is_none(tmp_path: Path):
+    assert checkpoint.latest(tmp_path / "absent") is None
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "missing file", "missing manifest", "garbage manifest"])
+def test_a_damaged_one_is_set_aside_and_the_one_before_is_used(tmp_path: Path, damage: str, caplog):
+    save(tmp_path, 4)
+    newest = save(tmp_path, 8)
+    target = newest / "weights.safetensors"
+    match damage:
+        case "flip":
+            data = bytearray(target.read_bytes())
+            data[-1] ^= 1
+            target.write_bytes(bytes(data))
+        case "truncate":
+            target.write_bytes(target.read_bytes()[:-1])
+        case "missing file":
+            target.unlink()
+        case "missing manifest":
+            (newest / "manifest.json").unlink()
+        case _:
+            (newest / "manifest.json").write_text("[1]")
+    saved = checkpoint.latest(tmp_path)
+    assert saved is not None
+    assert saved.position.images == 4
+    assert "set aside" in caplog.text
+    assert [path.suffix for path in tmp_path.glob("*.bad")] == [".bad"]
+
+
+def test_all_damaged_never_starts_anew(tmp_path: Path):
+    (save(tmp_path, 4) / "manifest.json").unlink()
+    with pytest.raises(UserError, match="never starts anew"):
+        checkpoint.latest(tmp_path)
+
+
+def test_what_a_kill_left_behind_is_removed(tmp_path: Path):
+    save(tmp_path, 4)
+    (tmp_path / ".tmp-half").mkdir()
+    (tmp_path / ".tmp-half" / "weights.safetensors").write_bytes(b"half")
+    saved = checkpoint.latest(tmp_path)
+    assert saved is not None
+    assert not (tmp_path / ".tmp-half").exists()
+
+
+def test_a_failed_save_leaves_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    save(tmp_path, 4)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        save(tmp_path, 8)
+    assert [path.name for path in tmp_path.iterdir()] == ["images-000000000004"]
