@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-# Before anything imports torch: our tensors are tiny, and threads that wait for each other are 50 times slower than none.
+# Before anything imports torch: our tensors are tiny, and threads that wait for each other cost more than they do.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 

@@ -158,8 +158,8 @@ def test_limit_counts_drawings_and_balances_styles_and_grows():
     [
         (("oil",), 2, None, "oil"),
         ((), 2, None, "No style"),
-        (("3d",), 12, None, "11 backgrounds"),
-        (("3d",), 0, None, "11 backgrounds"),
+        (("3d",), 13, None, "12 to choose from"),
+        (("3d",), 0, None, "12 to choose from"),
         (("3d",), 2, 0, "limit"),
     ],
 )

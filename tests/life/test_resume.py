@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -58,10 +57,10 @@ def test_stopped_by_a_signal(undisturbed: Path, recipe: Build, tmp_path: Path, t
     """SIGTERM inside step 5 of 12, between two checkpoints."""
     real = run.run_loop
 
-    def stopping(step, state, loader, settings, hooks):  # noqa: ANN001
+    def stopping(step, state, loader, settings, hooks):
         record = hooks.record
 
-        def recording(row):  # noqa: ANN001
+        def recording(row):
             record(row)
             if row.step == 5:
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -128,7 +127,6 @@ def test_another_recipe_in_the_same_folder_is_refused(recipe: Build):
 
 def test_two_runs_in_one_folder_are_refused(recipe: Build, tmp_path: Path):
     (tmp_path / "run").mkdir()
-    held = threading.Event()
+    short = recipe("training.images=8")
     with run._locked(tmp_path / "run"), pytest.raises(UserError, match="Another process"):
-        held.set()
-        run.train(recipe("training.images=8"))
+        run.train(short)

@@ -88,10 +88,12 @@ def read_yaml(path: Path) -> Document:
         text = path.read_text(encoding="utf-8")
     except (ValueError, OSError) as error:
         raise UserError(f"This is not readable YAML ({error})", where=str(path)) from error
-    lines = text.splitlines() or [""]
-    return Document(
-        plain(parse(text, lambda row, column: Origin(f"{path}:{row + 1}:{column + 1}", lines[min(row, len(lines) - 1)], column)))
-    )
+    lines = [*text.splitlines(), ""]
+
+    def origin(row: int, column: int) -> Origin:
+        return Origin(f"{path}:{row + 1}:{column + 1}", lines[min(row, len(lines) - 1)], column)
+
+    return Document(plain(parse(text, origin)))
 
 
 def read_rows(path: Path) -> Iterator[Document]:

@@ -12,6 +12,7 @@ import shlex
 
 from markupsafe import Markup
 
+NOT_STATED = Markup("not stated")
 LONGEST = 300
 """Characters of a text on the card."""
 
@@ -29,8 +30,10 @@ def markdown(text: str) -> Markup:
     return Markup(re.sub(r"(?i)\bwww\.", "www&#46;", escaped.replace("://", "&#58;//")))
 
 
-def code(text: str) -> Markup:
+def code(text: str | None) -> Markup:
     """An inline code span."""
+    if text is None:
+        return NOT_STATED
     shown = line(text)
     longest = max((len(run) for run in re.findall("`+", shown)), default=0)
     ticks, space = "`" * (longest + 1), " " if "`" in shown else ""
@@ -59,11 +62,13 @@ def line(text: str) -> str:
     return shown if len(shown) <= LONGEST else shown[: LONGEST - 1] + "…"
 
 
-def place(text: str) -> str:
+def place(text: str | None) -> str | None:
     """A path or URI without what it tells about a machine or an account.
 
     Relative paths stay; of others the last part; of a URI neither user, password nor query.
     """
+    if text is None:
+        return None
     scheme, mark, rest = text.partition("://")
     if mark:
         return f"{scheme}://{re.split('[?#]', rest)[0].split('@')[-1]}"

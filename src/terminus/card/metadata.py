@@ -33,9 +33,7 @@ def metadata(run: Run) -> ModelCardData:
     ]
     if widget:
         optional["widget"] = widget
-    return ModelCardData(
-        license=run.licence, library_name="diffusers", pipeline_tag=TASK, tags=_tags(run), **optional
-    )  # pyright: ignore[reportArgumentType]
+    return ModelCardData(license=run.licence, library_name="diffusers", pipeline_tag=TASK, tags=_tags(run), **optional)  # pyright: ignore[reportArgumentType]
 
 
 def _tags(run: Run) -> list[str]:
@@ -65,8 +63,6 @@ def _results(run: Run) -> list[EvalResult]:
         found = metrics.at(path)
         value = found.number("wasserstein") if kind == "luminance_wasserstein" else found.number("mean")
         if value is not None:
-            # One entry per number: the library merges entries of the same task and data set.
-            results.append(
-                EvalResult(TASK, dataset[0], dataset[1], metric_type=kind, metric_value=round(value, 6), metric_name=name)
-            )
+            result = EvalResult(TASK, *dataset, metric_type=kind, metric_value=round(value, 6), metric_name=name)
+            results.append(result)
     return results

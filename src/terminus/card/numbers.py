@@ -1,13 +1,13 @@
-"""How numbers look on the card, and the two phrases for those that do not exist."""
+"""How numbers look on the card: what was not measured says so, and so does what was not stated."""
 
 from __future__ import annotations
 
 from markupsafe import Markup
 
 from terminus.card.documents import Document
+from terminus.card.escape import NOT_STATED
 
 NOT_MEASURED = Markup("not measured")
-NOT_STATED = Markup("not stated")
 
 
 def count(value: float | None) -> Markup:
@@ -18,6 +18,16 @@ def count(value: float | None) -> Markup:
 def significant(value: float | None, digits: int = 4) -> Markup:
     """1e-05 is "1e-05", 0.30001 is "0.3"."""
     return NOT_MEASURED if value is None else Markup(f"{value:.{digits}g}")
+
+
+def stated(value: float | None) -> Markup:
+    """A setting: as `significant`, but nobody measures it."""
+    return NOT_STATED if value is None else significant(value, 5)
+
+
+def stated_count(value: float | None) -> Markup:
+    """A setting that counts something."""
+    return NOT_STATED if value is None else count(value)
 
 
 def fixed(value: float | None, digits: int = 3) -> Markup:
@@ -47,16 +57,24 @@ def duration(seconds: float | None) -> Markup:
 
 
 def mean(found: Document) -> Markup:
-    """A `Mean` of metrics.json: "0.012 ± 0.004 (n 64, CI 0.011 to 0.013)"."""
+    """A `Mean` of metrics.json: "0.012 ± 0.004 (n 64, CI 0.011 to 0.013)"; one picture has no spread."""
     middle, spread, n = found.number("mean"), found.number("std"), found.number("n")
     if middle is None or spread is None or n is None:
         return NOT_MEASURED
-    return Markup(f"{middle:.3f} ± {spread:.3f} (n {n:.0f}, {ci(found)})")
+    if n < 2:
+        return Markup(f"{_unsigned_zero(middle):.3f} (n {n:.0f})")
+    return Markup(f"{_unsigned_zero(middle):.3f} ± {spread:.3f} (n {n:.0f}, {ci(found)})")
 
 
 def ci(found: Document) -> Markup:
     """The 95 % interval of something in metrics.json."""
-    ends = [end.scalar() for end in found.list("ci95")]
-    if len(ends) != 2 or not all(isinstance(end, int | float) for end in ends):
+    ends = [end.tree for end in found.list("ci95")]
+    low, high = ends if len(ends) == 2 else (None, None)
+    if not isinstance(low, int | float) or not isinstance(high, int | float):
         return Markup("CI not measured")
-    return Markup("CI {:.3f} to {:.3f}".format(*ends))
+    return Markup(f"CI {_unsigned_zero(low):.3f} to {_unsigned_zero(high):.3f}")
+
+
+def _unsigned_zero(value: float) -> float:
+    """No "-0.000"."""
+    return round(value, 3) + 0.0

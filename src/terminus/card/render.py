@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from terminus.card import numbers
-from terminus.card.escape import bibtex, code, line, markdown, place, python_string, shell_word
+from terminus.card.escape import NOT_STATED, bibtex, code, line, markdown, place, python_string, shell_word
 from terminus.card.facts import Run
 from terminus.card.metadata import metadata
 
@@ -33,6 +33,8 @@ def render(run: Run) -> str:
     environment.filters |= {
         "count": numbers.count,
         "significant": numbers.significant,
+        "stated": numbers.stated,
+        "stated_count": numbers.stated_count,
         "fixed": numbers.fixed,
         "size": numbers.size,
         "duration": numbers.duration,
@@ -55,11 +57,11 @@ def _shown(value: object) -> Markup:
     """What the template prints: markup as it is, anything else escaped, nothing as words."""
     if isinstance(value, Markup):
         return value
-    return numbers.NOT_STATED if value is None else markdown(str(value))
+    return NOT_STATED if value is None else markdown(str(value))
 
 
 def _listed(values: Iterable[object]) -> Markup:
-    return Markup(", ").join([_shown(value) for value in values]) or numbers.NOT_STATED
+    return Markup(", ").join([_shown(value) for value in values]) or NOT_STATED
 
 
 def _prompt(run: Run) -> str:

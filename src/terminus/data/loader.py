@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +37,7 @@ class Batch:
     epoch: int
 
 
+@runtime_checkable
 class Rows(Protocol):
     """Random access to one kind of row of one split, grouped in buckets of equal shape."""
 

@@ -140,7 +140,7 @@ def load_module(cls: type[Module], folder: Path, stem: str = "diffusion_pytorch_
             f"This configuration does not describe a {cls.__name__} ({error})",
             where=str(folder / "config.json"),
         ) from error
-    fill(module.to(torch.float32), read_tensors(folder, stem), str(folder))
+    fill(module, read_tensors(folder, stem), str(folder))
     return module
 
 

@@ -21,6 +21,7 @@ from terminus.sampling.tasks import Settings
 
 _SHEET = 64
 """Pictures that a sheet shows at most."""
+_COLUMNS = 8
 _LINE_EVERY = 10.0
 """Seconds between plain lines."""
 
@@ -63,7 +64,8 @@ def sample(
                 captions = [f"{one.prompt} · {one.seed}" for one in drawing.requests]
                 shown += list(zip(pictures, captions, strict=True))[: _SHEET - len(shown)]
     if len(shown) > 1:
-        page = sheet([picture for picture, _ in shown], [caption for _, caption in shown])
+        columns = count if 1 < count <= _COLUMNS else None  # a row per prompt, where that is not too wide
+        page = sheet([picture for picture, _ in shown], [caption for _, caption in shown], columns)
         print(_save(page, out, _free_name(out, "samples")))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
@@ -83,7 +84,7 @@ def _wrapped(caption: str, width: int, font: _Font) -> list[str]:
             elif line:
                 lines, line = [*lines, line], ""
             else:
-                fits = next((n for n in range(len(word), 1, -1) if font.getlength(word[:n]) <= width), 1)
+                fits = max(1, bisect_right(range(len(word) + 1), width, key=lambda n: font.getlength(word[:n])) - 1)
                 line, word = word[:fits], word[fits:]
     lines = [*lines, line] if line else lines
     if len(lines) > _LINES:

@@ -1,0 +1,107 @@
+"""The diffusion step: however a batch is cut, the unconditional input of sampling, exact conditioning."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from terminus.conditioning import Crop, MicroConditioning, Size
+from terminus.data.loader import Batch
+from terminus.diffusion.objective import VelocityObjective
+from terminus.diffusion.weighting import min_snr
+from terminus.model.components import Components, load_components
+from terminus.sampling.schedule import noise_schedule
+from terminus.training.step import DiffusionStep
+
+
+@pytest.fixture(scope="module")
+def components(random_nano: Path) -> Components:
+    return load_components(random_nano)
+
+
+@pytest.fixture
+def step(components: Components) -> DiffusionStep:
+    schedule = noise_schedule(components.record.schedule)
+    return DiffusionStep(
+        components=components,
+        objective=VelocityObjective(schedule, min_snr(schedule.snr)),
+        seed=5,
+        global_batch=8,
+        stratified=True,
+        caption_dropout=0.5,
+        device=torch.device("cpu"),
+        precision="fp32",
+    )
+
+
+def batch(first: int = 0, count: int = 8) -> Batch:
+    numbers = range(first, first + count)
+    moments = torch.stack([torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(n)) for n in numbers])
+    moments[:, 1] = -6.0
+    sizes = [MicroConditioning(Size(40 + n, 50), Crop(n, 2), Size(32, 32)) for n in numbers]
+    captions = tuple((f"a red apple {n}", f"an apple {n}") for n in numbers)
+    return Batch(tuple(numbers), tuple(map(str, numbers)), captions, tuple(sizes), moments, epoch=0)
+
+
+def test_a_batch_cut_in_pieces_gives_the_same_losses(step: DiffusionStep):
+    with torch.no_grad():
+        whole = step.loss(batch(16, 8), step=2)
+        parts = [step.loss(batch(16 + start, 2), step=2) for start in range(0, 8, 2)]
+    assert whole.t is not None
+    assert torch.equal(whole.t, torch.cat([part.t for part in parts if part.t is not None]))
+    torch.testing.assert_close(whole.weighted, torch.cat([part.weighted for part in parts]), rtol=1e-5, atol=1e-6)
+
+
+def test_the_same_sample_again_is_the_same_number_and_another_is_not(step: DiffusionStep):
+    with torch.no_grad():
+        one, again, later = step.loss(batch(0), 0), step.loss(batch(0), 0), step.loss(batch(8), 1)
+    assert torch.equal(one.weighted, again.weighted)
+    assert not torch.equal(one.weighted, later.weighted)
+
+
+def test_a_global_batch_covers_the_timesteps_evenly(step: DiffusionStep):
+    with torch.no_grad():
+        t = step.loss(batch(0), 0).t
+    assert t is not None
+    assert sorted((t // 125).tolist()) == list(range(8))
+
+
+def test_a_dropped_caption_is_the_empty_prompt_of_sampling(step: DiffusionStep, components: Components):
+    """With every caption dropped, the loss is that of a batch whose only caption is empty."""
+    dropped = replace(step, caption_dropout=1.0)
+    empty = replace(batch(), captions=(("",),) * 8)
+    with torch.no_grad():
+        assert torch.equal(
+            dropped.loss(batch(), 0).weighted, replace(step, caption_dropout=0.0).loss(empty, 0).weighted
+        )
+    # and the empty caption is encoded, not zeroed: what text2img feeds as its unconditional half
+    assert components.text.encode([""]).context.abs().sum() > 0
+
+
+def test_captions_are_dropped_at_the_rate_and_chosen_among_all(step: DiffusionStep):
+    picked = replace(step, caption_dropout=0.25)._captions(batch(0, 400))
+    dropped = picked.count("")
+    assert 70 < dropped < 130
+    first = sum(caption.startswith("a red") for caption in picked)
+    assert 110 < first < 190
+
+
+def test_sizes_reach_the_network(step: DiffusionStep):
+    wide = replace(batch(), conditioning=(MicroConditioning(Size(900, 900), Crop(0, 0), Size(32, 32)),) * 8)
+    with torch.no_grad():
+        assert not torch.equal(step.loss(batch(), 0).error, step.loss(wide, 0).error)
+
+
+def test_the_terminal_timestep_is_finite_and_weighs_one(step: DiffusionStep):
+    uniform = replace(step, stratified=False, global_batch=4000)
+    terminal = [n for n in range(4000) if uniform._timesteps(batch(n, 1), 0).item() == 999]
+    assert terminal, "4000 samples must meet the terminal step"
+    with torch.no_grad():
+        loss = uniform.loss(batch(terminal[0], 1), 0)
+    assert loss.t is not None
+    assert loss.t.item() == 999
+    assert torch.isfinite(loss.weighted).all()
+    assert torch.equal(loss.weighted, loss.error)
