@@ -9,11 +9,11 @@ from terminus import runtime
 from terminus.data import report
 from terminus.data.curate import Curated, check_rules, curate
 from terminus.data.encode import encode, waiting
-from terminus.data.progress import Meter
 from terminus.data.report import PrepareReport
 from terminus.data.settings import DataConfig
 from terminus.data.store import Store, quoted
 from terminus.errors import UserError
+from terminus.progress import Meter
 
 
 def prepare(data: DataConfig, model: str | None, console: Console | None = None) -> PrepareReport:

@@ -10,7 +10,6 @@ from pathlib import Path
 from rich.console import Console
 
 from terminus import runtime
-from terminus.data.progress import Meter
 from terminus.errors import UserError
 from terminus.evaluation.alignment import DEFINITION, measure_alignment
 from terminus.evaluation.contrast import DEFINITIONS, histogram_distance, measure_contrast
@@ -33,6 +32,7 @@ from terminus.evaluation.report import Gallery, write_report, write_samples
 from terminus.evaluation.settings import FULL, EvaluationSettings
 from terminus.model.components import Components, load_components
 from terminus.model.weights import resolve
+from terminus.progress import Meter
 
 CONTROL = "the same weights, prompts, seeds and guidance; schedule not rescaled, leading timesteps from below T-1"
 

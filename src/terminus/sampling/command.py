@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
 from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from terminus.errors import UserError
-from terminus.sampling.api import Drawing, Terminus, parse_size
+from terminus.progress import Meter
+from terminus.sampling.api import Terminus, parse_size
 from terminus.sampling.metadata import save
 from terminus.sampling.sheet import sheet
 from terminus.sampling.tasks import Settings
@@ -22,8 +20,6 @@ from terminus.sampling.tasks import Settings
 _SHEET = 64
 """Pictures that a sheet shows at most."""
 _COLUMNS = 8
-_LINE_EVERY = 10.0
-"""Seconds between plain lines."""
 
 
 def sample(
@@ -54,9 +50,9 @@ def sample(
         loaded = Terminus.load(model)
     stream = loaded.stream(prompts, negative, seed=seed, count=count, settings=settings)
     shown: list[tuple[Image.Image, str]] = []
-    with _Progress(console, settings.steps, len(prompts) * count) as progress:
+    with Meter(console, "sample", settings.steps * len(prompts) * count, unit="steps") as meter:
         for drawing in stream:
-            progress.update(drawing)
+            meter.advance(len(drawing.requests))
             if drawing.finished:
                 pictures = drawing.pictures()
                 for picture, request in zip(pictures, drawing.requests, strict=True):
@@ -67,35 +63,6 @@ def sample(
         columns = count if 1 < count <= _COLUMNS else None  # a row per prompt, where that is not too wide
         page = sheet([picture for picture, _ in shown], [caption for _, caption in shown], columns)
         print(_save(page, out, _free_name(out, "samples")))
-
-
-class _Progress:
-    """Solver steps over all pictures: a bar on a terminal, a plain line now and then elsewhere."""
-
-    def __init__(self, console: Console, steps: int, pictures: int) -> None:
-        self.console, self.pictures, self.drawn, self.spoken = console, pictures, 0, time.monotonic()
-        columns = (TextColumn("sample"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn())
-        self.bar = Progress(*columns, console=console, disable=not console.is_terminal)
-        self.task = self.bar.add_task("", total=steps * pictures)
-
-    def update(self, drawing: Drawing) -> None:
-        """One step of one batch is done."""
-        self.bar.advance(self.task, len(drawing.requests))
-        self.drawn += len(drawing.requests) if drawing.finished else 0
-        now = time.monotonic()
-        if not self.console.is_terminal and now - self.spoken >= _LINE_EVERY:
-            self.spoken = now
-            place = f"step {drawing.step}/{drawing.steps}, {self.drawn}/{self.pictures} pictures drawn"
-            self.console.print(f"sample: {place}")
-
-    def __enter__(self) -> _Progress:
-        self.bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.bar.stop()
 
 
 def _make_folder(out: Path) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from terminus.config.load import Loaded, dump, load
@@ -24,6 +25,7 @@ from terminus.data.loader import Loader
 from terminus.data.order import Order
 from terminus.data.store import Store, Table, View
 from terminus.errors import Stopped, UserError
+from terminus.progress import Meter
 from terminus.training import checkpoint
 from terminus.training.assemble import Parts, assemble, table_of
 from terminus.training.checkpoint import Position
@@ -33,8 +35,7 @@ from terminus.training.journal import Journal, Row
 from terminus.training.loop import Hooks, State, run_loop
 from terminus.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
 from terminus.training.preview import draw
-from terminus.training.progress import Progress
-from terminus.training.recipe import Recipe
+from terminus.training.recipe import Recipe, Training
 from terminus.training.validation import Validation, build_validation
 
 log = logging.getLogger("terminus")
@@ -86,9 +87,9 @@ def _train(recipe: Recipe, folder: Path, parts: Parts) -> Path:
     order = Order(training.seed, parts.train.sizes, training.micro_batch)
     loader = Loader(parts.train, order, training.accumulation, training.loader_threads)
     begun = state.position
-    with Journal(folder, begun.step) as journal, Progress(training, begun) as progress, _signals() as asked:
+    with Journal(folder, begun.step) as journal, _meter(training, begun) as meter, _signals() as asked:
         before = validation.measure(parts.step) if begun.step == 0 else None
-        watch = _Watch(recipe, folder, parts, state, validation, journal, progress, before)
+        watch = _Watch(recipe, folder, parts, state, validation, journal, meter, before)
         hooks = Hooks(watch.validate, watch.record, watch.checkpoint, lambda: bool(asked))
         try:
             run_loop(parts.step, state, loader, training, hooks)
@@ -111,8 +112,10 @@ class _Watch:
     state: State
     validation: Validation
     journal: Journal
-    progress: Progress
+    meter: Meter
     before: dict[str, float] | None
+    validated: str = ""
+    """The last validation error, for the progress line."""
 
     def validate(self, position: Position) -> dict[str, float] | None:
         settings = self.recipe.training.validation
@@ -123,7 +126,10 @@ class _Watch:
 
     def record(self, row: Row) -> None:
         self.journal.write(row, self.before if row.step == 1 else None)
-        self.progress.update(row)
+        if row.validation:
+            self.validated = f"  validation {row.validation['all']:.4f}"
+        status = f"loss {row.loss:.4f}  lr {row.learning_rate:.1e}{self.validated}"
+        self.meter.advance(self.recipe.training.global_batch, status)
 
     def checkpoint(self, position: Position, now: bool) -> None:
         settings = self.recipe.training
@@ -149,6 +155,11 @@ class _Watch:
 
     def _last(self, position: Position) -> bool:
         return position.images >= self.recipe.training.images
+
+
+def _meter(training: Training, begun: Position) -> Meter:
+    total = -(-training.images // training.global_batch) * training.global_batch
+    return Meter(Console(stderr=True, highlight=False), "train", total, begun.images, "images")
 
 
 def _restore(state: State, module: torch.nn.Module, saved: checkpoint.Saved) -> None:

@@ -1,0 +1,54 @@
+"""How far a long step is: a bar with rate and time left on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Meter:
+    """Counts to `total`, from `done` for work that continues; use as a context manager."""
+
+    def __init__(self, console: Console, what: str, total: int, done: int = 0, unit: str = "") -> None:
+        self.console, self.what, self.total, self.unit = console, what, total, unit
+        self.done = self.begun = done
+        self.start = self.spoken = time.monotonic()
+        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
+        status = TextColumn("{task.description}", markup=False)
+        self.bar = Progress(*columns, status, console=console, disable=not console.is_terminal)
+        self.task = self.bar.add_task("", total=total, completed=done)
+
+    def advance(self, count: int, status: str = "") -> None:
+        """`count` more are done; `status` is what else there is to say."""
+        self.done += count
+        now = time.monotonic()
+        self.bar.update(self.task, completed=self.done, description=f"{self._rate(now):.1f}/s  {status}".rstrip())
+        if not self.console.is_terminal and (now - self.spoken >= SECONDS_BETWEEN_LINES or self.done >= self.total):
+            self.spoken = now
+            self._line(now, status)
+
+    def __enter__(self) -> Meter:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def _rate(self, now: float) -> float:
+        return (self.done - self.begun) / max(now - self.start, 1e-9)
+
+    def _line(self, now: float, status: str) -> None:
+        rate = self._rate(now)
+        parts = [f"{self.what}: {self.done}/{self.total}{f' {self.unit}' if self.unit else ''}", f"{rate:.1f}/s"]
+        if rate > 0 and self.done < self.total:
+            seconds = (self.total - self.done) / rate
+            parts.append(f"{seconds:.0f} s left" if seconds < 120 else f"{seconds / 60:.0f} min left")
+        self.console.print(Text(", ".join([*parts, status] if status else parts)), soft_wrap=True)
