@@ -58,7 +58,7 @@ def test_numbers_are_those_of_the_run(run: Path):
         "1 h 12 min in optimizer steps",
         "15.5 images/s median",
         "| all | 0.7123 | 0.3123 |",
-        "20 W × 1.200 h = 0.02401 kWh (estimate)",
+        "20 W × 1.2 h = 0.02401 kWh (estimate)",
         "not measured (the grid factor is not stated",
         "torch 2.13.0",
         "bf16 mixed precision",
@@ -144,7 +144,8 @@ def test_a_number_that_is_none_is_not_measured(run: Path, edit, wrong: object):
 
 HOSTILE = (
     "---\nlicense: evil\n---\n# Owned <script>alert(1)</script> [click](http://evil.example) ![x](http://evil.example/x)"
-    " {{ 7 * 7 }} {% for x in y %} | cell | `code` *b* !!python/object: x\n\n## Uses\n\nwww.evil.example $x$ \x1b[2J\u202e"
+    " {{ 7 * 7 }} {% for x in y %} | cell | `code` *b* !!python/object: x\n\n## Uses\n\n"
+    "www.evil.example $x$ \x1b[2J\u202e"
 )
 
 
@@ -171,7 +172,7 @@ def test_prompts_are_shown_not_obeyed(run: Path, edit):
     blocks = re.findall(r"^```(\w+)\n(.*?)^```$", text, re.M | re.S)
     assert [kind for kind, _ in blocks] == ["python", "sh", "bibtex"]
     compile(blocks[0][1], "card", "exec")
-    assert blocks[0][1].count("\n") == 14
+    assert blocks[0][1].count("\n") == 15
     assert blocks[1][1].count("\n") == 1
 
 
@@ -346,3 +347,16 @@ def test_place(text: str, shown: str):
 def test_bibtex_and_line_leave_nothing_to_obey():
     assert bibtex("a}{\\input{x}\n%") == "a   input x"
     assert line("a" * 1000) == "a" * 299 + "…"
+
+
+def test_an_evaluation_may_have_its_own_folder(run: Path):
+    """As the demo does, whose own sheet of pictures lies beside the card."""
+    (run / "evaluation").mkdir()
+    for name in ("metrics.json", "report.html", "samples"):
+        (run / name).rename(run / "evaluation" / name)
+    (run / "samples.png").rename(run / "evaluation" / "samples.png")
+    text = card(run).read_text(encoding="utf-8")
+    assert "](evaluation/samples.png)" in text
+    assert "`evaluation/metrics.json` and `evaluation/report.html`" in text
+    assert front_matter(text)["widget"][0]["output"]["url"] == "evaluation/samples/0.png"
+    assert "n 4, CI" in section(text, "### Results")

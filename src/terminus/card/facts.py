@@ -49,6 +49,15 @@ class Energy:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """One picture for the hub's gallery."""
+
+    file: str
+    """Relative to the card."""
+    prompt: str
+
+
+@dataclass(frozen=True)
 class Run:
     """A finished run."""
 
@@ -58,7 +67,10 @@ class Run:
     data: Document
     report: Document
     """Of the data store; empty if it is not here."""
+    evaluation: Path
+    """The folder that `terminus evaluate` wrote: `evaluation` in the run's, or the run's own."""
     metrics: Document
+    """Its metrics.json; empty if there is none."""
     record: Document
     """`model/terminus.json`."""
     scheduler: Document
@@ -97,14 +109,29 @@ class Run:
         return stamp[:10] if re.match(r"\d{4}-\d{2}-\d{2}", stamp) else None
 
     @property
-    def samples(self) -> list[Document]:
+    def samples(self) -> list[Sample]:
         """The single pictures of the evaluation that are still there."""
-        return [
-            sample
-            for sample in self.metrics.list("samples")
-            if re.fullmatch(r"samples/\d+\.png", sample.text("file") or "")
-            and (self.folder / str(sample.text("file"))).is_file()
-        ]
+        found: list[Sample] = []
+        for sample in self.metrics.list("samples"):
+            file, prompt = sample.text("file") or "", sample.text("prompt")
+            if prompt and re.fullmatch(r"samples/\d+\.png", file) and (self.evaluation / file).is_file():
+                found.append(Sample(self.beside(self.evaluation / file), prompt))
+        return found
+
+    @property
+    def sheet(self) -> str | None:
+        """The sheet of the evaluation's pictures, if it is there."""
+        path = self.evaluation / "samples.png"
+        return self.beside(path) if self.metrics and path.is_file() else None
+
+    @property
+    def page(self) -> str:
+        """The evaluation's report."""
+        return self.beside(self.evaluation / "report.html")
+
+    def beside(self, path: Path) -> str:
+        """A path as the card, which lies in the run's folder, must write it."""
+        return path.relative_to(self.folder).as_posix()
 
 
 def read_run(folder: Path) -> Run:
@@ -131,8 +158,10 @@ def read_run(folder: Path) -> Run:
             rule="Both are written at the end of training",
             fix="Run the same `terminus train` command again; it continues",
         )
-    metrics = read_json(folder / "metrics.json")
-    _check_metrics(folder, metrics)
+    evaluation = folder / "evaluation"
+    evaluation = evaluation if (evaluation / "metrics.json").is_file() else folder
+    metrics = read_json(evaluation / "metrics.json")
+    _check_metrics(folder, evaluation, metrics)
     record = read_json(folder / "model" / "terminus.json")
     return Run(
         folder=folder,
@@ -140,6 +169,7 @@ def read_run(folder: Path) -> Run:
         facts=facts,
         data=read_json(folder / "data.json"),
         report=_report(recipe),
+        evaluation=evaluation,
         metrics=metrics,
         record=record,
         scheduler=read_json(folder / "model" / "scheduler" / "scheduler_config.json"),
@@ -149,16 +179,16 @@ def read_run(folder: Path) -> Run:
     )
 
 
-def _check_metrics(folder: Path, metrics: Document) -> None:
+def _check_metrics(folder: Path, evaluation: Path, metrics: Document) -> None:
     if not metrics:
         return
     have, measured = fingerprint(folder / "model"), metrics.text("model.fingerprint")
     if have != measured:
         raise UserError(
             f"These metrics were measured on other weights ({measured}); the run's model is {have}",
-            where=str(folder / "metrics.json"),
+            where=str(evaluation / "metrics.json"),
             rule="A card never shows the numbers of another model",
-            fix=f"Run `terminus evaluate {folder / 'model'} --out {folder}` again, or remove the file",
+            fix=f"Run `terminus evaluate {folder / 'model'} --out {evaluation}` again, or remove the file",
         )
 
 

@@ -28,9 +28,7 @@ def metadata(run: Run) -> ModelCardData:
             "training_type": "pre-training" if run.facts.text("begun_from") == "random weights" else "fine-tuning",
             "hardware_used": line(run.facts.text("environment.hardware") or "not stated"),
         }
-    widget = [
-        {"text": line(sample.text("prompt") or ""), "output": {"url": sample.text("file")}} for sample in run.samples
-    ]
+    widget = [{"text": line(sample.prompt), "output": {"url": sample.file}} for sample in run.samples]
     if widget:
         optional["widget"] = widget
     return ModelCardData(license=run.licence, library_name="diffusers", pipeline_tag=TASK, tags=_tags(run), **optional)  # pyright: ignore[reportArgumentType]

@@ -47,9 +47,11 @@ def size(value: float | None) -> Markup:
 
 
 def duration(seconds: float | None) -> Markup:
-    """3725 is "1 h 2 min"; 75 is "1 min 15 s"."""
+    """3725 is "1 h 2 min"; 75 is "1 min 15 s"; 0.51 is "0.51 s"."""
     if seconds is None:
         return NOT_MEASURED
+    if seconds < 59.5:
+        return Markup(f"{seconds:.3g} s")
     whole = round(seconds)
     if whole >= 3600:
         return Markup(f"{whole // 3600} h {whole % 3600 // 60} min")

@@ -5,13 +5,15 @@ The template prints data and never is data: whatever a recipe or a caption holds
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from typing import cast
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from terminus.card import numbers
-from terminus.card.escape import NOT_STATED, bibtex, code, line, markdown, place, python_string, shell_word
+from terminus.card.escape import LONGEST, NOT_STATED, bibtex, code, line, markdown, place, python_string, shell_word
 from terminus.card.facts import Run
 from terminus.card.metadata import metadata
 
@@ -30,25 +32,25 @@ def render(run: Run) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {
-        "count": numbers.count,
-        "significant": numbers.significant,
-        "stated": numbers.stated,
-        "stated_count": numbers.stated_count,
-        "fixed": numbers.fixed,
-        "size": numbers.size,
-        "duration": numbers.duration,
-        "mean": numbers.mean,
-        "ci": numbers.ci,
-        "code": code,
-        "place": place,
-        "listed": _listed,
-        "python": python_string,
-        "shell": shell_word,
-    }
+    # jinja2's own annotation allows only the types of its own filters
+    cast(dict[str, object], environment.filters).update(
+        count=numbers.count,
+        significant=numbers.significant,
+        stated=numbers.stated,
+        stated_count=numbers.stated_count,
+        fixed=numbers.fixed,
+        size=numbers.size,
+        duration=numbers.duration,
+        mean=numbers.mean,
+        ci=numbers.ci,
+        code=code,
+        place=place,
+        listed=_listed,
+        python=python_string,
+        shell=shell_word,
+    )
     body = environment.get_template("card.md.j2").render(
         run=run, recipe=run.recipe, facts=run.facts, metrics=run.metrics, prompt=_prompt(run), citation=_citation(run),
-        has_sheet=(run.folder / "samples.png").is_file(),
     )  # fmt: skip
     return f"---\n{metadata(run).to_yaml()}\n---\n\n{body}"
 
@@ -66,14 +68,14 @@ def _listed(values: Iterable[object]) -> Markup:
 
 def _prompt(run: Run) -> str:
     """One that the model was asked for already."""
-    sampled = [text for sample in run.samples if (text := sample.text("prompt"))]
+    sampled = [sample.prompt for sample in run.samples]
     previews = [text for entry in run.recipe.list("training.preview.prompts") if isinstance(text := entry.tree, str)]
     return next((line(text) for text in (*sampled, *previews) if line(text)), PROMPT)
 
 
 def _citation(run: Run) -> Markup:
     """BibTeX of the finished model; without a developer or a date it has neither."""
-    words = [word for word in bibtex(run.name).lower().split() if word.isascii() and word.isalnum()]
+    words = re.findall("[a-z0-9]+", run.name[:LONGEST].lower())
     developer, date = bibtex(run.recipe.text("run.developer") or ""), run.finished
     fields = {"title": bibtex(run.name), "author": developer, "year": date[:4] if date else "", "note": run.licence}
     lines = [f"  {key:6} = {{{value}}}," for key, value in fields.items() if value]

@@ -50,7 +50,7 @@ def evaluate(model: str, out: Path, settings: EvaluationSettings = FULL, console
     native = components.native_pixels
     prompts = build_prompts(native, settings.extreme_images, settings.color_images, settings.seed)
     start = time.monotonic()
-    with Meter(console, "draw", 2 * len(prompts)) as meter:
+    with Meter(console, "evaluate", 2 * len(prompts), unit="pictures") as meter:
         pictures = draw(components, prompts, settings, own, meter.advance)
         drawn = time.monotonic()
         control = draw(components, prompts, settings, leaky, meter.advance)
@@ -59,7 +59,7 @@ def evaluate(model: str, out: Path, settings: EvaluationSettings = FULL, console
     samples = write_samples(gallery, out)
     per_image = (drawn - start) / len(prompts)
     timing = Timing(time.monotonic() - start, per_image, runtime.environment().hardware)
-    metrics = _measure(components, _subject(components, folder), gallery, settings, samples, timing)
+    metrics = _measure(components, _subject(components, folder, model), gallery, settings, samples, timing)
     write_report(metrics, gallery, out)
     write_metrics(metrics, out / "metrics.json")
     _say(console, metrics, out)
@@ -100,10 +100,11 @@ def _measure(
     )
 
 
-def _subject(components: Components, folder: Path) -> Subject:
-    record = components.record
+def _subject(components: Components, folder: Path, model: str) -> Subject:
+    record, last = components.record, Path(model).name
     return Subject(
-        name=folder.resolve().name,
+        # A hub id names a model better than the folder of its snapshot does; "." names nothing.
+        name=last if last.strip(".") else folder.resolve().name,
         fingerprint=fingerprint(folder),
         images_seen=record.images_seen,
         prediction=record.schedule.prediction,

@@ -46,7 +46,7 @@ class BackgroundResult:
     asked_luminance: float
     border_luminance: Mean
     seen: Mean | None
-    """`border_luminance` of subjects that training saw; null where that is unknown."""
+    """`border_luminance` of subjects in the training part of the embedded data; null for generic prompts."""
     held_out: Mean | None
     """`border_luminance` of held-out subjects."""
     distance: Mean

@@ -47,7 +47,7 @@ class Prompt:
 
     @property
     def held_out(self) -> bool | None:
-        """Whether training saw no picture of this subject; None where that is unknown."""
+        """Whether the embedded data hold this subject out of training; None for generic prompts."""
         return None if self.drawing is None else self.drawing.split == "validation"
 
 

@@ -1,0 +1,182 @@
+"""What is asked for, what the control does, and the three files of `terminus evaluate`."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from PIL import Image
+from rich.console import Console
+from torch.nn.functional import normalize
+
+from terminus import runtime
+from terminus.data.emoji import BACKGROUNDS
+from terminus.errors import UserError
+from terminus.evaluation.alignment import measure_alignment
+from terminus.evaluation.command import evaluate
+from terminus.evaluation.draw import leading, leaky, own
+from terminus.evaluation.fingerprint import fingerprint
+from terminus.evaluation.prompts import Prompt, build_prompts, real_pictures
+from terminus.evaluation.settings import FULL, QUICK
+from terminus.model.components import load_components
+from terminus.sampling.tasks import Settings
+
+SMALL = replace(QUICK, extreme_images=4, color_images=1, sampling=replace(QUICK.sampling, steps=2))
+QUIET = Console(quiet=True)
+
+
+def test_black_and_white_are_asked_of_the_same_subjects_with_the_same_seeds():
+    prompts = build_prompts(64, FULL.extreme_images, FULL.color_images, seed=0)
+    black, white = ([p for p in prompts if p.background == name] for name in ("black", "white"))
+    assert [(p.drawing, p.seed) for p in black] == [(p.drawing, p.seed) for p in white]
+    assert black[0].text.endswith("on a black background")
+    assert len({p.text for p in black}) == 64
+    assert Counter(p.held_out for p in black) == {True: 32, False: 32}
+    assert Counter(p.background for p in prompts) == {name: 4 for name in BACKGROUNDS} | {"black": 64, "white": 64}
+
+
+def test_prompts_depend_on_the_seed_alone():
+    assert build_prompts(64, 4, 1, seed=0) == build_prompts(64, 4, 1, seed=0)
+    assert build_prompts(64, 4, 1, seed=0) != build_prompts(64, 4, 1, seed=1)
+
+
+def test_a_large_model_is_asked_for_everyday_subjects():
+    prompts = build_prompts(1024, 20, 1, seed=5)
+    assert prompts[0] == Prompt("a red apple on a solid black background", "black", 5)
+    assert prompts[0].held_out is None
+    assert len({(p.text, p.seed) for p in prompts}) == len(prompts)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 16, 28, 60])
+def test_leading_is_that_of_diffusers(steps: int):
+    scheduler = DDIMScheduler(timestep_spacing="leading", steps_offset=1)
+    scheduler.set_timesteps(steps)
+    assert leading(steps, 1000) == scheduler.timesteps.tolist()
+
+
+def test_the_control_starts_lower_from_the_same_noise_on_the_schedule_that_leaks(random_nano: Path):
+    components = load_components(random_nano)
+    settings = Settings(steps=4, solver="ddim")
+    first, control = (next(iter(sample(components, ["x"], [3], settings))) for sample in (own, leaky))
+    assert (first.t, control.t) == (999, 751)
+    unscaled = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    alpha = float(unscaled.alphas_cumprod[751]) ** 0.5
+    # one DDIM step from the same noise, with v solved from x0 = alpha x − sigma v
+    noise = torch.randn(first.x.shape[1:], generator=runtime.rng(3, 0, "sampling"))
+    v = (alpha * noise - control.x0[0]) / (1 - alpha**2) ** 0.5
+    after = float(unscaled.alphas_cumprod[501]) ** 0.5
+    epsilon = (1 - alpha**2) ** 0.5 * noise + alpha * v
+    assert torch.allclose(control.x[0], after * control.x0[0] + (1 - after**2) ** 0.5 * epsilon, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def measured(random_nano: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return evaluate(str(random_nano), tmp_path_factory.mktemp("evaluation"), SMALL, QUIET).parent
+
+
+def test_metrics_say_what_was_measured_and_how(measured: Path, random_nano: Path):
+    metrics = json.loads((measured / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["model"]["fingerprint"] == fingerprint(random_nano)
+    assert {key: metrics["sampling"][key] for key in ("solver", "steps", "guidance", "rescale", "seed", "width")} == {
+        "solver": "dpmpp_2m", "steps": 2, "guidance": 4.0, "rescale": 0.7, "seed": 0, "width": 32,
+    }  # fmt: skip
+    assert metrics["prompts"]["by_background"]["black"] == 4
+    for arm in ("ztsnr", "leaky_control", "data"):
+        assert metrics["contrast"][arm]["backgrounds"]["white"]["border_luminance"]["n"] == 4
+    own_black, control_black = (
+        metrics["contrast"][arm]["backgrounds"]["black"]["border_luminance"]["mean"]
+        for arm in ("ztsnr", "leaky_control")
+    )
+    assert own_black != control_black
+    assert metrics["contrast"]["data"]["black_white_gap"]["mean"] > 0.9
+    assert metrics["luminance"]["ztsnr"]["pictures"] == metrics["prompts"]["held_out"]
+    assert "own text tower 2" in metrics["alignment"]["definition"]
+    assert all((measured / sample["file"]).is_file() for sample in metrics["samples"])
+
+
+def test_evaluating_again_measures_the_same(measured: Path, random_nano: Path, tmp_path: Path):
+    evaluate(str(random_nano), tmp_path, SMALL, QUIET)
+    first, again = (
+        json.loads((folder / "metrics.json").read_text(encoding="utf-8")) for folder in (measured, tmp_path)
+    )
+    assert first.pop("timing").keys() == again.pop("timing").keys()
+    assert first == again
+    for name in ("samples.png", "samples/0.png"):
+        with Image.open(measured / name) as a, Image.open(tmp_path / name) as b:
+            assert np.array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_the_page_needs_nothing_else(random_nano: Path, tmp_path: Path):
+    model = tmp_path / "<script>alert(1)</script>"
+    shutil.copytree(random_nano, model)
+    evaluate(str(model), tmp_path / "out", SMALL, QUIET)
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert {value[:5] for value in re.findall(r'(?:src|href)="([^"]*)"', page)} == {"data:"}
+    assert page.count("<svg") == 3
+    assert str(tmp_path) not in page
+
+
+def test_a_model_on_a_leaky_schedule_is_refused(random_nano: Path, tmp_path: Path):
+    model = tmp_path / "model"
+    shutil.copytree(random_nano, model)
+    config = model / "scheduler" / "scheduler_config.json"
+    text = config.read_text(encoding="utf-8").replace(
+        '"rescale_betas_zero_snr": true', '"rescale_betas_zero_snr": false'
+    )
+    config.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match="does not end in pure noise"):
+        evaluate(str(model), tmp_path / "out", SMALL, QUIET)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_made(random_nano: Path, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be made"):
+        evaluate(str(random_nano), tmp_path / "file", SMALL, QUIET)
+
+
+def test_alignment_is_the_cosine_of_the_towers(random_nano: Path):
+    components = load_components(random_nano)
+    prompts = build_prompts(32, 4, 0, seed=0)
+    pictures = real_pictures(prompts, 32)
+    found = measure_alignment(components, prompts, pictures)
+    assert found is not None
+    assert components.vision is not None
+    cosines = []
+    for prompt, picture in zip(prompts[:4], pictures, strict=False):
+        pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
+        with torch.no_grad():
+            image = components.vision(pixel_values=pixels).image_embeds
+            text = components.text.encode([prompt.text]).pooled
+        cosines.append(float((normalize(image) * normalize(text)).sum()))
+    assert found.cosine.mean == pytest.approx(np.mean(cosines), abs=1e-5)
+    assert (found.captions, found.chance) == (4, 0.25)
+
+
+def test_alignment_is_not_measured_where_it_would_mean_nothing(random_nano: Path):
+    components = load_components(random_nano)
+    prompts = build_prompts(32, 4, 0, seed=0)
+    pictures = real_pictures(prompts, 32)
+    assert measure_alignment(replace(components, vision=None), prompts, pictures) is None
+    assert measure_alignment(components, [prompts[0]] * 4, pictures[:4]) is None
+    assert measure_alignment(components, prompts, real_pictures(prompts, 64)) is None
+
+
+def test_a_fingerprint_changes_with_any_weight(random_nano: Path, tmp_path: Path):
+    model = tmp_path / "model"
+    shutil.copytree(random_nano, model)
+    assert fingerprint(model) == fingerprint(random_nano)
+    weights = model / "unet" / "diffusion_pytorch_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert fingerprint(model) != fingerprint(random_nano)
