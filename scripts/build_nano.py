@@ -1,0 +1,44 @@
+"""Puts a trained nano into the package: the model folder, the logs of its three runs, and their recipes.
+
+    python scripts/build_nano.py runs/nano-codec runs/nano-towers runs/nano-unet
+
+The recipes are recipes/nano-codec.yaml, nano-towers.yaml and nano-unet.yaml, in that order, with
+`terminus prepare nano-codec` before the first and `terminus prepare nano-unet` before the last.
+"""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import sys
+from pathlib import Path
+
+from terminus.model.components import load_components
+from terminus.model.weights import SHIPPED
+
+LIMIT = 25 * 10**6
+"""Bytes of all weights together."""
+
+
+def main(runs: list[Path]) -> None:
+    target = SHIPPED["nano"]
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(runs[-1] / "model", target)
+    for run in runs:
+        history = target / "training" / run.name.removeprefix("nano-")
+        history.mkdir(parents=True)
+        shutil.copyfile(run / "recipe.yaml", history / "recipe.yaml")
+        shutil.copyfile(run / "facts.json", history / "facts.json")
+        # Fixed name and time in the header: the same log gives the same bytes.
+        with (history / "log.jsonl.gz").open("wb") as file, gzip.GzipFile("", "wb", 9, file, mtime=0) as packed:
+            packed.write((run / "log.jsonl").read_bytes())
+    load_components(target)
+    weights = sum(file.stat().st_size for file in target.rglob("*.safetensors"))
+    if weights > LIMIT:
+        raise SystemExit(f"the weights take {weights} bytes, the package allows {LIMIT}")
+    total = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+    print(f"weights {weights / 1e6:.1f} MB, everything {total / 1e6:.1f} MB in {target.name}")
+
+
+if __name__ == "__main__":
+    main([Path(argument) for argument in sys.argv[1:]])
