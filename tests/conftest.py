@@ -5,11 +5,17 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import jaxtyping
 import pytest
 
 # Before anything imports torch: our tensors are tiny, and threads that wait for each other cost more than they do.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# Before anything imports terminus: every annotation is checked whenever a test calls what it describes. The rooms
+# without tensors (config, card, cli) are left out: beartype cannot follow the recursive alias of a YAML tree.
+ROOMS = ("conditioning", "data", "diffusion", "evaluation", "model", "runtime", "sampling", "training")
+jaxtyping.install_import_hook([f"terminus.{room}" for room in ROOMS], "beartype.beartype")
 
 
 @pytest.fixture(scope="session")

@@ -65,7 +65,7 @@ def demo(out: Path) -> None:
 
 def _quoted(path: Path) -> str:
     """A path as a YAML string, whatever characters it has."""
-    return json.dumps(str(path))
+    return json.dumps(str(path), ensure_ascii=False)
 
 
 def _chapter(console: Console, number: int, title: str) -> None:

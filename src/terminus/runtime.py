@@ -16,6 +16,8 @@ from typing import Literal
 
 import torch
 
+from terminus.errors import UserError
+
 log = logging.getLogger("terminus")
 
 Precision = Literal["bf16", "fp32"]
@@ -38,10 +40,21 @@ def uniform(seed: int, index: int, purpose: str) -> float:
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """ "auto" is the first GPU if there is one, else the CPU."""
-    if name != "auto":
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """ "auto" is the first GPU if there is one, else the CPU. UserError for a device that is not here."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device is None or device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= gpus):
+        raise UserError(
+            f"There is no device {name!r}",
+            rule=f"A device is auto, cpu, cuda or cuda:N; this machine has {gpus} GPUs",
+            fix="Write `auto` for the best that is there",
+        )
+    return device
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
@@ -60,11 +73,11 @@ class Environment:
     packages: dict[str, str]
 
 
-def environment() -> Environment:
-    """The hardware and the versions that decide numbers."""
+def environment(device: torch.device | None = None) -> Environment:
+    """The hardware (of `device`, or the best there is) and the versions that decide numbers."""
     names = ("torch", "diffusers", "transformers", "safetensors", "daft", "pylance", "pillow", "numpy")
-    cpu = _cpu_name()
-    hardware = torch.cuda.get_device_name(0) if torch.cuda.is_available() else cpu
+    device = device or pick_device()
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
     packages = {name: metadata.version(name) for name in names}
     return Environment(
         hardware, os.cpu_count() or 1, platform.python_version(), f"{platform.system()} {platform.machine()}", packages

@@ -23,6 +23,8 @@ def find_recipe(name: Path | str, folder: Path | None = None) -> Path:
         return path
     if path.is_dir():
         raise UserError("this is a folder", where=str(name), rule="A recipe is one YAML file.", fix=_offer(path, ""))
+    if path.exists():
+        raise UserError("this is not a regular file", where=str(name), rule="A recipe is one YAML file.")
     asked = Path(name)
     if asked.parent in (Path(), Path("recipes")) and asked.suffix in ("", *SUFFIXES):
         shipped = shipped_recipes() / f"{asked.stem if asked.suffix else asked.name}.yaml"

@@ -220,10 +220,12 @@ def _too_deep(origin: Origin) -> Problem:
 
 
 def _syntax_problem(error: MarkedYAMLError, text: str, locate: Locate) -> Problem:
+    lines = text.splitlines()
     mark = error.problem_mark or error.context_mark
+    if mark and mark.line >= len(lines):
+        mark = error.context_mark or mark  # the text ends inside something: where that begins says more
     line, column = (mark.line, mark.column) if mark else (0, 0)
     reason = " ".join(f"{error.context or ''} {error.problem or ''}".split())
-    lines = text.splitlines()
     has_tab = line < len(lines) and "\t" in lines[line][: column + 1]
     rule = "YAML is indented with spaces: replace the tab." if has_tab else ""
     return Problem(locate(line, column), f"This is not valid YAML: {reason}.", rule)

@@ -34,8 +34,11 @@ RULES = {
 def problems(error: ValidationError, schema: type[BaseModel], tree: Table) -> list[Problem]:
     """One problem for each thing that is wrong, with its place in the user's text."""
     found: dict[tuple[Path, str], Problem] = {}
-    for detail in error.errors(include_url=False):
+    details = error.errors(include_url=False)
+    for detail in details:
         place = _Place.of(detail["loc"], schema, tree)
+        if detail["type"] == "too_short" and detail["input"] and any(_inside(one, detail) for one in details):
+            continue  # pydantic counts the valid entries; what is wrong with the others is said already
         problem = _problem(detail, place)
         # the members of a union all say the same of one value: once is enough
         found.setdefault((place.path, problem.what), problem)
@@ -107,15 +110,15 @@ def _problem(detail: ErrorDetails, place: _Place) -> Problem:
         case "missing":
             return Problem(place.key_origin, f"The key `{last}` is missing{holder}.", "It has no default.")
         case "union_tag_not_found":
-            rule = f"Say which: `kind` is one of {_quoted(place.choices)}."
+            rule = f"Say which: `kind` is {_one_of(place.choices)}."
             return Problem(place.key_origin, f"`{name}` has no `kind`.", rule)
         case "union_tag_invalid":
             origin = place.node.entries["kind"].origin if isinstance(place.node, Table) else place.value_origin
             tag = str(context.get("tag"))
-            rule = f"{did_you_mean(tag, place.choices)} `kind` is one of {_quoted(place.choices)}."
-            return Problem(origin, f"`{name}` has no kind `{tag}`.", rule)
+            rule = f"{did_you_mean(tag, place.choices)} `kind` is {_one_of(place.choices)}."
+            return Problem(origin, f"`{name}` has no kind `{tag}`.", rule.strip())
         case "literal_error":
-            rule = f"{did_you_mean(str(detail['input']), place.choices)} It is one of {_quoted(place.choices)}."
+            rule = f"{did_you_mean(str(detail['input']), place.choices)} It is {_one_of(place.choices)}."
             return Problem(place.value_origin, f"`{name}` is {_shown(detail['input'])}.", rule.strip())
         case _:
             return _other(detail, place, name, context)
@@ -124,14 +127,24 @@ def _problem(detail: ErrorDetails, place: _Place) -> Problem:
 def _other(detail: ErrorDetails, place: _Place, name: str, context: Mapping[str, Any]) -> Problem:
     kind, message = detail["type"], detail["msg"]
     if kind in RULES:
-        quote = "Quote it if it is meant as text." if kind in ("string_type", "path_type") else ""
-        return Problem(place.value_origin, f"`{name}` {RULES[kind]}, and this is {_shown(detail['input'])}.", quote)
+        what = f"`{name}` {RULES[kind]}, and this is {_shown(detail['input'])}."
+        return Problem(place.value_origin, what, _remedy(kind, detail["input"]))
+    if kind == "too_short":
+        return Problem(place.value_origin, f"`{name}` must have at least {context['min_length']} entry.")
     if kind in ("value_error", "assertion_error"):
-        reason = str(context.get("error", message))
+        reason = f"{str(context.get('error', message)).rstrip('.')}."
         return Problem(place.value_origin, f"`{name}`: {reason}" if name else reason)
     rule = message[0].lower() + message[1:]
     rule = rule.removeprefix("input ")
     return Problem(place.value_origin, f"`{name}` {rule}, and this is {_shown(detail['input'])}.")
+
+
+def _remedy(kind: str, value: object) -> str:
+    if kind in ("string_type", "path_type"):
+        return "Quote it if it is meant as text."
+    if kind in ("int_type", "int_from_float") and isinstance(value, float) and value.is_integer():
+        return f"Write {int(value)}."
+    return ""
 
 
 def dotted(path: Path) -> str:
@@ -183,6 +196,16 @@ def _choices(annotation: Any) -> tuple[str, ...]:
     if get_origin(annotation) is Literal:
         return tuple(map(str, get_args(annotation)))
     return tuple(kind for kind in map(kind_of, models(annotation)) if kind)
+
+
+def _one_of(words: Sequence[str]) -> str:
+    return f"always {_quoted(words)}" if len(words) == 1 else f"one of {_quoted(words)}"
+
+
+def _inside(one: ErrorDetails, other: ErrorDetails) -> bool:
+    """Whether `one` is about something within what `other` is about."""
+    outer = other["loc"]
+    return len(one["loc"]) > len(outer) and one["loc"][: len(outer)] == outer
 
 
 def _quoted(words: Sequence[str]) -> str:

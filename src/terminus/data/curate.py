@@ -12,6 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -20,8 +21,8 @@ import pyarrow as pa
 from terminus.conditioning import Crop, Size
 from terminus.data import engine, record
 from terminus.data.examine import Examined, Refused, examine
-from terminus.data.filters import Measures, NearDuplicates
-from terminus.data.geometry import Plan
+from terminus.data.filters import Filters, Measures, NearDuplicates
+from terminus.data.geometry import Plan, Transform
 from terminus.data.record import Candidate, Dropped, ImageRow, Rejection, Split
 from terminus.data.settings import DataConfig
 from terminus.data.store import IMAGES, LATENTS, Store
@@ -165,7 +166,7 @@ class _Curation:
     def _examine(self, candidates: Sequence[Candidate]) -> Iterator[Examined | Refused]:
         if not candidates:
             return
-        filters, transform, default = self.data.filters, self.transform, self.data.background_color
+        default = self.data.background_color
         columns: dict[str, list[object]] = {
             "data": [candidate.data for candidate in candidates],
             "path": [_encoded(candidate.path) for candidate in candidates],
@@ -173,10 +174,7 @@ class _Curation:
             "background": [record.hex_color(candidate.background or default) for candidate in candidates],
         }
 
-        def task(row: dict[str, object]) -> dict[str, object]:
-            color = record.parse_color(cast(str, row["background"]))
-            return _packed(examine(_source(row), color, filters, transform))
-
+        task = partial(_examined, filters=self.data.filters, transform=self.transform)
         for row in engine.run(columns, _INPUT, task, _OUTPUT):
             yield _unpacked(row)
 
@@ -321,6 +319,11 @@ def _leaves(rules: dict[str, object], prefix: str = "") -> dict[str, object]:
 
 def _encoded(path: Path | None) -> bytes | None:
     return None if path is None else os.fsencode(path)
+
+
+def _examined(row: dict[str, object], filters: Filters, transform: Transform) -> dict[str, object]:
+    color = record.parse_color(cast(str, row["background"]))
+    return _packed(examine(_source(row), color, filters, transform))
 
 
 def _source(row: dict[str, object]) -> bytes | tuple[Path, Path]:

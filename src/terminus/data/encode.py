@@ -86,14 +86,14 @@ def _encode_group(
 
 def _render(rows: Sequence[dict[str, object]]) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
     """The pixels that each row's plan describes, in order."""
-
-    def task(row: dict[str, object]) -> dict[str, object]:
-        return {"pixels": render(row).tobytes()}
-
     columns = {name: [row[name] for row in rows] for name in _INPUT.names}
-    for row, result in zip(rows, engine.run(columns, _INPUT, task, _OUTPUT), strict=True):
+    for row, result in zip(rows, engine.run(columns, _INPUT, _pixels, _OUTPUT), strict=True):
         height, width = _target(row)
         yield np.frombuffer(cast(bytes, result["pixels"]), np.uint8).reshape(height, width, 3)
+
+
+def _pixels(row: dict[str, object]) -> dict[str, object]:
+    return {"pixels": render(row).tobytes()}
 
 
 @torch.inference_mode()
@@ -131,7 +131,7 @@ def _row(described: dict[str, object], moments: np.ndarray, codec: str) -> Laten
         split=cast(Split, described["split"]),
         captions=tuple(cast("list[str]", described["captions"])),
         caption_origins=tuple(cast("list[str]", described["caption_origins"])),
-        plan=plan_of(cast("dict[str, int]", described)),
+        plan=plan_of(described),
         moments=pack_moments(moments),
         latent_channels=moments.shape[1],
         latent_height=moments.shape[2],

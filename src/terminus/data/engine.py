@@ -38,13 +38,18 @@ def run(
     """
     names = schema.names
 
-    def task(*series: daft.Series) -> list[dict[str, object]]:
-        rows = zip(*(one.to_pylist() for one in series), strict=True)
-        return [function(dict(zip(names, row, strict=True))) for row in rows]
-
     struct = daft.DataType.struct({field.name: daft.DataType.from_arrow_type(field.type) for field in returns})
-    mapped = daft.func.batch(return_dtype=struct, batch_size=ROWS_PER_TASK, use_process=False)(task)
+    mapped = daft.func.batch(return_dtype=struct, batch_size=ROWS_PER_TASK, use_process=False)(
+        lambda *series: _rows(function, names, cast("tuple[daft.Series, ...]", series))
+    )
     frame = daft.from_arrow(pa.table(dict(columns), schema=schema))
     frame = frame.select(mapped(*(frame[name] for name in names)).alias("result"))
     for batch in frame.to_arrow_iter():
         yield from cast("list[dict[str, object]]", batch.column("result").to_pylist())
+
+
+def _rows(
+    function: Callable[[dict[str, object]], dict[str, object]], names: Sequence[str], series: Sequence[daft.Series]
+) -> list[dict[str, object]]:
+    rows = zip(*(one.to_pylist() for one in series), strict=True)
+    return [function(dict(zip(names, row, strict=True))) for row in rows]

@@ -6,20 +6,20 @@ Threads only read ahead; what they deliver does not depend on how many there are
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-import pyarrow as pa
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Int64, Shaped, UInt64
 from torch import Tensor
 
 from terminus.conditioning import MicroConditioning
 from terminus.data.order import Order, positions
-from terminus.data.store import GEOMETRY, View, plan_of, unpack_moments
+from terminus.data.store import GEOMETRY, View, plan_of, quoted, unpack_moments
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,9 @@ class Grouped:
 
     def __init__(self, view: View, where: str) -> None:
         self.view = view
-        table = view.dataset.to_table(columns=["bucket"], filter=where, with_row_id=False, scan_in_order=True)
-        matching = _matching_rows(view, where)
+        # One scan, so that a bucket cannot be paired with another row's address.
+        table = view.dataset.to_table(columns=["bucket"], filter=where, with_row_address=True, scan_in_order=True)
+        matching = _numbers(view, table["_rowaddr"].to_numpy())
         buckets = np.asarray(table["bucket"].to_pylist())
         self.names: tuple[str, ...] = tuple(np.unique(buckets).tolist())
         self.rows = tuple(matching[buckets == name] for name in self.names)
@@ -75,25 +76,31 @@ class Grouped:
         return [found[i] for i in inverse.tolist()]
 
 
-def _matching_rows(view: View, where: str) -> np.ndarray:
-    table: pa.Table = view.dataset.to_table(columns=[], filter=where, with_row_address=True, scan_in_order=True)
-    addresses = table["_rowaddr"].to_numpy()
-    # An address is (fragment id, row in fragment); `take` counts rows over all fragments in order.
-    starts: dict[int, int] = {}
-    total = 0
+def _numbers(view: View, addresses: UInt64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
+    """The row numbers that `View.take` counts in, of Lance's row addresses.
+
+    An address is (fragment, place in the file); `take` counts the rows of all fragments in order, without deleted ones.
+    """
+    fragments, places = addresses >> np.uint64(32), (addresses & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    numbers = np.empty(len(addresses), dtype=np.int64)
+    start = 0
     for fragment in view.dataset.get_fragments():
-        starts[fragment.fragment_id] = total
-        total += fragment.count_rows()
-    fragments, offsets = addresses >> np.uint64(32), addresses & np.uint64(0xFFFFFFFF)
-    bases = np.array([starts[int(fragment)] for fragment in fragments], dtype=np.int64)
-    return bases + offsets.astype(np.int64)
+        inside = fragments == fragment.fragment_id
+        found = places[inside]
+        if fragment.num_deletions:
+            alive = fragment.to_table(columns=[], with_row_address=True)["_rowaddr"].to_numpy()
+            found = np.searchsorted((alive & np.uint64(0xFFFFFFFF)).astype(np.int64), found)
+        numbers[inside] = start + found
+        start += fragment.count_rows()
+    return numbers
 
 
 class LatentRows:
     """Moments of one codec and one split."""
 
     def __init__(self, view: View, codec: str, transform: str, split: str) -> None:
-        self._grouped = Grouped(view, f"codec = '{codec}' AND transform = '{transform}' AND split = '{split}'")
+        where = f"codec = {quoted(codec)} AND transform = {quoted(transform)} AND split = {quoted(split)}"
+        self._grouped = Grouped(view, where)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -102,15 +109,7 @@ class LatentRows:
 
     def read(self, bucket: int, rows: Sequence[int], positions: Sequence[int], epoch: int) -> Batch:
         """Moments as the store keeps them, in float32."""
-        columns = [
-            "key",
-            "captions",
-            "moments",
-            "latent_channels",
-            "latent_height",
-            "latent_width",
-            *GEOMETRY,
-        ]
+        columns = ["key", "captions", "moments", "latent_channels", "latent_height", "latent_width", *GEOMETRY]
         found = self._grouped.take(bucket, rows, columns)
         shape = [(row["latent_channels"], row["latent_height"], row["latent_width"]) for row in found]
         arrays = [unpack_moments(row["moments"], *size) for row, size in zip(found, shape, strict=True)]  # pyright: ignore[reportArgumentType]
@@ -124,7 +123,7 @@ def batch_of(found: list[dict[str, object]], values: Tensor, positions: Sequence
         positions=tuple(positions),
         keys=tuple(str(row["key"]) for row in found),
         captions=tuple(tuple(row["captions"]) for row in found),  # pyright: ignore[reportArgumentType]
-        conditioning=tuple(plan_of(row).conditioning for row in found),  # pyright: ignore[reportArgumentType]
+        conditioning=tuple(plan_of(row).conditioning for row in found),
         values=values,
         epoch=epoch,
     )
@@ -147,13 +146,13 @@ class Loader:
         numbers = positions(step, micro, self.accumulation * micro_batch, micro_batch)
         return self.rows.read(place.bucket, place.rows, numbers, place.epoch)
 
-    def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
-        """The micro-batches of each step in [start, stop)."""
-        stream = self._stream(range(start * self.accumulation, stop * self.accumulation))
-        for _ in range(start, stop):
-            yield [next(stream) for _ in range(self.accumulation)]
+    def steps(self, start: int, stop: int) -> Generator[list[Batch]]:
+        """The micro-batches of each step in [start, stop). Closing it ends its threads."""
+        with closing(self._stream(range(start * self.accumulation, stop * self.accumulation))) as stream:
+            for _ in range(start, stop):
+                yield [next(stream) for _ in range(self.accumulation)]
 
-    def _stream(self, indices: range) -> Iterator[Batch]:
+    def _stream(self, indices: range) -> Generator[Batch]:
         if self.threads == 0:
             yield from map(self.batch, indices)
             return

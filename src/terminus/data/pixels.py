@@ -16,7 +16,7 @@ from terminus.data import geometry
 from terminus.data.decode import HARD_PIXEL_LIMIT, Dropped, Limits, decode
 from terminus.data.loader import Batch, Grouped, batch_of
 from terminus.data.record import parse_color
-from terminus.data.store import GEOMETRY, View, plan_of
+from terminus.data.store import GEOMETRY, View, plan_of, quoted
 
 _TRUSTED = Limits(file_bytes=1 << 31, pixels=HARD_PIXEL_LIMIT)
 """Rows passed the recipe's own limits when they were curated."""
@@ -26,7 +26,7 @@ class PixelRows:
     """Images of one transform and one split."""
 
     def __init__(self, view: View, transform: str, split: str) -> None:
-        self._grouped = Grouped(view, f"transform = '{transform}' AND split = '{split}'")
+        self._grouped = Grouped(view, f"transform = {quoted(transform)} AND split = {quoted(split)}")
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -47,4 +47,4 @@ def render(row: dict[str, object]) -> UInt8[np.ndarray, "height width 3"]:
     if isinstance(decoded, Dropped):
         raise ValueError(f"row {row['key']} was curated but does not decode: {decoded.reason} {decoded.detail}")
     background = cast(str | None, row["background"])
-    return geometry.apply(decoded.on(parse_color(background or "#ffffff")), plan_of(cast(dict[str, int], row)))
+    return geometry.apply(decoded.on(parse_color(background or "#ffffff")), plan_of(row))

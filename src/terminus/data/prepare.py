@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from rich.console import Console
 
@@ -15,6 +17,9 @@ from terminus.data.store import Store, quoted
 from terminus.errors import UserError
 from terminus.progress import Meter
 
+if TYPE_CHECKING:
+    from terminus.model.codec import Codec
+
 
 def prepare(data: DataConfig, model: str | None, console: Console | None = None) -> PrepareReport:
     """Brings the store up to date with the sources; `model` names the codec, None stops before encoding.
@@ -24,16 +29,18 @@ def prepare(data: DataConfig, model: str | None, console: Console | None = None)
     console = console or Console(stderr=True)
     store = Store(data.store)
     check_rules(data, store)
+    # Loaded before the first stage, so that a wrong model is known in seconds and not after hours of curation.
+    codec = None if model is None else _codec(data, model)
     with Meter(console, "curate", sum(source.count() for source in data.sources)) as meter:
         curated = curate(data, store, meter.advance)
-    codec, added = (None, 0) if model is None else _encode(data, store, model, console)
-    result = _result(data, store, curated, codec, added)
+    added = 0 if codec is None else _encode(data, store, codec, console)
+    result = _result(data, store, curated, codec.id if codec else None, added)
     place = report.write(result, store)
     _say(console, result, place)
     return result
 
 
-def _encode(data: DataConfig, store: Store, model: str, console: Console) -> tuple[str, int]:
+def _codec(data: DataConfig, model: str) -> Codec:
     from terminus.model.codec import load_codec
 
     codec = load_codec(model)
@@ -47,10 +54,13 @@ def _encode(data: DataConfig, store: Store, model: str, console: Console) -> tup
         )
     # As any Module: diffusers annotates its own `to` so that no device fits.
     torch.nn.Module.to(codec.vae, runtime.pick_device())
-    name = codec.id
-    rows = waiting(store, data.transform.spec, name)
+    return codec
+
+
+def _encode(data: DataConfig, store: Store, codec: Codec, console: Console) -> int:
+    rows = waiting(store, data.transform.spec, codec.id)
     with Meter(console, "encode", len(rows)) as meter:
-        return name, encode(store, rows, codec, meter.advance)
+        return encode(store, rows, codec, meter.advance)
 
 
 def _result(data: DataConfig, store: Store, curated: Curated, codec: str | None, added: int) -> PrepareReport:

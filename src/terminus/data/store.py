@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import lance
 import numpy as np
@@ -103,6 +103,18 @@ class Table(Generic[Row]):
             raise UserError(f"the table cannot be read ({_first_line(error)})", where=self.uri) from None
         return self._checked(View(dataset))
 
+    def required(self) -> View:
+        """The newest version, or an error that says how to get one."""
+        view = self.latest()
+        if view is None:
+            raise UserError(
+                "there is no prepared data here",
+                where=self.uri,
+                rule="training reads what preparation has written",
+                fix="Run `terminus prepare` with the same recipe first.",
+            )
+        return view
+
     def at(self, version: int) -> View:
         """A given version, as recorded by a run."""
         try:
@@ -176,28 +188,16 @@ class Store:
         self.latents: Table[LatentRow] = Table(f"{root}/latents.lance", LATENTS)
         self.rejected: Table[Rejection] = Table(f"{root}/rejected.lance", REJECTED)
 
-    def training_view(self) -> View:
-        """The newest latents, or an error that says how to get some."""
-        view = self.latents.latest()
-        if view is None:
-            raise UserError(
-                "there are no latents here",
-                where=self.location,
-                rule="training reads what preparation has written",
-                fix="Run `terminus prepare` with the same recipe first.",
-            )
-        return view
-
 
 def quoted(text: str) -> str:
     """A text as a literal of a SQL condition."""
     return "'" + text.replace("'", "''") + "'"
 
 
-def plan_of(row: dict[str, int]) -> Plan:
-    """The plan that the geometry columns of a row (or of a superset of them) hold."""
+def plan_of(row: dict[str, object]) -> Plan:
+    """The plan that the geometry columns of a row hold; its other columns are ignored."""
     original_height, original_width, resized_height, resized_width, top, left, height, width = (
-        row[name] for name in GEOMETRY
+        cast(int, row[name]) for name in GEOMETRY
     )
     return Plan(
         Size(original_height, original_width),

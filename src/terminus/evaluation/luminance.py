@@ -34,7 +34,7 @@ def luma(pictures: Pictures) -> Float[np.ndarray, "count height width"]:
     return pictures.astype(np.float64) @ (np.array(REC601) / 255.0)
 
 
-def luma_of(rgb: Sequence[float]) -> float:
+def luma_of(rgb: Sequence[int | float]) -> float:
     """Rec.601 luma of one colour, 0..255 → 0..1."""
     return float(np.dot(rgb, REC601) / 255.0)
 

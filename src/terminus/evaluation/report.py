@@ -6,6 +6,7 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -76,11 +77,12 @@ def _rows(gallery: Gallery, columns: int) -> list[tuple[str, list[Image.Image]]]
     """Titled rows of at most `columns` pictures; black, white and control show the same subjects."""
     prompts = gallery.prompts
     colors = [name for name in dict.fromkeys(prompt.background for prompt in prompts) if name not in ("black", "white")]
-    first = [indices[0] for name in colors if (indices := _asked(prompts, name))]
+    turns = zip_longest(*(_asked(prompts, name) for name in colors))  # every colour once, then every colour again
+    mixed = [index for turn in turns for index in turn if index is not None][:columns]
     rows = [
         ("asked for: on black", gallery.own, _asked(prompts, "black")),
         ("asked for: on white", gallery.own, _asked(prompts, "white")),
-        (f"asked for: on {', '.join(colors[:columns])}", gallery.own, first),
+        (f"asked for: on {', '.join(colors[:columns])}", gallery.own, mixed),
         ("control, leaky schedule: on black", gallery.leaky, _asked(prompts, "black")),
         ("control, leaky schedule: on white", gallery.leaky, _asked(prompts, "white")),
     ]

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from transformers import CLIPVisionModelWithProjection
@@ -24,6 +25,7 @@ from terminus.model.weights import load_module, read_json, resolve, save_module
 
 log = logging.getLogger("terminus")
 
+Number = TypeVar("Number", int, float)
 Prediction = Literal["velocity", "epsilon"]
 _DIFFUSERS_NAME: dict[Prediction, str] = {"velocity": "v_prediction", "epsilon": "epsilon"}
 _CLASSES = {
@@ -93,7 +95,7 @@ def load_components(model: str | Path) -> Components:
     unet = load_module(UNet, folder / "unet").eval().requires_grad_(False)
     codec, text = load_codec(folder), load_towers(folder)
     vision = load_vision(folder / "vision") if (folder / "vision").is_dir() else None
-    _check_widths(unet, text, folder)
+    check_widths(unet, text, str(folder))
     return Components(unet, codec, text, load_record(folder), vision)
 
 
@@ -125,14 +127,20 @@ def load_record(folder: Path) -> Record:
         return Record(
             schedule=schedule,
             weighting={str(key): value for key, value in stored.get("weighting", {}).items()},
-            caption_dropout=stored.get("caption_dropout"),
+            caption_dropout=_number(stored.get("caption_dropout"), float),
             images_seen=int(stored.get("images_seen", 0)),
             parents=tuple(str(parent) for parent in stored.get("parents", [])),
-            licence=stored.get("licence"),
-            native_pixels=stored.get("native_pixels"),
+            licence=None if stored.get("licence") is None else str(stored["licence"]),
+            native_pixels=_number(stored.get("native_pixels"), int),
         )
     except (TypeError, ValueError, AttributeError) as error:
         raise UserError(f"This record is not readable ({error})", where=str(path)) from error
+
+
+def _number(stored: object, kind: Callable[[Any], Number]) -> Number | None:
+    if isinstance(stored, bool | str):
+        raise ValueError(f"{stored!r} is not a number")
+    return None if stored is None else kind(stored)
 
 
 def save_record(record: Record, folder: Path) -> None:
@@ -158,7 +166,7 @@ def save_record(record: Record, folder: Path) -> None:
     }
     (folder / "scheduler").mkdir(parents=True, exist_ok=True)
     _write_json(folder / "scheduler" / "scheduler_config.json", config)
-    _write_json(folder / "terminus.json", asdict(replace(record)))
+    _write_json(folder / "terminus.json", asdict(record))
 
 
 def _read_schedule(path: Path) -> Schedule:
@@ -195,15 +203,20 @@ def _check_index(folder: Path) -> None:
             )
 
 
-def _check_widths(unet: UNet, text: TextTowers, folder: Path) -> None:
-    width = text.tower_1.config.hidden_size + text.tower_2.config.hidden_size
-    expected = unet.config["cross_attention_dim"]
-    if width != expected:
-        raise UserError(
-            f"The UNet reads a context of {expected}, the text towers give {width}",
-            where=str(folder),
-            rule="cross_attention_dim is the sum of both towers' hidden sizes",
-        )
+def check_widths(unet: UNet, text: TextTowers, where: str) -> None:
+    """UserError unless the towers give what the UNet reads."""
+    projection, sizes = text.tower_2.config.projection_dim, 6 * unet.config["addition_time_embed_dim"]
+    for what, have, want in (
+        ("a context", text.tower_1.config.hidden_size + text.tower_2.config.hidden_size, "cross_attention_dim"),
+        ("pooled text and sizes", projection + sizes, "projection_class_embeddings_input_dim"),
+    ):
+        if have != unet.config[want]:
+            raise UserError(
+                f"The UNet reads {what} of {unet.config[want]}, the text towers give {have}",
+                where=where,
+                rule=f"{want} of the UNet follows from the widths of both towers",
+                fix="Use a UNet and text towers that were trained together, or the architecture of these towers",
+            )
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

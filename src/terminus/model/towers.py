@@ -35,12 +35,22 @@ Tower = TypeVar("Tower", bound=nn.Module)
 
 def load_towers(folder: Path) -> TextTowers:
     """Both text towers of a diffusers SDXL folder, float32, in evaluation mode."""
-    return TextTowers(
+    towers = TextTowers(
         load_tokenizer(folder / "tokenizer"),
         load_tokenizer(folder / "tokenizer_2"),
         _load(CLIPTextModel, CLIPTextConfig, folder / "text_encoder"),
         _load(CLIPTextModelWithProjection, CLIPTextConfig, folder / "text_encoder_2"),
     )
+    for tokenizer, tower in ((towers.tokenizer_1, towers.tower_1), (towers.tokenizer_2, towers.tower_2)):
+        length, positions = tokenizer.model_max_length, tower.config.max_position_embeddings
+        if length > positions or len(tokenizer) > tower.config.vocab_size:
+            raise UserError(
+                f"A tokenizer gives {length} tokens out of {len(tokenizer)}, "
+                f"its text tower reads {positions} out of {tower.config.vocab_size}",
+                where=str(folder),
+                rule="model_max_length and the vocabulary of a tokenizer must fit its text encoder",
+            )
+    return towers
 
 
 def save_towers(towers: TextTowers, folder: Path, dtype: torch.dtype) -> None:
@@ -68,7 +78,9 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
     if not (vocabulary.is_file() and merges.is_file()):
         vocabulary, merges = folder / "tokenizer.json", folder / "tokenizer.json"
         model = read_json(vocabulary).get("model", {})
-        vocab, pairs = model.get("vocab", {}), [tuple(pair) for pair in model.get("merges", [])]
+        vocab = model.get("vocab", {})
+        # Older files write a pair as one text.
+        pairs = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model.get("merges", [])]
     else:
         vocab = read_json(vocabulary)
         lines = merges.read_text(encoding="utf-8").splitlines()
@@ -108,10 +120,11 @@ def _text(token: object) -> str:
 
 
 def _load(cls: type[Tower], config_class: type[PretrainedConfig], folder: Path) -> Tower:
-    settings = read_json(folder / "config.json")
+    # An "attention implementation" may name a repository on the hub, whose code transformers would fetch and run.
+    settings = {k: v for k, v in read_json(folder / "config.json").items() if not k.endswith("_implementation")}
     try:
         tower = cls(config_class.from_dict(settings))
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError) as error:
         where = str(folder / "config.json")
         raise UserError(f"This configuration does not describe a {cls.__name__} ({error})", where=where) from error
     stored = read_tensors(folder, _STEM)

@@ -84,11 +84,13 @@ def read_tensors(folder: Path, stem: str) -> dict[str, Tensor]:
             return read_safetensors(folder / name)
     index = folder / f"{stem}.safetensors.index.json"
     if index.is_file():
-        shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+        shards = read_json(index).get("weight_map")
+        if not isinstance(shards, dict):
+            raise UserError("This index has no weight_map", where=str(index))
         tensors: dict[str, Tensor] = {}
-        for shard in shards:
+        for shard in sorted({str(name) for name in cast(dict[str, object], shards).values()}):
             # An index is data: it may name files of its own folder, never a path.
-            if Path(str(shard)).name != shard:
+            if Path(shard).name != shard:
                 raise UserError(f"This index names a path, {shard!r}", where=str(index))
             tensors.update(read_safetensors(folder / shard))
         return tensors
@@ -135,7 +137,7 @@ def load_module(cls: type[Module], folder: Path, stem: str = "diffusion_pytorch_
     config = {key: value for key, value in read_json(folder / "config.json").items() if not key.startswith("_")}
     try:
         module = cast(Module, cast(Any, cls).from_config(config))
-    except (ValueError, TypeError, KeyError, IndexError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError) as error:
         raise UserError(
             f"This configuration does not describe a {cls.__name__} ({error})",
             where=str(folder / "config.json"),

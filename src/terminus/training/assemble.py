@@ -22,7 +22,7 @@ from terminus.diffusion.schedule import NoiseSchedule
 from terminus.errors import UserError
 from terminus.model.architecture import ARCHITECTURES
 from terminus.model.codec import build_codec, load_codec
-from terminus.model.components import Components, Record, Schedule, load_components, save_components
+from terminus.model.components import Components, Record, Schedule, check_widths, load_components, save_components
 from terminus.model.text import build_towers, build_vision
 from terminus.model.towers import load_tokenizer, load_towers, load_vision, save_towers, save_vision
 from terminus.model.unet import build_unet
@@ -91,7 +91,7 @@ def _diffusion(recipe: Recipe, objective: Diffusion, view: View, device: torch.d
     def export(folder: Path, images: int) -> None:
         record = replace(
             before,
-            weighting={key: value for key, value in objective.weighting.model_dump().items()},
+            weighting=objective.weighting.model_dump(),
             caption_dropout=objective.caption_dropout,
             images_seen=before.images_seen + images,
             parents=before.parents + parent,
@@ -101,7 +101,7 @@ def _diffusion(recipe: Recipe, objective: Diffusion, view: View, device: torch.d
         save_components(replace(components, record=record), folder)
 
     spec, codec = recipe.data.transform.spec, components.codec.id
-    train, held_out = (_rows(recipe.data, LatentRows(view, codec, spec, split), split) for split in SPLITS)
+    train, held_out = _splits(recipe.data, lambda split: LatentRows(view, codec, spec, split))
     return Parts(step, train, held_out, "latents", export, components)
 
 
@@ -118,8 +118,7 @@ def _codec(recipe: Recipe, objective: Autoencoding, view: View, device: torch.de
         device=device,
         precision=recipe.training.precision,
     )
-    spec = recipe.data.transform.spec
-    train, held_out = (_rows(recipe.data, PixelRows(view, spec, split), split) for split in SPLITS)
+    train, held_out = _splits(recipe.data, lambda split: PixelRows(view, recipe.data.transform.spec, split))
 
     def export(folder: Path, images: int) -> None:
         # The scale that gives latents unit variance over data the codec has not learned by heart.
@@ -142,10 +141,15 @@ def _towers(recipe: Recipe, objective: Contrast, view: View, device: torch.devic
         text = build_towers(
             architecture, (load_tokenizer(folder / "tokenizer"), load_tokenizer(folder / "tokenizer_2"))
         )
+        if architecture.vision is None:
+            raise UserError(
+                f"The architecture {recipe.model.architecture} has no vision tower to train text towers against",
+                where="model.architecture",
+                fix="Set model.start to a folder with text towers and a vision tower, or build nano",
+            )
         vision = build_vision(architecture)
-    model = ContrastiveModel(text, vision, architecture.tower_2.projection).to(device).requires_grad_(True)
-    spec = recipe.data.transform.spec
-    train, held_out = (_rows(recipe.data, PixelRows(view, spec, split), split) for split in SPLITS)
+    model = ContrastiveModel(text, vision, text.tower_2.config.projection_dim).to(device).requires_grad_(True)
+    train, held_out = _splits(recipe.data, lambda split: PixelRows(view, recipe.data.transform.spec, split))
 
     def export(folder: Path, images: int) -> None:
         save_towers(text, folder, torch.float16)
@@ -155,18 +159,24 @@ def _towers(recipe: Recipe, objective: Contrast, view: View, device: torch.devic
     return Parts(step, train, held_out, "images", export)
 
 
-SPLITS = ("train", "validation")
-
-
-def _rows(data: DataConfig, rows: LatentRows | PixelRows, split: str) -> LatentRows | PixelRows:
-    if not rows.sizes:
+def _splits(data: DataConfig, rows: Callable[[str], Rows]) -> tuple[Rows, Rows]:
+    """The rows to train on and those held out; neither may be empty."""
+    train, held_out = rows("train"), rows("validation")
+    if not train.sizes:
         raise UserError(
-            f"There are no {split} rows for this codec and transform ({data.transform.spec})",
+            f"There are no train rows for this codec and transform ({data.transform.spec})",
             where=data.store,
             rule="Latents are tied to the codec and the geometry that made them; others are never used in their place",
             fix="Run `terminus prepare` with this recipe",
         )
-    return rows
+    if not held_out.sizes:
+        raise UserError(
+            f"No image is held out of training (data.validation_fraction is {data.validation_fraction})",
+            where=data.store,
+            rule="Every run is measured on images that it does not learn",
+            fix="Raise data.validation_fraction and run `terminus prepare` with this recipe",
+        )
+    return train, held_out
 
 
 def trainable(module: torch.nn.Module, device: torch.device) -> None:
@@ -199,8 +209,9 @@ def _components(model: ModelConfig, objective: Diffusion) -> Components:
     text_folder = resolve(model.text)
     vision = load_vision(text_folder / "vision") if (text_folder / "vision").is_dir() else None
     record = Record(schedule=Schedule(zero_terminal=objective.zero_terminal_snr))
-    unet = build_unet(ARCHITECTURES[model.architecture])
-    return Components(unet, load_codec(model.codec), load_towers(text_folder), record, vision)
+    unet, text = build_unet(ARCHITECTURES[model.architecture]), load_towers(text_folder)
+    check_widths(unet, text, model.text)
+    return Components(unet, load_codec(model.codec), text, record, vision)
 
 
 def _agree(start: str, stored: Schedule, objective: Diffusion) -> None:

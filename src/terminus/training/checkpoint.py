@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from terminus.errors import UserError
+from terminus.training.disk import fsync, writing
 
 log = logging.getLogger("terminus")
 
@@ -52,10 +52,17 @@ class Saved:
 
 def save(folder: Path, position: Position, tensors: Mapping[str, Mapping[str, Tensor]], keep: int) -> Path:
     """Writes a checkpoint of `folder` and prunes all but the newest `keep`."""
-    folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{_PREFIX}{position.images:012d}"
     if target.exists():
         return target
+    with writing("A checkpoint", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder, target, position, tensors)
+    _prune(folder, keep)
+    return target
+
+
+def _write(folder: Path, target: Path, position: Position, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
     temporary = folder / f".tmp-{uuid.uuid4().hex}"
     temporary.mkdir()
     try:
@@ -65,25 +72,21 @@ def save(folder: Path, position: Position, tensors: Mapping[str, Mapping[str, Te
         (temporary / "position.json").write_text(json.dumps(asdict(position)), encoding="utf-8")
         manifest = {file.name: _fingerprint(file) for file in sorted(temporary.iterdir())}
         for file in temporary.iterdir():
-            _fsync(file)
+            fsync(file)
         (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        _fsync(temporary / _MANIFEST)
-        _fsync(temporary)
+        fsync(temporary / _MANIFEST)
+        fsync(temporary)
         temporary.rename(target)
-        _fsync(folder)
+        fsync(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    _prune(folder, keep)
-    return target
 
 
 def latest(folder: Path) -> Saved | None:
     """The newest checkpoint that verifies, or None if the run has none yet."""
     for stale in folder.glob(".tmp-*"):
         shutil.rmtree(stale, ignore_errors=True)
-    for candidate in sorted(folder.glob(f"{_PREFIX}*"), reverse=True):
-        if candidate.suffix == ".bad":
-            continue
+    for candidate in reversed(whole(folder)):
         problem = _problem(candidate)
         if problem is None:
             return _read(candidate)
@@ -108,8 +111,11 @@ def _read(folder: Path) -> Saved:
 def _problem(folder: Path) -> str | None:
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        files = {file.name for file in folder.iterdir()} - {_MANIFEST}
+        if not files or files != manifest.keys():
+            return "its files are not those of its manifest"
         for name, expected in manifest.items():
-            if _fingerprint(folder / Path(name).name) != expected:
+            if _fingerprint(folder / name) != expected:
                 return f"{name} does not match its manifest"
     except (OSError, ValueError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
@@ -121,26 +127,29 @@ def _fingerprint(file: Path) -> list[int | str]:
         return [file.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest()]
 
 
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _prune(folder: Path, keep: int) -> None:
-    whole = sorted(path for path in folder.glob(f"{_PREFIX}*") if path.suffix != ".bad")
-    for old in whole[:-keep]:
+    for old in whole(folder)[:-keep]:
         # Renamed first: a kill in the middle of the removal must not leave half a checkpoint under a good name.
         doomed = folder / f".tmp-{uuid.uuid4().hex}"
         old.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def copy_into(module: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Restores weights in place, so that optimizer and average keep pointing at them."""
+def copy_into(targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Restores weights or averages in place, so that whatever points at them keeps doing so."""
+    theirs, ours = ({name: list(value.shape) for name, value in some.items()} for some in (tensors, targets))
+    if theirs != ours:
+        odd = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
+        raise UserError(
+            f"This checkpoint is of another network ({len(odd)} tensors differ, the first is {odd[0]})",
+            rule="A run continues with the networks that it was begun with",
+            fix="Restore the model that the run was begun from, or give the new run another run.dir",
+        )
     with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            if name in tensors:
-                parameter.copy_(tensors[name])
+        for name, target in targets.items():
+            target.copy_(tensors[name])
+
+
+def whole(folder: Path) -> list[Path]:
+    """The checkpoints that were not set aside, oldest first."""
+    return sorted(path for path in folder.glob(f"{_PREFIX}*") if path.suffix != ".bad")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -53,6 +53,10 @@ class CodecStep:
         divergence = 0.5 * (moments.mean.square() + moments.logvar.exp() - 1 - moments.logvar).flatten(1).sum(1)
         weighted = self.squared_weight * squared + self.edge_weight * edges + self.kl_weight * divergence
         return StepLoss(error + weighted, error)
+
+    def seeded(self, seed: int) -> CodecStep:
+        """The same step, drawing other random numbers."""
+        return replace(self, seed=seed)
 
 
 def to_signed(pixels: Tensor) -> Float[Tensor, "batch 3 height width"]:

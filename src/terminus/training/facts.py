@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, cast
 
+from torch import Tensor
+
 from terminus import runtime
 from terminus.model.weights import SHIPPED
+from terminus.training import checkpoint
 from terminus.training.assemble import Parts
 from terminus.training.checkpoint import Position
+from terminus.training.disk import write_whole
 from terminus.training.journal import read_journal
 from terminus.training.recipe import Recipe
 
@@ -48,13 +53,24 @@ class Facts:
     """UTC, ISO 8601, to the second."""
 
 
-def write_facts(folder: Path, recipe: Recipe, parts: Parts, position: Position, global_batch: int) -> Facts:
-    """Collects and writes the facts of a finished run."""
+def finished_images(folder: Path) -> int | None:
+    """How many images the finished model of this run has seen; None if there is none yet."""
+    try:
+        facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+        return int(facts["images_seen"]) if (folder / "model").is_dir() else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def write_facts(folder: Path, recipe: Recipe, parts: Parts, position: Position) -> None:
+    """Collects and writes the facts of a finished run; those of a run that had finished there already stay."""
+    if finished_images(folder) == position.images:
+        return
     rows = list(read_journal(folder / "log.jsonl"))
     rates = [cast(float, row["images_per_second"]) for row in rows]
     measured = [cast(dict[str, float], row["validation"]) for row in rows if "validation" in row]
     train_rows = sum(parts.train.sizes)
-    saves = sorted((folder / "checkpoints").glob("images-*"))
+    saves = checkpoint.whole(folder / "checkpoints")
     facts = Facts(
         steps=position.step,
         images_seen=position.images,
@@ -64,19 +80,17 @@ def write_facts(folder: Path, recipe: Recipe, parts: Parts, position: Position, 
         validation_rows=sum(parts.held_out.sizes),
         data_version=int(json.loads((folder / "data.json").read_text(encoding="utf-8"))["version"]),
         train_seconds=position.seconds,
-        images_per_second_median=statistics.median(rates),
+        images_per_second_median=statistics.median(rates) if rates else 0.0,
         parameters=_parameters(parts),
         model_bytes=_size(folder / "model"),
         checkpoint_bytes=_size(saves[-1]) if saves else 0,
-        validation_before=cast("dict[str, float] | None", rows[0].get("validation_before")),
+        validation_before=cast("dict[str, float] | None", rows[0].get("validation_before") if rows else None),
         validation_after=measured[-1] if measured else None,
-        environment=asdict(runtime.environment()),
+        environment=asdict(runtime.environment(runtime.pick_device(recipe.run.device))),
         begun_from=_begun_from(recipe.model.start),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    path = folder / "facts.json"
-    path.write_text(json.dumps(asdict(facts), indent=1) + "\n", encoding="utf-8")
-    return facts
+    write_whole(folder / "facts.json", json.dumps(asdict(facts), indent=1) + "\n")
 
 
 def _begun_from(start: str | None) -> Begun:
@@ -98,8 +112,8 @@ def _parameters(parts: Parts) -> dict[str, int]:
     return {name: _count(network.parameters()) for name, network in networks.items()}
 
 
-def _count(parameters: object) -> int:
-    return sum(p.numel() for p in parameters)  # pyright: ignore
+def _count(parameters: Iterable[Tensor]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
 
 
 def _size(folder: Path) -> int:

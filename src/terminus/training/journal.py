@@ -7,15 +7,23 @@ continued log reads as if nothing had happened; only the wall-clock fields can t
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from types import TracebackType
 from typing import cast
 
 import torch
 from torch.utils.tensorboard.writer import SummaryWriter
+
+from terminus.errors import UserError
+from terminus.training.disk import writing
+
+log = logging.getLogger("terminus")
 
 BAND = 100
 """Timesteps per band in the log."""
@@ -39,7 +47,7 @@ class Row:
     validation: dict[str, float] | None = None
     """Validation error by band, and "all", where it was measured."""
     skipped: tuple[str, ...] = ()
-    """Keys of the samples of a step that was left out because it was not finite."""
+    """Of a step that was left out: keys of the samples whose loss is not finite; all, if only the gradient is not."""
 
 
 class Journal:
@@ -47,28 +55,31 @@ class Journal:
 
     def __init__(self, folder: Path, resume_step: int) -> None:
         self.path = folder / "log.jsonl"
-        _truncate(self.path, resume_step)
-        self._file = self.path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(folder / "tensorboard", purge_step=resume_step + 1)
+        with writing("The log", self.path):
+            _truncate(self.path, resume_step)
+            self._file = self.path.open("a", encoding="utf-8")
+            self._board = SummaryWriter(folder / "tensorboard", purge_step=resume_step + 1)
 
     def write(self, row: Row, validation_before: dict[str, float] | None = None) -> None:
-        """One line of JSON; numbers are written so that they read back bit for bit.
+        """One line of JSON; numbers are written so that they read back bit for bit, and null where not finite.
 
         The first row also carries what was measured before the first step.
         """
-        fields = {key: value for key, value in vars(row).items() if value not in (None, ())}
+        fields = {key: _finite(value) for key, value in vars(row).items() if value not in (None, ())}
         if validation_before is not None:
-            fields["validation_before"] = validation_before
-        self._file.write(json.dumps(fields) + "\n")
-        self._file.flush()
-        for key in ("loss", "error", "learning_rate", "gradient_norm", "images_per_second"):
-            self._board.add_scalar(key, getattr(row, key), row.step)
-        for band, value in (row.validation or {}).items():
-            self._board.add_scalar(f"validation/{band}", value, row.step)
+            fields["validation_before"] = _finite(validation_before)
+        with writing("The log", self.path):
+            self._file.write(json.dumps(fields, allow_nan=False) + "\n")
+            self._file.flush()
+            for key in ("loss", "error", "learning_rate", "gradient_norm", "images_per_second"):
+                self._board.add_scalar(key, getattr(row, key), row.step)
+            for band, value in (row.validation or {}).items():
+                self._board.add_scalar(f"validation/{band}", value, row.step)
 
     def sync(self) -> None:
         """Forces the rows to the disk: a checkpoint may not be newer than its log."""
-        os.fsync(self._file.fileno())
+        with writing("The log", self.path):
+            os.fsync(self._file.fileno())
 
     def picture(self, name: str, pixels: torch.Tensor, step: int) -> None:
         """A picture [3, height, width] in 0..1 for TensorBoard."""
@@ -80,19 +91,26 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.sync()
-        self._file.close()
-        self._board.close()
+        with suppress(OSError, UserError) if error else writing("The log", self.path):
+            self.sync()
+            self._file.close()
+            self._board.close()
 
 
 def read_journal(path: Path) -> Iterator[dict[str, object]]:
-    """The rows of a log as written; a last line cut short by a kill is left out."""
+    """The rows of a log as written, up to the first that a kill cut short or a power cut left unreadable."""
     if not path.is_file():
         return
     with path.open("rb") as lines:
-        for line in lines:
-            if line.endswith(b"\n"):
-                yield cast(dict[str, object], json.loads(line))
+        for number, line in enumerate(lines, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                row = json.loads(line)
+            except ValueError:
+                log.warning("%s:%d is not readable; it and what follows are left out", path, number)
+                return
+            yield cast(dict[str, object], row)
 
 
 def by_band(errors: torch.Tensor, t: torch.Tensor) -> dict[str, float]:
@@ -100,6 +118,13 @@ def by_band(errors: torch.Tensor, t: torch.Tensor) -> dict[str, float]:
     bands = t.cpu() // BAND
     means = {int(band): errors.cpu()[bands == band].double().mean().item() for band in bands.unique()}
     return {f"{band * BAND:03d}-{band * BAND + BAND - 1:03d}": mean for band, mean in sorted(means.items())}
+
+
+def _finite(value: object) -> object:
+    """JSON knows no NaN and no infinity."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in cast(dict[str, object], value).items()}
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def _truncate(path: Path, step: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from math import isfinite
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from terminus.data.loader import Batch, Loader
-from terminus.errors import Stopped
+from terminus.errors import Stopped, UserError
 from terminus.training.checkpoint import Position
 from terminus.training.ema import Average
 from terminus.training.journal import Row, by_band
@@ -24,6 +25,9 @@ from terminus.training.recipe import Training
 from terminus.training.step import Step, StepLoss
 
 log = logging.getLogger("terminus")
+
+PATIENCE = 50
+"""Steps in a row that may be left out because they are not finite."""
 
 
 @dataclass
@@ -49,28 +53,54 @@ class Hooks:
 def run_loop(step: Step, state: State, loader: Loader, settings: Training, hooks: Hooks) -> None:
     """Trains until `settings.images` have been seen. Raises `Stopped` when asked to, with everything saved."""
     last = -(-settings.images // settings.global_batch)
+    failed = 0
     step.trained.train()
-    for batches in loader.steps(state.position.step, last):
+    with closing(loader.steps(state.position.step, last)) as stream:
         started = time.perf_counter()
-        rate = learning_rate(state.position.images, settings.learning_rate, settings.images)
-        losses = _accumulate(step, batches, state.position.step)
-        norm = _gradient_norm(step, settings.optimizer.clip_norm)
-        loss = torch.cat([part.weighted for part in losses]).double().mean().item()
-        finite = isfinite(loss) and isfinite(norm)
-        if finite:
-            _apply(state, rate)
-        else:
-            log.warning("step %d is not finite (loss %s, gradient %s): left out", state.position.step + 1, loss, norm)
-        state.optimizer.zero_grad(set_to_none=True)
-        state.position = _advance(state.position, settings.global_batch, time.perf_counter() - started, finite)
-        if finite:
-            state.average.update(state.position.images, settings.global_batch)
-        validation = hooks.validate(state.position)
-        hooks.record(_row(state.position, batches, losses, loss, rate, norm, validation, started, finite))
-        stop = hooks.stop_asked() and state.position.step < last
-        hooks.checkpoint(state.position, stop or state.position.step == last)
-        if stop:
-            raise Stopped
+        for batches in stream:
+            rate = learning_rate(state.position.images, settings.learning_rate, settings.images)
+            losses = _accumulate(step, batches, state.position.step)
+            norm = _gradient_norm(step, settings.optimizer.clip_norm)
+            loss = torch.cat([part.weighted for part in losses]).double().mean().item()
+            skipped = () if isfinite(loss) and isfinite(norm) else _culprits(batches, losses)
+            if not skipped:
+                _apply(state, rate)
+            state.optimizer.zero_grad(set_to_none=True)
+            seconds = time.perf_counter() - started
+            state.position = _advance(state.position, settings.global_batch, seconds, bool(skipped))
+            if skipped:
+                failed = _left_out(state.position, failed, skipped)
+            else:
+                failed = 0
+                state.average.update(state.position.images, settings.global_batch)
+            validation = hooks.validate(state.position)
+            hooks.record(_row(state.position, batches, losses, loss, rate, norm, validation, seconds, skipped))
+            stop = hooks.stop_asked() and state.position.step < last
+            hooks.checkpoint(state.position, stop or state.position.step == last)
+            if stop:
+                raise Stopped
+            started = (
+                time.perf_counter()
+            )  # the wait for the next batch belongs to its step, measuring and saving do not
+
+
+def _culprits(batches: list[Batch], losses: list[StepLoss]) -> tuple[str, ...]:
+    keys = [key for batch in batches for key in batch.keys]
+    finite = torch.cat([part.weighted for part in losses]).isfinite().tolist()
+    return tuple(key for key, good in zip(keys, finite, strict=True) if not good) or tuple(keys)
+
+
+def _left_out(position: Position, failed: int, skipped: tuple[str, ...]) -> int:
+    """How many steps in a row were left out, this one included; too many are an error."""
+    named = ", ".join(skipped[:3]) + (", ..." if len(skipped) > 3 else "")
+    log.warning("step %d is left out: loss or gradient is not finite; samples: %s", position.step, named)
+    if failed + 1 == PATIENCE:
+        raise UserError(
+            f"{PATIENCE} steps in a row had no finite loss and gradient, the last is step {position.step}",
+            rule="A single bad step is left out; many are no training",
+            fix="Look at the samples that log.jsonl names, or begin a run with a lower rate or precision fp32",
+        )
+    return failed + 1
 
 
 def _accumulate(step: Step, batches: list[Batch], number: int) -> list[StepLoss]:
@@ -92,24 +122,23 @@ def _apply(state: State, rate: float) -> None:
     state.optimizer.step()
 
 
-def _advance(position: Position, images: int, seconds: float, finite: bool) -> Position:
+def _advance(position: Position, images: int, seconds: float, skipped: bool) -> Position:
     return replace(
         position,
         step=position.step + 1,
         images=position.images + images,
         seconds=position.seconds + seconds,
-        skipped=position.skipped + (not finite),
+        skipped=position.skipped + skipped,
     )
 
 
 def _row(
     position: Position, batches: list[Batch], losses: list[StepLoss], loss: float, rate: float, norm: float,
-    validation: dict[str, float] | None, started: float, finite: bool,
+    validation: dict[str, float] | None, seconds: float, skipped: tuple[str, ...],
 ) -> Row:  # fmt: skip
     error = torch.cat([part.error for part in losses])
     steps: Iterator[Tensor] = (part.t for part in losses if part.t is not None)
     t = list(steps)
-    seconds = time.perf_counter() - started
     return Row(
         step=position.step,
         images_seen=position.images,
@@ -122,5 +151,5 @@ def _row(
         seconds=seconds,
         images_per_second=sum(len(batch.keys) for batch in batches) / seconds,
         validation=validation,
-        skipped=() if finite else tuple(key for batch in batches for key in batch.keys),
+        skipped=skipped,
     )

@@ -17,9 +17,13 @@ def learning_rate(images: int, settings: LearningRate, run_images: int) -> float
     """
     if images < settings.warmup_images:
         return settings.max * (images + 1) / settings.warmup_images
-    period = settings.period_images or max(1, run_images - settings.warmup_images)
-    progress = min(1.0, (images - settings.warmup_images) / period)
+    progress = min(1.0, (images - settings.warmup_images) / period_images(settings, run_images))
     return settings.min + 0.5 * (settings.max - settings.min) * (1 + cos(pi * progress))
+
+
+def period_images(settings: LearningRate, run_images: int) -> int:
+    """Images from the highest to the lowest rate: as set, or what the warm-up leaves of the run."""
+    return settings.period_images or max(1, run_images - settings.warmup_images)
 
 
 def build_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.AdamW:
@@ -47,7 +51,8 @@ def restore_optimizer(optimizer: torch.optim.AdamW, names: dict[Tensor, str], te
         if f"{name}/step" not in tensors:
             continue  # a parameter that never had a gradient has no state
         state = optimizer.state[parameter]
-        state["step"] = tensors[f"{name}/step"].clone()
+        # A tensor of its own for each parameter and on its device: the fused kernel counts in it.
+        state["step"] = tensors[f"{name}/step"].to(parameter.device, copy=True)
         for key in ("exp_avg", "exp_avg_sq"):
             # In the parameter's memory format (channels last), which the fused kernel relies on.
             state[key] = torch.empty_like(parameter, requires_grad=False).copy_(tensors[f"{name}/{key}"])

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
 import torch
 from rich.console import Console
@@ -29,18 +30,20 @@ from terminus.progress import Meter
 from terminus.training import checkpoint
 from terminus.training.assemble import Parts, assemble, table_of
 from terminus.training.checkpoint import Position
+from terminus.training.disk import whole_folder, write_whole, writing
 from terminus.training.ema import Average
-from terminus.training.facts import write_facts
+from terminus.training.facts import finished_images, write_facts
 from terminus.training.journal import Journal, Row
 from terminus.training.loop import Hooks, State, run_loop
-from terminus.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
+from terminus.training.optimizer import build_optimizer, optimizer_tensors, period_images, restore_optimizer
 from terminus.training.preview import draw
 from terminus.training.recipe import Recipe, Training
 from terminus.training.validation import Validation, build_validation
 
 log = logging.getLogger("terminus")
 
-# What may change between two starts of one run: none of it has an influence on the numbers.
+# What may change between two starts of one run: none of it has an influence on the numbers, beyond the rounding of
+# another device.
 _MAY_CHANGE = (
     "run.", "training.images", "training.loader_threads", "training.checkpoints.", "training.preview.",
 )  # fmt: skip
@@ -54,12 +57,21 @@ def train(loaded: Loaded[Recipe]) -> Path:
     recipe = loaded.value
     folder = Path(recipe.run.dir)
     check(recipe)
+    seen = finished_images(folder)
+    over = seen is not None and seen >= recipe.training.images
+    same = _same_run(folder, recipe, over)
+    if over and same:
+        log.info("nothing to do: %s has seen %d images, and %d are asked for", folder, seen, recipe.training.images)
+        return folder / "model"
     view = _pinned(folder, recipe)
     parts = assemble(recipe, view)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
-        _keep_recipe(folder, recipe)
-        _pin(folder, parts.table, view)
+    with writing("The run's folder", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "run.lock").open("w")
+    with lock, _locked(lock, folder):
+        with writing("The run's folder", folder):
+            write_whole(folder / "recipe.yaml", dump(recipe))
+            _pin(folder, parts.table, view)
         return _train(recipe, folder, parts)
 
 
@@ -87,18 +99,23 @@ def _train(recipe: Recipe, folder: Path, parts: Parts) -> Path:
     order = Order(training.seed, parts.train.sizes, training.micro_batch)
     loader = Loader(parts.train, order, training.accumulation, training.loader_threads)
     begun = state.position
-    with Journal(folder, begun.step) as journal, _meter(training, begun) as meter, _signals() as asked:
-        before = validation.measure(parts.step) if begun.step == 0 else None
-        watch = _Watch(recipe, folder, parts, state, validation, journal, meter, before)
-        hooks = Hooks(watch.validate, watch.record, watch.checkpoint, lambda: bool(asked))
-        try:
-            run_loop(parts.step, state, loader, training, hooks)
-        except Stopped:
-            log.info("stopped at %d images; the same command continues", state.position.images)
-            raise
-    with state.average.swapped_in():
-        parts.export(folder / "model", state.position.images)
-    write_facts(folder, recipe, parts, state.position, training.global_batch)
+    with _signals() as asked:
+        with Journal(folder, begun.step) as journal, _meter(training, begun) as meter:
+            before = validation.measure(parts.step) if begun.step == 0 else None
+            watch = _Watch(recipe, folder, parts, state, validation, journal, meter, before)
+            hooks = Hooks(watch.validate, watch.record, watch.checkpoint, lambda: bool(asked))
+            try:
+                if asked:
+                    raise Stopped
+                run_loop(parts.step, state, loader, training, hooks)
+            except Stopped:
+                log.info("stopped at %d images; the same command continues", state.position.images)
+                raise
+        # A signal does not interrupt this: what is left is short, and then there is nothing to continue.
+        with writing("The finished model", folder / "model"):
+            with state.average.swapped_in(), whole_folder(folder / "model") as target:
+                parts.export(target, state.position.images)
+            write_facts(folder, recipe, parts, state.position)
     return folder / "model"
 
 
@@ -163,10 +180,10 @@ def _meter(training: Training, begun: Position) -> Meter:
 
 
 def _restore(state: State, module: torch.nn.Module, saved: checkpoint.Saved) -> None:
-    checkpoint.copy_into(module, saved.tensors["weights"])
-    for name, value in saved.tensors["average"].items():
-        state.average.tensors[name].copy_(value)
-    restore_optimizer(state.optimizer, _names(module), saved.tensors["optimizer"])
+    names = _names(module)
+    checkpoint.copy_into({name: parameter for parameter, name in names.items()}, saved.tensors["weights"])
+    checkpoint.copy_into(state.average.tensors, saved.tensors["average"])
+    restore_optimizer(state.optimizer, names, saved.tensors["optimizer"])
     state.position = saved.position
 
 
@@ -174,27 +191,37 @@ def _names(module: torch.nn.Module) -> dict[Tensor, str]:
     return {parameter: name for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
-def _keep_recipe(folder: Path, recipe: Recipe) -> None:
-    """Writes the effective recipe, or checks it against the one that the run was begun with."""
+def _same_run(folder: Path, recipe: Recipe, over: bool) -> bool:
+    """Checks the recipe against the one that the run was begun with; whether the `run` section is the same as well."""
     path = folder / "recipe.yaml"
-    if path.is_file():
-        begun = load(path, Recipe).value
-        old, new = _leaves(begun.model_dump(mode="json")), _leaves(recipe.model_dump(mode="json"))
-        changed = [
-            f"{key} was {old.get(key)!r} and is now {new.get(key)!r}"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key) and not key.startswith(_MAY_CHANGE)
-        ]
-        if changed:
-            raise UserError(
-                f"This run was begun with another recipe: {'; '.join(changed)}",
-                where=str(path),
-                rule="A run keeps its recipe, or its record would be untrue",
-                fix="Undo the change, or give the new run another run.dir",
-            )
-    temporary = path.with_suffix(".yaml.tmp")
-    temporary.write_text(dump(recipe), encoding="utf-8")
-    temporary.replace(path)
+    if not path.is_file():
+        return True
+    begun = load(path, Recipe).value
+    old, new = _settings(begun), _settings(recipe)
+    if over:  # how the rate would go on no longer matters
+        new[_PERIOD] = old[_PERIOD]
+    changed = [
+        f"{key} was {old.get(key)!r} and is now {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not key.startswith(_MAY_CHANGE)
+    ]
+    if changed:
+        raise UserError(
+            f"This run was begun with another recipe: {'; '.join(changed)}",
+            where=str(path),
+            rule="A run keeps its recipe, or its record would be untrue",
+            fix="Undo the change, or give the new run another run.dir",
+        )
+    return begun.run == recipe.run
+
+
+_PERIOD = "training.learning_rate.period_images"
+
+
+def _settings(recipe: Recipe) -> dict[str, object]:
+    """Every setting, and the learning rate's period as it is in force: null follows training.images."""
+    rate = recipe.training.learning_rate
+    return _leaves(recipe.model_dump(mode="json")) | {_PERIOD: period_images(rate, recipe.training.images)}
 
 
 def _leaves(tree: object, prefix: str = "") -> dict[str, object]:
@@ -209,35 +236,49 @@ def _leaves(tree: object, prefix: str = "") -> dict[str, object]:
 
 def _pinned(folder: Path, recipe: Recipe) -> View:
     """The version of the data that this run was begun with, or the newest for a new run."""
-    store = Store(recipe.data.store)
-    table: Table = store.latents if table_of(recipe) == "latents" else store.images  # pyright: ignore[reportMissingTypeArgument]
+    store, name = Store(recipe.data.store), table_of(recipe)
+    table: Table = store.latents if name == "latents" else store.images  # pyright: ignore[reportMissingTypeArgument]
     pin = folder / "data.json"
-    if pin.is_file():
-        return table.at(int(json.loads(pin.read_text(encoding="utf-8"))["version"]))
-    view = table.latest()
-    return view if view is not None else store.training_view()
+    if not pin.is_file():
+        return table.required()
+    try:
+        pinned = json.loads(pin.read_text(encoding="utf-8"))
+        version, rows = int(pinned["version"]), int(pinned["rows"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"This file is not readable ({error})",
+            where=str(pin),
+            rule="A run continues on the version of the data that it recorded here",
+            fix="Restore it, or give the new run another run.dir",
+        ) from error
+    view = table.at(version)
+    if view.count != rows:
+        raise UserError(
+            f"Version {version} of the {name} has {view.count} rows, and had {rows} when this run was begun",
+            where=recipe.data.store,
+            rule="A run continues on the version of the data that it recorded",
+            fix="Restore the store, or give the new run another run.dir",
+        )
+    return view
 
 
 def _pin(folder: Path, table: str, view: View) -> None:
     content = {"table": table, "version": view.version, "rows": view.count}
-    temporary = folder / "data.json.tmp"
-    temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    temporary.replace(folder / "data.json")
+    write_whole(folder / "data.json", json.dumps(content) + "\n")
 
 
 @contextmanager
-def _locked(folder: Path) -> Generator[None]:
+def _locked(lock: IO[str], folder: Path) -> Generator[None]:
     """Two processes may not train in one folder. The lock dies with its process, so it is never stale."""
-    with (folder / "run.lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                "Another process is training in this folder",
-                where=str(folder),
-                fix="Wait for it or stop it, or give this run another run.dir",
-            ) from error
-        yield
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(
+            "Another process is training in this folder",
+            where=str(folder),
+            fix="Wait for it or stop it, or give this run another run.dir",
+        ) from error
+    yield
 
 
 @contextmanager

@@ -7,8 +7,8 @@ or computed again after a restart gives the same loss.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -34,6 +34,7 @@ class StepLoss:
     """Timestep of each sample; None where there are no timesteps."""
 
 
+@runtime_checkable
 class Step(Protocol):
     """What is trained, and how its loss is computed. The loop knows nothing else."""
 
@@ -44,6 +45,10 @@ class Step(Protocol):
 
     def loss(self, batch: Batch, step: int) -> StepLoss:
         """The loss of a micro-batch of optimizer step `step`."""
+        ...
+
+    def seeded(self, seed: int) -> Step:
+        """The same step, drawing other random numbers."""
         ...
 
 
@@ -82,6 +87,10 @@ class DiffusionStep:
 
         losses = self.objective.loss(network, x0, self._normal(batch, "noise", shape), t)
         return StepLoss(losses.weighted, losses.unweighted, t)
+
+    def seeded(self, seed: int) -> DiffusionStep:
+        """The same step, drawing other random numbers."""
+        return replace(self, seed=seed)
 
     def _captions(self, batch: Batch) -> list[str]:
         return [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -64,6 +64,10 @@ class TowersStep:
         loss = 0.5 * (_contrast(scale * image @ first.T, same) + _contrast(scale * image @ second.T, same))
         wrong = ~same.gather(1, (image @ second.T).argmax(1, keepdim=True)).squeeze(1)
         return StepLoss(loss, wrong.float())
+
+    def seeded(self, seed: int) -> TowersStep:
+        """The same step, drawing other random numbers."""
+        return replace(self, seed=seed)
 
 
 def _contrast(logits: Float[Tensor, "batch batch"], same: Tensor) -> Float[Tensor, " batch"]:

@@ -140,7 +140,10 @@ def _from_json(text: str, name: str) -> tuple[list[str], str | None]:
         raise _BadSidecar(f"{name} is not JSON") from None
     if not isinstance(content, dict):
         raise _BadSidecar(f"{name} is not an object with `caption` or `captions`")
-    texts = [*content.get("captions", ()), *([content["caption"]] if "caption" in content else ())]
+    several = content.get("captions", [])
+    if not isinstance(several, list):
+        raise _BadSidecar(f"{name}: `captions` is not a list")
+    texts = [*several, *([content["caption"]] if "caption" in content else ())]
     licence = content.get("licence", content.get("license"))
     if not all(isinstance(text, str) for text in texts) or not isinstance(licence, str | None):
         raise _BadSidecar(f"{name} holds a caption or licence that is not text")
