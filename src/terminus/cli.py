@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import select
@@ -37,9 +38,9 @@ app.add_typer(config_app, name="config")
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or a shipped recipe's name.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Settings that replace the recipe's.", show_default=False),
+    typer.Argument(metavar="KEY.PATH=VALUE", help="Settings that replace the recipe's.", show_default=False),
 ]
-ModelName = Annotated[str, typer.Argument(metavar="MODEL", help='A folder, a .safetensors file, a hub id, or "nano".')]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help='A model folder, a hub id, or "nano".')]
 
 
 def _version(asked: bool) -> None:
@@ -83,7 +84,7 @@ def train(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Train, or continue: the same command picks up where the run was stopped."""
     from terminus.training.run import train as run_train
 
-    run_train(_load(recipe, overrides))
+    print(run_train(_load(recipe, overrides)))
 
 
 @app.command()
@@ -97,7 +98,10 @@ def sample(
     count: Annotated[int, typer.Option(help="Pictures per prompt, with seeds SEED, SEED + 1, ...")] = 1,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels.", show_default="the model's")] = None,
     guidance: Annotated[float | None, typer.Option(help="How closely to follow the prompt.", show_default="4")] = None,
-    solver: Annotated[str | None, typer.Option(help="euler, dpmpp_2m_sde, ...", show_default="dpmpp_2m")] = None,
+    solver: Annotated[
+        str | None,
+        typer.Option(help="euler, euler_ancestral, ddim, dpmpp_2m or dpmpp_2m_sde.", show_default="dpmpp_2m"),
+    ] = None,
 ) -> None:
     """Draw pictures from prompts."""
     from terminus.sampling.command import sample as run_sample
@@ -132,7 +136,7 @@ def card(
     """Write the model card, README.md, from what the run recorded."""
     from terminus.card.command import card as run_card
 
-    run_card(run_dir, check=check)
+    print(run_card(run_dir, check=check))
 
 
 @config_app.command("show")
@@ -171,6 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code of section 4: 0, 1, 2, 75; 130 for Ctrl-C and 141 for a closed pipe."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
+    _prepare_streams()
     _log_to_stderr()
     try:
         # without standalone mode typer raises its complaints instead of printing them, and returns exit codes (130)
@@ -252,6 +257,15 @@ def _usage(error: typer.TyperException, given: Sequence[str]) -> str:
 
 def _command(given: Sequence[str]) -> str:
     return shlex.join(["terminus", *given])
+
+
+def _prepare_streams() -> None:
+    """Output that is closed (`>&-`) or that cannot hold every character must not fail work that is done."""
+    if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison]
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - it stays open to the end
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _log_to_stderr() -> None:

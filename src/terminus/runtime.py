@@ -45,15 +45,10 @@ def pick_device(name: str = "auto") -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError:
-        device = None
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device is None or device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= gpus):
-        raise UserError(
-            f"There is no device {name!r}",
-            rule=f"A device is auto, cpu, cuda or cuda:N; this machine has {gpus} GPUs",
-            fix="Write `auto` for the best that is there",
-        )
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"Device {name!r} cannot be used ({reason})", fix="Use auto, cpu or cuda") from error
     return device
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,7 @@ def test_a_key_named_like_a_kind_is_still_found(read):
             "Did you mean `paper`? It is one of `augmented`, `paper`.",
         ),
         ("name: x\ntraining: {betas: [2, 1]}", "2:11", "`training`: the first beta is not above the second"),
+        ("name: x\ntraining: {seed: 1e9}", "2:18", "and this is 1000000000.0. Write 1000000000."),
         ("training: {}", "1:1", "The key `name` is missing. It has no default."),
     ],
 )
@@ -88,6 +90,11 @@ def test_all_problems_come_at_once(read):
     assert len(found) == 7
     with pytest.raises(ConfigError, match="7 problems in the settings"):
         read("nme: x\ntraining: {seed: a, betas: 1}\nsources: [{path: 1}, {}]\n", "foo.bar=1")
+
+
+def test_a_wrong_entry_is_not_also_a_list_that_is_too_short(read):
+    nested = "name: x\ntraining: {betas: [2]}\nsources: [{pth: 1}]\n"
+    assert not [problem for problem in problems(read, nested) if "at least" in problem]
 
 
 def test_a_value_of_an_extended_file_is_shown_there(read):
@@ -111,6 +118,7 @@ SYNTAX = {
     "name: !!int abc": "cannot be read as its type",
     "name: x\ntraining:\n\tseed: 1": "replace the tab",
     "name: [1, 2": "not valid YAML",
+    'name: "x\n': "r.yaml:1:7: This is not valid YAML",
     "name: x\n---\nname: y": "not valid YAML",
     "- a\n- b": "1:1: This is not a mapping",
     "just words": "1:1: This is not a mapping",
@@ -149,12 +157,14 @@ def test_aliases_that_stand_for_little_are_fine(read):
 def test_files_that_cannot_be_recipes(tmp_path, monkeypatch, schema):
     monkeypatch.chdir(tmp_path)
     Path("folder").mkdir()
+    os.mkfifo("pipe.yaml")
     Path("empty.yaml").write_text("# nothing\n")
     Path("latin.yaml").write_bytes("name: x\n# caf\u00e9\n".encode("latin-1"))
     Path("large.yaml").write_text("#" * 1_000_001)
     Path("bom.yaml").write_bytes(b"\xef\xbb\xbfname: x\n")
     for name, message in {
         "folder": "folder: this is a folder",
+        "pipe.yaml": "pipe.yaml: this is not a regular file",
         "empty.yaml": "empty.yaml: the file is empty",
         "latin.yaml": "latin.yaml:2: the text is not UTF-8",
         "large.yaml": "large.yaml: the recipe is larger than 1 MB",

@@ -182,6 +182,33 @@ def test_sidecars(pictures: Path, config: Build):
     assert report.dropped == {"caption cannot be read": 1}
 
 
+@pytest.mark.parametrize("captions", ["5", '"abc"', '{"a": "b"}', "[1]", "null"])
+def test_captions_of_another_shape_are_a_reason(pictures: Path, config: Build, captions: str):
+    (pictures / "0.json").write_text(f'{{"captions": {captions}}}')
+    assert quiet(config(pictures)).dropped == {"caption cannot be read": 1}
+
+
+def test_a_wrong_model_is_known_before_the_first_stage(pictures: Path, config: Build):
+    data = config(pictures)
+    with pytest.raises(UserError, match="No model is here"):
+        prepare(data, str(pictures / "no-model"), Console(file=StringIO()))
+    assert not Path(data.store).exists()
+
+
+def test_a_store_that_cannot_be(pictures: Path, config: Build):
+    with pytest.raises(UserError, match=r"0.jpg: this is a file. data.store is a folder"):
+        quiet(config(pictures, store=str(pictures / "0.jpg")))
+    with pytest.raises(UserError, match=r"images.lance: the table cannot be written .*data.store") as caught:
+        quiet(config(pictures, store="/proc/store"))
+    assert ".rs:" not in str(caught.value)
+
+
+def test_too_few_images_to_hold_any_out_is_said(pictures: Path, config: Build):
+    said = StringIO()
+    prepare(config(pictures, validation_fraction=0.0), None, Console(file=said))
+    assert "No image is held out (data.validation_fraction" in said.getvalue()
+
+
 def test_the_split_is_a_function_of_the_content(pictures: Path, config: Build):
     def splits(store: str) -> dict[object, object]:
         quiet(config(pictures, store=store, validation_fraction=0.5))

@@ -16,17 +16,17 @@ from terminus.errors import Stopped, UserError
 SURFACE = {
     "": ["--version", "--debug"],
     "demo": ["--out"],
-    "prepare": ["RECIPE", "[KEY.PATH=VALUE]..."],
-    "train": ["RECIPE", "[KEY.PATH=VALUE]..."],
+    "prepare": ["RECIPE", "KEY.PATH=VALUE"],
+    "train": ["RECIPE", "KEY.PATH=VALUE"],
     "sample": [
         *("MODEL", "--prompt", "--out", "--negative", "--seed", "--steps", "--count", "--size"),
         *("--guidance", "--solver"),
     ],
     "evaluate": ["MODEL", "--out"],
     "card": ["RUN_DIR", "--check"],
-    "config show": ["RECIPE", "[KEY.PATH=VALUE]..."],
-    "config explain": ["RECIPE", "[KEY.PATH=VALUE]..."],
-    "config schema": ["[RECIPE]", "[KEY.PATH=VALUE]..."],
+    "config show": ["RECIPE", "KEY.PATH=VALUE"],
+    "config explain": ["RECIPE", "KEY.PATH=VALUE"],
+    "config schema": ["[RECIPE]", "KEY.PATH=VALUE"],
 }
 HELP_SECONDS = 0.5
 # pydantic is not among them: typer reads its own arguments with it

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -100,3 +104,25 @@ def test_an_out_folder_that_cannot_be_is_found_before_the_model_is_loaded(tmp_pa
 def test_a_model_that_is_not_there(tmp_path: Path, capsys):
     assert sample(tmp_path / "nowhere", tmp_path / "out", "--prompt", "a dog") == 2
     assert "No model is here" in capsys.readouterr().err
+
+
+def test_nothing_is_written_for_a_model_or_size_that_cannot_be(random_nano: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    assert sample(tmp_path / "nowhere", out, "--prompt", "a dog") == 2
+    assert sample(random_nano, out, "--prompt", "a dog", "--size", "33x33") == 2
+    assert not out.exists()
+
+
+def test_a_long_prompt_is_said_in_our_words_only(random_nano: Path, tmp_path: Path):
+    command = [sys.executable, "-m", "terminus", "sample", str(random_nano), "--out", str(tmp_path), "--prompt"]
+    result = subprocess.run([*command, "word " * 200, *QUICK], capture_output=True, text=True, check=True, timeout=60)
+    assert "the model reads 32; cut: word word" in result.stderr
+    assert "[transformers]" not in result.stderr
+
+
+def test_a_terminal_without_unicode_and_a_closed_output_do_not_fail_the_drawing(random_nano: Path, tmp_path: Path):
+    command = shlex.join([sys.executable, "-m", "terminus", "sample", str(random_nano), "--prompt", "é", *QUICK])
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    shown = subprocess.check_output(f"{command} --out 'é {tmp_path.name}'", shell=True, env=ascii_only, cwd=tmp_path)
+    assert shown == rf"\xe9 {tmp_path.name}/00001-0.png".encode() + b"\n"
+    assert subprocess.run(f"{command} --out closed >&-", shell=True, cwd=tmp_path, check=False).returncode == 0

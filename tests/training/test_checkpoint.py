@@ -34,7 +34,9 @@ def test_none_yet_is_none(tmp_path: Path):
     assert checkpoint.latest(tmp_path / "absent") is None
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "missing file", "missing manifest", "garbage manifest"])
+@pytest.mark.parametrize(
+    "damage", ["flip", "truncate", "missing file", "missing manifest", "garbage manifest", "empty"]
+)
 def test_a_damaged_one_is_set_aside_and_the_one_before_is_used(tmp_path: Path, damage: str, caplog):
     save(tmp_path, 4)
     newest = save(tmp_path, 8)
@@ -50,6 +52,8 @@ def test_a_damaged_one_is_set_aside_and_the_one_before_is_used(tmp_path: Path, d
             target.unlink()
         case "missing manifest":
             (newest / "manifest.json").unlink()
+        case "empty":
+            (newest / "manifest.json").write_text("{}")
         case _:
             (newest / "manifest.json").write_text("[1]")
     saved = checkpoint.latest(tmp_path)
@@ -81,6 +85,14 @@ def test_a_failed_save_leaves_the_last_one(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match="No space left"):
         save(tmp_path, 8)
     assert [path.name for path in tmp_path.iterdir()] == ["images-000000000004"]
+
+
+def test_the_tensors_of_another_network_are_refused_and_nothing_is_broadcast(tmp_path: Path):
+    target = {"a": torch.zeros(3)}
+    for other in ({"a": torch.ones(1)}, {"b": torch.ones(3)}, {}):
+        with pytest.raises(UserError, match="of another network"):
+            checkpoint.copy_into(target, other)
+    assert not target["a"].any()

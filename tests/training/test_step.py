@@ -15,6 +15,7 @@ from terminus.diffusion.weighting import min_snr
 from terminus.model.components import Components, load_components
 from terminus.sampling.schedule import noise_schedule
 from terminus.training.step import DiffusionStep
+from terminus.training.validation import Validation
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +106,10 @@ def test_the_terminal_timestep_is_finite_and_weighs_one(step: DiffusionStep):
     assert loss.t.item() == 999
     assert torch.isfinite(loss.weighted).all()
     assert torch.equal(loss.weighted, loss.error)
+
+
+def test_validation_does_not_depend_on_the_run_s_seed(step: DiffusionStep):
+    fixed = Validation((batch(0, 4),))
+    assert fixed.measure(step) == fixed.measure(step.seeded(77))
+    with torch.no_grad():
+        assert not torch.equal(step.loss(batch(), 0).error, step.seeded(77).loss(batch(), 0).error)

@@ -84,7 +84,7 @@ def check_rules(data: DataConfig, store: Store) -> None:
     raise UserError(
         f"the images here were chosen by other rules ({'; '.join(changed)})",
         where=data.store,
-        rule="rows are only ever added, so one store holds one choice",
+        rule="Rows are only ever added, so one store holds one choice",
         fix="Set these back, or prepare into another data.store.",
     )
 
@@ -138,7 +138,7 @@ class _Curation:
             if self.counts.candidates
             else "the sources hold no images",
             where=f"data.sources ({', '.join(source.name for source in self.data.sources)})",
-            rule="an image needs a caption, must decode, and must pass data.filters",
+            rule="An image needs a caption, must decode, and must pass data.filters",
             fix="Correct the folder or the filters; nothing was written.",
         )
 

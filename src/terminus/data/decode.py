@@ -132,7 +132,7 @@ def decode(data: bytes, limits: Limits) -> Decoded | Dropped:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         return Dropped("too many pixels", f"more than {HARD_PIXEL_LIMIT}")
     except UnidentifiedImageError:
-        return Dropped("not a JPEG, PNG or WebP image")
+        return Dropped("not a JPEG, PNG or WebP image", "by its content" if data else "the file is empty")
     except _BROKEN as error:
         reason = "truncated" if "truncated" in str(error) else "damaged"
         return Dropped(reason, _printable(error))

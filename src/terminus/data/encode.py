@@ -108,7 +108,7 @@ def _moments(
             raise UserError(
                 "the codec's moments of this image do not fit into float16",
                 where=f"{row['source']}/{row['source_id']}",
-                rule="moments are stored as finite float16 numbers",
+                rule="Moments are stored as finite float16 numbers",
                 fix="The codec's weights are damaged, or overflow in the precision they run in.",
             )
     return stacked.numpy()

@@ -49,7 +49,7 @@ def _codec(data: DataConfig, model: str) -> Codec:
         raise UserError(
             f"sides of {unit} pixels do not fit the codec of {model}",
             where="data.resolution, data.buckets.step",
-            rule=f"it turns {codec.factor}x{codec.factor} pixels into one latent",
+            rule=f"It turns {codec.factor}x{codec.factor} pixels into one latent",
             fix=f"Make both multiples of {codec.factor}.",
         )
     # As any Module: diffusers annotates its own `to` so that no device fits.
@@ -95,3 +95,9 @@ def _say(console: Console, result: PrepareReport, place: str) -> None:
         f"{result.latents_added} new latents. Report: {place}"
     )
     console.print(text, highlight=False, markup=False, soft_wrap=True)
+    if not result.holdings.splits.get("validation"):
+        warning = (
+            "No image is held out (data.validation_fraction is too small for so few), and no run starts without one: "
+            "raise it, and prepare into another data.store."
+        )
+        console.print(warning, highlight=False, markup=False, soft_wrap=True)

@@ -8,6 +8,7 @@ this module; it needs pylance and pyarrow, nothing of the preparation engine.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +101,7 @@ class Table(Generic[Row]):
         except ValueError as error:
             if "was not found" in str(error):
                 return None
-            raise UserError(f"the table cannot be read ({_first_line(error)})", where=self.uri) from None
+            raise UserError(f"the table cannot be read ({_reason(error)})", where=self.uri) from None
         return self._checked(View(dataset))
 
     def required(self) -> View:
@@ -110,7 +111,7 @@ class Table(Generic[Row]):
             raise UserError(
                 "there is no prepared data here",
                 where=self.uri,
-                rule="training reads what preparation has written",
+                rule="Training reads what preparation has written",
                 fix="Run `terminus prepare` with the same recipe first.",
             )
         return view
@@ -121,9 +122,9 @@ class Table(Generic[Row]):
             return self._checked(View(lance.dataset(self.uri, version=version)))
         except ValueError as error:
             raise UserError(
-                f"version {version} of the table cannot be read ({_first_line(error)})",
+                f"version {version} of the table cannot be read ({_reason(error)})",
                 where=self.uri,
-                rule="a run continues on the version of the data that it recorded",
+                rule="A run continues on the version of the data that it recorded",
                 fix="Restore the store, or start a new run.",
             ) from None
 
@@ -143,7 +144,15 @@ class Table(Generic[Row]):
             return self.version()
         table = pa.Table.from_pylist([_columns(row) for row in rows], schema=self.schema)
         mode = "append" if self.latest() else "create"
-        return int(lance.write_dataset(table, self.uri, schema=self.schema, mode=mode).version)
+        try:
+            return int(lance.write_dataset(table, self.uri, schema=self.schema, mode=mode).version)
+        except OSError as error:
+            raise UserError(
+                f"the table cannot be written ({_reason(error)})",
+                where=self.uri,
+                rule="A store is a folder that can be written and has room, or the URI of an object store",
+                fix="Correct data.store, or make room; the same command continues.",
+            ) from None
 
     def revise(self, changes: pa.Table, on: str) -> None:  # pyright: ignore[reportUnknownParameterType]
         """Replaces columns of the rows whose `on` occurs in `changes`, in one commit; no row moves.
@@ -172,7 +181,7 @@ class Table(Generic[Row]):
             raise UserError(
                 f"the table lacks the columns {', '.join(sorted(missing))}",
                 where=self.uri,
-                rule="it was written by an incompatible version of terminus, or is not ours",
+                rule="It was written by an incompatible version of terminus, or is not ours",
                 fix="Prepare into another data.store.",
             )
         return view
@@ -183,7 +192,7 @@ class Store:
 
     def __init__(self, location: str) -> None:
         self.location = location
-        root = location.rstrip("/") if "://" in location else str(Path(location).absolute())
+        root = location.rstrip("/") if "://" in location else str(_folder(location))
         self.images: Table[ImageRow] = Table(f"{root}/images.lance", IMAGES)
         self.latents: Table[LatentRow] = Table(f"{root}/latents.lance", LATENTS)
         self.rejected: Table[Rejection] = Table(f"{root}/rejected.lance", REJECTED)
@@ -231,5 +240,14 @@ def _columns(row: ImageRow | LatentRow | Rejection) -> dict[str, object]:
     return columns
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _folder(location: str) -> Path:
+    folder = Path(location).absolute()
+    if folder.exists() and not folder.is_dir():
+        raise UserError("this is a file", where=location, rule="data.store is a folder, or the URI of an object store")
+    return folder
+
+
+def _reason(error: Exception) -> str:
+    """Lance's first line without the place in its own source code that ends it."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return re.sub(r",? \S+\.rs:\d+(:\d+)?$", "", line)

@@ -107,6 +107,9 @@ def build_tokenizer(vocab: dict[str, int], merges: list[tuple[str, str]], length
 def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
     """Writes the current files and the older `vocab.json` + `merges.txt`, which other loaders ask for."""
     folder.mkdir(parents=True, exist_ok=True)
+    # How it was last called is no part of it, or the same model would be written in two ways.
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.backend_tokenizer.no_truncation()
     tokenizer.save_pretrained(folder)
     model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
     (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")

@@ -99,7 +99,7 @@ class Terminus:
     @classmethod
     def load(cls, model: str | Path, device: str = "auto") -> Terminus:
         """`model` is a folder, a hub id, or "nano"; `device` is "auto", "cpu", "cuda", "cuda:1", ..."""
-        where = _device(device)
+        where = runtime.pick_device(device)
         components = load_components(model).to(where)
         path = Path(model).expanduser()
         return cls(components, path if path.is_file() else resolve(model))
@@ -187,13 +187,3 @@ def _seeds(seed: int | Sequence[int], count: int) -> Sequence[int]:
         rule = "A seed is a whole number from 0 to 2^63 - 1, and the pictures of a prompt use consecutive ones"
         raise UserError(f"seed {seed}", rule=rule)
     return range(seed, seed + count)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = runtime.pick_device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"Device {name!r} cannot be used ({reason})", fix="Use auto, cpu or cuda") from error
-    return device

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 from rich.console import Console
+from rich.text import Text
 
 from terminus.errors import UserError
 from terminus.progress import Meter
@@ -20,6 +21,7 @@ from terminus.sampling.tasks import Settings
 _SHEET = 64
 """Pictures that a sheet shows at most."""
 _COLUMNS = 8
+_ANOTHER = "Choose another --out"
 
 
 def sample(
@@ -45,18 +47,20 @@ def sample(
     )
     if negative and settings.guidance == 1.0:
         console.print("The negative prompt has no effect at guidance 1.")
-    _make_folder(out)
-    with console.status(f"Loading {model}"):
+    _check_folder(out)
+    with console.status(Text(f"Loading {model}")):
         loaded = Terminus.load(model)
     stream = loaded.stream(prompts, negative, seed=seed, count=count, settings=settings)
     shown: list[tuple[Image.Image, str]] = []
     with Meter(console, "sample", settings.steps * len(prompts) * count, unit="steps") as meter:
         for drawing in stream:
+            _make_folder(out)  # a first step says that the model can draw what is asked; before, nothing is written
             meter.advance(len(drawing.requests))
             if drawing.finished:
                 pictures = drawing.pictures()
-                for picture, request in zip(pictures, drawing.requests, strict=True):
-                    print(_save(picture, out, f"{_next_number(out):05d}-{request.seed}"))
+                first = _next_number(out)
+                for number, (picture, request) in enumerate(zip(pictures, drawing.requests, strict=True), first):
+                    print(_save(picture, out, f"{number:05d}-{request.seed}"), flush=True)
                 captions = [f"{one.prompt} · {one.seed}" for one in drawing.requests]
                 shown += list(zip(pictures, captions, strict=True))[: _SHEET - len(shown)]
     if len(shown) > 1:
@@ -65,14 +69,20 @@ def sample(
         print(_save(page, out, _free_name(out, "samples")))
 
 
-def _make_folder(out: Path) -> None:
+def _check_folder(out: Path) -> None:
     """Before the model is loaded: minutes of drawing must not end in a folder that cannot be written."""
+    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        raise UserError(f"This folder cannot be made ({there} is a file)", where=str(out), fix=_ANOTHER)
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError("This folder cannot be written", where=str(out), fix=_ANOTHER)
+
+
+def _make_folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"This folder cannot be made ({error.strerror})", where=str(out)) from error
-    if not os.access(out, os.W_OK | os.X_OK):
-        raise UserError("This folder cannot be written", where=str(out), fix="Choose another --out")
+        raise UserError(f"This folder cannot be made ({error.strerror})", where=str(out), fix=_ANOTHER) from error
 
 
 def _next_number(out: Path) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -148,7 +149,9 @@ def _towers(recipe: Recipe, objective: Contrast, view: View, device: torch.devic
                 fix="Set model.start to a folder with text towers and a vision tower, or build nano",
             )
         vision = build_vision(architecture)
-    model = ContrastiveModel(text, vision, text.tower_2.config.projection_dim).to(device).requires_grad_(True)
+    model = (
+        ContrastiveModel(text, vision, cast(int, text.tower_2.config.projection_dim)).to(device).requires_grad_(True)
+    )
     train, held_out = _splits(recipe.data, lambda split: PixelRows(view, recipe.data.transform.spec, split))
 
     def export(folder: Path, images: int) -> None:

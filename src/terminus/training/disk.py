@@ -1,4 +1,7 @@
-"""Files and folders that are either whole or not there, whatever ends the process, and one paragraph where a disk fails."""
+"""Files and folders that are either whole or not there, whatever ends the process.
+
+Where the disk itself fails, the user gets one paragraph that says what was being written, and that nothing is lost.
+"""
 
 from __future__ import annotations
 

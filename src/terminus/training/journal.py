@@ -10,7 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -91,10 +91,9 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with suppress(OSError, UserError) if error else writing("The log", self.path):
+        failing = suppress(OSError, UserError) if error else writing("The log", self.path)
+        with failing, closing(self._board), closing(self._file):
             self.sync()
-            self._file.close()
-            self._board.close()
 
 
 def read_journal(path: Path) -> Iterator[dict[str, object]]:

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import IO
 
 import torch
 from rich.console import Console
@@ -65,10 +64,7 @@ def train(loaded: Loaded[Recipe]) -> Path:
         return folder / "model"
     view = _pinned(folder, recipe)
     parts = assemble(recipe, view)
-    with writing("The run's folder", folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "run.lock").open("w")
-    with lock, _locked(lock, folder):
+    with _locked(folder):
         with writing("The run's folder", folder):
             write_whole(folder / "recipe.yaml", dump(recipe))
             _pin(folder, parts.table, view)
@@ -268,17 +264,21 @@ def _pin(folder: Path, table: str, view: View) -> None:
 
 
 @contextmanager
-def _locked(lock: IO[str], folder: Path) -> Generator[None]:
+def _locked(folder: Path) -> Generator[None]:
     """Two processes may not train in one folder. The lock dies with its process, so it is never stale."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UserError(
-            "Another process is training in this folder",
-            where=str(folder),
-            fix="Wait for it or stop it, or give this run another run.dir",
-        ) from error
-    yield
+    with writing("The run's folder", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = (folder / "run.lock").open("w")
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                "Another process is training in this folder",
+                where=str(folder),
+                fix="Wait for it or stop it, or give this run another run.dir",
+            ) from error
+        yield
 
 
 @contextmanager

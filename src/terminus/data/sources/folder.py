@@ -47,7 +47,7 @@ class FolderSource(Config):
             raise UserError(
                 "this is not a folder" if self.path.exists() else "there is no such folder",
                 where=f"data.sources ({self.name}): {self.path}",
-                rule="a folder source reads the images under `path`",
+                rule="A folder source reads the images under `path`",
                 fix="Correct the path; it is relative to where the command runs.",
             )
         return self.path.absolute()
@@ -57,7 +57,8 @@ class FolderSource(Config):
         if path.is_symlink() and path.is_dir():
             return Candidate(self.name, identity, problem=Dropped("link to a folder"))
         if path.suffix.lower() not in IMAGE_SUFFIXES:
-            dropped = Dropped("not a JPEG, PNG or WebP image", f"the name ends in {printable(path.suffix)!r}")
+            ending = f"the name ends in {printable(path.suffix)!r}" if path.suffix else "the name has no ending"
+            dropped = Dropped("not a JPEG, PNG or WebP image", ending)
             return Candidate(self.name, identity, problem=dropped)
         try:
             captions, licence, stamps = _sidecars(path)

@@ -1,0 +1,159 @@
+"""Rows reach the step paired by key, whatever the store went through, and threads change nothing and do not leak."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import lance
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from terminus.conditioning import Crop, Size
+from terminus.data.geometry import Plan
+from terminus.data.loader import Batch, LatentRows, Loader
+from terminus.data.order import Order
+from terminus.data.record import LatentRow
+from terminus.data.store import Store, View, pack_moments
+
+
+def latent(number: int) -> LatentRow:
+    """Everything in this row says its number; every fifth is held out, and two shapes alternate."""
+    shape = (2, 1, 2, 3) if number % 2 else (2, 1, 2, 2)
+    plan = Plan(Size(100 + number, 100), Size(16, 8 * shape[3]), Crop(number, 0), Size(16, 8 * shape[3]))
+    return LatentRow(
+        key=f"key {number}",
+        image_key=f"image {number}",
+        image_hash=f"hash {number}",
+        source="test",
+        source_id=str(number),
+        split="validation" if number % 5 == 0 else "train",
+        captions=(f"caption {number}",),
+        caption_origins=("test",),
+        plan=plan,
+        moments=pack_moments(np.full(shape, number, np.float16)),
+        latent_channels=1,
+        latent_height=2,
+        latent_width=shape[3],
+        codec="codec" if number % 7 else "another",
+        transform="a 'quoted' spec",
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Forty rows in four fragments."""
+    store = Store(str(tmp_path / "store"))
+    for first in range(0, 40, 10):
+        store.latents.append([latent(number) for number in range(first, first + 10)])
+    return store
+
+
+def rows_of(store: Store, split: str = "train") -> LatentRows:
+    view = store.latents.latest()
+    assert view is not None
+    return LatentRows(view, "codec", "a 'quoted' spec", split)
+
+
+def numbers(batch: Batch) -> list[int]:
+    """The number that each sample's key says, after checking that all its other parts say the same."""
+    found = [int(key.removeprefix("key ")) for key in batch.keys]
+    assert [captions[0].split(",")[0] for captions in batch.captions] == [f"caption {number}" for number in found]
+    assert [one.crop.top for one in batch.conditioning] == found
+    assert [value.unique().tolist() for value in batch.values] == [[number] for number in found]
+    return found
+
+
+def everything(rows: LatentRows) -> set[int]:
+    batches = [rows.read(bucket, range(size), range(size), 0) for bucket, size in enumerate(rows.sizes)]
+    return {number for batch in batches for number in numbers(batch)}
+
+
+EXPECTED = {number for number in range(40) if number % 5 and number % 7}
+
+
+def test_rows_of_several_appends_are_paired_by_key(store: Store):
+    assert everything(rows_of(store)) == EXPECTED
+    assert everything(rows_of(store, "validation")) == {5, 10, 15, 20, 25, 30}
+
+
+def test_after_a_revision_of_captions(store: Store):
+    changed = ["key 3", "key 22", "key 38"]
+    captions = pa.array([[f"caption {key[4:]}, revised"] for key in changed], pa.list_(pa.string()))
+    store.latents.revise(pa.table({"key": changed, "captions": captions}), on="key")
+    rows = rows_of(store)
+    assert everything(rows) == EXPECTED
+    batches = [rows.read(bucket, range(size), range(size), 0) for bucket, size in enumerate(rows.sizes)]
+    revised = {k for b in batches for k, c in zip(b.keys, b.captions, strict=True) if c[0].endswith("revised")}
+    assert revised == set(changed)
+
+
+def test_after_rows_were_deleted_updated_and_a_fragment_is_gone(store: Store):
+    dataset = lance.dataset(store.latents.uri)
+    dataset.delete(
+        "key in ('key 1', 'key 4', 'key 26') or source_id in ('10','11','12','13','14','15','16','17','18','19')"
+    )
+    dataset.update({"source": "'moved'"}, where="key = 'key 31'")
+    assert everything(rows_of(store)) == EXPECTED - {1, 4, 26} - set(range(10, 20))
+
+
+def test_repeated_rows_come_as_often_as_asked_and_in_order(store: Store):
+    rows = rows_of(store)
+    whole = numbers(rows.read(0, range(rows.sizes[0]), range(rows.sizes[0]), 0))
+    asked = [3, 0, 3, 5, 0]
+    assert numbers(rows.read(0, asked, range(5), 0)) == [whole[row] for row in asked]
+
+
+def batches(rows: LatentRows, threads: int) -> list[Batch]:
+    loader = Loader(rows, Order(3, rows.sizes, 4), accumulation=2, threads=threads)
+    return [batch for step in loader.steps(2, 9) for batch in step]
+
+
+def test_threads_change_nothing(store: Store):
+    rows = rows_of(store)
+    for one, two in zip(batches(rows, 0), batches(rows, 2), strict=True):
+        assert (one.keys, one.positions, one.captions, one.epoch) == (two.keys, two.positions, two.captions, two.epoch)
+        assert torch.equal(one.values, two.values)
+
+
+def loader_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("loader")]
+
+
+def test_threads_end_when_the_consumer_does(store: Store):
+    rows = rows_of(store)
+    steps = Loader(rows, Order(0, rows.sizes, 4), 1, threads=2).steps(0, 1000)
+    next(steps)
+    assert loader_threads()
+    steps.close()
+    assert not loader_threads()
+
+
+class Failing:
+    """Breaks at one place of the order."""
+
+    sizes = (8,)
+
+    def read(self, bucket: int, rows: Sequence[int], positions: Sequence[int], epoch: int) -> Batch:
+        if positions[0] == 12:
+            raise RuntimeError("the disk is gone")
+        return Batch(tuple(positions), tuple(map(str, rows)), ((),) * 4, (), torch.zeros(4), epoch)
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_an_error_in_a_thread_reaches_the_loop_at_its_own_step(threads: int):
+    seen: list[int] = []
+    with pytest.raises(RuntimeError, match="the disk is gone"):
+        seen.extend(batch.positions[0] for (batch,) in Loader(Failing(), Order(0, (8,), 4), 1, threads).steps(0, 9))
+    assert seen == [0, 4, 8]
+    assert not loader_threads()
+
+
+def test_a_pinned_version_does_not_see_what_comes_later(store: Store):
+    view = store.latents.latest()
+    assert isinstance(view, View)
+    store.latents.append([latent(41)])
+    assert everything(LatentRows(store.latents.at(view.version), "codec", "a 'quoted' spec", "train")) == EXPECTED

@@ -1,0 +1,75 @@
+"""Folders and files that are whole or not there, and what a user reads when a disk fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from terminus.errors import UserError
+from terminus.training.disk import whole_folder, write_whole, writing
+from terminus.training.journal import Journal, Row, read_journal
+
+
+def row(step: int) -> Row:
+    return Row(step, 4 * step, 0, 0.5, 0.5, 1e-3, float("nan") if step == 2 else 0.1, {}, 1.0, 4.0)
+
+
+def half_written(target: Path) -> None:
+    with whole_folder(target) as folder:
+        (folder / "weights").write_text("half")
+        raise UserError("half")
+
+
+def fill_the_disk() -> None:
+    with writing("The log", Path("/dev/full")), open("/dev/full", "w") as file:
+        file.write("x")
+
+
+def test_a_folder_is_replaced_at_the_end_or_not_at_all(tmp_path: Path):
+    target = tmp_path / "model"
+    for content in ("one", "two"):
+        with whole_folder(target) as folder:
+            (folder / "weights").write_text(content)
+    with pytest.raises(UserError, match="half"):
+        half_written(target)
+    assert (target / "weights").read_text() == "two"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_what_a_kill_left_behind_goes_with_the_next(tmp_path: Path):
+    (tmp_path / ".model-0123").mkdir()
+    with whole_folder(tmp_path / "model"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_full_disk_is_one_paragraph():
+    with pytest.raises(UserError, match=r"/dev/full: The log cannot be written \(No space left on device\)"):
+        fill_the_disk()
+
+
+def test_a_log_on_a_full_disk_is_the_user_s_to_solve_and_continues(tmp_path: Path):
+    with Journal(tmp_path, 0) as journal:
+        journal.write(row(1))
+    journal = Journal(tmp_path, 1)
+    journal._file.close()
+    journal._file = open("/dev/full", "w")  # noqa: SIM115
+    with pytest.raises(UserError, match="The log cannot be written"), journal:
+        journal.write(row(2))
+    with Journal(tmp_path, 1) as journal:
+        journal.write(row(2))
+    assert [one["step"] for one in read_journal(tmp_path / "log.jsonl")] == [1, 2]
+
+
+def test_the_log_is_json_also_where_numbers_are_not_finite(tmp_path: Path):
+    with Journal(tmp_path, 0) as journal:
+        journal.write(row(2))
+    text = (tmp_path / "log.jsonl").read_text()
+    assert "NaN" not in text
+    assert '"gradient_norm": null' in text
+
+
+def test_a_log_that_a_power_cut_damaged_is_cut_there(tmp_path: Path):
+    write_whole(tmp_path / "log.jsonl", '{"step": 1}\n\x00\x00\x00\n{"step": 3}\n')
+    assert [one["step"] for one in read_journal(tmp_path / "log.jsonl")] == [1]

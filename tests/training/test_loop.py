@@ -1,0 +1,103 @@
+"""One bad sample costs its step and nothing else; a run of bad steps ends the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import nn
+
+from terminus.conditioning import MicroConditioning, Size
+from terminus.data.loader import Batch, Loader
+from terminus.data.order import Order
+from terminus.errors import UserError
+from terminus.training import loop
+from terminus.training.checkpoint import Position
+from terminus.training.ema import Average
+from terminus.training.journal import Row
+from terminus.training.loop import Hooks, State, run_loop
+from terminus.training.optimizer import build_optimizer
+from terminus.training.recipe import Ema, LearningRate, Optimizer, Training
+from terminus.training.step import StepLoss
+
+SETTINGS = Training(images=24, micro_batch=2, accumulation=2, learning_rate=LearningRate(max=0.1, min=0.1))
+
+
+class Numbers:
+    """Sixteen rows whose value is a function of their number."""
+
+    def __init__(self, bad: frozenset[int] = frozenset()) -> None:
+        self.bad = bad
+
+    sizes = (16,)
+
+    def read(self, bucket, rows, positions, epoch) -> Batch:
+        values = torch.tensor(
+            [[float("nan")] if p in self.bad else [float(r)] for r, p in zip(rows, positions, strict=True)]
+        )
+        whole = (MicroConditioning.uncropped(Size(8, 8)),) * len(rows)
+        return Batch(tuple(positions), tuple(f"row {r}" for r in rows), ((),) * len(rows), whole, values, epoch)
+
+
+@dataclass(frozen=True)
+class Square:
+    """A step small enough to follow by hand."""
+
+    module: nn.Module
+
+    @property
+    def trained(self) -> nn.Module:
+        return self.module
+
+    def loss(self, batch: Batch, step: int) -> StepLoss:
+        error = (self.module(batch.values) - 1.0).square().flatten(1).mean(1)
+        return StepLoss(error, error)
+
+    def seeded(self, seed: int) -> Square:
+        return self
+
+
+def run(bad: frozenset[int], without: int | None = None) -> tuple[State, list[Row], list[dict[str, torch.Tensor]]]:
+    """The state at the end, the log, and the average after each step; `without` leaves one update out on purpose."""
+    torch.manual_seed(0)
+    step = Square(nn.Linear(1, 1))
+    optimizer = build_optimizer(step.module, Optimizer())
+    state = State(Position(0, 0, 0.0), Average(step.module, Ema(half_life_images=8)), optimizer)
+    rows: list[Row] = []
+    averages: list[dict[str, torch.Tensor]] = []
+    update, apply = state.average.update, optimizer.step
+
+    def record(row: Row) -> None:
+        rows.append(row)
+        averages.append({name: value.clone() for name, value in state.average.tensors.items()})
+
+    if without is not None:
+        optimizer.step = lambda: None if state.position.step == without else apply()
+        state.average.update = lambda images, n: None if images == 4 * (without + 1) else update(images, n)
+    hooks = Hooks(lambda position: None, record, lambda position, now: None, lambda: False)
+    loader = Loader(Numbers(bad), Order(0, (16,), 2), accumulation=2, threads=0)
+    run_loop(step, state, loader, SETTINGS, hooks)
+    return state, rows, averages
+
+
+def test_a_step_with_a_nan_changes_nothing_and_names_its_sample(caplog: pytest.LogCaptureFixture):
+    bad, rows, averages = run(frozenset({9}))
+    same, others, _ = run(frozenset(), without=2)
+    assert all(torch.equal(a, b) for a, b in zip(bad.average.live.values(), same.average.live.values(), strict=True))
+    assert all(torch.equal(bad.average.tensors[name], same.average.tensors[name]) for name in bad.average.tensors)
+    assert all(torch.equal(averages[2][name], averages[1][name]) for name in averages[1])
+    assert bad.position == replace(same.position, skipped=1, seconds=bad.position.seconds)
+    assert len(rows) == len(others) == 6
+    (name,) = rows[2].skipped
+    assert name.startswith("row ")
+    assert name in caplog.text
+    assert not any(row.skipped for row in rows if row.step != 3)
+
+
+def test_many_in_a_row_end_the_run(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loop, "PATIENCE", 3)
+    with pytest.raises(UserError, match="3 steps in a row"):
+        run(frozenset(range(4, 16)))
+    state, _, _ = run(frozenset({4, 9, 17}))
+    assert state.position.skipped == 3
