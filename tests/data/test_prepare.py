@@ -17,7 +17,7 @@ from PIL import Image
 from rich.console import Console
 
 from terminus.data.curate import Curated, curate
-from terminus.data.encode import encode, to_signal, waiting
+from terminus.data.encode import encode, waiting
 from terminus.data.filters import Filters
 from terminus.data.pixels import render
 from terminus.data.prepare import PrepareReport, prepare
@@ -25,7 +25,7 @@ from terminus.data.settings import AspectBuckets, DataConfig
 from terminus.data.sources.embedded import EmbeddedSource
 from terminus.data.store import GEOMETRY, Store, Table, plan_of, unpack_moments
 from terminus.errors import UserError
-from terminus.model.codec import Codec
+from terminus.model.codec import Codec, to_signal
 
 from .conftest import noise, random_codec, save
 
@@ -142,7 +142,7 @@ def test_a_latent_is_that_of_the_crop_its_row_describes(pictures: Path, config: 
         ours = render(image)
         assert np.abs(ours.astype(int) - np.asarray(small.crop(box))).max() <= 2  # at hard edges
         with torch.inference_mode():
-            expected = codec.encode(to_signal(torch.from_numpy(ours)[None])).mean[0].numpy()
+            expected = codec.encode(to_signal(torch.from_numpy(ours)[None].permute(0, 3, 1, 2))).mean[0].numpy()
         shape = (row["latent_channels"], row["latent_height"], row["latent_width"])
         stored = unpack_moments(row["moments"], *shape)[0]
         np.testing.assert_allclose(stored, expected, atol=2e-3, rtol=2e-3)

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Float, UInt8
-from torch import Tensor
+from jaxtyping import UInt8
 
 from terminus.data import engine, record
 from terminus.data.pixels import render
@@ -101,7 +100,9 @@ def _moments(
     codec: Codec, pixels: UInt8[np.ndarray, "batch height width 3"], rows: Sequence[dict[str, object]]
 ) -> np.ndarray:
     """float16 [batch, 2, channels, height, width]."""
-    moments = codec.encode(to_signal(torch.from_numpy(pixels)))
+    from terminus.model.codec import to_signal  # not at the top: the first stage needs no networks
+
+    moments = codec.encode(to_signal(torch.from_numpy(pixels).permute(0, 3, 1, 2)))
     stacked = torch.stack([moments.mean, moments.logvar], dim=1).to(torch.float16).cpu()
     for index, row in enumerate(rows):
         if not bool(torch.isfinite(stacked[index]).all()):
@@ -112,11 +113,6 @@ def _moments(
                 fix="The codec's weights are damaged, or overflow in the precision they run in.",
             )
     return stacked.numpy()
-
-
-def to_signal(pixels: UInt8[Tensor, "batch height width 3"]) -> Float[Tensor, "batch 3 height width"]:
-    """0..255 to -1..1, channels first."""
-    return pixels.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1.0
 
 
 def _row(described: dict[str, object], moments: np.ndarray, codec: str) -> LatentRow:

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from terminus.model.architecture import Architecture
@@ -83,6 +83,11 @@ class Codec:
         raw = latents / self.scale
         decoder = cast(Callable[..., tuple[Tensor]], self.vae.decode)
         return decoder(raw.to(next(self.vae.parameters()).device), return_dict=False)[0].to(torch.float32)
+
+
+def to_signal(pixels: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
+    """Bytes to the range of the codec, -1..1."""
+    return pixels.to(torch.float32) / 127.5 - 1.0
 
 
 def build_codec(architecture: Architecture) -> Codec:

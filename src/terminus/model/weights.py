@@ -34,6 +34,10 @@ def resolve(model: str | Path) -> Path:
     if name in SHIPPED:
         return SHIPPED[name]
     folder = Path(name).expanduser()
+    if folder.is_dir() and (folder / "model" / "model_index.json").is_file():
+        raise UserError(
+            "This is the folder of a run, not of a model", where=name, fix=f"Did you mean {folder / 'model'}?"
+        )
     if folder.is_dir():
         return folder
     if folder.exists():

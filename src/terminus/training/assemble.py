@@ -22,14 +22,14 @@ from terminus.diffusion.objective import VelocityObjective
 from terminus.diffusion.schedule import NoiseSchedule
 from terminus.errors import UserError
 from terminus.model.architecture import ARCHITECTURES
-from terminus.model.codec import build_codec, load_codec
+from terminus.model.codec import build_codec, load_codec, to_signal
 from terminus.model.components import Components, Record, Schedule, check_widths, load_components, save_components
 from terminus.model.text import build_towers, build_vision
 from terminus.model.towers import load_tokenizer, load_towers, load_vision, save_towers, save_vision
 from terminus.model.unet import build_unet
 from terminus.model.weights import resolve, save_module
 from terminus.sampling.schedule import noise_schedule
-from terminus.training.codec_step import CodecStep, to_signed
+from terminus.training.codec_step import CodecStep
 from terminus.training.recipe import Autoencoding, Contrast, Diffusion, MinSnr, ModelConfig, Recipe
 from terminus.training.step import DiffusionStep, Step
 from terminus.training.towers_step import ContrastiveModel, TowersStep
@@ -125,7 +125,7 @@ def _codec(recipe: Recipe, objective: Autoencoding, view: View, device: torch.de
         # The scale that gives latents unit variance over data the codec has not learned by heart.
         batch = held_out.read(0, range(min(256, held_out.sizes[0])), range(256), 0)
         with torch.no_grad():
-            latents = codec.encode(to_signed(batch.values)).mean
+            latents = codec.encode(to_signal(batch.values)).mean
         codec.vae.register_to_config(scaling_factor=round(1.0 / latents.std().item(), 5))
         save_module(codec.vae, folder / "vae", torch.float16)
 

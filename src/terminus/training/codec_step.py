@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from terminus import runtime
 from terminus.data.loader import Batch
-from terminus.model.codec import Codec
+from terminus.model.codec import Codec, to_signal
 from terminus.training.step import StepLoss
 
 
@@ -37,7 +36,7 @@ class CodecStep:
 
     def loss(self, batch: Batch, step: int) -> StepLoss:
         """Per image; `error` is the mean absolute error of pixels in [-1, 1]."""
-        pixels = to_signed(batch.values).to(self.device)
+        pixels = to_signal(batch.values).to(self.device)
         with runtime.autocast(self.device, self.precision):
             moments = self.codec.encode(pixels)
             noise = [
@@ -57,11 +56,6 @@ class CodecStep:
     def seeded(self, seed: int) -> CodecStep:
         """The same step, drawing other random numbers."""
         return replace(self, seed=seed)
-
-
-def to_signed(pixels: Tensor) -> Float[Tensor, "batch 3 height width"]:
-    """Bytes to [-1, 1]."""
-    return pixels.to(torch.float32) / 127.5 - 1.0
 
 
 def _differences(x: Tensor, axis: int) -> Tensor:

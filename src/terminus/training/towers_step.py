@@ -13,8 +13,8 @@ from transformers import CLIPVisionModelWithProjection
 
 from terminus import runtime
 from terminus.data.loader import Batch
+from terminus.model.codec import to_signal
 from terminus.model.text import TextTowers
-from terminus.training.codec_step import to_signed
 from terminus.training.step import StepLoss, choose
 
 
@@ -54,7 +54,7 @@ class TowersStep:
 
     def loss(self, batch: Batch, step: int) -> StepLoss:
         """`error` is 1 where an image's nearest caption (tower 2) is not one of its own."""
-        pixels = to_signed(batch.values).to(self.device)
+        pixels = to_signal(batch.values).to(self.device)
         captions = [choose(c, self.seed, p) for c, p in zip(batch.captions, batch.positions, strict=True)]
         with runtime.autocast(self.device, self.precision):
             first, second, image = self.model.features(captions, pixels)
