@@ -1,9 +1,9 @@
-"""Puts a trained nano into the package: the model folder, the logs of its three runs, and their recipes.
+"""Puts a trained nano into the package: the model folder, the logs of its runs, and their recipes.
 
-    python scripts/build_nano.py runs/nano-codec runs/nano-towers runs/nano-unet
+    python scripts/build_nano.py runs/nano-codec runs/nano-towers runs/nano-unet runs/nano-focus
 
-The recipes are recipes/nano-codec.yaml, nano-towers.yaml and nano-unet.yaml, in that order, with
-`terminus prepare nano-codec` before the first and `terminus prepare nano-unet` before the last.
+The recipes are those of the same names, trained in this order; `terminus prepare nano-codec` comes before the
+first, `terminus prepare nano-unet` and `terminus prepare nano-focus` before those. The last run is shipped.
 """
 
 from __future__ import annotations

@@ -153,6 +153,16 @@ def test_limit_counts_drawings_and_balances_styles_and_grows():
     )
 
 
+def test_groups_and_colors_restrict_the_rows():
+    rows = list(emoji.rows(EVERYTHING, 2, seed=0, colors=("white", "teal"), groups=("Food & Drink",)))
+    assert {row.drawing.group for row in rows} == {"Food & Drink"}
+    assert {row.background for row in rows} == {"white", "teal"}
+    with pytest.raises(UserError, match="no background 'mauve'"):
+        next(emoji.rows(EVERYTHING, 1, seed=0, colors=("mauve",)))
+    with pytest.raises(UserError, match="no group 'Food'"):
+        next(emoji.rows(EVERYTHING, 1, seed=0, groups=("Food",)))
+
+
 @pytest.mark.parametrize(
     ("styles", "count", "limit", "words"),
     [

@@ -104,21 +104,23 @@ def rows(
     seed: int,
     limit: int | None = None,
     colors: Sequence[str] = tuple(BACKGROUNDS),
+    groups: Sequence[str] = (),
 ) -> Iterator[EmojiRow]:
     """Drawings of these styles on backgrounds out of `colors`, in the order of `drawings()`.
 
     Black and white come first if they are among them, the others in an order that (seed, drawing) decides; one
-    background is any of them. `limit` counts drawings, not rows, and takes as many of each style as it can.
+    background is any of them. `limit` counts drawings, not rows, and takes as many of each style as it can. `groups`
+    are Unicode's ("Food & Drink"); none named is all of them.
     """
-    _check(styles, backgrounds_per_drawing, limit, colors)
-    for drawing in _subset(frozenset(styles), limit):
+    _check(styles, backgrounds_per_drawing, limit, colors, groups)
+    for drawing in _subset(frozenset(styles), limit, frozenset(groups)):
         for background in _backgrounds(drawing, backgrounds_per_drawing, seed, colors):
             text = caption(drawing, background)
             yield EmojiRow(f"{drawing.id}@{background}", drawing, background, BACKGROUNDS[background], text)
 
 
-def _subset(styles: frozenset[str], limit: int | None) -> list[Drawing]:
-    chosen = [drawing for drawing in drawings() if drawing.style in styles]
+def _subset(styles: frozenset[str], limit: int | None, groups: frozenset[str]) -> list[Drawing]:
+    chosen = [one for one in drawings() if one.style in styles and (not groups or one.group in groups)]
     if limit is None:
         return chosen
     # Ordered by name alone, so that a small subset holds the same subjects in both styles.
@@ -136,7 +138,16 @@ def _backgrounds(drawing: Drawing, count: int, seed: int, colors: Sequence[str])
     return [*first, *(name for name in order if name not in first)][:count]
 
 
-def _check(styles: Sequence[str], backgrounds_per_drawing: int, limit: int | None, colors: Sequence[str]) -> None:
+def _check(
+    styles: Sequence[str], backgrounds_per_drawing: int, limit: int | None, colors: Sequence[str], groups: Sequence[str]
+) -> None:
+    known = sorted({drawing.group for drawing in drawings()})
+    if not set(groups) <= set(known):
+        raise UserError(
+            f"There is no group {', '.join(repr(group) for group in groups if group not in known)}",
+            rule=f"The groups are {', '.join(known)}",
+            fix="Name some of them, or none for all",
+        )
     strange = [name for name in colors if name not in BACKGROUNDS]
     if strange:
         raise UserError(

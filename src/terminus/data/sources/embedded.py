@@ -26,6 +26,8 @@ class EmbeddedSource(Config):
     """On how many different backgrounds each drawing appears."""
     colors: tuple[str, ...] = ()
     """Names of the backgrounds to choose from; none named is all of them."""
+    groups: tuple[str, ...] = ()
+    """Unicode's groups of subjects, such as "Food & Drink"; none named is all of them."""
     limit: int | None = Field(default=None, ge=1)
     """Use only this many drawings; null is all."""
 
@@ -33,13 +35,13 @@ class EmbeddedSource(Config):
         """How many candidates there will be."""
         from terminus.data import emoji
 
-        return sum(1 for _ in emoji.rows(self.styles, self.backgrounds, 0, self.limit, self._colors()))
+        return sum(1 for _ in emoji.rows(self.styles, self.backgrounds, 0, self.limit, self._colors(), self.groups))
 
     def candidates(self, seed: int) -> Iterator[Candidate]:
         """One per drawing and background; the drawing decides the split, so no shape is in both."""
         from terminus.data import emoji
 
-        for row in emoji.rows(self.styles, self.backgrounds, seed, self.limit, self._colors()):
+        for row in emoji.rows(self.styles, self.backgrounds, seed, self.limit, self._colors(), self.groups):
             yield Candidate(
                 self.name,
                 row.id,
