@@ -36,7 +36,7 @@ PROMPTS = (
     "a flat drawing of a sun on a black background",
     "a 3d render of a red heart on a black background",
     "a 3d render of a grinning face on a white background",
-    "a 3d render of a blue book on a teal background",
+    "a 3d render of a rocket on a teal background",
     "a flat drawing of a house on a teal background",
     "a 3d render of a grinning face on a teal background",
     "a flat drawing of a sun on a teal background",
