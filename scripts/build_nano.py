@@ -16,6 +16,13 @@ from pathlib import Path
 from terminus.model.components import load_components
 from terminus.model.weights import SHIPPED
 
+README = """# nano
+
+The model that ships with Terminus: SDXL's classes at 64 pixels, velocity prediction, zero terminal SNR. Apache-2.0.
+Trained on the embedded drawings (`../emoji`, MIT) by the recipes in `training/`, whose logs lie beside them.
+Its card, with every number, is `docs/nano/README.md` of the repository.
+"""
+
 LIMIT = 25 * 10**6
 """Bytes of all weights together."""
 
@@ -32,6 +39,7 @@ def main(runs: list[Path]) -> None:
         # Fixed name and time in the header: the same log gives the same bytes.
         with (history / "log.jsonl.gz").open("wb") as file, gzip.GzipFile("", "wb", 9, file, mtime=0) as packed:
             packed.write((run / "log.jsonl").read_bytes())
+    (target / "README.md").write_text(README, encoding="utf-8")
     load_components(target)
     weights = sum(file.stat().st_size for file in target.rglob("*.safetensors"))
     if weights > LIMIT:
