@@ -79,9 +79,8 @@ def run_loop(step: Step, state: State, loader: Loader, settings: Training, hooks
             hooks.checkpoint(state.position, stop or state.position.step == last)
             if stop:
                 raise Stopped
-            started = (
-                time.perf_counter()
-            )  # the wait for the next batch belongs to its step, measuring and saving do not
+            # The wait for the next batch belongs to its step; measuring and saving do not.
+            started = time.perf_counter()
 
 
 def _culprits(batches: list[Batch], losses: list[StepLoss]) -> tuple[str, ...]:

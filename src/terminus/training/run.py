@@ -34,9 +34,11 @@ from terminus.training.ema import Average
 from terminus.training.facts import finished_images, write_facts
 from terminus.training.journal import Journal, Row
 from terminus.training.loop import Hooks, State, run_loop
+from terminus.training.opening import weight_table
 from terminus.training.optimizer import build_optimizer, optimizer_tensors, period_images, restore_optimizer
 from terminus.training.preview import draw
 from terminus.training.recipe import Recipe, Training
+from terminus.training.step import DiffusionStep
 from terminus.training.validation import Validation, build_validation
 
 log = logging.getLogger("terminus")
@@ -95,6 +97,8 @@ def _train(recipe: Recipe, folder: Path, parts: Parts) -> Path:
     order = Order(training.seed, parts.train.sizes, training.micro_batch)
     loader = Loader(parts.train, order, training.accumulation, training.loader_threads)
     begun = state.position
+    if begun.step == 0 and isinstance(parts.step, DiffusionStep):
+        Console(stderr=True, highlight=False).print("\n".join(weight_table(parts.step.objective)), markup=False)
     with _signals() as asked:
         with Journal(folder, begun.step) as journal, _meter(training, begun) as meter:
             before = validation.measure(parts.step) if begun.step == 0 else None
