@@ -60,8 +60,7 @@ class Grouped:
         table = view.dataset.to_table(columns=["bucket"], filter=where, with_row_address=True, scan_in_order=True)
         matching = _numbers(view, table["_rowaddr"].to_numpy())
         buckets = np.asarray(table["bucket"].to_pylist())
-        self.names: tuple[str, ...] = tuple(np.unique(buckets).tolist())
-        self.rows = tuple(matching[buckets == name] for name in self.names)
+        self.rows = tuple(matching[buckets == name] for name in np.unique(buckets))
 
     @property
     def sizes(self) -> tuple[int, ...]:
