@@ -14,7 +14,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 # Before anything imports terminus: every annotation is checked whenever a test calls what it describes. The rooms
 # without tensors (config, card, cli) are left out: beartype cannot follow the recursive alias of a YAML tree.
-ROOMS = ("conditioning", "data", "diffusion", "evaluation", "model", "runtime", "sampling", "training")
+ROOMS = ("conditioning", "data", "decode", "diffusion", "evaluation", "model", "runtime", "sampling", "training")
 jaxtyping.install_import_hook([f"terminus.{room}" for room in ROOMS], "beartype.beartype")
 
 
@@ -29,7 +29,8 @@ def random_nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from terminus.model.architecture import Architecture, CodecShape, TowerShape, UNetShape, VisionShape
     from terminus.model.codec import build_codec
-    from terminus.model.components import Components, Record, save_components
+    from terminus.model.components import Components, save_components
+    from terminus.model.record import Record
     from terminus.model.text import build_towers, build_vision
     from terminus.model.towers import load_tokenizer
     from terminus.model.unet import build_unet

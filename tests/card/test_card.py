@@ -294,7 +294,7 @@ def test_writing_a_card_imports_no_torch(run: Path):
 
 
 def test_the_defaults_in_the_code_are_those_of_the_command_line(run: Path):
-    from terminus.sampling.tasks import Settings
+    from terminus.sampling.settings import Settings
 
     code_block = section(card(run).read_text(encoding="utf-8"), "## How to Get Started with the Model")
     usual = Settings()

@@ -27,7 +27,7 @@ from terminus.evaluation.fingerprint import fingerprint
 from terminus.evaluation.prompts import Prompt, build_prompts, real_pictures
 from terminus.evaluation.settings import FULL, QUICK
 from terminus.model.components import load_components
-from terminus.sampling.tasks import Settings
+from terminus.sampling.settings import Settings
 
 SMALL = replace(QUICK, extreme_images=4, color_images=1, sampling=replace(QUICK.sampling, steps=2))
 QUIET = Console(quiet=True)

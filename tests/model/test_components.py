@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from terminus.errors import UserError
-from terminus.model.components import Components, Record, Schedule, load_components, load_record, save_components
+from terminus.model.components import Components, load_components, save_components
+from terminus.model.record import Record, Schedule, load_record
 
 TOWERS = ("text_encoder", "text_encoder_2")
 

@@ -11,7 +11,8 @@ from diffusers import StableDiffusionXLPipeline
 from terminus import runtime
 from terminus.conditioning import Size
 from terminus.model.components import load_components
-from terminus.sampling.tasks import Settings, text2img
+from terminus.sampling.settings import Settings
+from terminus.sampling.tasks import text2img
 
 # diffusers' schedulers hand tensors to numpy in a way that numpy 2 deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -18,7 +18,7 @@ from terminus import Terminus, __version__
 from terminus.conditioning import Size
 from terminus.errors import UserError
 from terminus.sampling.api import parse_size
-from terminus.sampling.tasks import Settings
+from terminus.sampling.settings import Settings
 
 
 @pytest.fixture(scope="module")

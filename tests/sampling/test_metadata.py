@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from terminus.conditioning import Size
-from terminus.model.components import Schedule
+from terminus.model.record import Schedule
 from terminus.sampling.metadata import Origin, attach, parameters, save, version
 from terminus.sampling.solvers import SOLVERS
 

@@ -10,9 +10,11 @@ import torch
 
 from terminus.conditioning import Size
 from terminus.errors import UserError
-from terminus.model.components import Components, Schedule, load_components
+from terminus.model.components import Components, load_components
+from terminus.model.record import Schedule
+from terminus.sampling.settings import Settings, size_multiple
 from terminus.sampling.solvers import SOLVERS
-from terminus.sampling.tasks import Settings, size_multiple, text2img, to_bytes
+from terminus.sampling.tasks import text2img, to_bytes
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 from terminus.config.load import load
 from terminus.data.prepare import prepare
 from terminus.errors import UserError
-from terminus.model.components import load_record
+from terminus.model.record import load_record
 from terminus.training.recipe import Recipe
 from terminus.training.run import train
 

@@ -23,9 +23,10 @@ from terminus.data import engine, record
 from terminus.data.examine import Examined, Refused, examine
 from terminus.data.filters import Filters, Measures, NearDuplicates
 from terminus.data.geometry import Plan, Transform
-from terminus.data.record import Candidate, Dropped, ImageRow, Rejection, Split
+from terminus.data.record import Candidate, ImageRow, Rejection, Split
 from terminus.data.settings import DataConfig
 from terminus.data.store import IMAGES, LATENTS, Store
+from terminus.decode import Dropped
 from terminus.errors import UserError
 
 GROUP = 2048

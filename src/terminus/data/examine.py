@@ -11,10 +11,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from terminus.data import decode, filters, geometry
+from terminus import decode
+from terminus.data import filters, geometry
 from terminus.data.filters import Filters, Measures
 from terminus.data.geometry import Plan, Transform
-from terminus.data.record import Color, Dropped, content_hash
+from terminus.data.record import content_hash
+from terminus.decode import Color, Dropped
 
 THUMBNAIL = 96
 """Longest side of a picture in the report, in pixels."""

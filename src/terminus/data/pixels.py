@@ -13,10 +13,10 @@ import torch
 from jaxtyping import UInt8
 
 from terminus.data import geometry
-from terminus.data.decode import HARD_PIXEL_LIMIT, Dropped, Limits, decode
 from terminus.data.loader import Batch, Grouped, batch_of
 from terminus.data.record import parse_color
 from terminus.data.store import GEOMETRY, View, plan_of, quoted
+from terminus.decode import HARD_PIXEL_LIMIT, Dropped, Limits, decode
 
 _TRUSTED = Limits(file_bytes=1 << 31, pixels=HARD_PIXEL_LIMIT)
 """Rows passed the recipe's own limits when they were curated."""

@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 from terminus.data.geometry import Plan
+from terminus.decode import Color, Dropped
 
 Split = Literal["train", "validation"]
-
-Color = tuple[int, int, int]
-"""sRGB, each 0..255."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +22,6 @@ class Caption:
 
     text: str
     origin: str
-
-
-@dataclass(frozen=True)
-class Dropped:
-    """Why an image is not used: a reason out of a short list, and the particulars of this image."""
-
-    reason: str
-    detail: str = ""
 
 
 @dataclass(frozen=True)

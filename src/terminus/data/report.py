@@ -19,10 +19,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 from pyarrow import fs
 
-from terminus.data.decode import HARD_PIXEL_LIMIT, Decoded, Limits, decode
 from terminus.data.examine import thumbnail
 from terminus.data.record import parse_color
 from terminus.data.store import Store, View, quoted
+from terminus.decode import HARD_PIXEL_LIMIT, Decoded, Limits, decode
 
 KEPT_EXAMPLES = 24
 DROPPED_EXAMPLES = 12

@@ -9,9 +9,10 @@ from pydantic import Field, model_validator
 from terminus.config.base import Config
 from terminus.data.filters import Filters
 from terminus.data.geometry import CropRule, Transform
-from terminus.data.record import Color, parse_color
+from terminus.data.record import parse_color
 from terminus.data.sources.embedded import EmbeddedSource
 from terminus.data.sources.folder import FolderSource
+from terminus.decode import Color
 
 Source = Annotated[EmbeddedSource | FolderSource, Field(discriminator="kind")]
 

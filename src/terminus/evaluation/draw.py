@@ -17,8 +17,9 @@ from terminus.evaluation.luminance import Pictures
 from terminus.evaluation.prompts import Prompt
 from terminus.evaluation.settings import EvaluationSettings
 from terminus.model.components import Components
+from terminus.sampling.settings import Settings
 from terminus.sampling.solvers import Step
-from terminus.sampling.tasks import Settings, text2img, to_bytes
+from terminus.sampling.tasks import text2img, to_bytes
 
 Sampler = Callable[[Components, Sequence[str], Sequence[int], Settings], Iterator[Step]]
 

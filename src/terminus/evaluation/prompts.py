@@ -16,8 +16,8 @@ from jaxtyping import UInt8
 from terminus import runtime
 from terminus.conditioning import Size
 from terminus.data import emoji, geometry
-from terminus.data.decode import HARD_PIXEL_LIMIT, Decoded, Limits, decode
 from terminus.data.emoji import BACKGROUNDS, CONTRAST, Drawing
+from terminus.decode import HARD_PIXEL_LIMIT, Decoded, Limits, decode
 
 EMBEDDED_PIXELS = 128
 """The side of the embedded drawings: models of at most this size are asked for them."""

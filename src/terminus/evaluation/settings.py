@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from terminus.sampling.tasks import Settings
+from terminus.sampling.settings import Settings
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from terminus.errors import UserError
 from terminus.model.components import Components, load_components
 from terminus.model.weights import resolve
 from terminus.sampling.metadata import Origin, attach
-from terminus.sampling.tasks import SEEDS, Settings, text2img, to_bytes
+from terminus.sampling.settings import SEEDS, Settings
+from terminus.sampling.tasks import text2img, to_bytes
 
 _BATCH_PIXELS = 4 * 1024**2
 """Drawn at once: four SDXL pictures keep a GPU busy, more would only need more memory."""

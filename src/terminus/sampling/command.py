@@ -15,8 +15,8 @@ from terminus.errors import UserError
 from terminus.progress import Meter
 from terminus.sampling.api import Terminus, parse_size
 from terminus.sampling.metadata import save
+from terminus.sampling.settings import Settings
 from terminus.sampling.sheet import sheet
-from terminus.sampling.tasks import Settings
 
 _SHEET = 64
 """Pictures that a sheet shows at most."""

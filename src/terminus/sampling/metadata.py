@@ -17,7 +17,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from terminus.conditioning import Size
-from terminus.model.components import Schedule
+from terminus.model.record import Schedule
 from terminus.runtime import Precision
 
 PARAMETERS, OURS, XMP = "parameters", "terminus", "XML:com.adobe.xmp"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from terminus.diffusion.schedule import NoiseSchedule
-from terminus.model.components import Schedule
+from terminus.model.record import Schedule
 
 
 def noise_schedule(stored: Schedule) -> NoiseSchedule:

@@ -23,7 +23,8 @@ from terminus.diffusion.schedule import NoiseSchedule
 from terminus.errors import UserError
 from terminus.model.architecture import ARCHITECTURES
 from terminus.model.codec import build_codec, load_codec, to_signal
-from terminus.model.components import Components, Record, Schedule, check_widths, load_components, save_components
+from terminus.model.components import Components, check_widths, load_components, save_components
+from terminus.model.record import Record, Schedule
 from terminus.model.text import build_towers, build_vision
 from terminus.model.towers import load_tokenizer, load_towers, load_vision, save_towers, save_vision
 from terminus.model.unet import build_unet

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from terminus.model.components import Components
+from terminus.sampling.settings import Settings
 from terminus.sampling.sheet import sheet
-from terminus.sampling.tasks import Settings, text2img, to_bytes
+from terminus.sampling.tasks import text2img, to_bytes
 from terminus.training.checkpoint import Position
 from terminus.training.journal import Journal
 from terminus.training.recipe import Preview

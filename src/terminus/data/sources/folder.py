@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from terminus.config.base import Config
-from terminus.data.record import Candidate, Caption, Dropped
+from terminus.data.record import Candidate, Caption
+from terminus.decode import Dropped
 from terminus.errors import UserError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})

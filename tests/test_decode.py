@@ -10,8 +10,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from terminus.conditioning import Size
-from terminus.data.decode import Decoded, Limits, decode, read
-from terminus.data.record import Dropped
+from terminus.decode import Decoded, Dropped, Limits, decode, read
 
 LIMITS = Limits(file_bytes=10_000_000, pixels=1_000_000)
 

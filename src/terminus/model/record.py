@@ -1,0 +1,124 @@
+"""What a checkpoint says of itself: its noise schedule, and how it was trained.
+
+diffusers has no place for weighting, lineage and counts, so they are in `terminus.json`; the schedule is in
+`scheduler/scheduler_config.json`, where diffusers looks for it too, and is read from there alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from terminus.errors import UserError
+from terminus.model.weights import read_json
+
+Number = TypeVar("Number", int, float)
+Prediction = Literal["velocity", "epsilon"]
+_DIFFUSERS_NAME: dict[Prediction, str] = {"velocity": "v_prediction", "epsilon": "epsilon"}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The noise schedule as plain numbers, and what the network predicts on it."""
+
+    prediction: Prediction = "velocity"
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    timesteps: int = 1000
+    zero_terminal: bool = True
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a checkpoint says of itself. Empty fields were not recorded."""
+
+    schedule: Schedule = field(default_factory=Schedule)
+    weighting: dict[str, str | float] = field(default_factory=dict[str, str | float])
+    caption_dropout: float | None = None
+    images_seen: int = 0
+    parents: tuple[str, ...] = ()
+    licence: str | None = None
+    native_pixels: int | None = None
+
+
+def load_record(folder: Path) -> Record:
+    """The record of a model folder; the scheduler's file wins over anything else about the schedule."""
+    schedule = _read_schedule(folder / "scheduler" / "scheduler_config.json")
+    path = folder / "terminus.json"
+    if not path.is_file():
+        return Record(schedule=schedule)
+    stored = read_json(path)
+    try:
+        return Record(
+            schedule=schedule,
+            weighting={str(key): value for key, value in stored.get("weighting", {}).items()},
+            caption_dropout=_number(stored.get("caption_dropout"), float),
+            images_seen=int(stored.get("images_seen", 0)),
+            parents=tuple(str(parent) for parent in stored.get("parents", [])),
+            licence=None if stored.get("licence") is None else str(stored["licence"]),
+            native_pixels=_number(stored.get("native_pixels"), int),
+        )
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"This record is not readable ({error})", where=str(path)) from error
+
+
+def _number(stored: object, kind: Callable[[Any], Number]) -> Number | None:
+    if isinstance(stored, bool | str):
+        raise ValueError(f"{stored!r} is not a number")
+    return None if stored is None else kind(stored)
+
+
+def save_record(record: Record, folder: Path) -> None:
+    """Writes `terminus.json` and the scheduler configuration that makes diffusers sample as we do."""
+    schedule = record.schedule
+    config = {
+        "_class_name": "EulerDiscreteScheduler",
+        "_diffusers_version": "0.42.1",
+        "num_train_timesteps": schedule.timesteps,
+        "beta_start": schedule.beta_start,
+        "beta_end": schedule.beta_end,
+        "beta_schedule": "scaled_linear",
+        "prediction_type": _DIFFUSERS_NAME[schedule.prediction],
+        "rescale_betas_zero_snr": schedule.zero_terminal,
+        "timestep_spacing": "trailing",
+        # Euler ignores this; DDIM and DDPM made from this file would clip x0 to [-1, 1] without it.
+        "clip_sample": False,
+        "set_alpha_to_one": True,
+        "steps_offset": 0,
+        "use_karras_sigmas": False,
+        "interpolation_type": "linear",
+        "final_sigmas_type": "zero",
+    }
+    (folder / "scheduler").mkdir(parents=True, exist_ok=True)
+    write_json(folder / "scheduler" / "scheduler_config.json", config)
+    write_json(folder / "terminus.json", asdict(record))
+
+
+def _read_schedule(path: Path) -> Schedule:
+    config = read_json(path)
+    names: dict[str, Prediction] = {name: key for key, name in _DIFFUSERS_NAME.items()}
+    prediction = config.get("prediction_type", "epsilon")
+    if prediction not in names:
+        raise UserError(
+            f"prediction_type is {prediction!r}", where=str(path), rule=f"Known: {', '.join(sorted(names))}"
+        )
+    if config.get("trained_betas") is not None or config.get("beta_schedule", "scaled_linear") != "scaled_linear":
+        raise UserError("Only the scaled_linear schedule of SDXL is known", where=str(path))
+    try:
+        return Schedule(
+            prediction=names[prediction],
+            beta_start=float(config.get("beta_start", 0.00085)),
+            beta_end=float(config.get("beta_end", 0.012)),
+            timesteps=int(config.get("num_train_timesteps", 1000)),
+            zero_terminal=bool(config.get("rescale_betas_zero_snr", False)),
+        )
+    except (TypeError, ValueError) as error:
+        raise UserError(f"This schedule is not readable ({error})", where=str(path)) from error
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Sorted and indented, so that equal content is equal bytes."""
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
