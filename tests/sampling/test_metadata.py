@@ -1,19 +1,33 @@
-"""What is written into a picture, read back as other programs read it."""
+"""What is written into a picture, as other programs read it."""
 
 from __future__ import annotations
 
 import json
 import re
+import resource
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from terminus.conditioning import Size
+from terminus.conditioning import Crop, MicroConditioning, Size
+from terminus.errors import UserError
 from terminus.model.record import Schedule
-from terminus.sampling.metadata import Origin, attach, parameters, save, version
+from terminus.sampling.grid import SPACINGS as KNOWN_SPACINGS
+from terminus.sampling.infotext import SAMPLERS, SPACINGS
+from terminus.sampling.metadata import Origin, attach, encode, mark, parameters, save, version
+from terminus.sampling.origin import (
+    AdapterUse,
+    ControlUse,
+    Enlargement,
+    MaskUse,
+    Variation,
+    from_text,
+    to_json,
+)
 from terminus.sampling.solvers import SOLVERS
 
 ORIGIN = Origin(
@@ -30,8 +44,44 @@ ORIGIN = Origin(
     model_hash="0123456789abcdef" * 4,
     schedule=Schedule(),
 )
+PLAIN = {
+    "Steps": "28",
+    "Sampler": "DPM++ 2M",
+    "Schedule type": "SGM Uniform",
+    "CFG scale": "4",
+    "Seed": "7",
+    "Size": "1216x832",
+    "Model hash": "0123456789",
+    "Model": "gamma-v2",
+    "RNG": "Terminus",
+    "Prediction": "v",
+    "Noise Schedule": "Zero Terminal SNR",
+    "CFG rescale": "0.7",
+    "Version": f"Terminus {version()}",
+}
+INPAINTED = replace(
+    ORIGIN,
+    task="inpaint",
+    strength=0.75,
+    image_sha256="ab" * 32,
+    mask=MaskUse("cd" * 32, fill="surroundings", feather=8, inverted=True, crop_padding=32),
+)
+EVERYTHING = replace(
+    INPAINTED,
+    interval=(0.1, 0.8),
+    template="a {red|green} apple",
+    variation=Variation(9, 0.25),
+    margins=(0, 16, 0, 16),
+    enlargement=Enlargement(2.0, Size(416, 608), "lanczos", steps=10, tile=64, overlap=16),
+    adapters=(AdapterUse("ink, dry", "ef" * 32, 0.8), AdapterUse("wet", "01" * 32)),
+    controls=(ControlUse("control", "canny", 0.5, "23" * 32, (0.0, 0.5)),),
+    conditioning=MicroConditioning(Size(1, 2), Crop(3, 4), Size(5, 6)),
+    negative_conditioning=MicroConditioning.uncropped(Size(7, 8)),
+)
 # The documented shape of the last line: `Key: value`, where a value is a JSON string or has no comma.
 FIELD = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+IPTC = "http://cv.iptc.org/newscodes/digitalsourcetype/"
+SUFFIXES = [".png", ".jpg", ".webp"]
 
 
 def fields(text: str) -> dict[str, str]:
@@ -39,40 +89,68 @@ def fields(text: str) -> dict[str, str]:
     return {key: json.loads(value) if value.startswith('"') else value for key, value in pairs}
 
 
-def reread(tmp_path: Path, origin: Origin) -> Image.Image:
-    picture = Image.new("RGB", (4, 4))
+def noise(size: int = 32) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def reread(tmp_path: Path, origin: Origin, suffix: str = ".png", private: bool = False) -> Image.Image:
+    picture = noise()
     attach(picture, origin)
-    save(picture, tmp_path / "picture.png")
-    with Image.open(tmp_path / "picture.png") as again:
+    path = tmp_path / f"picture{suffix}"
+    save(picture, path, private=private)
+    with Image.open(path) as again:
         again.load()
         return again
+
+
+def digital_source(picture: Image.Image) -> str | None:
+    packet = ElementTree.fromstring(picture.info["xmp"].decode().strip("\0"))
+    description = packet.find(".//{http://www.w3.org/1999/02/22-rdf-syntax-ns#}Description")
+    assert description is not None
+    return description.get("{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType")
 
 
 def test_parameters_read_as_a1111_writes_them():
     text = parameters(ORIGIN)
     assert text.splitlines()[:2] == ["a red apple, on a black background", "Negative prompt: blurry"]
-    assert fields(text) == {
-        "Steps": "28",
-        "Sampler": "DPM++ 2M",
-        "Schedule type": "SGM Uniform",
-        "CFG scale": "4",
-        "Seed": "7",
-        "Size": "1216x832",
-        "Model hash": "0123456789",
-        "Model": "gamma-v2",
-        "Prediction": "v",
-        "Noise Schedule": "Zero Terminal SNR",
-        "CFG rescale": "0.7",
-        "Version": f"Terminus {version()}",
+    assert fields(text) == PLAIN
+
+
+def test_the_tasks_have_the_keys_that_a1111_knows():
+    assert fields(parameters(INPAINTED)) == PLAIN | {
+        "Denoising strength": "0.75",
+        "Init image hash": "ababababab",
+        "Mask blur": "8",
+        "Masked content": "fill",
+        "Mask mode": "Inpaint not masked",
+        "Inpaint area": "Only masked",
+        "Masked area padding": "32",
+    }
+    new = fields(parameters(EVERYTHING)).items() - fields(parameters(INPAINTED)).items()
+    assert dict(new) == {
+        "Size": "608x416",
+        "CFG interval": "0.1-0.8",
+        "Variation seed": "9",
+        "Variation seed strength": "0.25",
+        "Outpaint margins": "0 16 0 16",
+        "Hires upscale": "2",
+        "Hires steps": "10",
+        "Hires upscaler": "lanczos",
+        "Tile size": "64",
+        "Tile overlap": "16",
+        "ControlNet 0": "Module: control, Model: canny, Weight: 0.5",
+        "Lora hashes": "ink, dry: efefefefefef, wet: 010101010101",
+        "Lora weights": "ink, dry: 0.8, wet: 1",
     }
 
 
 def test_what_does_not_apply_is_left_out():
     leaky = Schedule(prediction="epsilon", zero_terminal=False)
-    text = parameters(replace(ORIGIN, negative="", rescale=0.0, schedule=leaky))
+    text = parameters(replace(ORIGIN, negative="", rescale=0.0, schedule=leaky, interval=(0.0, 1.0)))
     assert "Negative prompt" not in text
     assert fields(text)["Prediction"] == "epsilon"
-    assert fields(text).keys().isdisjoint({"Noise Schedule", "CFG rescale"})
+    assert fields(text).keys() == PLAIN.keys() - {"Noise Schedule", "CFG rescale"}
 
 
 @pytest.mark.parametrize("name", ['my, "best": model', "a: b", "x\ny", "模型"])
@@ -82,33 +160,136 @@ def test_a_model_name_with_the_lines_own_punctuation_survives(name: str):
     assert read["Version"] == f"Terminus {version()}"
 
 
-def test_every_solver_has_the_name_that_others_know():
-    names = [fields(parameters(replace(ORIGIN, solver=solver)))["Sampler"] for solver in SOLVERS]
-    assert len(set(names)) == len(SOLVERS)
+def test_every_solver_and_spacing_has_a_name_that_others_know():
+    assert SAMPLERS.keys() >= SOLVERS.keys()
+    assert SPACINGS.keys() >= KNOWN_SPACINGS.keys()
+    assert len(set(SAMPLERS.values())) == len(SAMPLERS)
+    read = fields(parameters(replace(ORIGIN, solver="unipc", spacing="karras")))
+    assert (read["Sampler"], read["Schedule type"]) == ("UniPC", "Karras")
 
 
-@pytest.mark.parametrize(
-    "prompt", ["plain", "", "two\nlines", "café – 犬 🍎", "Steps: 3, Sampler: x, Seed: 9, Size: 1x1"]
-)
-def test_our_json_repeats_the_picture(tmp_path: Path, prompt: str):
-    ours = json.loads(reread(tmp_path, replace(ORIGIN, prompt=prompt)).info["terminus"])
-    assert ours.pop("version") == version()
-    ours["size"] = Size(**ours["size"])
-    ours["schedule"] = Schedule(**ours["schedule"])
-    assert Origin(**ours) == replace(ORIGIN, prompt=prompt)
+@pytest.mark.parametrize("origin", [ORIGIN, INPAINTED, EVERYTHING], ids=["plain", "inpainted", "everything"])
+def test_our_json_repeats_the_picture(origin: Origin):
+    text = to_json(origin)
+    stored = json.loads(text)
+    assert stored["version"] == version()
+    assert stored["size"] == {"width": 1216, "height": 832}
+    assert list(stored) == sorted(stored)
+    assert from_text(text) == origin
+    assert to_json(from_text(text)) == text
 
 
-def test_xmp_says_that_a_model_made_it(tmp_path: Path):
-    packet = ElementTree.fromstring(reread(tmp_path, ORIGIN).info["xmp"])
-    description = packet.find(".//{http://www.w3.org/1999/02/22-rdf-syntax-ns#}Description")
-    assert description is not None
-    source = description.get("{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType")
-    assert source == "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+def test_only_what_was_used_is_in_our_json():
+    assert json.loads(to_json(ORIGIN)).keys() == {
+        *("version", "prompt", "negative", "seed", "steps", "solver", "guidance", "rescale", "size", "precision"),
+        *("model", "model_hash", "schedule", "task", "spacing"),
+    }
 
 
-def test_saving_never_overwrites(tmp_path: Path):
-    path = tmp_path / "picture.png"
+def test_half_a_character_in_a_name_does_not_cost_the_picture(tmp_path: Path):
+    read = reread(tmp_path, replace(ORIGIN, model="caf\udce9"))
+    assert json.loads(read.info["terminus"])["model"] == "caf?"
+    assert "Model: caf?" in read.info["parameters"]
+
+
+@pytest.mark.parametrize("prompt", ["plain", "", "two\nlines", "café – 犬 🍎", "a\tb\x1b[2Jc", "<b>&amp;</b>]]>"])
+@pytest.mark.parametrize("suffix", [".jpg", ".webp"])
+def test_jpeg_and_webp_carry_the_text_where_a1111_looks(tmp_path: Path, suffix: str, prompt: str):
+    origin = replace(ORIGIN, prompt=prompt)
+    picture = reread(tmp_path, origin, suffix)
+    comment = picture.getexif().get_ifd(0x8769)[0x9286]
+    assert comment[:8] == b"UNICODE\0"
+    assert comment[8:].decode("utf-16-be") == parameters(origin)
+    undefined = b"\x92\x86\x00\x07"  # the type that EXIF prescribes; other readers fail on any other
+    assert undefined in picture.info["exif"][:48]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_pixels_survive(tmp_path: Path, suffix: str):
+    written, read = np.asarray(noise()).astype(int), np.asarray(reread(tmp_path, ORIGIN, suffix)).astype(int)
+    difference = np.abs(read - written)
+    assert difference.max() == 0 if suffix != ".jpg" else difference.mean() < 4
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("private", [False, True])
+def test_xmp_says_that_a_model_made_it(tmp_path: Path, suffix: str, private: bool):
+    picture = reread(tmp_path, ORIGIN, suffix, private)
+    assert digital_source(picture) == IPTC + "trainedAlgorithmicMedia"
+
+
+@pytest.mark.parametrize("task", ["img2img", "inpaint", "outpaint", "upscale"])
+def test_xmp_says_that_it_was_made_out_of_another(tmp_path: Path, task: str):
+    picture = reread(tmp_path, replace(ORIGIN, task=task))  # type: ignore[arg-type]
+    assert digital_source(picture) == IPTC + "compositeWithTrainedAlgorithmicMedia"
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_private_picture_tells_nothing_of_its_making(tmp_path: Path, suffix: str):
+    picture = reread(
+        tmp_path, replace(ORIGIN, prompt="SECRET", model="SECRET", negative="SECRET"), suffix, private=True
+    )
+    assert not {"parameters", "terminus"} & picture.info.keys()
+    data = (tmp_path / f"picture{suffix}").read_bytes()
+    for encoding in ("utf-8", "utf-16-be", "utf-16-le"):
+        assert "SECRET".encode(encoding) not in data
+    assert b"0123456789" not in data
+
+
+def test_a_sheet_is_marked_without_an_origin(tmp_path: Path):
+    picture = noise()
+    mark(picture, "inpaint")
+    save(picture, tmp_path / "sheet.webp")
+    with Image.open(tmp_path / "sheet.webp") as again:
+        assert digital_source(again) == IPTC + "compositeWithTrainedAlgorithmicMedia"
+        assert not again.getexif()
+
+
+def test_equal_pictures_are_equal_files():
+    first, second = noise(), noise()
+    attach(first, EVERYTHING)
+    attach(second, EVERYTHING)
+    for kind in ("PNG", "JPEG", "WEBP"):
+        assert encode(first, kind) == encode(second, kind)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_saving_never_overwrites(tmp_path: Path, suffix: str):
+    path = tmp_path / f"picture{suffix}"
     path.write_bytes(b"mine")
     with pytest.raises(FileExistsError):
-        save(Image.new("RGB", (4, 4)), path)
+        save(noise(), path)
     assert path.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("name", ["picture", "picture.gif", "picture.jpg.exe", ".png"])
+def test_a_suffix_that_is_no_format(tmp_path: Path, name: str):
+    with pytest.raises(UserError, match="Known suffixes"):
+        save(noise(), tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_format_cannot_hold_leaves_no_file(tmp_path: Path):
+    for picture, suffix in [
+        (Image.new("RGB", (16384, 1)), ".webp"),
+        (Image.new("RGBA", (8, 8)), ".jpg"),
+    ]:
+        with pytest.raises(UserError, match="cannot be"):
+            save(picture, tmp_path / f"picture{suffix}")
+    long = noise()
+    attach(long, replace(ORIGIN, prompt="x" * 40_000))
+    with pytest.raises(UserError, match="Save it as PNG"):
+        save(long, tmp_path / "picture.jpg")
+    assert not list(tmp_path.iterdir())
+    save(long, tmp_path / "picture.png")
+
+
+def test_a_full_disk_leaves_no_part_of_a_picture(tmp_path: Path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save(noise(), tmp_path / "picture.png")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from terminus import Terminus
 from terminus.conditioning import Size
 from terminus.errors import UserError
 from terminus.model.components import Components, load_components
@@ -185,3 +187,13 @@ def test_a_model_of_another_task_is_refused(components: Components):
 def test_the_record_of_the_fixture_is_what_these_tests_assume(components: Components):
     assert components.record.schedule == Schedule(prediction="velocity", zero_terminal=True)
     assert components.native_pixels == 32
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_the_length_of_a_neighbours_prompt_changes_nothing(random_nano: Path, guidance: float):
+    model = Terminus.load(random_nano, device="cpu")
+    prompts, negative = ["a dog", "a dog BREAK a cat", "a dog"], "a BREAK b BREAK c"
+    together = model.text2img(prompts, negative, steps=2, guidance=guidance)
+    for prompt, one in zip(prompts, together, strict=True):
+        (alone,) = model.text2img(prompt, negative, steps=2, guidance=guidance)
+        assert np.abs(np.asarray(alone).astype(int) - np.asarray(one)).max() <= 1

@@ -17,6 +17,7 @@ from terminus.evaluation.luminance import Pictures
 from terminus.evaluation.prompts import Prompt
 from terminus.evaluation.settings import EvaluationSettings
 from terminus.model.components import Components
+from terminus.sampling.prompts import escape
 from terminus.sampling.settings import Settings
 from terminus.sampling.solvers import Step
 from terminus.sampling.tasks import text2img, to_bytes
@@ -35,7 +36,7 @@ def draw(
     parts: list[np.ndarray] = []
     for start in range(0, len(prompts), settings.batch):
         batch = prompts[start : start + settings.batch]
-        texts, seeds = [prompt.text for prompt in batch], [prompt.seed for prompt in batch]
+        texts, seeds = [escape(prompt.text) for prompt in batch], [prompt.seed for prompt in batch]
         *_, last = sampler(components, texts, seeds, settings.sampling)
         parts.append(to_bytes(components, last.x).numpy())
         advance(len(batch))

@@ -64,9 +64,12 @@ class TextTowers:
 
     def encode(self, captions: Sequence[str]) -> TextFeatures:
         """Features of each caption, float32."""
-        ids_1, ids_2 = (ids.to(self.device) for ids in self.tokens(captions))
-        first = self.tower_1(input_ids=ids_1, output_hidden_states=True)
-        second = self.tower_2(input_ids=ids_2, output_hidden_states=True)
+        return self.read(*self.tokens(captions))
+
+    def read(self, ids_1: Int[Tensor, "batch tokens"], ids_2: Int[Tensor, "batch tokens"]) -> TextFeatures:
+        """Features of rows of token ids, one tensor per tower, padded as `tokens` pads them; float32."""
+        first = self.tower_1(input_ids=ids_1.to(self.device), output_hidden_states=True)
+        second = self.tower_2(input_ids=ids_2.to(self.device), output_hidden_states=True)
         hidden = [cast(tuple[Tensor, ...], out.hidden_states)[-2] for out in (first, second)]
         pooled = cast(Tensor, second.text_embeds)
         return TextFeatures(torch.cat(hidden, dim=-1).to(torch.float32), pooled.to(torch.float32))

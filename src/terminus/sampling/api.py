@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import final
+from typing import Any, TypedDict, Unpack, final
 
 import torch
 from jaxtyping import Float
@@ -15,25 +15,48 @@ from PIL import Image
 from torch import Tensor
 
 from terminus import runtime
-from terminus.conditioning import Size
+from terminus.conditioning import MicroConditioning, Size
 from terminus.errors import UserError
 from terminus.model.components import Components, load_components
 from terminus.model.weights import resolve
-from terminus.sampling.metadata import Origin, attach
-from terminus.sampling.settings import SEEDS, Settings
-from terminus.sampling.tasks import text2img, to_bytes
+from terminus.sampling import prompts
+from terminus.sampling.canvas import Margins, Repaint, enlarge
+from terminus.sampling.edits import (
+    Edit,
+    Hires,
+    Picture,
+    check_strength,
+    image_to_image,
+    inpainting,
+    outpainting,
+    upscaling,
+)  # fmt: skip
+from terminus.sampling.metadata import attach
+from terminus.sampling.network import chunks
+from terminus.sampling.origin import Enlargement, Origin, Variation
+from terminus.sampling.settings import ASPECTS, SEEDS, Aspect, Request, Settings
+from terminus.sampling.solvers import Step
+from terminus.sampling.tasks import draw, to_bytes, visits
 
 _BATCH_PIXELS = 4 * 1024**2
 """Drawn at once: four SDXL pictures keep a GPU busy, more would only need more memory."""
 _BATCH_PICTURES = 64
 
 
-@dataclass(frozen=True)
-class Request:
-    """One picture to draw."""
+class How(TypedDict, total=False):
+    """The keyword arguments of every task; what is left out is the default of `Settings`."""
 
-    prompt: str
-    seed: int
+    steps: int
+    guidance: float
+    rescale: float | None
+    interval: tuple[float, float]
+    solver: str
+    spacing: str
+    size: str | Size | Aspect | None
+    variation: float
+    conditioning: MicroConditioning | None
+    negative_conditioning: MicroConditioning | None
+    precision: runtime.Precision | None
 
 
 @final
@@ -49,7 +72,7 @@ class Drawing:
     """What the model believes the pictures' latents to be; after the last step, what they are."""
     _model: Terminus
     _settings: Settings
-    _negative: str
+    _edit: Edit | None = None
 
     @property
     def finished(self) -> bool:
@@ -65,33 +88,46 @@ class Drawing:
                 rule="A picture is made of finite numbers",
                 fix="Lower the guidance; if that does not help, the weights are damaged",
             )
-        pictures = [Image.fromarray(array.numpy()) for array in to_bytes(components, self.x0)]
+        drawn = to_bytes(components, self.x0)
+        pictures = [Image.fromarray(one.numpy()) for one in (self._edit.canvas.finish(drawn) if self._edit else drawn)]
         if self.finished:
             for picture, request in zip(pictures, self.requests, strict=True):
-                attach(picture, self._origin(request))
+                attach(picture, self._origin(request, Size(picture.height, picture.width)))
         return pictures
 
-    def _origin(self, request: Request) -> Origin:
+    def _origin(self, request: Request, size: Size) -> Origin:
         components, settings = self._model.components, self._settings
-        return Origin(
+        origin = Origin(
             prompt=request.prompt,
-            negative=self._negative,
+            negative=request.negative,
             seed=request.seed,
             steps=settings.steps,
             solver=settings.solver,
             guidance=settings.guidance,
             rescale=settings.rescale_for(components),
-            size=settings.size_for(components),
+            size=size,
             precision=settings.precision_for(components),
             model=self._model.name,
             model_hash=self._model.hash,
             schedule=components.record.schedule,
+            spacing=settings.spacing,
+            interval=None if settings.interval == (0.0, 1.0) else settings.interval,
+            template=request.template,
+            variation=Variation(request.variation, settings.variation) if settings.variation else None,
+            conditioning=settings.conditioning,
+            negative_conditioning=settings.negative_conditioning,
         )
+        return replace(origin, **self._edit.facts) if self._edit else origin
 
 
 @final
 class Terminus:
-    """A model on its device, ready to draw. Make one with `Terminus.load`."""
+    """A model on its device, ready to draw. Make one with `Terminus.load`.
+
+    Every task takes the keyword arguments of `How`. Every prompt is drawn with the seeds `seed`, `seed` + 1, ... (or
+    with each of the listed seeds), `count` pictures per prompt, in the order of the prompts; with a `variation`, all of
+    a prompt's pictures share the seed and differ by the variation. UserError for what cannot be drawn.
+    """
 
     def __init__(self, components: Components, path: Path) -> None:
         self.components = components
@@ -99,7 +135,7 @@ class Terminus:
 
     @classmethod
     def load(cls, model: str | Path, device: str = "auto") -> Terminus:
-        """`model` is a folder, a hub id, or "nano"; `device` is "auto", "cpu", "cuda", "cuda:1", ..."""
+        """`model` is a folder, a .safetensors file, a hub id, or "nano"; `device` is "auto", "cpu", "cuda:1", ..."""
         where = runtime.pick_device(device)
         components = load_components(model).to(where)
         path = Path(model).expanduser()
@@ -129,21 +165,83 @@ class Terminus:
         *,
         seed: int | Sequence[int] = 0,
         count: int = 1,
-        steps: int = Settings.steps,
-        guidance: float = Settings.guidance,
-        rescale: float | None = Settings.rescale,
-        solver: str = Settings.solver,
-        size: str | Size | None = None,
+        hires: Hires | float | None = None,
+        **how: Unpack[How],
     ) -> list[Image.Image]:
-        """Pictures (RGB), `count` per prompt, in the order of the prompts.
+        """Pictures (RGB) from prompts. `hires` draws each once more, so many times larger, from the first picture."""
+        again = Hires(hires) if isinstance(hires, int | float) else hires
+        return _finished(self.stream(prompt, negative, seed=seed, count=count, settings=_settings(how), hires=again))
 
-        Every prompt is drawn with the seeds `seed`, `seed` + 1, ... (or with each of the listed seeds). `size` is
-        "WIDTHxHEIGHT" in pixels. UserError for what cannot be drawn.
+    def img2img(
+        self,
+        prompt: str | Sequence[str],
+        image: Picture,
+        negative: str = "",
+        *,
+        strength: float = 0.6,
+        seed: int | Sequence[int] = 0,
+        count: int = 1,
+        **how: Unpack[How],
+    ) -> list[Image.Image]:
+        """Pictures like `image`, drawn anew by `strength`: 0 (excluded) leaves it, 1 does not look at it."""
+        settings = _settings(how)
+        edit = image_to_image(image, strength, settings, self.components)
+        return _finished(self.stream(prompt, negative, seed=seed, count=count, settings=settings, edit=edit))
+
+    def inpaint(
+        self,
+        prompt: str | Sequence[str],
+        image: Picture,
+        mask: Picture,
+        negative: str = "",
+        *,
+        strength: float = 1.0,
+        repaint: Repaint | None = None,
+        seed: int | Sequence[int] = 0,
+        count: int = 1,
+        **how: Unpack[How],
+    ) -> list[Image.Image]:
+        """`image` with the white part of `mask` drawn anew; every other pixel is what it was.
+
+        At strength 1 nothing of what the mask hides has an influence.
         """
-        where = parse_size(size) if isinstance(size, str) else size
-        settings = Settings(steps=steps, guidance=guidance, rescale=rescale, solver=solver, size=where)
-        drawings = self.stream(prompt, negative, seed=seed, count=count, settings=settings)
-        return [picture for drawing in drawings if drawing.finished for picture in drawing.pictures()]
+        settings = _settings(how)
+        edit = inpainting(image, mask, strength, repaint or Repaint(), settings, self.components)
+        return _finished(self.stream(prompt, negative, seed=seed, count=count, settings=settings, edit=edit))
+
+    def outpaint(
+        self,
+        prompt: str | Sequence[str],
+        image: Picture,
+        margins: Margins | tuple[int, int, int, int],
+        negative: str = "",
+        *,
+        repaint: Repaint | None = None,
+        seed: int | Sequence[int] = 0,
+        count: int = 1,
+        **how: Unpack[How],
+    ) -> list[Image.Image]:
+        """`image` continued by `margins`, pixels on its (left, top, right, bottom)."""
+        settings = _settings(how)
+        edit = outpainting(image, Margins(*margins), repaint or Repaint(), settings, self.components)
+        return _finished(self.stream(prompt, negative, seed=seed, count=count, settings=settings, edit=edit))
+
+    def upscale(
+        self,
+        image: Picture,
+        factor: float = 2.0,
+        prompt: str | Sequence[str] = "",
+        negative: str = "",
+        *,
+        strength: float = 0.3,
+        seed: int | Sequence[int] = 0,
+        count: int = 1,
+        **how: Unpack[How],
+    ) -> list[Image.Image]:
+        """`image` with sides `factor` times as long, its detail drawn by the model, in tiles where it is large."""
+        settings = _settings(how)
+        edit = upscaling(image, factor, strength, self.components)
+        return _finished(self.stream(prompt, negative, seed=seed, count=count, settings=settings, edit=edit))
 
     def stream(
         self,
@@ -153,28 +251,104 @@ class Terminus:
         seed: int | Sequence[int] = 0,
         count: int = 1,
         settings: Settings | None = None,
+        edit: Edit | None = None,
+        hires: Hires | None = None,
     ) -> Iterator[Drawing]:
         """The same, step by step and batch by batch; stop iterating to cancel."""
         settings = settings or Settings()
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        seeds = _seeds(seed, count)
-        size = settings.size_for(self.components)
-        total = len(prompts) * len(seeds)
-        batch = max(1, min(_BATCH_PICTURES, _BATCH_PIXELS // (size.height * size.width)))
-        for start in range(0, total, batch):
-            numbers = range(start, min(start + batch, total))
-            requests = [Request(prompts[n // len(seeds)], seeds[n % len(seeds)]) for n in numbers]
-            pairs = [one.prompt for one in requests], [one.seed for one in requests]
-            for step in text2img(self.components, *pairs, settings, negative):
-                yield Drawing(requests, step.index + 1, settings.steps, step.x0, self, settings, negative)
+        texts = [prompt] if isinstance(prompt, str) else list(prompt)
+        requests = [one for text in texts for one in _requests(text, negative, seed, count, settings)]
+        size = edit.canvas.size if edit else settings.size_for(self.components)
+        for batch in self._batches(requests, size, settings):
+            if hires is not None:
+                yield from self._twice(batch, settings, hires)
+                continue
+            strength, canvas, tile = (edit.strength, edit.canvas, edit.tile) if edit else (1.0, None, None)
+            steps = len(visits(self.components, settings, strength))
+            for step in draw(self.components, batch, settings, canvas, strength, tile):
+                yield self._drawing(batch, step, steps, settings, edit)
+
+    def steps(self, settings: Settings, edit: Edit | None = None, hires: Hires | None = None) -> int:
+        """Steps that each picture takes."""
+        strengths = [edit.strength if edit else 1.0, *([hires.strength] if hires else [])]
+        return sum(len(visits(self.components, settings, strength)) for strength in strengths)
+
+    def _batches(self, requests: Sequence[Request], size: Size, settings: Settings) -> Iterator[Sequence[Request]]:
+        """Neighbours whose texts are read in equally many stretches, as many as are drawn at once."""
+        most = max(1, min(_BATCH_PICTURES, _BATCH_PIXELS // (size.height * size.width)))
+        lengths = [chunks(self.components, request, settings) for request in requests]
+        start = 0
+        for end in range(1, len(requests) + 1):
+            if end == len(requests) or lengths[end] != lengths[start] or end - start == most:
+                yield requests[start:end]
+                start = end
+
+    def _twice(self, batch: Sequence[Request], settings: Settings, hires: Hires) -> Iterator[Drawing]:
+        """Small, then each picture enlarged and drawn again: the composition comes from the size the model knows."""
+        total = self.steps(settings, hires=hires)
+        last: Step | None = None
+        for step in draw(self.components, batch, settings):
+            last = step
+            yield self._drawing(batch, step, total, settings, None)
+        if last is None:
+            return
+        for request, pixels in zip(batch, to_bytes(self.components, last.x), strict=True):
+            canvas = enlarge(pixels, hires.factor, self.components)
+            again = total - last.index - 1
+            growth = Enlargement(hires.factor, Size(*pixels.shape[:2]), "lanczos", again)
+            facts = {"enlargement": growth, "strength": check_strength(hires.strength)}
+            edit = Edit(canvas, hires.strength, facts)
+            for step in draw(self.components, [request], settings, canvas, hires.strength):
+                shifted = replace(step, index=last.index + 1 + step.index)
+                yield self._drawing([request], shifted, total, settings, edit)
+
+    def _drawing(
+        self, batch: Sequence[Request], step: Step, steps: int, settings: Settings, edit: Edit | None
+    ) -> Drawing:
+        return Drawing(batch, step.index + 1, steps, step.x0, self, settings, edit)
 
 
-def parse_size(text: str) -> Size:
-    """ "WIDTHxHEIGHT" in pixels, as people write it; sizes inside are (height, width)."""
-    width, cross, height = text.lower().partition("x")
-    if not (cross and width.isdecimal() and height.isdecimal() and len(text) <= 12):
-        raise UserError(f"size {text!r}", rule="A size is WIDTHxHEIGHT in pixels", fix="For example 1216x832")
-    return Size(height=int(height), width=int(width))
+def _finished(drawings: Iterator[Drawing]) -> list[Image.Image]:
+    return [picture for drawing in drawings if drawing.finished for picture in drawing.pictures()]
+
+
+def _settings(how: How) -> Settings:
+    given: dict[str, Any] = {**how}
+    if isinstance(size := given.get("size"), str):
+        given["size"] = parse_size(size)
+    return Settings(**given)
+
+
+def _requests(prompt: str, negative: str, seed: int | Sequence[int], count: int, settings: Settings) -> list[Request]:
+    """One per picture, with wildcards chosen by the seed; a variation chooses like another seed."""
+    numbered = list(enumerate(_seeds(seed, count)))
+    if settings.variation and isinstance(seed, int):
+        numbered = [(number, seed) for number, _ in numbered]
+    requests: list[Request] = []
+    for number, own in numbered:
+        text, against = prompts.expand(prompt, own), prompts.expand(negative, own)
+        requests.append(Request(text, own, against, number, None if text == prompt else prompt))
+    return requests
+
+
+def parse_size(text: str) -> Size | Aspect:
+    """ "WIDTHxHEIGHT" in pixels, as people write it (sizes inside are (height, width)); "16:9"; or a shape's name."""
+    if text in ASPECTS:
+        return ASPECTS[text]
+    for sign in "x:":
+        width, found, height = text.lower().partition(sign)
+        if (
+            found
+            and width.isascii()
+            and height.isascii()
+            and width.isdecimal()
+            and height.isdecimal()
+            and len(text) < 13
+        ):
+            return Size(int(height), int(width)) if sign == "x" else Aspect(int(width), int(height))
+    names = ", ".join(ASPECTS)
+    rule = f"A size is WIDTHxHEIGHT in pixels, a shape WIDTH:HEIGHT, or one of {names}"
+    raise UserError(f"size {text!r}", rule=rule, fix="For example 1216x832")
 
 
 def _seeds(seed: int | Sequence[int], count: int) -> Sequence[int]:

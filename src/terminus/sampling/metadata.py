@@ -1,34 +1,48 @@
-"""What a picture says of itself: how to make it again, and that a model made it.
+"""What a picture says of itself: how to make it again, and that a model made it. This file writes it.
 
-Three chunks, each for its own readers. `parameters` is the text that A1111 began and most galleries and front-ends
-read. `terminus` is JSON with everything that decides the pixels; it is the one to trust, since a prompt may itself
-contain "Steps: 3". XMP names the digital source type of IPTC, the mark that platforms look for.
+Three texts, each for its own readers. `parameters` is what galleries and front-ends read (`infotext`). `terminus` is
+JSON with everything that decides the pixels (`origin`); it is the one to trust, since a prompt may itself contain
+"Steps: 3". XMP names the digital source type of IPTC, the mark that platforms look for; it stays when the other two
+are left out.
+
+A PNG carries them in text chunks. JPEG and WebP have none: there `parameters` is EXIF's UserComment, where A1111 puts
+it, and the JSON is a property of our own in XMP, where no other program stumbles over it.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from dataclasses import asdict, dataclass
-from importlib import metadata
+import struct
+from io import BytesIO
 from pathlib import Path
+from typing import Literal
+from xml.sax.saxutils import escape
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from terminus.conditioning import Size
-from terminus.model.record import Schedule
-from terminus.runtime import Precision
+from terminus.errors import UserError
+from terminus.sampling.files import write_new
+from terminus.sampling.infotext import parameters
+from terminus.sampling.origin import Origin, Task, to_json, version, whole
+from terminus.sampling.provenance import DRAWN, REDRAWN, SOURCE_TYPES, Identity, signed
+from terminus.sampling.reading import (
+    EXIF_IFD,
+    NAMESPACE,
+    OURS,
+    PARAMETERS,
+    USER_COMMENT,
+    XMP,
+    PictureFacts,
+    read,
+    settings_of,
+)
 
-PARAMETERS, OURS, XMP = "parameters", "terminus", "XML:com.adobe.xmp"
-_SAMPLERS = {
-    "euler": "Euler",
-    "euler_ancestral": "Euler a",
-    "ddim": "DDIM",
-    "dpmpp_2m": "DPM++ 2M",
-    "dpmpp_2m_sde": "DPM++ 2M SDE",
-}
-_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+__all__ = ["Origin", "PictureFacts", "attach", "mark", "parameters", "read", "save", "settings_of", "version"]
+
+Format = Literal["PNG", "JPEG", "WEBP"]
+FORMATS: dict[str, Format] = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+"""By the suffixes of file names."""
+_QUALITY = 95
 _PACKET = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/">
  <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
@@ -40,77 +54,106 @@ _PACKET = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
  </rdf:RDF>
 </x:xmpmeta>
 <?xpacket end="w"?>"""
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Everything that decides a picture."""
-
-    prompt: str
-    negative: str
-    seed: int
-    steps: int
-    solver: str
-    guidance: float
-    rescale: float
-    size: Size
-    precision: Precision
-    model: str
-    model_hash: str
-    """SHA-256 of the weights' file, in hex."""
-    schedule: Schedule
-
-
-def version() -> str:
-    """Of this package."""
-    return metadata.version("terminus-xl")
+_END = " </rdf:RDF>"
+_OURS_IN_XMP = """  <rdf:Description rdf:about="" xmlns:terminus="{namespace}">
+   <terminus:origin>{ours}</terminus:origin>
+  </rdf:Description>
+"""
 
 
 def attach(picture: Image.Image, origin: Origin) -> None:
-    """Writes the chunks into `picture.info`, under the keys that Pillow gives them when it reads a PNG."""
-    size = {"width": origin.size.width, "height": origin.size.height}
-    ours = {"version": version(), **asdict(origin), "size": size}
+    """Writes the texts into `picture.info`, under the keys that Pillow gives them when it reads a PNG."""
     picture.info[PARAMETERS] = parameters(origin)
-    picture.info[OURS] = json.dumps(ours, ensure_ascii=False, sort_keys=True)
-    picture.info[XMP] = _PACKET.format(version=version(), source_type=_SOURCE_TYPE)
+    picture.info[OURS] = to_json(origin)
+    mark(picture, origin.task)
 
 
-def save(picture: Image.Image, path: Path) -> None:
-    """Writes a PNG with its chunks (Pillow's own `save` leaves them out); FileExistsError rather than overwrite."""
+def mark(picture: Image.Image, task: Task = "text2img") -> None:
+    """Only that a model made it: for sheets and previews, which no single origin repeats."""
+    source_type = DRAWN if task == "text2img" else REDRAWN
+    picture.info[XMP] = _PACKET.format(version=version(), source_type=SOURCE_TYPES + source_type)
+
+
+def save(
+    picture: Image.Image,
+    path: Path,
+    *,
+    private: bool = False,
+    signer: Identity | None = None,
+    parent: bytes | None = None,
+) -> None:
+    """Writes PNG, JPEG (quality 95, full colour resolution) or WebP (lossless) by the suffix, with what it carries.
+
+    `private` leaves out prompt, settings and model; that a model made the picture stays. Pillow's own `save` would
+    leave out everything. `signer` adds content credentials, which name `parent`, the file that the picture was drawn
+    from, as such. FileExistsError rather than overwrite, OSError if the disk refuses, UserError if the format
+    cannot hold the picture. What cannot be written whole is not left behind in part.
+    """
+    kind = FORMATS.get(path.suffix.lower())
+    if kind is None:
+        known = ", ".join(FORMATS)
+        raise UserError(f"`{path.suffix}` is no format for pictures", where=str(path), rule=f"Known suffixes: {known}")
+    data = encode(picture, kind, private=private)
+    if signer is not None:
+        source_type = REDRAWN if REDRAWN in str(picture.info.get(XMP)) else DRAWN
+        data = signed(data, signer, source_type, parent)
+    write_new(path, data)
+
+
+def encode(picture: Image.Image, kind: Format, *, private: bool = False) -> bytes:
+    """The bytes that `save` writes; for servers."""
+    info = {key: str(value) for key, value in picture.info.items() if key in (PARAMETERS, OURS, XMP)}
+    if private:
+        info = {key: value for key, value in info.items() if key == XMP}
+    file = BytesIO()
+    if kind == "PNG":
+        picture.save(file, "PNG", pnginfo=_chunks(info))
+        return file.getvalue()
+    extra = {"exif": _exif(info[PARAMETERS])} if PARAMETERS in info else {}
+    extra |= {"xmp": _packet(info)} if XMP in info else {}
+    try:
+        if kind == "JPEG":
+            picture.save(file, "JPEG", quality=_QUALITY, subsampling=0, optimize=True, **extra)
+        else:
+            # `quality` of a lossless WebP is effort; `exact` keeps colours under full transparency.
+            picture.save(file, "WEBP", lossless=True, quality=60, exact=True, **extra)
+    except (ValueError, OSError) as error:
+        rule = "JPEG holds 65,535 pixels a side and 64 KiB of text, no transparency; WebP holds 16,383 pixels a side"
+        raise UserError(f"This picture cannot be {kind} ({error})", rule=rule, fix="Save it as PNG") from error
+    return file.getvalue()
+
+
+def _chunks(info: dict[str, str]) -> PngInfo:
     chunks = PngInfo()
     for key in (PARAMETERS, OURS):
-        if key in picture.info:
-            chunks.add_text(key, picture.info[key])
-    if XMP in picture.info:
-        chunks.add_itxt(XMP, picture.info[XMP])
-    with path.open("xb") as file:
-        picture.save(file, "PNG", pnginfo=chunks)
+        if key in info:
+            chunks.add_text(key, _storable(info[key]))
+    if XMP in info:
+        chunks.add_itxt(XMP, info[XMP])
+    return chunks
 
 
-def parameters(origin: Origin) -> str:
-    """The text of the `parameters` chunk: prompt, negative prompt if there is one, one line of `Key: value`."""
-    schedule = origin.schedule
-    facts = {
-        "Steps": origin.steps,
-        "Sampler": _SAMPLERS[origin.solver],
-        "Schedule type": "SGM Uniform",
-        "CFG scale": f"{origin.guidance:g}",
-        "Seed": origin.seed,
-        "Size": f"{origin.size.width}x{origin.size.height}",
-        "Model hash": origin.model_hash[:10],
-        "Model": origin.model,
-        "Prediction": "v" if schedule.prediction == "velocity" else "epsilon",
-    }
-    if schedule.zero_terminal:
-        facts["Noise Schedule"] = "Zero Terminal SNR"
-    if origin.rescale:
-        facts["CFG rescale"] = f"{origin.rescale:g}"
-    facts["Version"] = f"Terminus {version()}"
-    negative = [f"Negative prompt: {origin.negative}"] if origin.negative else []
-    line = ", ".join(f"{key}: {_quoted(str(value))}" for key, value in facts.items())
-    return "\n".join([origin.prompt, *negative, line])
+def _exif(text: str) -> bytes:
+    """EXIF with a UserComment alone. Pillow would give it the type BYTE, on which the readers of A1111 stumble.
+
+    Big-endian, because they disagree whether the text after "UNICODE" follows the byte order of the block.
+    """
+    comment = b"UNICODE\0" + _storable(text).encode("utf-16-be")
+    long, undefined = 4, 7
+    header = struct.pack(">2sHI", b"MM", 42, 8)
+    first = struct.pack(">HHHIII", 1, EXIF_IFD, long, 1, 26, 0)
+    second = struct.pack(">HHHIII", 1, USER_COMMENT, undefined, len(comment), 44, 0)
+    return b"Exif\0\0" + header + first + second + comment
 
 
-def _quoted(value: str) -> str:
-    """A value that holds the line's own punctuation is written as a JSON string."""
-    return json.dumps(value, ensure_ascii=False) if re.search(r'[,:\n"]', value) else value
+def _packet(info: dict[str, str]) -> bytes:
+    packet = info[XMP]
+    if OURS in info and _END in packet:
+        ours = _OURS_IN_XMP.format(namespace=NAMESPACE, ours=escape(info[OURS]))
+        packet = packet.replace(_END, ours + _END)
+    return packet.encode("utf-8")
+
+
+def _storable(text: str) -> str:
+    """Without the two things that end or break such a text elsewhere: NUL and halves of characters."""
+    return whole(text.replace("\0", "\ufffd"))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 from terminus import runtime
-from terminus.conditioning import Size
+from terminus.conditioning import MicroConditioning, Size
 from terminus.config.errors import did_you_mean
 from terminus.errors import UserError
 from terminus.model.components import Components
+from terminus.sampling.grid import SPACINGS
+from terminus.sampling.guidance import Guidance
 from terminus.sampling.solvers import SOLVERS
 
 SEEDS = 2**63
@@ -20,6 +22,43 @@ _GUIDANCE = 100.0
 _RESCALE = 0.7
 _SIDES = 4
 """Sides from a quarter of the model's own to four times it: outside, networks of this kind draw texture."""
+
+
+class Aspect(NamedTuple):
+    """A shape without a size: the picture has about as many pixels as the model learnt on."""
+
+    width: int
+    height: int
+
+
+ASPECTS: Mapping[str, Aspect] = {
+    "square": Aspect(1, 1),
+    "portrait": Aspect(3, 4),
+    "landscape": Aspect(4, 3),
+    "tall": Aspect(9, 16),
+    "wide": Aspect(16, 9),
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """One picture to draw."""
+
+    prompt: str
+    """In the grammar of `prompts`, its wildcards already chosen."""
+    seed: int
+    negative: str = ""
+    variation: int = 0
+    """Which neighbour of the seed's noise, where `Settings.variation` asks for neighbours."""
+    template: str | None = None
+    """The prompt before its wildcards were chosen; None where it has none."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < SEEDS:
+            raise UserError(f"seed {self.seed}", rule="A seed is a whole number from 0 to 2^63 - 1")
+        for text in (self.prompt, self.negative):
+            if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
+                raise UserError(f"{text!r} is not valid text", rule="Prompts are Unicode; write them in UTF-8")
 
 
 @dataclass(frozen=True)
@@ -31,9 +70,18 @@ class Settings:
     """1 is the prompt's own prediction, and half the work."""
     rescale: float | None = None
     """Guidance rescale (Lin et al., section 3.4), 0..1; None is 0.7 on zero-terminal-SNR models and 0 on others."""
+    interval: tuple[float, float] = (0.0, 1.0)
+    """Guidance acts on this part of the timesteps, 1 being pure noise (Kynkäänniemi et al. 2404.07724)."""
     solver: str = "dpmpp_2m"
-    size: Size | None = None
-    """Pixels; None is the size that the model was trained on."""
+    spacing: str = "trailing"
+    size: Size | Aspect | None = None
+    """Pixels, or a shape; None is the size that the model was trained on."""
+    variation: float = 0.0
+    """How far each picture's noise is turned from its seed's, 0..1: pictures of one seed become neighbours."""
+    conditioning: MicroConditioning | None = None
+    """What the network is told of the picture's sizes and crop; None is a whole picture of the size drawn."""
+    negative_conditioning: MicroConditioning | None = None
+    """The same for the unconditional prediction; None is as `conditioning`."""
     precision: runtime.Precision | None = None
     """Of the networks; None is bf16 on a GPU and fp32 elsewhere. Latents and solvers are float32 always."""
 
@@ -45,9 +93,16 @@ class Settings:
             raise UserError(f"guidance {self.guidance}", rule=rule)
         if self.rescale is not None and not 0 <= self.rescale <= 1:
             raise UserError(f"rescale {self.rescale}", rule="Guidance rescale is a number from 0 to 1")
-        if self.solver not in SOLVERS:
-            near = did_you_mean(self.solver, SOLVERS)
-            raise UserError(f"There is no solver `{self.solver}`", rule=f"Solvers: {', '.join(SOLVERS)}", fix=near)
+        low, high = self.interval
+        if not 0 <= low < high <= 1:
+            rule = "A guidance interval is two numbers, 0 <= LOW < HIGH <= 1; 1 is pure noise, 0 the finished picture"
+            raise UserError(f"guidance interval {low}..{high}", rule=rule)
+        if not 0 <= self.variation <= 1:
+            raise UserError(f"variation {self.variation}", rule="Variation is 0 (the seed's own) to 1 (another seed)")
+        for name, known, what in ((self.solver, SOLVERS, "solver"), (self.spacing, SPACINGS, "spacing")):
+            if name not in known:
+                near = did_you_mean(name, known)
+                raise UserError(f"There is no {what} `{name}`", rule=f"Known: {', '.join(known)}", fix=near)
 
     def rescale_for(self, components: Components) -> float:
         """The guidance rescale in force for this model; 0 without guidance, which has nothing to undo."""
@@ -56,18 +111,25 @@ class Settings:
         usual = _RESCALE if components.record.schedule.zero_terminal else 0.0
         return usual if self.rescale is None else self.rescale
 
+    def guidance_for(self, components: Components) -> Guidance:
+        """The guidance in force for this model."""
+        return Guidance(self.guidance, self.rescale_for(components), self.interval)
+
     def precision_for(self, components: Components) -> runtime.Precision:
         """The number format in force on this model's device."""
         return self.precision or ("bf16" if components.text.device.type == "cuda" else "fp32")
 
     def size_for(self, components: Components) -> Size:
         """The size in force, in pixels; UserError if this model cannot draw it."""
-        native, multiple = components.native_pixels, size_multiple(components)
+        native = components.native_pixels
+        if isinstance(self.size, Aspect):
+            return size_of(self.size, components)
         size = self.size or Size(native, native)
-        low, high = max(multiple, native // _SIDES), native * _SIDES
-        if all(side % multiple == 0 and low <= side <= high for side in size):
+        nearest = nearest_size(size, components)
+        if size == nearest:
             return size
-        nearest = Size(*(min(max(round(side / multiple) * multiple, low), high) for side in size))
+        low, high = _sides(components)
+        multiple = size_multiple(components)
         raise UserError(
             f"This model cannot draw {size.width}x{size.height}",
             rule=f"Width and height are multiples of {multiple} from {low} to {high} pixels; it learnt at {native}",
@@ -79,3 +141,26 @@ def size_multiple(components: Components) -> int:
     """Sides must be multiples of this many pixels, so that each halving in codec and UNet can be undone."""
     levels = len(cast(Sequence[int], components.unet.config["block_out_channels"]))
     return components.codec.factor * 2 ** (levels - 1)
+
+
+def nearest_size(size: Size, components: Components) -> Size:
+    """The drawable size whose sides are nearest."""
+    multiple, (low, high) = size_multiple(components), _sides(components)
+    return Size(*(min(max(round(side / multiple) * multiple, low), high) for side in size))
+
+
+def size_of(aspect: Aspect, components: Components) -> Size:
+    """The drawable size of this shape with about the native number of pixels (SDXL: multiples of 64)."""
+    if min(aspect) < 1:
+        raise UserError(f"shape {aspect.width}:{aspect.height}", rule="Both numbers of a shape are at least 1")
+    native, multiple = components.native_pixels, size_multiple(components)
+    grid = multiple * max(1, native // 16 // multiple)
+    ratio = math.sqrt(aspect.width / aspect.height)
+    low, high = _sides(components)
+    sides = (native / ratio, native * ratio)
+    return Size(*(min(max(round(side / grid) * grid, low), high) for side in sides))
+
+
+def _sides(components: Components) -> tuple[int, int]:
+    native = components.native_pixels
+    return max(size_multiple(components), native // _SIDES), native * _SIDES

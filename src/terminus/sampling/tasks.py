@@ -1,32 +1,38 @@
-"""Text to image. A generator, so that previews, progress and cancelling come for free.
+"""Text to image, image to image and inpainting: one task, which differs in where it starts and what it may change.
 
-What the network predicts and on which schedule is the checkpoint's own record, never a setting: a model that is
-sampled as something it is not draws grey fog without an error.
+    start       pure noise, or a picture with as much noise on it as the first timestep has
+    change      everything, or what a mask says: the rest is what it is at every step
+
+A generator of steps, so that previews, progress and cancelling come for free. What the network predicts and on which
+schedule is the checkpoint's own record, never a setting: a model that is sampled as something it is not draws grey fog
+without an error.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import cast
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from terminus import runtime
-from terminus.conditioning import MicroConditioning, time_ids
+from terminus.conditioning import Size
 from terminus.diffusion.objective import Network
 from terminus.diffusion.schedule import NoiseSchedule
 from terminus.errors import UserError
+from terminus.model.codec import to_signal
 from terminus.model.components import Components
-from terminus.model.text import TextFeatures
-from terminus.model.unet import predict
 from terminus.sampling import grid
-from terminus.sampling.denoiser import Denoiser, epsilon_denoiser, velocity_denoiser
-from terminus.sampling.guidance import classifier_free, rescaled
+from terminus.sampling.canvas import Canvas
+from terminus.sampling.denoiser import Denoiser, Prediction, epsilon_denoiser, velocity_denoiser
+from terminus.sampling.masks import cells
+from terminus.sampling.network import channels, network
 from terminus.sampling.schedule import noise_schedule
-from terminus.sampling.settings import SEEDS, Settings
+from terminus.sampling.settings import Request, Settings
 from terminus.sampling.solvers import SOLVERS, Noise, Step
+from terminus.sampling.tiles import tiled
 
 _DECODED_PIXELS = 2**20
 """Pixels decoded at once: the autoencoder needs far more memory per pixel than the UNet."""
@@ -42,21 +48,89 @@ def text2img(
 ) -> Iterator[Step]:
     """Latents step by step, one picture per (prompt, seed); the last step's `x` is the picture.
 
-    A picture depends on its prompt and seed alone, not on the batch that it is made in: each has its own noise.
-    `visited` are timesteps in place of `grid.timesteps`; evaluation samples wrongly on purpose.
-    UserError, before the first step, for what this model cannot do.
+    `visited` are timesteps in place of the settings' own; evaluation samples wrongly on purpose.
     """
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: one seed per prompt")
-    _check_inputs(components, [*prompts, negative], seeds)
-    size = settings.size_for(components)
+    requests = [Request(prompt, seed, negative) for prompt, seed in zip(prompts, seeds, strict=True)]
+    return draw(components, requests, settings, visited=visited)
+
+
+def draw(
+    components: Components,
+    requests: Sequence[Request],
+    settings: Settings,
+    canvas: Canvas | None = None,
+    strength: float = 1.0,
+    tile: tuple[int, int] | None = None,
+    visited: Sequence[int] | None = None,
+) -> Iterator[Step]:
+    """One picture per request: from noise, or from `canvas` by `strength` (at 1 only what its mask keeps is used).
+
+    A picture depends on its request alone, not on the batch that it is made in: each has its own noise. `tile` is
+    (size, overlap) in latents for pictures larger than the network's. UserError, before the first step, for what this
+    model cannot do.
+    """
+    masked = canvas is not None and canvas.mask is not None
+    _check(components, masked)
+    size = settings.size_for(components) if canvas is None else canvas.size
     schedule = noise_schedule(components.record.schedule)
-    steps = visited or grid.timesteps(settings.steps, schedule.timesteps)
-    denoise = _denoiser(_guided(components, prompts, negative, settings), components, schedule)
+    steps = visited or visits(components, settings, strength)
     factor = components.codec.factor
     shape = (components.codec.channels, size.height // factor, size.width // factor)
-    noise = _noise(seeds, shape, components.text.device)
-    return SOLVERS[settings.solver](denoise, schedule, noise(-1), steps, noise)
+    noise = _noise(requests, settings.variation, shape, components.text.device)
+    x = start = noise(-1)
+    seen = size if tile is None else Size(*(min(side, tile[0] * factor) for side in size))
+    if canvas is None:
+        denoise = _denoiser(network(components, requests, settings, seen), components, schedule)
+        return SOLVERS[settings.solver](denoise, schedule, x, steps, noise)
+    original = latents(components, _signal(canvas))
+    if strength < 1.0:
+        x = float(schedule.alpha[steps[0]]) * original + float(schedule.sigma[steps[0]]) * start
+    reads_picture = channels(components) != shape[0]
+    known = _known_channels(components, canvas) if reads_picture else None
+    run = network(components, requests, settings, seen, known)
+    denoise = _denoiser(run if tile is None else tiled(run, *tile), components, schedule)
+    if canvas.mask is not None and not reads_picture:
+        mask = cells(canvas.mask, factor).to(start.device)
+        denoise = keeping(denoise, schedule, original, mask, start)
+    return SOLVERS[settings.solver](denoise, schedule, x, steps, noise)
+
+
+def visits(components: Components, settings: Settings, strength: float = 1.0) -> Sequence[int]:
+    """The timesteps that a task visits."""
+    T = components.record.schedule.timesteps
+    return grid.timesteps(settings.steps, T) if strength == 1.0 else grid.from_strength(settings.steps, strength, T)
+
+
+def keeping(
+    denoise: Denoiser,
+    schedule: NoiseSchedule,
+    known: Float[Tensor, "1 c h w"],
+    mask: Float[Tensor, "1 1 h w"],
+    noise: Float[Tensor, "batch c h w"],
+) -> Denoiser:
+    """A denoiser that is right about the part of the picture that stays: mask 0.
+
+    There x is `known` under `noise`, whatever the solver made of it, and x0 and epsilon are those two: so every solver,
+    of any order, moves that part along its true path, and ends on it.
+    """
+
+    def run(x: Tensor, t: int) -> Prediction:
+        alpha, sigma = float(schedule.alpha[t]), float(schedule.sigma[t])
+        prediction = denoise(torch.lerp(alpha * known + sigma * noise, x, mask), t)
+        return Prediction(
+            torch.lerp(known.expand_as(x), prediction.x0, mask), torch.lerp(noise, prediction.epsilon, mask)
+        )
+
+    return run
+
+
+def latents(components: Components, signal: Float[Tensor, "1 3 height width"]) -> Float[Tensor, "1 c h w"]:
+    """What the codec makes of a picture in -1..1: the mean of its moments, so that a picture has one latent."""
+    with torch.no_grad():
+        moments = components.codec.encode(signal)
+    return components.codec.latents(moments, torch.zeros_like(moments.mean))
 
 
 def to_bytes(components: Components, latents: Float[Tensor, "batch c h w"]) -> UInt8[Tensor, "batch height width 3"]:
@@ -68,30 +142,18 @@ def to_bytes(components: Components, latents: Float[Tensor, "batch c h w"]) -> U
     return ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
 
-def _guided(components: Components, prompts: Sequence[str], negative: str, settings: Settings) -> Network:
-    """The UNet with its prompts and guidance inside: (x, t) → one prediction per picture."""
-    device, precision = components.text.device, settings.precision_for(components)
-    guided, rescale = settings.guidance != 1.0, settings.rescale_for(components)
-    captions = [*prompts, *[negative] * (len(prompts) if guided else 0)]
-    with torch.no_grad(), runtime.autocast(device, precision):
-        distinct = list(dict.fromkeys(captions))
-        encoded, rows = components.text.encode(distinct), [distinct.index(caption) for caption in captions]
-    text = TextFeatures(encoded.context[rows], encoded.pooled[rows])
-    ids = time_ids([MicroConditioning.uncropped(settings.size_for(components))] * len(captions), device)
-
-    def network(x: Tensor, t: Tensor) -> Tensor:
-        copies = 2 if guided else 1
-        with torch.no_grad(), runtime.autocast(device, precision):
-            output = predict(components.unet, x.repeat(copies, 1, 1, 1), t.repeat(copies), text, ids)
-        if not guided:
-            return output
-        conditional, unconditional = output.chunk(2)
-        return rescaled(classifier_free(conditional, unconditional, settings.guidance), conditional, rescale)
-
-    return network
+def _known_channels(components: Components, canvas: Canvas) -> Float[Tensor, "1 c h w"]:
+    """What an inpainting UNet reads besides the latent: the mask, and the picture with grey behind the mask."""
+    mask = torch.ones(canvas.size, dtype=torch.bool) if canvas.mask is None else canvas.mask
+    hidden = latents(components, _signal(canvas) * ~mask)
+    return torch.cat([cells(mask, components.codec.factor).to(hidden.device), hidden], dim=1)
 
 
-def _denoiser(network: Network, components: Components, schedule: NoiseSchedule) -> Denoiser:
+def _signal(canvas: Canvas) -> Float[Tensor, "1 3 height width"]:
+    return to_signal(canvas.pixels.permute(2, 0, 1)[None])
+
+
+def _denoiser(run: Network, components: Components, schedule: NoiseSchedule) -> Denoiser:
     make: Callable[[Network, NoiseSchedule], Denoiser] = velocity_denoiser
     if components.record.schedule.prediction == "epsilon":
         if schedule.is_zero_terminal:
@@ -102,29 +164,36 @@ def _denoiser(network: Network, components: Components, schedule: NoiseSchedule)
                 fix="Set prediction_type to v_prediction, or rescale_betas_zero_snr to false, as it was trained",
             )
         make = epsilon_denoiser
-    return make(network, schedule)
+    return make(run, schedule)
 
 
-def _noise(seeds: Sequence[int], shape: tuple[int, int, int], device: torch.device) -> Noise:
-    """Noise for a solver's step; the initial latent is step −1. Drawn on the CPU: every device draws the same."""
+def _noise(requests: Sequence[Request], variation: float, shape: tuple[int, int, int], device: torch.device) -> Noise:
+    """Noise for a solver's step; the initial latent is step −1. Drawn on the CPU: every device draws the same.
+
+    With a variation v the initial noise is cos(v π/2) of the seed's and sin(v π/2) of another: normal at every v.
+    """
+    angle = variation * math.pi / 2
+
+    def first(request: Request) -> Tensor:
+        own = torch.randn(shape, generator=runtime.rng(request.seed, 0, "sampling"))
+        if not variation:
+            return own
+        other = torch.randn(shape, generator=runtime.rng(request.seed, request.variation, "variation"))
+        return math.cos(angle) * own + math.sin(angle) * other
 
     def noise(index: int) -> Float[Tensor, "batch c h w"]:
-        rows = [torch.randn(shape, generator=runtime.rng(seed, index + 1, "sampling")) for seed in seeds]
+        if index < 0:
+            return torch.stack([first(request) for request in requests]).to(device)
+        rows = [torch.randn(shape, generator=runtime.rng(one.seed, index + 1, "sampling")) for one in requests]
         return torch.stack(rows).to(device)
 
     return noise
 
 
-def _check_inputs(components: Components, captions: Sequence[str], seeds: Sequence[int]) -> None:
-    channels = cast(int, components.unet.config["in_channels"])
-    if channels != components.codec.channels:
+def _check(components: Components, masked: bool) -> None:
+    have, plain = channels(components), components.codec.channels
+    if have != plain and not (masked and have == 2 * plain + 1):
         raise UserError(
-            f"This UNet reads {channels} channels, so it needs more than a prompt",
-            rule=f"Text to image needs a UNet of {components.codec.channels} channels",
+            f"This UNet reads {have} channels, so it needs more than a prompt",
+            rule=f"Text to image needs a UNet of {plain} channels; one of {2 * plain + 1} inpaints: picture and mask",
         )
-    for seed in seeds:
-        if not 0 <= seed < SEEDS:
-            raise UserError(f"seed {seed}", rule="A seed is a whole number from 0 to 2^63 - 1")
-    for caption in captions:
-        if not caption.isascii() and any("\ud800" <= char <= "\udfff" for char in caption):
-            raise UserError(f"{caption!r} is not valid text", rule="Prompts are Unicode; write them in UTF-8")

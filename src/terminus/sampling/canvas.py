@@ -1,0 +1,255 @@
+"""From a user's picture to one that the model can draw on, and back.
+
+A canvas has a size that the model can draw. What is drawn on it is brought back to where it belongs in the user's
+picture, whose own pixels stay exactly what they were wherever nothing was asked to change.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+from jaxtyping import Bool, UInt8
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from terminus.conditioning import Size
+from terminus.config.errors import did_you_mean
+from terminus.decode import HARD_PIXEL_LIMIT, Dropped, Limits, decode, read
+from terminus.errors import UserError
+from terminus.model.components import Components
+from terminus.sampling.masks import FILLS, Fill, feathered, filled
+from terminus.sampling.settings import Aspect, Settings, nearest_size, size_multiple, size_of
+
+# Pictures of several sizes meet in one function here, so the names of the axes bind nothing.
+Pixels = UInt8[Tensor, "_height _width 3"]
+Mask = Bool[Tensor, "_height _width"]
+Batch = UInt8[Tensor, "batch _height _width 3"]
+
+_LIMITS = Limits(file_bytes=2**28, pixels=HARD_PIXEL_LIMIT)
+_WHITE = (255, 255, 255)
+_LARGEST = 16_384
+"""The longest side that is enlarged to, in pixels."""
+
+
+@dataclass(frozen=True, eq=False)
+class Canvas:
+    """What is drawn on."""
+
+    pixels: Pixels
+    mask: Mask | None
+    """Where the picture is painted anew; None is everywhere."""
+    finish: Callable[[Batch], Batch]
+    """Drawn pictures of the canvas' size → pictures as the user gets them."""
+
+    @property
+    def size(self) -> Size:
+        return Size(*self.pixels.shape[:2])
+
+
+class Margins(NamedTuple):
+    """Pixels that are added on each side."""
+
+    left: int = 0
+    top: int = 0
+    right: int = 0
+    bottom: int = 0
+
+
+@dataclass(frozen=True)
+class Repaint:
+    """How a masked part is painted anew."""
+
+    fill: str | None = None
+    """What stands behind the mask; None is `surroundings` at strength 1 and `original` below."""
+    feather: int = 0
+    """Width of the soft edge inside the mask, in pixels."""
+    padding: int | None = None
+    """Draw the mask and this many pixels around it at the model's size; None draws on the whole picture."""
+
+    def __post_init__(self) -> None:
+        if self.fill is not None and self.fill not in FILLS:
+            near = did_you_mean(self.fill, FILLS)
+            raise UserError(f"There is no fill `{self.fill}`", rule=f"Known: {', '.join(FILLS)}", fix=near)
+        for name, value in (("feather", self.feather), ("padding", self.padding or 0)):
+            if not 0 <= value <= 1024:
+                raise UserError(f"{name} {value}", rule=f"The {name} is a number of pixels from 0 to 1024")
+
+    def fill_for(self, strength: float) -> Fill:
+        """The fill in force."""
+        return cast(Fill, self.fill) if self.fill else "surroundings" if strength == 1.0 else "original"
+
+
+def open_picture(source: str | Path | Image.Image) -> Pixels:
+    """Upright sRGB pixels of a file or a Pillow image; what is transparent lies on white."""
+    if isinstance(source, Image.Image):
+        if source.has_transparency_data:
+            source = Image.alpha_composite(Image.new("RGBA", source.size, _WHITE), source.convert("RGBA"))
+        return torch.from_numpy(np.array(source.convert("RGB")))
+    path = Path(source).expanduser()
+    data = read(path, path.parent, _LIMITS.file_bytes)
+    decoded = data if isinstance(data, Dropped) else decode(data, _LIMITS)
+    if isinstance(decoded, Dropped):
+        detail = f" ({decoded.detail})" if decoded.detail else ""
+        rule = "Pictures are JPEG, PNG or WebP files"
+        raise UserError(f"This picture cannot be used: {decoded.reason}{detail}", where=str(source), rule=rule)
+    return torch.from_numpy(decoded.on(_WHITE))
+
+
+def open_mask(source: str | Path | Image.Image) -> Mask:
+    """True where the file is nearer to white than to black."""
+    return open_picture(source).float().mean(-1) > 127.5
+
+
+def redraw(picture: Pixels, settings: Settings, components: Components) -> Canvas:
+    """The whole picture, at the asked size or else at the drawable one nearest to its own; cropped to its shape."""
+    size = settings.size_for(components) if settings.size is not None else _fitting(_size(picture), components)
+    return Canvas(_covering(picture, size), None, lambda drawn: drawn)
+
+
+def enlarge(picture: Pixels, factor: float, components: Components) -> Canvas:
+    """The picture with sides `factor` times as long (LANCZOS)."""
+    if not (math.isfinite(factor) and 1 <= factor <= 8):
+        raise UserError(f"factor {factor}", rule="A picture is enlarged 1 to 8 times along each side")
+    size = Size(*(round(side * factor) for side in picture.shape[:2]))
+    low = size_multiple(components)
+    if max(size) > _LARGEST or min(size) < low:
+        raise UserError(f"{size.width}x{size.height} pixels", rule=f"Sides are {low} to {_LARGEST} pixels afterwards")
+    pixels = _padded(_resized(picture, size), low)
+    return Canvas(pixels, None, lambda drawn: drawn[:, : size.height, : size.width].contiguous())
+
+
+def extended(picture: Pixels, margins: Margins) -> tuple[Pixels, Mask]:
+    """A larger picture with the old one in it, its edges continued, and the mask of what is new."""
+    if min(margins) < 0 or max(margins) == 0 or max(margins) > _LARGEST:
+        rule = "Margins are LEFT,TOP,RIGHT,BOTTOM in pixels, none negative and at least one of them above 0"
+        raise UserError(f"margins {','.join(map(str, margins))}", rule=rule)
+    left, top, right, bottom = margins
+    sides = (left, right, top, bottom)
+    larger = functional.pad(picture.permute(2, 0, 1)[None].float(), sides, mode="replicate")[0]
+    mask = functional.pad(torch.zeros(picture.shape[:2]), sides, value=1.0) > 0
+    return larger.permute(1, 2, 0).to(torch.uint8), mask
+
+
+def repaint(
+    picture: Pixels, mask: Mask, how: Repaint, strength: float, settings: Settings, components: Components
+) -> Canvas:
+    """The picture with its masked part hidden; `finish` puts what is drawn there into the untouched picture."""
+    if mask.shape != picture.shape[:2]:
+        sizes = [f"{width}x{height}" for height, width in (mask.shape, picture.shape[:2])]
+        rule = "A mask has the size of its picture; white is painted anew, black stays"
+        raise UserError(f"The mask is {sizes[0]}, the picture {sizes[1]}", rule=rule)
+    if not mask.any():
+        raise UserError("The mask is black everywhere", rule="White is painted anew, so there would be nothing to do")
+    backdrop = filled(picture, mask, how.fill_for(strength))
+    if how.padding is None:
+        box, size = (slice(0, picture.shape[0]), slice(0, picture.shape[1])), None
+        _check_whole(picture, settings, components)
+    else:
+        shape = settings.size_for(components) if settings.size is not None else None
+        box = _box(mask, how.padding, shape)
+        size = shape or size_of(Aspect(box[1].stop - box[1].start, box[0].stop - box[0].start), components)
+    weight = feathered(mask, how.feather)[box][..., None]
+    region = Size(*mask[box].shape)
+    pixels, hidden = backdrop[box], mask[box]
+    if size is None:
+        multiple = size_multiple(components)
+        pixels, hidden = _padded(pixels, multiple), _padded(hidden[..., None], multiple)[..., 0]
+    else:
+        pixels, hidden = _resized(pixels, size), functional.adaptive_max_pool2d(_nearest(hidden, size), size)[0] > 0
+
+    def finish(drawn: Batch) -> Batch:
+        parts = [_resized(one, region) if size else one[: region.height, : region.width] for one in drawn]
+        return torch.stack([_composed(picture, backdrop, part, weight, box) for part in parts])
+
+    return Canvas(pixels, hidden, finish)
+
+
+def _composed(picture: Pixels, backdrop: Pixels, part: Pixels, weight: Tensor, box: tuple[slice, slice]) -> Pixels:
+    """`part` in its box where weight is above 0, fading into the backdrop; elsewhere the picture, untouched."""
+    mixed = (weight * part.float() + (1 - weight) * backdrop[box].float()).round().to(torch.uint8)
+    whole = picture.clone()
+    whole[box] = torch.where(weight > 0, mixed, picture[box])
+    return whole
+
+
+def _check_whole(picture: Pixels, settings: Settings, components: Components) -> None:
+    size = _size(picture)
+    drawn = Size(*_padded(picture, size_multiple(components)).shape[:2])
+    if settings.size is not None and settings.size_for(components) != drawn:
+        rule = "Inpainting a whole picture keeps its size; a size is for the part around the mask"
+        raise UserError("A size and no padding", rule=rule, fix="Give a padding, such as 32, or leave the size out")
+    if drawn != nearest_size(drawn, components):
+        raise UserError(
+            f"This model cannot draw {size.width}x{size.height} at once",
+            rule=f"It learnt at {components.native_pixels} pixels",
+            fix="Give a padding, such as 32: then only the mask and so many pixels around it are drawn",
+        )
+
+
+def _box(mask: Mask, padding: int, shape: Size | None) -> tuple[slice, slice]:
+    """Around the mask and its padding, grown to `shape` as far as the picture goes."""
+    ends: list[tuple[int, int]] = []
+    for axis in (1, 0):
+        places = mask.any(dim=axis).nonzero()
+        ends.append((int(places[0]) - padding, int(places[-1]) + 1 + padding))
+    lengths = [stop - start for start, stop in ends]
+    if shape is not None:
+        scale = max(lengths[0] / shape.height, lengths[1] / shape.width)
+        lengths = [math.ceil(shape.height * scale), math.ceil(shape.width * scale)]
+    slices: list[slice] = []
+    for (start, stop), length, whole in zip(ends, lengths, mask.shape, strict=True):
+        length = min(length, whole)
+        first = min(max((start + stop - length) // 2, 0), whole - length)
+        slices.append(slice(first, first + length))
+    return slices[0], slices[1]
+
+
+def _fitting(size: Size, components: Components) -> Size:
+    """The drawable size nearest to this one, its shape kept where it has to be scaled."""
+    native = components.native_pixels
+    if max(size) > 4 * native or min(size) < native // 4:
+        return size_of(Aspect(size.width, size.height), components)
+    return nearest_size(size, components)
+
+
+def _covering(picture: Pixels, size: Size) -> Pixels:
+    """Resized to cover `size`, and cropped to it at the centre."""
+    height, width = picture.shape[:2]
+    scale = max(size.height / height, size.width / width)
+    resized = _resized(picture, Size(max(size.height, round(height * scale)), max(size.width, round(width * scale))))
+    top, left = (resized.shape[0] - size.height) // 2, (resized.shape[1] - size.width) // 2
+    return resized[top : top + size.height, left : left + size.width].contiguous()
+
+
+def _resized(picture: Pixels, size: Size) -> Pixels:
+    if _size(picture) == size:
+        return picture
+    image = Image.fromarray(picture.numpy()).resize((size.width, size.height), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(image))
+
+
+def _nearest(mask: Mask, size: Size) -> Tensor:
+    """At least as large as `size` on both sides, so that pooling to it loses no masked pixel."""
+    larger = [max(have, want) for have, want in zip(mask.shape, size, strict=True)]
+    return functional.interpolate(mask[None, None].float(), size=larger, mode="nearest-exact")[0]
+
+
+def _padded(picture: Tensor, multiple: int) -> Tensor:
+    """Right and bottom edge repeated up to the next multiple."""
+    height, width = picture.shape[:2]
+    down, right = -height % multiple, -width % multiple
+    if not (down or right):
+        return picture
+    padded = functional.pad(picture.permute(2, 0, 1)[None].float(), (0, right, 0, down), mode="replicate")
+    return padded[0].permute(1, 2, 0).to(picture.dtype)
+
+
+def _size(picture: Pixels) -> Size:
+    return Size(*picture.shape[:2])

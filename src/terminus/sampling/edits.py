@@ -1,0 +1,112 @@
+"""What a user asks for besides a prompt: a picture to start from, and what of it may change."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from terminus.conditioning import Size
+from terminus.errors import UserError
+from terminus.model.components import Components
+from terminus.sampling.canvas import Canvas, Margins, Repaint, enlarge, extended, open_mask, open_picture
+from terminus.sampling.canvas import redraw as redraw_canvas
+from terminus.sampling.canvas import repaint as repaint_canvas
+from terminus.sampling.origin import Enlargement, MaskUse
+from terminus.sampling.settings import Settings
+
+Picture = str | Path | Image.Image
+"""A file, or a Pillow image."""
+TILE_OVERLAP = 1 / 4
+"""Of a tile's side; less shows where tiles meet, more is only slower."""
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """A canvas, how much of it is drawn anew, and what the finished picture says of that."""
+
+    canvas: Canvas
+    strength: float
+    facts: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Fields of `Origin`."""
+    tile: tuple[int, int] | None = None
+    """(side, overlap) in latents."""
+
+
+@dataclass(frozen=True)
+class Hires:
+    """A second pass on an enlarged first picture, which keeps its composition."""
+
+    factor: float = 1.5
+    strength: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_strength(self.strength)
+        if not 1 < self.factor <= 4:
+            rule = "A second pass is above 1 and at most 4 times as large"
+            raise UserError(f"hires factor {self.factor}", rule=rule, fix="`upscale` goes further, in tiles")
+
+
+def image_to_image(picture: Picture, strength: float, settings: Settings, components: Components) -> Edit:
+    """The whole picture drawn anew by `strength`."""
+    pixels = open_picture(picture)
+    facts = {"task": "img2img", "strength": check_strength(strength), "image_sha256": digest(pixels)}
+    return Edit(redraw_canvas(pixels, settings, components), strength, facts)
+
+
+def inpainting(
+    picture: Picture, mask: Picture, strength: float, how: Repaint, settings: Settings, components: Components
+) -> Edit:
+    """The white part of the mask drawn anew."""
+    pixels, hidden = open_picture(picture), open_mask(mask)
+    canvas = repaint_canvas(pixels, hidden, how, check_strength(strength), settings, components)
+    use = MaskUse(digest(hidden), how.fill_for(strength), how.feather, crop_padding=how.padding)
+    return Edit(
+        canvas, strength, {"task": "inpaint", "strength": strength, "image_sha256": digest(pixels), "mask": use}
+    )
+
+
+def outpainting(picture: Picture, margins: Margins, how: Repaint, settings: Settings, components: Components) -> Edit:
+    """The picture continued beyond its edges."""
+    pixels = open_picture(picture)
+    larger, hidden = extended(pixels, margins)
+    canvas = repaint_canvas(larger, hidden, how, 1.0, settings, components)
+    use = MaskUse(digest(hidden), how.fill_for(1.0), how.feather, crop_padding=how.padding)
+    facts = {
+        "task": "outpaint",
+        "strength": 1.0,
+        "image_sha256": digest(pixels),
+        "mask": use,
+        "margins": tuple(margins),
+    }
+    return Edit(canvas, 1.0, facts)
+
+
+def upscaling(picture: Picture, factor: float, strength: float, components: Components) -> Edit:
+    """The picture enlarged, and drawn anew by `strength` in tiles of the size that the model knows."""
+    pixels = open_picture(picture)
+    canvas = enlarge(pixels, factor, components)
+    side = components.native_pixels // components.codec.factor
+    tile = (side, round(side * TILE_OVERLAP)) if max(canvas.size) > components.native_pixels else None
+    scale = components.codec.factor
+    used = {} if tile is None else {"tile": tile[0] * scale, "overlap": tile[1] * scale}
+    growth = Enlargement(factor, Size(*pixels.shape[:2]), "lanczos", **used)
+    facts = {"strength": check_strength(strength), "image_sha256": digest(pixels), "enlargement": growth}
+    return Edit(canvas, strength, {"task": "upscale", **facts}, tile)
+
+
+def check_strength(strength: float) -> float:
+    """UserError unless it is above 0 and at most 1."""
+    if not 0 < strength <= 1:
+        rule = "Strength is above 0 and at most 1; 1 draws everything anew"
+        raise UserError(f"strength {strength}", rule=rule)
+    return strength
+
+
+def digest(pixels: Tensor) -> str:
+    """SHA-256 of a picture's upright pixels, row by row, in hex: of a mask, of its zeros and ones."""
+    return hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest()

@@ -1,0 +1,35 @@
+"""A user's file in, whole and bounded; a new file out, whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from terminus import decode
+from terminus.errors import UserError
+
+PICTURE_BYTES = 1 << 28
+"""Of the largest picture that is read."""
+
+
+def read_file(path: Path, limit: int = PICTURE_BYTES) -> bytes:
+    """The bytes of a regular file; links are followed, for the user named them. UserError if that cannot be."""
+    try:
+        target = path.expanduser().resolve()
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"This file cannot be read ({error})", where=str(path)) from error
+    data = decode.read(target, target.parent, limit)
+    if isinstance(data, decode.Dropped):
+        detail = f" ({data.detail})" if data.detail else ""
+        raise UserError(f"This file cannot be read: {data.reason}{detail}", where=str(path))
+    return data
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """FileExistsError rather than overwrite; what the disk did not take whole is removed again."""
+    file = path.open("xb")
+    try:
+        with file:
+            file.write(data)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,149 @@
+"""The text that A1111 began and that most galleries and front-ends read: written and read here.
+
+Prompt lines, "Negative prompt: ..." lines, and one last line of `Key: value, Key: value`, where a value that holds the
+line's own punctuation is a JSON string. A prompt may itself look like such a line, so the text is not to be trusted
+where something better is at hand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from terminus.sampling.origin import Origin, version
+
+SAMPLERS = {
+    "euler": "Euler",
+    "euler_ancestral": "Euler a",
+    "ddim": "DDIM",
+    "dpmpp_2m": "DPM++ 2M",
+    "dpmpp_2m_sde": "DPM++ 2M SDE",
+    "unipc": "UniPC",
+    "lcm": "LCM",
+    "tcd": "TCD",
+}
+"""Solvers by the names that others know."""
+SPACINGS = {"trailing": "SGM Uniform", "karras": "Karras", "exponential": "Exponential", "beta": "Beta"}
+"""Timestep spacings by the names that others know."""
+_FILLS = {"surroundings": "fill", "grey": "latent nothing"}
+_NEGATIVE = "Negative prompt:"
+_LONGEST_LINE = 1 << 16
+_FEWEST = 3
+"""Keys that a last line needs; with fewer it is part of the prompt."""
+# A key is bounded, or a line of one long word would be searched from each of its letters.
+_FIELD = re.compile(r'(\w[\w \-/]{1,63}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+
+
+class Infotext(NamedTuple):
+    """What such a text says. Values are as they stand there, unquoted."""
+
+    prompt: str
+    negative: str
+    settings: dict[str, str]
+
+
+def parameters(origin: Origin) -> str:
+    """The text for one picture."""
+    negative = [f"{_NEGATIVE} {origin.negative}"] if origin.negative else []
+    line = ", ".join(f"{key}: {_quoted(value)}" for key, value in settings(origin).items())
+    return "\n".join([origin.prompt, *negative, line])
+
+
+def settings(origin: Origin) -> dict[str, str]:
+    """The last line's keys and values, in its order."""
+    schedule, enlarged = origin.schedule, origin.enlargement
+    size = enlarged.source if enlarged else origin.size  # as A1111: the size before "Hires upscale"
+    facts: dict[str, object] = {
+        "Steps": origin.steps,
+        "Sampler": SAMPLERS.get(origin.solver, origin.solver),
+        "Schedule type": SPACINGS.get(origin.spacing, origin.spacing),
+        "CFG scale": f"{origin.guidance:g}",
+        "Seed": origin.seed,
+        "Size": f"{size.width}x{size.height}",
+        "Model hash": origin.model_hash[:10],
+        "Model": origin.model,
+        **_initial(origin),
+        **_additions(origin),
+        "RNG": "Terminus",  # noise of our own making: no other program's generator draws the same
+        "Prediction": "v" if schedule.prediction == "velocity" else "epsilon",
+    }
+    if schedule.zero_terminal:
+        facts["Noise Schedule"] = "Zero Terminal SNR"
+    if origin.rescale:
+        facts["CFG rescale"] = f"{origin.rescale:g}"
+    if origin.interval not in (None, (0.0, 1.0)):
+        facts["CFG interval"] = "{:g}-{:g}".format(*origin.interval)
+    facts["Version"] = f"Terminus {version()}"
+    return {key: str(value) for key, value in facts.items()}
+
+
+def _initial(origin: Origin) -> dict[str, object]:
+    """Of the picture and the mask that were begun from."""
+    facts: dict[str, object] = {}
+    if origin.strength is not None:
+        facts["Denoising strength"] = f"{origin.strength:g}"
+    if origin.image_sha256:
+        facts["Init image hash"] = origin.image_sha256[:10]
+    if origin.margins:
+        facts["Outpaint margins"] = " ".join(str(side) for side in origin.margins)
+    if mask := origin.mask:
+        facts["Mask blur"] = mask.feather
+        facts["Masked content"] = _FILLS.get(mask.fill, mask.fill)
+        if mask.inverted:
+            facts["Mask mode"] = "Inpaint not masked"
+        if mask.crop_padding is not None:
+            facts["Inpaint area"] = "Only masked"
+            facts["Masked area padding"] = mask.crop_padding
+    return facts
+
+
+def _additions(origin: Origin) -> dict[str, object]:
+    """Of variation, enlargement, adapters and guiding pictures."""
+    facts: dict[str, object] = {}
+    if origin.variation:
+        facts["Variation seed"] = origin.variation.seed
+        facts["Variation seed strength"] = f"{origin.variation.strength:g}"
+    if enlarged := origin.enlargement:
+        facts["Hires upscale"] = f"{enlarged.factor:g}"
+        facts["Hires steps"] = origin.steps if enlarged.steps is None else enlarged.steps
+        facts["Hires upscaler"] = enlarged.method
+        if enlarged.tile is not None:
+            facts["Tile size"], facts["Tile overlap"] = enlarged.tile, enlarged.overlap or 0
+    for number, control in enumerate(origin.controls):
+        facts[f"ControlNet {number}"] = f"Module: {control.kind}, Model: {control.name}, Weight: {control.scale:g}"
+    if origin.adapters:
+        facts["Lora hashes"] = ", ".join(f"{one.name}: {one.sha256[:12]}" for one in origin.adapters)
+        facts["Lora weights"] = ", ".join(f"{one.name}: {one.weight:g}" for one in origin.adapters)
+    return facts
+
+
+def parse(text: str) -> Infotext | None:
+    """What `text` says, or None if it does not end in a line of settings."""
+    *lines, last = text.strip().split("\n")
+    found = _fields(last) if len(last) <= _LONGEST_LINE else {}
+    if len(found) < _FEWEST:
+        return None
+    starts = next((n for n, line in enumerate(lines) if line.startswith(_NEGATIVE)), len(lines))
+    negative = "\n".join(lines[starts:])[len(_NEGATIVE) :]
+    return Infotext("\n".join(lines[:starts]).strip(), negative.strip(), found)
+
+
+def _fields(line: str) -> dict[str, str]:
+    pairs: Mapping[str, str] = dict(_FIELD.findall(line))
+    return {key: _unquoted(value.strip()) for key, value in pairs.items()}
+
+
+def _quoted(value: str) -> str:
+    """A value that holds the line's own punctuation is written as a JSON string."""
+    return json.dumps(value, ensure_ascii=False) if re.search(r'[,:\n"]', value) else value
+
+
+def _unquoted(value: str) -> str:
+    if not (value.startswith('"') and value.endswith('"')):
+        return value
+    try:
+        return str(json.loads(value))
+    except ValueError:
+        return value

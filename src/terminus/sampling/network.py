@@ -1,0 +1,73 @@
+"""The UNet with everything inside that a picture's request fixes: prompts, sizes, guidance, further inputs.
+
+What is left is a function of the latent and the timestep, which is all that a solver may know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from terminus import runtime
+from terminus.conditioning import MicroConditioning, Size, time_ids
+from terminus.diffusion.objective import Network
+from terminus.model.components import Components
+from terminus.model.text import TextFeatures
+from terminus.model.unet import predict
+from terminus.sampling import prompts
+from terminus.sampling.settings import Request, Settings
+
+
+def network(
+    components: Components,
+    requests: Sequence[Request],
+    settings: Settings,
+    size: Size,
+    known: Float[Tensor, "1 c h w"] | None = None,
+) -> Network:
+    """(x, t) → one prediction per request. `known` are the channels that an inpainting UNet reads besides x."""
+    device, precision = components.text.device, settings.precision_for(components)
+    guidance, T = settings.guidance_for(components), components.record.schedule.timesteps
+    guided, always = guidance.scale != 1.0, guidance.interval == (0.0, 1.0)
+    whole = settings.conditioning or MicroConditioning.uncropped(size)
+    texts = [one.prompt for one in requests] + ([one.negative for one in requests] if guided else [])
+    sizes = [whole] * len(requests) + [settings.negative_conditioning or whole] * (len(texts) - len(requests))
+    with torch.no_grad(), runtime.autocast(device, precision):
+        text = _encode(components, texts, max(chunks(components, one, settings) for one in requests))
+    ids = time_ids(sizes, device)
+
+    def run(x: Tensor, t: Tensor) -> Tensor:
+        here = x if known is None else torch.cat([x, known.expand(len(x), -1, -1, -1)], dim=1)
+        # looking at t waits for the device, so only an interval looks
+        twice = guided and (always or guidance.active(int(t[0]), T))
+        rows = slice(2 * len(x) if twice else len(x))
+        copies = 2 if twice else 1
+        with torch.no_grad(), runtime.autocast(device, precision):
+            output = predict(components.unet, here.repeat(copies, 1, 1, 1), t.repeat(copies), text[rows], ids[rows])
+        return guidance.combine(*output.chunk(2)) if twice else output
+
+    return run
+
+
+def chunks(components: Components, request: Request, settings: Settings) -> int:
+    """Stretches of text that the towers read for this request.
+
+    More of them, though empty, would change its picture: those of one batch must have equally many.
+    """
+    texts = [request.prompt] if settings.guidance == 1.0 else [request.prompt, request.negative]
+    return max(prompts.chunks(components.text, text) for text in texts)
+
+
+def channels(components: Components) -> int:
+    """Of the UNet's input: the codec's own, or more on models that read further pictures."""
+    return cast(int, components.unet.config["in_channels"])
+
+
+def _encode(components: Components, texts: Sequence[str], count: int) -> TextFeatures:
+    distinct = list(dict.fromkeys(texts))
+    encoded, rows = prompts.encode(components.text, distinct, count), [distinct.index(text) for text in texts]
+    return TextFeatures(encoded.context[rows], encoded.pooled[rows])

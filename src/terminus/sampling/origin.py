@@ -1,0 +1,171 @@
+"""Everything that decides a picture, as plain numbers: written into it, and read back to draw it again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields, is_dataclass
+from importlib import metadata
+from typing import Any, Literal, cast
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
+
+from terminus.conditioning import MicroConditioning, Size
+from terminus.model.record import Schedule
+from terminus.runtime import Precision
+
+Task = Literal["text2img", "img2img", "inpaint", "outpaint", "upscale"]
+_VERSION = "version"
+
+
+@dataclass(frozen=True)
+class Variation:
+    """Noise turned from that of the picture's seed towards another's."""
+
+    seed: int
+    strength: float
+    """0 is the picture's own noise, 1 the other."""
+
+
+@dataclass(frozen=True)
+class MaskUse:
+    """What was painted anew, and how it was joined to the rest."""
+
+    sha256: str
+    """Of the mask's bytes, in hex."""
+    fill: str = "original"
+    """What the painted part began from."""
+    feather: int = 0
+    """Pixels over which new and old are mixed."""
+    inverted: bool = False
+    crop_padding: int | None = None
+    """Pixels around the mask when only its surroundings were drawn; None is the whole picture."""
+
+
+@dataclass(frozen=True)
+class Enlargement:
+    """From a smaller picture to this one."""
+
+    factor: float
+    source: Size
+    """Before, in pixels."""
+    method: str
+    """How the pixels or latents were stretched before they were drawn again."""
+    steps: int | None = None
+    """Of the second pass; None is as many as the first's."""
+    tile: int | None = None
+    """Side in pixels; None is all at once."""
+    overlap: int | None = None
+    """Of neighbouring tiles, in pixels."""
+
+
+@dataclass(frozen=True)
+class AdapterUse:
+    """A LoRA or its kin, in force while the picture was drawn."""
+
+    name: str
+    sha256: str
+    """Of the file after its header, in hex: renaming or retitling an adapter keeps it (A1111 shows the first 12)."""
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class ControlUse:
+    """A picture that guided the drawing: ControlNet, T2I-Adapter, IP-Adapter."""
+
+    kind: str
+    name: str
+    scale: float
+    image_sha256: str
+    interval: tuple[float, float] | None = None
+    """The part of the sampling in which it acted, 0..1; None is all of it."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Everything that decides a picture. A field at None was not used."""
+
+    prompt: str
+    negative: str
+    seed: int
+    steps: int
+    solver: str
+    guidance: float
+    rescale: float
+    size: Size
+    """Of the finished picture, in pixels."""
+    precision: Precision
+    model: str
+    model_hash: str
+    """SHA-256 of the weights' file, in hex."""
+    schedule: Schedule
+    task: Task = "text2img"
+    spacing: str = "trailing"
+    interval: tuple[float, float] | None = None
+    """Guidance acted on this part of the timesteps, 1 being pure noise; None is all of them."""
+    template: str | None = None
+    """The prompt before its wildcards were chosen; None where that is the prompt itself."""
+    strength: float | None = None
+    """How much of an initial picture was drawn anew, 0..1."""
+    image_sha256: str | None = None
+    """Of the initial picture's bytes, in hex."""
+    variation: Variation | None = None
+    mask: MaskUse | None = None
+    margins: tuple[int, int, int, int] | None = None
+    """Outpainting: pixels added left, top, right, bottom."""
+    enlargement: Enlargement | None = None
+    adapters: tuple[AdapterUse, ...] = ()
+    controls: tuple[ControlUse, ...] = ()
+    conditioning: MicroConditioning | None = None
+    """What the network was told of sizes and crop; None is a whole picture of `size`."""
+    negative_conditioning: MicroConditioning | None = None
+    """The same for the unconditional prediction; None is as `conditioning`."""
+
+
+_ORIGIN = TypeAdapter(Origin)
+
+
+def version() -> str:
+    """Of this package."""
+    return metadata.version("terminus-xl")
+
+
+def to_json(origin: Origin) -> str:
+    """Sorted and ASCII, so that equal origins are equal bytes and no container can spoil them."""
+    return json.dumps({_VERSION: version(), **_plain(origin)}, sort_keys=True, allow_nan=False)
+
+
+def from_text(text: str) -> Origin:
+    """The inverse of `to_json`. ValueError, in a short sentence, unless all of it is understood."""
+    stored: object = from_json(text, allow_inf_nan=False)
+    if not isinstance(stored, dict):
+        raise ValueError("it is not a JSON object")
+    payload = cast(dict[str, Any], stored)
+    writer = payload.pop(_VERSION, None)
+    try:
+        origin = _ORIGIN.validate_json(json.dumps(payload), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{place}: {first['msg']}") from error
+    if _plain(origin) != payload:  # a key of another version, which may decide pixels
+        raise ValueError(f"it holds more than this version knows; it was written by version {writer}")
+    return origin
+
+
+def whole(text: str) -> str:
+    """Without halves of characters, such as the name of a folder may have; no file holds them."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses and named tuples as objects, tuples as lists; what was not used is left out."""
+    if is_dataclass(value):
+        pairs = ((field.name, getattr(value, field.name)) for field in fields(value))
+    elif isinstance(value, tuple):
+        if not hasattr(cast(object, value), "_fields"):
+            return [_plain(item) for item in cast("tuple[object, ...]", value)]
+        pairs = cast(Any, value)._asdict().items()
+    else:
+        return whole(value) if isinstance(value, str) else value
+    return {name: _plain(item) for name, item in pairs if item is not None and item != ()}

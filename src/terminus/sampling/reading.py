@@ -1,0 +1,349 @@
+"""What a picture says of itself, read: ours, and what other programs write. Nothing found in a file is trusted.
+
+Texts are data: bounded, never executed, never used as names of files or code, and returned with whatever control
+characters they have; who shows them escapes them.
+"""
+
+from __future__ import annotations
+
+import struct
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+from xml.etree import ElementTree
+
+from PIL import Image
+from pydantic_core import from_json
+
+from terminus import decode
+from terminus.conditioning import Size
+from terminus.errors import UserError
+from terminus.sampling import comfyui, infotext, provenance
+from terminus.sampling.files import read_file
+from terminus.sampling.origin import Origin, from_text
+
+PARAMETERS, OURS, XMP = "parameters", "terminus", "XML:com.adobe.xmp"
+EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
+NAMESPACE = "urn:terminus-xl:origin#"
+"""Of our property in XMP."""
+_IPTC = "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType"
+_RESOURCE = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}resource"
+_MAKE, _MODEL, _DESCRIPTION = 0x010F, 0x0110, 0x010E
+
+_USUAL = {PARAMETERS, OURS, "prompt", "workflow", "invokeai_metadata", "Comment"}
+_TEXT = 1 << 24
+"""Characters of one text; a longer one is left out, and said to be."""
+_TEXTS = 64
+_XMP_BYTES = 1 << 20
+_PIXELS = 1 << 26
+"""Of a PNG that is decoded to reach the texts behind its pixels."""
+
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError, KeyError, OverflowError, TypeError)
+"""What Pillow's parsers raise on malformed data."""
+
+Kind = Literal["terminus", "a1111", "comfyui", "invokeai", "swarmui", "novelai", "none"]
+_NAMES: Mapping[Kind, str] = {
+    "terminus": "Terminus",
+    "a1111": "A1111 or a program that writes its text",
+    "comfyui": "ComfyUI",
+    "invokeai": "InvokeAI",
+    "swarmui": "SwarmUI",
+    "novelai": "NovelAI",
+    "none": "not said",
+}
+
+
+@dataclass(frozen=True)
+class PictureFacts:
+    """What one file says of its picture."""
+
+    kind: Kind
+    """Whose words were understood."""
+    format: str
+    size: Size
+    prompt: str = ""
+    negative: str = ""
+    settings: Mapping[str, str] = field(default_factory=dict[str, str])
+    """By the names that A1111 gave them, where it has one; in the order of the file."""
+    source_type: str | None = None
+    """IPTC's digital source type, such as "trainedAlgorithmicMedia"; a full address where it is not IPTC's."""
+    credentials: provenance.Credentials = provenance.NO_CREDENTIALS
+    notes: tuple[str, ...] = ()
+    """What was found and could not be used, and why."""
+    texts: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Every text of the file, as found."""
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """All of it in the order to show it in; what is not there is left out."""
+        head = {
+            "Format": self.format,
+            "Pixels": f"{self.size.width}x{self.size.height}",
+            "Made by": _NAMES[self.kind],
+            "Prompt": self.prompt,
+            "Negative prompt": self.negative,
+        }
+        tail = {
+            "Digital source type": self.source_type or "",
+            "Content credentials": str(self.credentials),
+            "Notes": "; ".join(self.notes),
+        }
+        # A file may name its settings as it likes; they never stand in for what was found out about it.
+        settings = {key: value for key, value in self.settings.items() if key not in head | tail}
+        rows = head | settings | tail
+        return {key: value for key, value in rows.items() if value}
+
+
+def read(path: Path) -> PictureFacts:
+    """What the PNG, JPEG or WebP at `path` says of itself; UserError if it is none of these."""
+    return read_bytes(read_file(path), str(path))
+
+
+def read_bytes(data: bytes, where: str = "") -> PictureFacts:
+    """The same for a picture in memory; `where` is what an error calls it."""
+    notes: list[str] = []
+    try:
+        # Pillow warns of damage in EXIF; here that is an answer, not a warning.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            image = Image.open(BytesIO(data), formats=decode.FORMATS)
+            found = _texts(image, notes)
+            size = Size(height=image.height, width=image.width)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UserError(f"This picture has more than {decode.HARD_PIXEL_LIMIT} pixels", where=where) from error
+    except _BROKEN as error:
+        known = ", ".join(decode.FORMATS)
+        raise UserError("This is no picture that can be read", where=where, rule=f"Formats: {known}") from error
+    said = _understood(found, notes)
+    return PictureFacts(
+        kind=said.kind,
+        format="JPEG" if image.format == "MPO" else str(image.format),
+        size=size,
+        prompt=said.prompt,
+        negative=said.negative,
+        settings=said.settings,
+        source_type=found.source_type,
+        credentials=provenance.examine(data),
+        notes=tuple(notes),
+        texts=found.texts,
+    )
+
+
+def settings_of(facts: PictureFacts) -> Origin:
+    """What draws the same picture again; UserError unless Terminus wrote it and all of it is understood."""
+    if OURS not in facts.texts:
+        raise UserError(
+            "This picture does not say how to draw it again",
+            rule="Terminus writes that into its pictures, unless they are saved privately; others' settings differ",
+        )
+    try:
+        return from_text(facts.texts[OURS])
+    except ValueError as error:
+        raise UserError(f"What this picture says of its making is not understood ({error})") from error
+
+
+class _Found(NamedTuple):
+    texts: dict[str, str]
+    source_type: str | None
+
+
+class _Said(NamedTuple):
+    kind: Kind
+    prompt: str
+    negative: str
+    settings: Mapping[str, str]
+
+
+def _texts(image: Image.Image, notes: list[str]) -> _Found:
+    """Every text of the file under the name that a PNG would give it."""
+    if image.format == "PNG" and _USUAL.isdisjoint(image.info) and image.width * image.height <= _PIXELS:
+        image.load()  # a PNG's texts may stand behind its pixels
+    texts = _strings(image.info) | _from_exif(image, notes)
+    packet = image.info.get("xmp")
+    source, ours = _from_xmp(packet, notes) if isinstance(packet, bytes) else (None, None)
+    if ours is not None:
+        texts.setdefault(OURS, ours)
+    texts.pop(XMP, None)
+    for name in [name for name, text in texts.items() if len(text) > _TEXT]:
+        notes.append(f"{name!r} has {len(texts.pop(name))} characters and was left out")
+    return _Found(dict(list(texts.items())[:_TEXTS]), source)
+
+
+def _strings(info: Mapping[str | tuple[int, int], object]) -> dict[str, str]:
+    return {name: str(text) for name, text in info.items() if isinstance(name, str) and isinstance(text, str)}
+
+
+def _from_exif(image: Image.Image, notes: list[str]) -> dict[str, str]:
+    try:
+        exif = image.getexif()
+        comment: object = exif.get_ifd(EXIF_IFD).get(USER_COMMENT)
+        tags = [exif.get(tag) for tag in (_MODEL, _MAKE, *range(_MAKE - 1, _MAKE - 8, -1))]
+    except _BROKEN:
+        notes.append("the EXIF block is damaged")
+        return {}
+    texts: dict[str, str] = {}
+    if isinstance(comment, bytes) and (text := _comment(comment)):
+        texts[PARAMETERS] = text
+    for tag in tags:  # ComfyUI names its texts within the value, and takes the tags as they come
+        name, colon, text = tag.partition(":") if isinstance(tag, str) else ("", "", "")
+        if colon and name in ("prompt", "workflow"):
+            texts.setdefault(name, text)
+    return texts
+
+
+def _comment(stored: bytes) -> str:
+    """EXIF's UserComment: 8 bytes that name the encoding, then text. The byte order of "UNICODE" is nowhere said."""
+    code, text = stored[:8], stored[8:]
+    if code.startswith(b"UNICODE"):
+        even = text[: len(text) // 2 * 2]
+        # Prompts are mostly Latin, whose every other byte is zero; the zeros come first in big-endian.
+        little = even[1::2].count(0) > even[0::2].count(0)
+        return even.decode("utf-16-le" if little else "utf-16-be", "replace").removeprefix("\ufeff")
+    return (text if code.startswith((b"ASCII", b"\0\0\0\0\0\0\0\0")) else stored).decode("utf-8", "replace")
+
+
+def _from_xmp(packet: bytes, notes: list[str]) -> tuple[str | None, str | None]:
+    """The digital source type and our JSON. XMP never declares entities, so a packet that does is not read."""
+    try:
+        text = packet.decode("utf-8").strip("\0 \n\r\t\ufeff")
+        if len(packet) > _XMP_BYTES or "<!DOCTYPE" in text or "<!ENTITY" in text:
+            raise ValueError("too long, or with entities")
+        root = ElementTree.fromstring(text)
+    except (ElementTree.ParseError, ValueError):
+        notes.append("the XMP packet is damaged")
+        return None, None
+    source: str | None = None
+    for element in root.iter():
+        inside = (element.get(_RESOURCE) or element.text) if element.tag == _IPTC else None
+        source = source or element.get(_IPTC) or inside
+    ours = root.find(f".//{{{NAMESPACE}}}origin")
+    return source and source.strip().removeprefix(provenance.SOURCE_TYPES), None if ours is None else ours.text
+
+
+def _understood(found: _Found, notes: list[str]) -> _Said:
+    """The first of the programs whose words these are; our own JSON before anything that a prompt can imitate."""
+    readers = (_ours, _invokeai, _swarmui, _a1111, _comfyui, _novelai)
+    return next((said for reader in readers if (said := reader(found.texts, notes))), _Said("none", "", "", {}))
+
+
+def _ours(texts: Mapping[str, str], notes: list[str]) -> _Said | None:
+    if OURS not in texts:
+        return None
+    try:
+        origin = from_text(texts[OURS])
+    except ValueError as error:
+        notes.append(f"what Terminus wrote is not understood ({error})")
+        return None
+    return _Said("terminus", origin.prompt, origin.negative, infotext.settings(origin))
+
+
+def _a1111(texts: Mapping[str, str], notes: list[str]) -> _Said | None:
+    said = infotext.parse(texts.get(PARAMETERS, ""))
+    return said and _Said("a1111", *said)
+
+
+def _comfyui(texts: Mapping[str, str], notes: list[str]) -> _Said | None:
+    stored = _json(texts, "prompt", notes)
+    said = comfyui.understand(stored)
+    if said is not None:
+        return _Said("comfyui", *said)
+    if isinstance(stored, dict) or isinstance(_json(texts, "workflow", notes), dict):
+        notes.append("the graph has no sampler that is understood")
+        return _Said("comfyui", "", "", {})
+    return None
+
+
+def _invokeai(texts: Mapping[str, str], notes: list[str]) -> _Said | None:
+    stored = _json(texts, "invokeai_metadata", notes)
+    if not isinstance(stored, dict):
+        return None
+    names = {
+        "steps": "Steps",
+        "scheduler": "Sampler",
+        "cfg_scale": "CFG scale",
+        "seed": "Seed",
+        "strength": "Denoising strength",
+        "cfg_rescale_multiplier": "CFG rescale",
+        "generation_mode": "Mode",
+        "app_version": "Version",
+    }
+    model: object = stored.get("model")
+    model = cast(dict[str, Any], model) if isinstance(model, dict) else {}
+    extra = {"Model": _plain(model.get("name")), "Model hash": _plain(model.get("hash"))}
+    return _said("invokeai", stored, "positive_prompt", "negative_prompt", names, extra)
+
+
+def _swarmui(texts: Mapping[str, str], notes: list[str]) -> _Said | None:
+    if not texts.get(PARAMETERS, "").lstrip().startswith("{"):
+        return None
+    stored: object = _json(texts, PARAMETERS, notes)
+    inner: object = stored.get("sui_image_params") if isinstance(stored, dict) else None
+    if not isinstance(inner, dict):
+        return None
+    names = {
+        "steps": "Steps",
+        "sampler": "Sampler",
+        "scheduler": "Schedule type",
+        "cfgscale": "CFG scale",
+        "seed": "Seed",
+        "initimagecreativity": "Denoising strength",
+        "model": "Model",
+        "swarm_version": "Version",
+    }
+    return _said("swarmui", cast(dict[str, Any], inner), "prompt", "negativeprompt", names, {})
+
+
+def _novelai(texts: Mapping[str, str], notes: list[str]) -> _Said | None:
+    stored = _json(texts, "Comment", notes) if texts.get("Software") == "NovelAI" else None
+    if not isinstance(stored, dict):
+        return None
+    names = {
+        "steps": "Steps",
+        "sampler": "Sampler",
+        "scale": "CFG scale",
+        "seed": "Seed",
+        "noise_schedule": "Schedule type",
+    }
+    names |= {"strength": "Denoising strength", "cfg_rescale": "CFG rescale"}
+    said = _said("novelai", stored, "prompt", "uc", names, {})
+    return said if said.prompt else said._replace(prompt=texts.get("Description", ""))
+
+
+def _said(
+    kind: Kind,
+    stored: Mapping[str, Any],
+    prompt: str,
+    negative: str,
+    names: Mapping[str, str],
+    extra: Mapping[str, str],
+) -> _Said:
+    """From an object whose keys are the settings."""
+    settings = {label: _plain(stored.get(key)) for key, label in names.items()}
+    width, height = _plain(stored.get("width")), _plain(stored.get("height"))
+    size = {"Size": f"{width}x{height}"} if width and height else {}
+    kept = {label: value for label, value in {**settings, **size, **extra}.items() if value}
+    return _Said(kind, _plain(stored.get(prompt)), _plain(stored.get(negative)), kept)
+
+
+def _plain(value: object) -> str:
+    """A text or a number as text; nothing of anything else."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, int):
+        return str(value) if abs(value) < 2**64 else ""
+    return value if isinstance(value, str) else ""
+
+
+def _json(texts: Mapping[str, str], name: str, notes: list[str]) -> dict[str, Any] | list[Any] | None:
+    """Parsed with bounded depth, whatever it claims to be."""
+    if name not in texts:
+        return None
+    try:
+        stored: object = from_json(texts[name])
+    except ValueError:
+        notes.append(f"{name!r} is not JSON")
+        return None
+    return cast("dict[str, Any] | list[Any]", stored) if isinstance(stored, dict | list) else None

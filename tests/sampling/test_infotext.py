@@ -1,0 +1,53 @@
+"""The text of A1111: what is written is what is read, and no text takes long."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from terminus.conditioning import Size
+from terminus.model.record import Schedule
+from terminus.sampling import infotext
+from terminus.sampling.infotext import parameters
+from terminus.sampling.origin import Origin
+
+ORIGIN = Origin(
+    prompt="a red apple",
+    negative="blurry",
+    seed=7,
+    steps=28,
+    solver="dpmpp_2m",
+    guidance=4.0,
+    rescale=0.7,
+    size=Size(height=32, width=16),
+    precision="fp32",
+    model="gamma-v2",
+    model_hash="0123456789abcdef" * 4,
+    schedule=Schedule(),
+)
+# Surrogates cannot be stored, "\r" is a line's end to some, and a text is stripped at its ends.
+words = st.text(st.characters(exclude_categories=["Cs", "Cc", "Z"]), min_size=1, max_size=20)
+
+
+@given(prompt=words, negative=words, model=st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1))
+@settings(max_examples=50, deadline=None)
+def test_what_we_write_is_what_we_read(prompt: str, negative: str, model: str):
+    origin = replace(ORIGIN, prompt=prompt, negative=negative, model=model.strip() or "m")
+    said = infotext.parse(parameters(origin))
+    assert said is not None
+    assert (said.prompt, said.negative) == (prompt, negative)
+    assert said.settings == infotext.settings(origin)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["a" * 60_000, "a " * 30_000, 'ab:"' + "\\" * 60_000, 'ab:"x' * 12_000, "ab: x, " * 8_000, " " * 60_000 + "x"],
+)
+def test_no_line_takes_long(line: str):
+    start = time.perf_counter()
+    infotext.parse("p\n" + line)
+    assert time.perf_counter() - start < 2

@@ -1,0 +1,78 @@
+"""Masks on pixels and latents, soft edges, and what stands behind them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from terminus.sampling.masks import FILLS, cells, feathered, filled
+
+
+def square(side: int, low: int, high: int) -> torch.Tensor:
+    mask = torch.zeros(side, side, dtype=torch.bool)
+    mask[low:high, low:high] = True
+    return mask
+
+
+def test_a_cell_with_one_masked_pixel_is_painted_anew():
+    mask = torch.zeros(8, 12, dtype=torch.bool)
+    mask[3, 4] = True
+    assert cells(mask, 4)[0, 0].tolist() == [[0, 1, 0], [0, 0, 0]]
+
+
+@given(width=st.integers(0, 12), low=st.integers(0, 10), high=st.integers(11, 24))
+def test_the_soft_edge_lies_inside_the_mask(width: int, low: int, high: int):
+    mask = square(24, low, high)
+    weights = feathered(mask, width)
+    assert bool((weights[~mask] == 0).all())
+    assert bool((weights[mask] > 0).all())
+    assert float(weights.max()) <= 1.0
+
+
+def test_the_soft_edge_rises_evenly_to_1():
+    weights = feathered(square(24, 4, 20), 3)[12]
+    assert weights[3:9].tolist() == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+def test_the_border_of_the_picture_is_no_edge():
+    mask = torch.zeros(8, 8, dtype=torch.bool)
+    mask[:, :4] = True
+    assert feathered(mask, 2)[0].tolist() == pytest.approx([1, 1, 2 / 3, 1 / 3, 0, 0, 0, 0])
+    assert bool((feathered(torch.ones(8, 8, dtype=torch.bool), 5) == 1).all())
+
+
+@pytest.mark.parametrize("fill", FILLS)
+@pytest.mark.parametrize("size", [(16, 16), (17, 5), (1, 9)])
+def test_nothing_outside_the_mask_changes(fill, size: tuple[int, int]):
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (*size, 3), dtype=torch.uint8, generator=generator)
+    mask = torch.rand(size, generator=generator) > 0.6
+    after = filled(pixels, mask, fill)
+    assert torch.equal(after[~mask], pixels[~mask])
+    assert torch.equal(after, pixels) == (fill == "original")
+
+
+@pytest.mark.parametrize("fill", ["surroundings", "grey"])
+def test_what_is_hidden_leaves_no_trace(fill):
+    pixels, mask = torch.full((16, 16, 3), 200, dtype=torch.uint8), square(16, 4, 12)
+    dark, bright = (torch.where(mask[..., None], torch.tensor(v, dtype=torch.uint8), pixels) for v in (0, 255))
+    assert torch.equal(filled(dark, mask, fill), filled(bright, mask, fill))
+
+
+def test_surroundings_are_continued():
+    """A plain colour stays plain; between two colours every value lies between them."""
+    mask = square(16, 3, 13)
+    plain = torch.full((16, 16, 3), 90, dtype=torch.uint8)
+    assert torch.equal(filled(torch.where(mask[..., None], 7, plain).to(torch.uint8), mask, "surroundings"), plain)
+    halves = torch.full((16, 16, 3), 50, dtype=torch.uint8)
+    halves[:, 8:] = 150
+    middle = filled(halves, mask, "surroundings")[8, 3:13, 0].int()
+    assert 50 <= int(middle.min()) < 75
+    assert 125 < int(middle.max()) <= 150
+
+
+def test_a_picture_that_is_all_hidden_is_grey():
+    pixels = torch.zeros(5, 4, 3, dtype=torch.uint8)
+    assert int(filled(pixels, torch.ones(5, 4, dtype=torch.bool), "surroundings").float().mean()) in (127, 128)
