@@ -13,10 +13,11 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
+from terminus import options
 from terminus.errors import EXIT_DEFECT, EXIT_DONE, EXIT_INPUT, EXIT_STOPPED, Stopped, UserError
 
 if TYPE_CHECKING:
@@ -34,13 +35,6 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Read a recipe: what is in force, and what may be set.")
 app.add_typer(config_app, name="config")
-
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or a shipped recipe's name.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY.PATH=VALUE", help="Settings that replace the recipe's.", show_default=False),
-]
-ModelName = Annotated[str, typer.Argument(metavar="MODEL", help='A model folder, a hub id, or "nano".')]
 
 
 def _version(asked: bool) -> None:
@@ -71,7 +65,7 @@ def demo(out: Annotated[Path, typer.Option(help="Folder of the results.")] = Pat
 
 
 @app.command()
-def prepare(recipe: RecipeName, overrides: Overrides = None) -> None:
+def prepare(recipe: options.RecipeName, overrides: options.Overrides = None) -> None:
     """Turn the recipe's sources into a store of latents, with a report of every image."""
     from terminus.data.prepare import prepare as run_prepare
 
@@ -80,7 +74,7 @@ def prepare(recipe: RecipeName, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def train(recipe: RecipeName, overrides: Overrides = None) -> None:
+def train(recipe: options.RecipeName, overrides: options.Overrides = None) -> None:
     """Train, or continue: the same command picks up where the run was stopped."""
     from terminus.training.run import train as run_train
 
@@ -89,39 +83,107 @@ def train(recipe: RecipeName, overrides: Overrides = None) -> None:
 
 @app.command()
 def sample(
-    model: ModelName,
-    prompt: Annotated[list[str], typer.Option(help="What to draw; may be given again, for more pictures.")],
-    out: Annotated[Path, typer.Option(help="Folder of the pictures; nothing in it is overwritten.")],
-    negative: Annotated[str, typer.Option(help="What to steer away from.")] = "",
-    seed: Annotated[int, typer.Option(help="The same seed gives the same pictures.")] = 0,
-    steps: Annotated[int | None, typer.Option(help="Solver steps.", show_default="28")] = None,
-    count: Annotated[int, typer.Option(help="Pictures per prompt, with seeds SEED, SEED + 1, ...")] = 1,
-    size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels.", show_default="the model's")] = None,
-    guidance: Annotated[float | None, typer.Option(help="How closely to follow the prompt.", show_default="4")] = None,
-    solver: Annotated[
-        str | None,
-        typer.Option(help="euler, euler_ancestral, ddim, dpmpp_2m or dpmpp_2m_sde.", show_default="dpmpp_2m"),
-    ] = None,
+    model: options.ModelName,
+    prompt: options.Prompts,
+    out: options.PicturesOut,
+    negative: options.Negative = "",
+    seed: options.Seed = 0,
+    steps: options.Steps = 28,
+    count: options.Count = 1,
+    size: options.PictureSize = None,
+    guidance: options.Guidance = 4.0,
+    rescale: options.Rescale = None,
+    interval: options.Interval = "0:1",
+    solver: options.Solver = "dpmpp_2m",
+    spacing: options.Spacing = "trailing",
+    variation: options.Variation = 0.0,
+    image: options.StartImage = None,
+    strength: options.Strength = None,
+    mask: options.MaskImage = None,
+    outpaint: options.Outpaint = None,
+    upscale: options.Upscale = None,
+    hires: options.Hires = None,
+    fill: options.Fill = None,
+    feather: options.Feather = None,
+    padding: options.Padding = None,
+    lora: options.Loras = None,
+    control: options.Controls = None,
+    file_format: options.Format = "png",
+    private: options.Private = False,
+    sign: options.Sign = None,
 ) -> None:
-    """Draw pictures from prompts."""
+    """Draw pictures from prompts, or from prompts and a picture."""
+    from terminus.sampling.command import Output, Start
     from terminus.sampling.command import sample as run_sample
+    from terminus.sampling.requests import parse_interval, parse_size
+    from terminus.sampling.settings import Settings
 
+    settings = Settings(
+        steps=steps,
+        guidance=guidance,
+        rescale=rescale,
+        interval=parse_interval(interval),
+        solver=solver,
+        spacing=spacing,
+        size=None if size is None else parse_size(size),
+        variation=variation,
+    )
     run_sample(
         model,
+        Output(out, file_format.lower(), private, sign),
         prompts=prompt,
-        out=out,
         negative=negative,
         seed=seed,
         count=count,
-        steps=steps,
-        guidance=guidance,
-        solver=solver,
-        size=size,
+        settings=settings,
+        start=Start(image, mask, outpaint, upscale, hires, strength, fill, feather, padding),
+        loras=lora or (),
+        controls=control or (),
     )
 
 
 @app.command()
-def evaluate(model: ModelName, out: Annotated[Path, typer.Option(help="Folder of the report.")]) -> None:
+def inspect(
+    path: Annotated[str, typer.Argument(help="A model, adapter, run or picture; a hub id, or nano.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    fix: Annotated[Path | None, typer.Option(metavar="TARGET", help="Write a copy whose labels agree.")] = None,
+    decided: Annotated[str | None, typer.Option("--as", help="With --fix: it is v-ztsnr, v or epsilon.")] = None,
+) -> None:
+    """Say what a file or folder is, and how we know."""
+    from terminus.inspection import command
+
+    if fix is not None:
+        command.fix(path, str(fix), decided)
+    elif decided is not None:
+        raise UserError("--as without --fix", fix="Name the corrected copy: --fix TARGET")
+    else:
+        command.inspect(path, as_json)
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A model folder, .safetensors file, hub id, or nano.")
+    ],
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="A new folder, or NAME-vpred.safetensors.")],
+    precision: Annotated[str, typer.Option(help="keep, fp16, bf16 or fp32.")] = "keep",
+    shard_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Split large files of a folder, as in 5GB.")
+    ] = None,
+    ema: Annotated[bool, typer.Option("--ema", help="Take the moving average that a file holds.")] = False,
+) -> None:
+    """Turn a diffusers folder into a single file, or back."""
+    from terminus.model.convert import Precision
+    from terminus.model.convert import convert as run_convert
+
+    if precision not in get_args(Precision):
+        raise UserError(f"--precision {precision}", rule=f"Known: {', '.join(get_args(Precision))}")
+    written = run_convert(source, target, cast(Precision, precision), shard_size, ema)
+    print(f"{written.target}\n{written.tensors} tensors, {written.size / 1e6:.1f} MB, says {written.says}")
+
+
+@app.command()
+def evaluate(model: options.ModelName, out: Annotated[Path, typer.Option(help="Folder of the report.")]) -> None:
     """Measure a model: metrics.json, report.html, samples.png."""
     from terminus.evaluation.command import evaluate as run_evaluate
 
@@ -140,7 +202,7 @@ def card(
 
 
 @config_app.command("show")
-def config_show(recipe: RecipeName, overrides: Overrides = None) -> None:
+def config_show(recipe: options.RecipeName, overrides: options.Overrides = None) -> None:
     """Every value in force, and who set it: a file's line, the command line, or the default."""
     from terminus.config.show import show
 
@@ -148,7 +210,7 @@ def config_show(recipe: RecipeName, overrides: Overrides = None) -> None:
 
 
 @config_app.command("explain")
-def config_explain(recipe: RecipeName, overrides: Overrides = None) -> None:
+def config_explain(recipe: options.RecipeName, overrides: options.Overrides = None) -> None:
     """Every setting there is: type, default, meaning; `*` marks those that the recipe sets."""
     from terminus.config.show import explain
 
@@ -158,7 +220,7 @@ def config_explain(recipe: RecipeName, overrides: Overrides = None) -> None:
 @config_app.command("schema")
 def config_schema(
     recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A recipe to check as well.")] = None,
-    overrides: Overrides = None,
+    overrides: options.Overrides = None,
 ) -> None:
     """The JSON Schema of recipes, for editors and programs."""
     import json

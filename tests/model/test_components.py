@@ -204,14 +204,14 @@ def test_weights_that_are_not_numbers(copy: Path, part: str, bad: float):
 @pytest.mark.parametrize("damage", [b"", b"not safetensors", b"\xff" * 64])
 def test_a_damaged_file(copy: Path, damage: bytes):
     (copy / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(damage)
-    with pytest.raises(UserError, match="not a readable safetensors file"):
+    with pytest.raises(UserError, match="not a safetensors file"):
         load_components(copy)
 
 
 def test_a_truncated_file(copy: Path):
     path = copy / "vae" / "diffusion_pytorch_model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match="not a readable safetensors file"):
+    with pytest.raises(UserError, match="not a safetensors file"):
         load_components(copy)
 
 

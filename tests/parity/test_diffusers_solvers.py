@@ -1,6 +1,6 @@
 """Our solvers against diffusers' on the settings where diffusers is right (trailing, no clipping).
 
-diffusers cannot hold an infinite sigma / alpha, so its Euler and DPM-Solver tables end at ᾱ = 2⁻²⁴ (sigma /
+diffusers cannot hold an infinite sigma / alpha, so its Euler, DPM-Solver and UniPC tables end at ᾱ = 2⁻²⁴ (sigma /
 alpha = 4096) instead of 0. On that table the two must agree to float32 rounding; against the exact 0 the
 distance is theirs, and bounded here. The network is of no use but is not linear: parity must hold for any.
 """
@@ -15,12 +15,15 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    LCMScheduler,
+    TCDScheduler,
+    UniPCMultistepScheduler,
 )
 
 from terminus.diffusion.schedule import NoiseSchedule
 from terminus.sampling.denoiser import velocity_denoiser
-from terminus.sampling.grid import timesteps
-from terminus.sampling.solvers import SOLVERS
+from terminus.sampling.grid import distilled, karras, timesteps
+from terminus.sampling.solvers import DISTILLED, SOLVERS
 
 # diffusers 0.42 calls numpy in a way that numpy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -74,16 +77,25 @@ def scheduler_for(name: str) -> Any:
         return EulerDiscreteScheduler(**SETTINGS)
     if name == "euler_ancestral":
         return EulerAncestralDiscreteScheduler(**SETTINGS)
+    if name == "unipc":
+        return UniPCMultistepScheduler(**SETTINGS, solver_type="bh2", predict_x0=True, solver_order=2)
     kind = {"dpmpp_2m": "dpmsolver++", "dpmpp_2m_sde": "sde-dpmsolver++"}[name]
     return DPMSolverMultistepScheduler(**SETTINGS, algorithm_type=kind, solver_order=2)
 
 
-# Measured: 1e-4 for the first two, which hold latents of size 4096 in float32, and 1e-6 for the rest.
-ROUNDING = {"euler": 3e-4, "euler_ancestral": 3e-4, "ddim": 5e-6, "dpmpp_2m": 5e-6, "dpmpp_2m_sde": 5e-6}
+# Measured: 1e-4 for the first two, which hold latents of size 4096 in float32, and 1e-6 to 2e-6 for the rest.
+ROUNDING = {
+    "euler": 3e-4,
+    "euler_ancestral": 3e-4,
+    "ddim": 5e-6,
+    "dpmpp_2m": 5e-6,
+    "dpmpp_2m_sde": 5e-6,
+    "unipc": 5e-6,
+}
 
 
 @pytest.mark.parametrize("steps", [4, 10, 20, 50])  # DDIM steps by 1000 // n there, so n must divide 1000
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", ROUNDING)
 def test_the_same_picture_on_the_same_table(name: str, steps: int):
     scheduler = scheduler_for(name)
     table = NoiseSchedule(scheduler.alphas_cumprod.double())
@@ -92,7 +104,7 @@ def test_the_same_picture_on_the_same_table(name: str, steps: int):
 
 @pytest.mark.parametrize(
     ("name", "steps", "bound"),
-    # Measured: 7e-7 (DDIM's table does hold the 0), 3e-4, 3e-4, 2e-3, 2e-3 at 10 steps; 4e-4 at 50.
+    # Measured: 7e-7 (DDIM's table does hold the 0), 3e-4, 3e-4, 2e-3, 2e-3 and 2e-4 at 10 steps; 4e-4 at 50.
     # The second-order ones see a slope over a first hop of λ from −8.3 there, from −infinity here.
     [
         ("ddim", 10, 5e-6),
@@ -100,8 +112,10 @@ def test_the_same_picture_on_the_same_table(name: str, steps: int):
         ("euler_ancestral", 10, 6e-4),
         ("dpmpp_2m", 10, 4e-3),
         ("dpmpp_2m_sde", 10, 4e-3),
+        ("unipc", 10, 4e-4),
         ("dpmpp_2m", 50, 8e-4),
         ("dpmpp_2m_sde", 50, 8e-4),
+        ("unipc", 50, 6e-4),
     ],
 )
 def test_what_their_finite_terminal_sigma_costs(name: str, steps: int, bound: float):
@@ -113,3 +127,54 @@ def test_euler_ancestral_is_the_ddpm_sampler(steps: int):
     scheduler = DDPMScheduler(**SETTINGS, clip_sample=False)
     table = NoiseSchedule(scheduler.alphas_cumprod.double())
     torch.testing.assert_close(ours("euler_ancestral", table, steps), theirs(scheduler, steps), rtol=0, atol=1e-3)
+
+
+def of_distilled(name: str) -> Any:
+    kind = {"lcm": LCMScheduler, "tcd": TCDScheduler}[name]
+    return kind(**{key: value for key, value in SETTINGS.items() if key != "timestep_spacing"})
+
+
+def test_every_solver_is_compared_here():
+    assert set(SOLVERS) == set(ROUNDING) | DISTILLED
+
+
+@pytest.mark.parametrize("name", sorted(DISTILLED))
+def test_the_grids_of_distilled_models_are_theirs(name: str):
+    scheduler = of_distilled(name)
+    for steps in range(1, 51):
+        scheduler.set_timesteps(steps)
+        assert scheduler.timesteps.tolist() == distilled(steps)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8, 50])
+@pytest.mark.parametrize("name", sorted(DISTILLED))
+def test_distilled_solvers_take_the_same_steps(name: str, steps: int):
+    """All of them; but TCD's last one leaves the noise of t = 0 in, sigma 0.029, and ours lands on the picture."""
+    scheduler = of_distilled(name)
+    scheduler.set_timesteps(steps)
+    table = NoiseSchedule(scheduler.alphas_cumprod.double())
+    mine = list(SOLVERS[name](velocity_denoiser(network, table), table, noise(-1), distilled(steps), noise))
+    x = noise(-1)
+    for index, t in enumerate(scheduler.timesteps):
+        before, v = x, network(x, torch.full((len(x),), int(t)))
+        x = scheduler.step(v, t, x, generator=torch.Generator().manual_seed(index + 1)).prev_sample
+        if index < steps - 1 or name == "lcm":
+            torch.testing.assert_close(mine[index].x, x, rtol=0, atol=5e-6)
+    assert mine[-1].t == int(t)
+    if name == "tcd":
+        epsilon = velocity_denoiser(network, table)(before, int(t)).epsilon
+        left = float(table.alpha[0]) * mine[-1].x + float(table.sigma[0]) * epsilon
+        torch.testing.assert_close(left, x, rtol=0, atol=5e-6)
+
+
+def test_the_karras_grid_is_theirs_wherever_theirs_falls_strictly():
+    """A ramp that passes midway between two timesteps may fall to either: one timestep of difference, no more."""
+    leaky = {**SETTINGS, "rescale_betas_zero_snr": False}
+    equal = 0
+    for steps in range(2, 45):
+        scheduler = DPMSolverMultistepScheduler(**leaky, use_karras_sigmas=True)
+        scheduler.set_timesteps(steps)
+        pairs = list(zip(scheduler.timesteps.tolist(), karras(steps, NoiseSchedule.scaled_linear()), strict=True))
+        assert max(abs(a - b) for a, b in pairs) <= 1
+        equal += all(a == b for a, b in pairs)
+    assert equal >= 40

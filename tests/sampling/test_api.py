@@ -17,7 +17,7 @@ import torch
 from terminus import Terminus, __version__
 from terminus.conditioning import Size
 from terminus.errors import UserError
-from terminus.sampling.api import parse_size
+from terminus.sampling.requests import parse_size
 from terminus.sampling.settings import Settings
 
 

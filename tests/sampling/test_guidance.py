@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from terminus.diffusion.prediction import x0_from_velocity
-from terminus.sampling.guidance import classifier_free, rescaled
+from terminus.errors import UserError
+from terminus.sampling.guidance import Guidance, classifier_free, rescaled
 
 COND, UNCOND, X = torch.randn(3, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 GUIDED = classifier_free(COND, UNCOND, 7.5)
@@ -43,3 +44,43 @@ def test_a_flat_prediction_is_left_alone():
     result = rescaled(flat, COND)
     assert torch.equal(result[0], flat[0])
     assert bool(result.isfinite().all())
+
+
+def test_guidance_is_its_two_functions():
+    torch.testing.assert_close(Guidance(7.5).combine(COND, UNCOND), GUIDED)
+    torch.testing.assert_close(Guidance(7.5, 0.7).combine(COND, UNCOND), rescaled(GUIDED, COND, 0.7))
+
+
+def test_guidance_acts_everywhere_unless_told_otherwise_and_nowhere_at_scale_1():
+    assert all(Guidance(4.0).active(t, 1000) for t in range(1000))
+    assert not any(Guidance(1.0).active(t, 1000) for t in range(1000))
+    assert Guidance(0.0).active(999, 1000)  # the unconditional prediction alone
+
+
+@pytest.mark.parametrize("T", [1000, 500])
+def test_an_interval_cuts_the_timesteps_in_its_proportion(T: int):
+    """Neighbouring intervals share no timestep and leave none out."""
+    parts = [Guidance(4.0, interval=(low, high)) for low, high in ((0.0, 0.2), (0.2, 0.8), (0.8, 1.0))]
+    active = [[part.active(t, T) for t in range(T)] for part in parts]
+    assert [sum(part) for part in active] == [T // 5, T * 3 // 5, T // 5]
+    assert all(sum(one) == 1 for one in zip(*active, strict=True))
+    assert active[2][T - 1]  # 1 is pure noise
+    assert active[0][0]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"scale": float("nan")}, "guidance nan"),
+        ({"scale": -1.0}, "guidance -1"),
+        ({"rescale": 1.5}, "rescale 1.5"),
+        ({"rescale": float("nan")}, "rescale nan"),
+        ({"interval": (0.8, 0.2)}, "guidance interval 0.8..0.2"),
+        ({"interval": (0.5, 0.5)}, "guidance interval 0.5..0.5"),
+        ({"interval": (0.0, 1.1)}, "guidance interval"),
+        ({"interval": (float("nan"), 1.0)}, "guidance interval nan"),
+    ],
+)
+def test_guidance_that_cannot_be_is_refused(wrong: dict[str, object], message: str):
+    with pytest.raises(UserError, match=message):
+        Guidance(**{"scale": 4.0} | wrong)  # type: ignore[arg-type]

@@ -4,7 +4,7 @@ A wrong schedule, start or grid moves the mean away from 1.5, which in a picture
 tests show that it does, so that the first ones could fail.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -13,8 +13,8 @@ from terminus.diffusion.objective import Network
 from terminus.diffusion.prediction import velocity
 from terminus.diffusion.schedule import NoiseSchedule
 from terminus.sampling.denoiser import epsilon_denoiser, velocity_denoiser
-from terminus.sampling.grid import timesteps
-from terminus.sampling.solvers import SOLVERS
+from terminus.sampling.grid import beta, distilled, exponential, karras, timesteps
+from terminus.sampling.solvers import DISTILLED, SOLVERS
 
 MEAN, STD, PIXELS = 1.5, 0.5, 100_000
 SDXL = NoiseSchedule.scaled_linear()
@@ -38,13 +38,26 @@ def perfect_network(schedule: NoiseSchedule) -> Network:
     return network
 
 
+def perfectly_distilled(schedule: NoiseSchedule) -> Network:
+    """The consistency function: the end of the deterministic path through x, which keeps x's place in the spread."""
+
+    def network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        alpha, sigma = schedule.at(t, x.ndim)
+        x0 = MEAN + STD * (x - alpha * MEAN) / (alpha**2 * STD**2 + sigma**2).sqrt()
+        return velocity(x0, (x - alpha * x0) / sigma, alpha, sigma)
+
+    return network
+
+
 def standard_normal(seed: int) -> torch.Tensor:
     return torch.randn(1, PIXELS, generator=torch.Generator().manual_seed(seed))
 
 
-def sample(name: str, schedule: NoiseSchedule, grid: Sequence[int]) -> torch.Tensor:
+def sample(
+    name: str, schedule: NoiseSchedule, grid: Sequence[int], of: Callable[[NoiseSchedule], Network] = perfect_network
+) -> torch.Tensor:
     """The picture that a solver makes of pure noise with the perfect network."""
-    denoise = velocity_denoiser(perfect_network(schedule), schedule)
+    denoise = velocity_denoiser(of(schedule), schedule)
     steps = list(SOLVERS[name](denoise, schedule, standard_normal(0), grid, lambda i: standard_normal(i + 1)))
     assert all(bool(step.x.isfinite().all()) for step in steps)
     return steps[-1].x
@@ -56,15 +69,41 @@ def test_every_solver_returns_the_mean_of_the_data(name: str, steps: int):
     assert float(sample(name, ZTSNR, timesteps(steps)).mean()) == pytest.approx(MEAN, abs=0.01)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 4, 8, 50])
+@pytest.mark.parametrize("name", sorted(DISTILLED))
+def test_distilled_solvers_return_the_mean_on_their_own_grid(name: str, steps: int):
+    for of in (perfect_network, perfectly_distilled):
+        assert float(sample(name, ZTSNR, distilled(steps), of).mean()) == pytest.approx(MEAN, abs=0.01)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8, 50])
+def test_lcm_of_a_perfectly_distilled_network_returns_the_whole_distribution(steps: int):
+    """One step is enough, and more do no harm: the spread is the data's at any number."""
+    assert float(sample("lcm", ZTSNR, distilled(steps), perfectly_distilled).std()) == pytest.approx(STD, abs=0.005)
+
+
+@pytest.mark.parametrize("spacing", [karras, exponential, beta])
+@pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "unipc"])
+def test_ramps_serve_the_schedules_they_are_made_for(name: str, spacing: Callable[[int, NoiseSchedule], list[int]]):
+    """From the data's own x_T on a leaky schedule, every solver returns the mean and nearly all of the spread."""
+    alpha, sigma = float(SDXL.alpha[-1]), float(SDXL.sigma[-1])
+    start = alpha * (MEAN + STD * standard_normal(98)) + sigma * standard_normal(99)
+    denoise = velocity_denoiser(perfect_network(SDXL), SDXL)
+    *_, last = SOLVERS[name](denoise, SDXL, start, spacing(30, SDXL), standard_normal)
+    assert float(last.x.mean()) == pytest.approx(MEAN, abs=0.01)
+    assert float(last.x.std()) == pytest.approx(STD, abs=0.04 if name == "ddim" else 0.01)
+
+
 @pytest.mark.parametrize(
     ("name", "at_28", "at_60"),
     # How much of the spread of 0.5 is missing: the last step returns a mean, not a draw, and an even grid
-    # makes that step long. Measured 0.053, 0.028 | 0.076, 0.045 | 0.031, 0.014 | 0.027, 0.009.
+    # makes that step long. Measured 0.053, 0.028 | 0.076, 0.045 | 0.031, 0.014 | 0.027, 0.009 | 0.031, 0.014.
     [
         ("ddim", 0.056, 0.030),
         ("euler_ancestral", 0.080, 0.048),
         ("dpmpp_2m", 0.034, 0.016),
         ("dpmpp_2m_sde", 0.030, 0.012),
+        ("unipc", 0.034, 0.016),
     ],
 )
 def test_the_spread_of_the_data_returns_as_steps_are_added(name: str, at_28: float, at_60: float):
@@ -72,7 +111,7 @@ def test_the_spread_of_the_data_returns_as_steps_are_added(name: str, at_28: flo
     assert 0 < STD - float(sample(name, ZTSNR, timesteps(60)).std()) < at_60
 
 
-@pytest.mark.parametrize("name", ["ddim", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde"])
+@pytest.mark.parametrize("name", ["ddim", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde", "unipc"])
 def test_with_every_timestep_visited_the_spread_is_the_data_s(name: str):
     assert float(sample(name, ZTSNR, timesteps(1000)).std()) == pytest.approx(STD, abs=0.008)
 
@@ -91,14 +130,14 @@ def test_ddim_multiplies_deviations_as_computed_by_hand(steps: int):
 
 
 @pytest.mark.parametrize("steps", STEPS)
-@pytest.mark.parametrize("name", ["ddim", "dpmpp_2m"])
+@pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "unipc"])
 def test_a_leaky_start_loses_contrast(name: str, steps: int):
     """SDXL's own schedule ends with a trace of the image, which pure noise lacks."""
     assert float(sample(name, SDXL, timesteps(steps)).mean()) < MEAN - 0.01
 
 
 @pytest.mark.parametrize("steps", [10, 28, 30, 60])
-@pytest.mark.parametrize("name", ["ddim", "dpmpp_2m"])
+@pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "unipc"])
 def test_leading_spacing_loses_contrast(name: str, steps: int):
     """The default of SDXL checkpoints: the first timestep is well below T−1."""
     leading = [1000 // steps * i + 1 for i in reversed(range(steps))]

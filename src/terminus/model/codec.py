@@ -18,6 +18,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from terminus.model.architecture import Architecture
+from terminus.model.keys import modern_vae_name
 from terminus.model.weights import load_module, resolve
 
 
@@ -112,6 +113,11 @@ def build_codec(architecture: Architecture) -> Codec:
 
 
 def load_codec(model: str | Path) -> Codec:
-    """The codec of a model folder, of "nano", or of a hub id, in evaluation mode and float32."""
-    vae = load_module(AutoencoderKL, resolve(model) / "vae")
+    """The codec of a model folder or single file, of "nano", or of a hub id, in evaluation mode and float32."""
+    path = resolve(model)
+    if path.is_file():
+        from terminus.model.single_file import read_codec  # imports this file
+
+        return read_codec(path)
+    vae = load_module(AutoencoderKL, path / "vae", renamed=modern_vae_name)
     return Codec(vae.eval().requires_grad_(False))

@@ -10,25 +10,18 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from diffusers import AutoencoderKL
 from transformers import CLIPVisionModelWithProjection
 
 from terminus.errors import UserError
 from terminus.model.codec import Codec, load_codec
-from terminus.model.record import Record, load_record, save_record, write_json
+from terminus.model.parts import MARKERS, check_index, new_index, read_record
+from terminus.model.record import Record, save_record, write_json
+from terminus.model.single_file import read_networks, towers_of
 from terminus.model.text import TextTowers
 from terminus.model.towers import load_towers, load_vision, save_towers, save_vision
 from terminus.model.unet import UNet
 from terminus.model.weights import load_module, read_json, resolve, save_module
-
-_CLASSES = {
-    "scheduler": ("diffusers", "EulerDiscreteScheduler"),
-    "text_encoder": ("transformers", "CLIPTextModel"),
-    "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
-    "tokenizer": ("transformers", "CLIPTokenizer"),
-    "tokenizer_2": ("transformers", "CLIPTokenizer"),
-    "unet": ("diffusers", "UNet2DConditionModel"),
-    "vae": ("diffusers", "AutoencoderKL"),
-}
 
 
 @dataclass(frozen=True)
@@ -57,14 +50,26 @@ class Components:
 
 
 def load_components(model: str | Path) -> Components:
-    """Loads a folder, a shipped name or a hub id."""
+    """Loads a folder, a single file, a shipped name or a hub id; the schedule is what `model.detect` says."""
     folder = resolve(model)
-    _check_index(folder)
-    unet = load_module(UNet, folder / "unet").eval().requires_grad_(False)
+    if folder.is_file():
+        return load_single_file(folder)
+    index = folder / "model_index.json"
+    check_index(read_json(index), str(index))
+    unet = load_module(UNet, folder / "unet", ignored=MARKERS).eval().requires_grad_(False)
     codec, text = load_codec(folder), load_towers(folder)
     vision = load_vision(folder / "vision") if (folder / "vision").is_dir() else None
     check_widths(unet, text, str(folder))
-    return Components(unet, codec, text, load_record(folder), vision)
+    return Components(unet, codec, text, read_record(folder), vision)
+
+
+def load_single_file(path: Path, ema: bool = False) -> Components:
+    """Loads one .safetensors file in the LDM layout; `ema` asks for the UNet's moving average, where it holds one."""
+    networks, parts = read_networks(path, ema=ema)
+    unet, text = cast(UNet, networks["unet"]), towers_of(networks, parts)
+    check_widths(unet, text, str(path))
+    vision = cast("CLIPVisionModelWithProjection | None", networks.get("vision"))
+    return Components(unet, Codec(cast(AutoencoderKL, networks["vae"])), text, parts.record, vision)
 
 
 def save_components(components: Components, folder: Path, dtype: torch.dtype = torch.float16) -> None:
@@ -76,24 +81,7 @@ def save_components(components: Components, folder: Path, dtype: torch.dtype = t
     if components.vision is not None:
         save_vision(components.vision, folder / "vision", dtype)
     save_record(components.record, folder)
-    index: dict[str, object] = {"_class_name": "StableDiffusionXLPipeline", "_diffusers_version": "0.42.1"}
-    # The unconditional input is the encoded empty caption, as in training; diffusers would use zeros.
-    index |= {"force_zeros_for_empty_prompt": False, "add_watermarker": None}
-    index |= {"image_encoder": [None, None], "feature_extractor": [None, None]}
-    index |= {name: list(pair) for name, pair in _CLASSES.items()}
-    write_json(folder / "model_index.json", index)
-
-
-def _check_index(folder: Path) -> None:
-    index = read_json(folder / "model_index.json")
-    for name, pair in _CLASSES.items():
-        stored = index.get(name)
-        if name != "scheduler" and stored not in (list(pair), [pair[0], pair[1] + "Fast"]):
-            raise UserError(
-                f"{name} is {stored!r}, not {list(pair)}",
-                where=str(folder / "model_index.json"),
-                rule="Terminus loads the components of SDXL; no class that a file names is imported",
-            )
+    write_json(folder / "model_index.json", new_index())
 
 
 def check_widths(unet: UNet, text: TextTowers, where: str) -> None:

@@ -48,9 +48,11 @@ def load_record(folder: Path) -> Record:
     """The record of a model folder; the scheduler's file wins over anything else about the schedule."""
     schedule = _read_schedule(folder / "scheduler" / "scheduler_config.json")
     path = folder / "terminus.json"
-    if not path.is_file():
-        return Record(schedule=schedule)
-    stored = read_json(path)
+    return parse_record(read_json(path), schedule, str(path)) if path.is_file() else Record(schedule=schedule)
+
+
+def parse_record(stored: dict[str, Any], schedule: Schedule, where: str) -> Record:
+    """The content of a `terminus.json`, its schedule replaced by `schedule`."""
     try:
         return Record(
             schedule=schedule,
@@ -61,8 +63,8 @@ def load_record(folder: Path) -> Record:
             licence=None if stored.get("licence") is None else str(stored["licence"]),
             native_pixels=_number(stored.get("native_pixels"), int),
         )
-    except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"This record is not readable ({error})", where=str(path)) from error
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise UserError(f"This record is not readable ({error})", where=where) from error
 
 
 def _number(stored: object, kind: Callable[[Any], Number]) -> Number | None:
@@ -73,8 +75,14 @@ def _number(stored: object, kind: Callable[[Any], Number]) -> Number | None:
 
 def save_record(record: Record, folder: Path) -> None:
     """Writes `terminus.json` and the scheduler configuration that makes diffusers sample as we do."""
-    schedule = record.schedule
-    config = {
+    (folder / "scheduler").mkdir(parents=True, exist_ok=True)
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler_config(record.schedule))
+    write_json(folder / "terminus.json", asdict(record))
+
+
+def scheduler_config(schedule: Schedule) -> dict[str, Any]:
+    """What a diffusers folder says of this schedule."""
+    return {
         "_class_name": "EulerDiscreteScheduler",
         "_diffusers_version": "0.42.1",
         "num_train_timesteps": schedule.timesteps,
@@ -92,31 +100,33 @@ def save_record(record: Record, folder: Path) -> None:
         "interpolation_type": "linear",
         "final_sigmas_type": "zero",
     }
-    (folder / "scheduler").mkdir(parents=True, exist_ok=True)
-    write_json(folder / "scheduler" / "scheduler_config.json", config)
-    write_json(folder / "terminus.json", asdict(record))
 
 
 def _read_schedule(path: Path) -> Schedule:
-    config = read_json(path)
+    return parse_schedule(read_json(path), str(path))
+
+
+def parse_schedule(config: dict[str, Any], where: str) -> Schedule:
+    """The schedule that a diffusers scheduler configuration describes."""
     names: dict[str, Prediction] = {name: key for key, name in _DIFFUSERS_NAME.items()}
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in names:
-        raise UserError(
-            f"prediction_type is {prediction!r}", where=str(path), rule=f"Known: {', '.join(sorted(names))}"
-        )
+        raise UserError(f"prediction_type is {prediction!r}", where=where, rule=f"Known: {', '.join(sorted(names))}")
     if config.get("trained_betas") is not None or config.get("beta_schedule", "scaled_linear") != "scaled_linear":
-        raise UserError("Only the scaled_linear schedule of SDXL is known", where=str(path))
+        raise UserError("Only the scaled_linear schedule of SDXL is known", where=where)
     try:
-        return Schedule(
+        schedule = Schedule(
             prediction=names[prediction],
             beta_start=float(config.get("beta_start", 0.00085)),
             beta_end=float(config.get("beta_end", 0.012)),
             timesteps=int(config.get("num_train_timesteps", 1000)),
-            zero_terminal=bool(config.get("rescale_betas_zero_snr", False)),
+            zero_terminal=config.get("rescale_betas_zero_snr", False) is True,
         )
-    except (TypeError, ValueError) as error:
-        raise UserError(f"This schedule is not readable ({error})", where=str(path)) from error
+        if not (0 < schedule.beta_start <= schedule.beta_end < 1 and 2 <= schedule.timesteps <= 100_000):
+            raise ValueError(f"{schedule.timesteps} betas from {schedule.beta_start} to {schedule.beta_end}")
+        return schedule
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"This schedule is not readable ({error})", where=where) from error
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -7,11 +7,13 @@ and always write the older form, which every consumer knows.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
@@ -26,7 +28,7 @@ from transformers import (
 
 from terminus.errors import UserError
 from terminus.model.text import TextTowers
-from terminus.model.weights import fill, in_precision, read_json, read_tensors
+from terminus.model.weights import BROKEN, fill, in_precision, misconfigured, read_json, read_tensors
 
 _PREFIX = "text_model."
 _STEM = "model"
@@ -34,23 +36,32 @@ Tower = TypeVar("Tower", bound=nn.Module)
 
 
 def load_towers(folder: Path) -> TextTowers:
-    """Both text towers of a diffusers SDXL folder, float32, in evaluation mode."""
+    """Both text towers of a diffusers SDXL folder or single file, float32, in evaluation mode."""
+    if folder.is_file():
+        from terminus.model.single_file import read_towers  # imports this file
+
+        return read_towers(folder)
     towers = TextTowers(
         load_tokenizer(folder / "tokenizer"),
         load_tokenizer(folder / "tokenizer_2"),
         _load(CLIPTextModel, CLIPTextConfig, folder / "text_encoder"),
         _load(CLIPTextModelWithProjection, CLIPTextConfig, folder / "text_encoder_2"),
     )
+    check_tokenizers(towers, str(folder))
+    return towers
+
+
+def check_tokenizers(towers: TextTowers, where: str) -> None:
+    """UserError unless every token id and position that the tokenizers give has an embedding."""
     for tokenizer, tower in ((towers.tokenizer_1, towers.tower_1), (towers.tokenizer_2, towers.tower_2)):
         length, positions = tokenizer.model_max_length, tower.config.max_position_embeddings
         if length > positions or len(tokenizer) > tower.config.vocab_size:
             raise UserError(
                 f"A tokenizer gives {length} tokens out of {len(tokenizer)}, "
                 f"its text tower reads {positions} out of {tower.config.vocab_size}",
-                where=str(folder),
+                where=where,
                 rule="model_max_length and the vocabulary of a tokenizer must fit its text encoder",
             )
-    return towers
 
 
 def save_towers(towers: TextTowers, folder: Path, dtype: torch.dtype) -> None:
@@ -71,24 +82,60 @@ def save_vision(tower: CLIPVisionModelWithProjection, folder: Path, dtype: torch
     _save(tower, folder, dtype)
 
 
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a tokenizer is made of."""
+
+    settings: dict[str, Any]
+    """The content of `tokenizer_config.json`."""
+    ids: dict[str, int]
+    merges: tuple[tuple[str, str], ...]
+
+    def tokenizer(self) -> CLIPTokenizer:
+        """Ready to use."""
+        length = cast(object, self.settings.get("model_max_length", 77))
+        pad = _text(self.settings.get("pad_token", "<|endoftext|>"))
+        if not isinstance(length, int | float) or length < 3 or pad not in self.ids:
+            raise UserError(f"This tokenizer pads with {pad[:80]!r} to {str(length)[:80]} tokens")
+        return build_tokenizer(self.ids, list(self.merges), int(length), pad)
+
+
 def load_tokenizer(folder: Path) -> CLIPTokenizer:
     """A CLIP tokenizer from `vocab.json` and `merges.txt`, or from `tokenizer.json` where only that exists."""
+    return read_vocabulary(folder).tokenizer()
+
+
+def read_vocabulary(folder: Path) -> Vocabulary:
+    """What `load_tokenizer` makes its tokenizer of."""
     settings = read_json(folder / "tokenizer_config.json")
     vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
-    if not (vocabulary.is_file() and merges.is_file()):
-        vocabulary, merges = folder / "tokenizer.json", folder / "tokenizer.json"
-        model = read_json(vocabulary).get("model", {})
-        vocab = model.get("vocab", {})
-        # Older files write a pair as one text.
-        pairs = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model.get("merges", [])]
-    else:
-        vocab = read_json(vocabulary)
-        lines = merges.read_text(encoding="utf-8").splitlines()
-        pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
-    return build_tokenizer(
-        cast(dict[str, int], vocab), cast(list[tuple[str, str]], pairs),
-        length=int(settings.get("model_max_length", 77)), pad=_text(settings.get("pad_token", "<|endoftext|>")),
-    )  # fmt: skip
+    try:
+        if vocabulary.is_file() and merges.is_file():
+            lines = merges.read_text(encoding="utf-8").splitlines()
+            pairs = [line for line in lines if line and not line.startswith("#version")]
+            return make_vocabulary(settings, read_json(vocabulary), pairs)
+        model = cast(dict[str, object], read_json(folder / "tokenizer.json").get("model", {}))
+        return make_vocabulary(settings, model.get("vocab", {}), model.get("merges", []))
+    except (ValueError, TypeError, AttributeError, OSError) as error:
+        raise UserError(f"This tokenizer is not readable ({error})", where=str(folder)) from error
+
+
+def make_vocabulary(settings: dict[str, Any], ids: object, merges: object) -> Vocabulary:
+    """A vocabulary from JSON, in which a merge is a pair or (in older files) one text; ValueError if it is broken."""
+    if not isinstance(ids, dict) or not isinstance(merges, list):
+        raise ValueError("a vocabulary is an object, its merges are a list")
+    known = {str(entry): number for entry, number in cast(dict[object, object], ids).items() if isinstance(number, int)}
+    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in cast(list[object], merges)]
+    for pair in pairs:
+        if (
+            not isinstance(pair, list)
+            or len(pair) != 2
+            or not all(t in known for t in (*pair, "".join(map(str, pair))))
+        ):
+            raise ValueError(f"the merge {str(pair)[:80]} is not of entries of the vocabulary")
+    if sorted(known.values()) != list(range(len(cast(dict[object, object], ids)))):
+        raise ValueError("the ids of a vocabulary are 0, 1, 2 and so on")
+    return Vocabulary(settings, known, tuple((str(a), str(b)) for a, b in cast(list[list[str]], pairs)))
 
 
 def build_tokenizer(vocab: dict[str, int], merges: list[tuple[str, str]], length: int, pad: str) -> CLIPTokenizer:
@@ -123,31 +170,51 @@ def _text(token: object) -> str:
 
 
 def _load(cls: type[Tower], config_class: type[PretrainedConfig], folder: Path) -> Tower:
+    config = read_json(folder / "config.json")
+    return make_tower(cls, config_class, config, read_tensors(folder, _STEM), str(folder))
+
+
+def make_tower(
+    cls: type[Tower],
+    config_class: type[PretrainedConfig],
+    config: Mapping[str, Any],
+    stored: Mapping[str, Tensor] | None,
+    where: str,
+) -> Tower:
+    """A tower of this configuration with these weights (with random ones for None), in evaluation mode."""
     # An "attention implementation" may name a repository on the hub, whose code transformers would fetch and run.
-    settings = {k: v for k, v in read_json(folder / "config.json").items() if not k.endswith("_implementation")}
+    settings = {key: value for key, value in config.items() if not key.endswith("_implementation")}
     try:
         tower = cls(config_class.from_dict(settings))
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError) as error:
-        where = str(folder / "config.json")
-        raise UserError(f"This configuration does not describe a {cls.__name__} ({error})", where=where) from error
-    stored = read_tensors(folder, _STEM)
-    bare = {key.removeprefix(_PREFIX): value for key, value in stored.items()}
+    except (StrictDataclassError, *BROKEN) as error:
+        raise misconfigured(cls.__name__, error, where) from error
+    if stored is not None:
+        fill(tower, tower_keys(tower, stored), where)
+    return tower.eval().requires_grad_(False)
+
+
+def tower_keys(tower: nn.Module, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file, of the older or the newer form, under the names of this transformers."""
     prefixed = any(key.startswith(_PREFIX) for key in tower.state_dict())
+    bare = {key.removeprefix(_PREFIX): value for key, value in stored.items()}
     tensors = {(_PREFIX + key if prefixed and _inner(key) else key): value for key, value in bare.items()}
     # Buffers of old files (`position_ids`) are constants that the class makes itself.
-    tensors = {key: value for key, value in tensors.items() if not key.endswith("position_ids")}
-    fill(tower, tensors, str(folder))
-    return tower.eval().requires_grad_(False)
+    return {key: value for key, value in tensors.items() if not key.endswith("position_ids")}
+
+
+def older_keys(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a text tower's file under the names that every consumer knows."""
+    bare = {key.removeprefix(_PREFIX): value for key, value in stored.items()}
+    return {
+        _PREFIX + key if _inner(key) else key: value for key, value in bare.items() if not key.endswith("position_ids")
+    }
 
 
 def _save(tower: nn.Module, folder: Path, dtype: torch.dtype) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    tensors: dict[str, Tensor] = {}
     is_text = isinstance(tower, CLIPTextModel | CLIPTextModelWithProjection)
-    for key, value in tower.state_dict().items():
-        bare = key.removeprefix(_PREFIX)
-        name = _PREFIX + bare if is_text and _inner(bare) else key
-        tensors[name] = in_precision(name, value, dtype)
+    named = older_keys(tower.state_dict()) if is_text else tower.state_dict()
+    tensors = {name: in_precision(name, value, dtype) for name, value in named.items()}
     save_file(tensors, folder / f"{_STEM}.safetensors", metadata={"format": "pt"})
     cast(Any, tower).config.architectures = [type(tower).__name__]
     cast(Any, tower).config.save_pretrained(folder)

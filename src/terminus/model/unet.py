@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -40,14 +41,51 @@ def build_unet(architecture: Architecture) -> UNet:
     )
 
 
+@dataclass(frozen=True)
+class Residuals:
+    """What controls add inside the UNet; controls of one picture add up."""
+
+    down: tuple[Tensor, ...] = ()
+    """One per skip connection (ControlNet)."""
+    mid: Tensor | None = None
+    intrablock: tuple[Tensor, ...] = ()
+    """One per level, and one for the middle where it has the shape of that (T2I-Adapter)."""
+
+    def __add__(self, other: Residuals) -> Residuals:
+        return Residuals(
+            _sum(self.down, other.down),
+            other.mid if self.mid is None else self.mid if other.mid is None else self.mid + other.mid,
+            _sum(self.intrablock, other.intrablock),
+        )
+
+
 def predict(
     unet: UNet,
     x: Float[Tensor, "batch channels height width"],
     t: Int[Tensor, " batch"],
     text: TextFeatures,
     time_ids: Float[Tensor, "batch 6"],
+    residuals: Residuals | None = None,
+    image_embeds: Sequence[Float[Tensor, "batch pictures *width"]] | None = None,
 ) -> Float[Tensor, "batch 4 height width"]:
-    """The network's output (a velocity for our models) in float32, whatever precision it ran in."""
-    added = {"text_embeds": text.pooled, "time_ids": time_ids}
+    """The network's output (a velocity for our models) in float32, whatever precision it ran in.
+
+    `image_embeds` has one entry per attached IP-Adapter, and is needed while one is (`model.image_prompt`).
+    """
+    added: dict[str, object] = {"text_embeds": text.pooled, "time_ids": time_ids}
+    if image_embeds is not None:
+        added["image_embeds"] = list(image_embeds)
+    extra: dict[str, object] = {}
+    if residuals is not None and residuals.mid is not None:
+        extra["down_block_additional_residuals"] = residuals.down
+        extra["mid_block_additional_residual"] = residuals.mid
+    if residuals is not None and residuals.intrablock:
+        # diffusers takes these out of the list one by one, so it gets a list of its own at every call.
+        extra["down_intrablock_additional_residuals"] = list(residuals.intrablock)
     call = cast(Callable[..., tuple[Tensor]], unet)
-    return call(x, t, text.context, added_cond_kwargs=added, return_dict=False)[0].to(torch.float32)
+    output = call(x, t, text.context, added_cond_kwargs=added, return_dict=False, **extra)[0]
+    return output.to(torch.float32)
+
+
+def _sum(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(a + b for a, b in zip(first, second, strict=True)) if first and second else first or second

@@ -7,53 +7,86 @@ the folder only supplies shapes and numbers.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from terminus.errors import UserError
+from terminus.model.header import read_header
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 SHIPPED = {"nano": ASSETS / "nano"}
 
 _MODEL_FILES = ["*.json", "*/*.json", "*/*.safetensors", "*/merges.txt", "*.md"]
 
+BROKEN = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError)
+"""What the classes of diffusers and transformers raise on configurations that make no sense."""
+_LARGEST_JSON = 32 * 2**20
+_CODE = ("auto_map", "custom_pipeline", "trust_remote_code")
+"""Settings by which other loaders fetch and run Python that a model brings."""
+_PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
+_PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_RULE = "A model is a diffusers folder (with model_index.json), a .safetensors file, a hub id, or a shipped name (nano)"
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
 def resolve(model: str | Path) -> Path:
-    """The folder of a model given as a path, the name of a shipped model, or a hub id "owner/name"."""
+    """The folder or .safetensors file of a model: a path, the name of a shipped model, or a hub id "owner/name"."""
     name = str(model)
     if name in SHIPPED:
         return SHIPPED[name]
-    folder = Path(name).expanduser()
-    if folder.is_dir() and (folder / "model" / "model_index.json").is_file():
+    path = Path(name).expanduser()
+    if path.is_dir() and (path / "model" / "model_index.json").is_file():
         raise UserError(
-            "This is the folder of a run, not of a model", where=name, fix=f"Did you mean {folder / 'model'}?"
+            "This is the folder of a run, not of a model", where=name, fix=f"Did you mean {path / 'model'}?"
         )
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise UserError(
-            "This is a file, not a model folder",
-            where=name,
-            rule="A model is a diffusers folder (with model_index.json), a hub id, or a shipped name (nano)",
-        )
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+    if path.is_dir():
+        _check_links(path)
+        return path
+    refuse_pickle(path)
+    if path.is_file() and path.suffix == ".safetensors":
+        return path
+    if path.exists():
+        raise UserError("This is a file, but not a .safetensors file", where=name, rule=_RULE)
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and path.suffix != ".safetensors":
         return _download(name)
     raise UserError(
-        "No model is here",
-        where=name,
-        rule="A model is a diffusers folder (with model_index.json), a hub id, or a shipped name (nano)",
+        "No model is here", where=name, rule=_RULE,
         fix="Check the path, or write `nano` for the model that comes with Terminus",
-    )
+    )  # fmt: skip
+
+
+def refuse_pickle(path: Path) -> None:
+    """UserError for the names that PyTorch's pickled files have; the file is not looked at."""
+    if path.suffix.lower() in _PICKLES:
+        raise UserError(
+            f"{path.suffix} files are pickles and are never opened",
+            where=str(path),
+            rule="Opening a pickle runs whatever code it holds",
+            fix="Convert it to safetensors in a process of its own, with nothing in reach that matters: "
+            "torch.load(file, weights_only=True), then safetensors.torch.save_file",
+        )
+
+
+def _check_links(folder: Path) -> None:
+    """A link in a model's folder may not lead out of it; the hub cache, which is made of links, is one whole."""
+    root = folder.resolve()
+    inside = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
+    for path in (*folder.glob("*"), *folder.glob("*/*")):
+        if path.is_symlink() and not any(path.resolve().is_relative_to(place) for place in inside):
+            raise UserError(
+                "This link leads out of the model's folder", where=str(path),
+                rule="A model is read from its own folder alone", fix="Put a copy in place of the link",
+            )  # fmt: skip
 
 
 def _download(name: str) -> Path:
@@ -73,12 +106,44 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError("This file is missing", where=str(path), rule="A diffusers model folder must have it")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError) as error:
+        if path.stat().st_size > _LARGEST_JSON:
+            raise ValueError(f"{path.stat().st_size} bytes, more than any model needs")
+        return parse_json(path.read_text(encoding="utf-8"), str(path))
+    except (ValueError, OSError) as error:
         raise UserError(f"This is not readable JSON ({error})", where=str(path)) from error
+
+
+def parse_json(text: str, where: str) -> dict[str, Any]:
+    """One JSON object of finite numbers without repeated keys, which names no code to run."""
+    try:
+        content = json.loads(text, object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"This is not readable JSON ({error})", where=where) from error
     if not isinstance(content, dict):
-        raise UserError("This JSON is not an object", where=str(path))
-    return cast(dict[str, Any], content)
+        raise UserError("This JSON is not an object", where=where)
+    result = cast(dict[str, Any], content)
+    for key in _CODE:
+        if result.get(key):
+            raise UserError(
+                f"It names code to run ({key}: {str(result[key])[:80]})", where=where,
+                rule="No code, class or package that a model's files name is ever imported",
+                fix=f"If the model is plain SDXL without that code, remove {key!r} from a copy",
+            )  # fmt: skip
+    return result
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands in it twice")
+    return found
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no number that JSON knows")
+    return number
 
 
 def read_tensors(folder: Path, stem: str) -> dict[str, Tensor]:
@@ -106,16 +171,24 @@ def read_tensors(folder: Path, stem: str) -> dict[str, Tensor]:
     )
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of one file, on the CPU."""
+def read_safetensors(path: Path, names: Collection[str] | None = None) -> dict[str, Tensor]:
+    """Tensors of one file, or those of these names, on the CPU."""
+    wanted = read_header(path).tensors.keys() if names is None else names
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in wanted}
     except (SafetensorError, OSError) as error:
         raise UserError(f"This is not a readable safetensors file ({error})", where=str(path)) from error
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     """Copies tensors into a module of exactly these keys and shapes; numbers must be finite."""
+    check_fit(module, tensors, where)
+    module.load_state_dict(dict(tensors))
+
+
+def check_fit(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """UserError unless the tensors have exactly the module's keys and shapes, and finite numbers."""
     expected = module.state_dict()
     missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     shapes = [
@@ -126,28 +199,65 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     problems = [f"{len(keys)} keys {word}, the first is {keys[0]}" for word, keys in
                 (("are missing", missing), ("are unknown", unknown)) if keys] + shapes[:3]  # fmt: skip
     if not problems:
+        problems = [
+            f"{key} is {str(value.dtype).removeprefix('torch.')}, which is a quantised format or no weight at all"
+            for key, value in tensors.items()
+            if expected[key].is_floating_point() and value.dtype not in _PRECISIONS
+        ][:3]
+    if not problems:
         problems = [f"{key} holds NaN or infinity" for key, value in tensors.items() if not torch.isfinite(value).all()]
     if problems:
         raise UserError(
-            f"The weights do not fit their configuration: {'; '.join(problems)}",
+            f"The weights do not fit their configuration: {'; '.join(problems[:5])}",
             where=where,
             rule="Keys, shapes and finite numbers are checked before a model is used",
         )
-    module.load_state_dict(dict(tensors))
 
 
-def load_module(cls: type[Module], folder: Path, stem: str = "diffusion_pytorch_model") -> Module:
-    """A diffusers network from `config.json` and safetensors, float32."""
-    config = {key: value for key, value in read_json(folder / "config.json").items() if not key.startswith("_")}
-    try:
-        module = cast(Module, cast(Any, cls).from_config(config))
-    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError) as error:
-        raise UserError(
-            f"This configuration does not describe a {cls.__name__} ({error})",
-            where=str(folder / "config.json"),
-        ) from error
-    fill(module, read_tensors(folder, stem), str(folder))
+def load_module(
+    cls: type[Module],
+    folder: Path,
+    stem: str = "diffusion_pytorch_model",
+    ignored: Collection[str] = (),
+    renamed: Callable[[str], str] = str,
+) -> Module:
+    """A diffusers network from `config.json` and safetensors, float32.
+
+    `ignored` are keys that are no weights, `renamed` gives the present name of each key.
+    """
+    config = read_json(folder / "config.json")
+    with torch.device("meta"):  # for its own error, before gigabytes are read
+        make_module(cls, config, str(folder / "config.json"))
+    tensors = {renamed(key): value for key, value in read_tensors(folder, stem).items() if key not in ignored}
+    return build_module(cls, config, tensors, str(folder))
+
+
+def build_module(cls: type[Module], config: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> Module:
+    """A diffusers network of this configuration with these weights, float32."""
+    # Random numbers for weights that are replaced at once cost half a minute at the size of SDXL.
+    with torch.device("meta"):
+        module = make_module(cls, config, where)
+    check_fit(module, tensors, where)
+    if {name for name, _ in module.named_buffers()} - module.state_dict().keys():
+        raise AssertionError(f"{cls.__name__} has tables that its weights do not hold")
+    precise = {name: value.to(torch.float32, copy=True) for name, value in tensors.items()}
+    module.load_state_dict(precise, assign=True)
     return module
+
+
+def make_module(cls: type[Module], config: Mapping[str, Any], where: str) -> Module:
+    """A diffusers network of this configuration, its weights random."""
+    settings = {key: value for key, value in config.items() if not key.startswith("_")}
+    try:
+        return cast(Module, cast(Any, cls).from_config(settings))
+    except BROKEN as error:
+        raise misconfigured(cls.__name__, error, where) from error
+
+
+def misconfigured(network: str, error: Exception, where: str) -> UserError:
+    """What to raise when a class does not take a configuration."""
+    reason = " ".join(str(error).split())[:300]
+    return UserError(f"This configuration does not describe a {network} ({reason})", where=where)
 
 
 def save_module(module: nn.Module, folder: Path, dtype: torch.dtype, stem: str = "diffusion_pytorch_model") -> None:

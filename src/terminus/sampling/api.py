@@ -17,24 +17,24 @@ from torch import Tensor
 from terminus import runtime
 from terminus.conditioning import MicroConditioning, Size
 from terminus.errors import UserError
+from terminus.model.adapters import Adapters
 from terminus.model.components import Components, load_components
 from terminus.model.weights import resolve
-from terminus.sampling import prompts
-from terminus.sampling.canvas import Margins, Repaint, enlarge
+from terminus.sampling.canvas import Margins, Picture, Repaint, enlarge
 from terminus.sampling.edits import (
     Edit,
     Hires,
-    Picture,
-    check_strength,
     image_to_image,
     inpainting,
     outpainting,
     upscaling,
 )  # fmt: skip
+from terminus.sampling.guides import Guide, loaded
 from terminus.sampling.metadata import attach
 from terminus.sampling.network import chunks
-from terminus.sampling.origin import Enlargement, Origin, Variation
-from terminus.sampling.settings import ASPECTS, SEEDS, Aspect, Request, Settings
+from terminus.sampling.origin import AdapterUse, Enlargement, Origin, Variation
+from terminus.sampling.requests import parse_size, requests_for
+from terminus.sampling.settings import Aspect, Request, Settings
 from terminus.sampling.solvers import Step
 from terminus.sampling.tasks import draw, to_bytes, visits
 
@@ -57,6 +57,7 @@ class How(TypedDict, total=False):
     conditioning: MicroConditioning | None
     negative_conditioning: MicroConditioning | None
     precision: runtime.Precision | None
+    guides: Sequence[Guide]
 
 
 @final
@@ -73,6 +74,7 @@ class Drawing:
     _model: Terminus
     _settings: Settings
     _edit: Edit | None = None
+    _guides: Sequence[Guide] = ()
 
     @property
     def finished(self) -> bool:
@@ -116,6 +118,11 @@ class Drawing:
             variation=Variation(request.variation, settings.variation) if settings.variation else None,
             conditioning=settings.conditioning,
             negative_conditioning=settings.negative_conditioning,
+            adapters=tuple(
+                AdapterUse(one.name, one.sha256, one.unet, None if one.text == one.unet else one.text)
+                for one in self._model.adapters.attached
+            ),
+            controls=tuple(guide.use() for guide in self._guides),
         )
         return replace(origin, **self._edit.facts) if self._edit else origin
 
@@ -126,11 +133,13 @@ class Terminus:
 
     Every task takes the keyword arguments of `How`. Every prompt is drawn with the seeds `seed`, `seed` + 1, ... (or
     with each of the listed seeds), `count` pictures per prompt, in the order of the prompts; with a `variation`, all of
-    a prompt's pictures share the seed and differ by the variation. UserError for what cannot be drawn.
+    a prompt's pictures share the seed and differ by the variation. `adapters` holds LoRA files, which act until they
+    are taken off. UserError for what cannot be drawn.
     """
 
     def __init__(self, components: Components, path: Path) -> None:
         self.components = components
+        self.adapters = Adapters(components)
         self._path = path
 
     @classmethod
@@ -169,8 +178,10 @@ class Terminus:
         **how: Unpack[How],
     ) -> list[Image.Image]:
         """Pictures (RGB) from prompts. `hires` draws each once more, so many times larger, from the first picture."""
+        settings, guides = _settings(how), _guides(how)
         again = Hires(hires) if isinstance(hires, int | float) else hires
-        return _finished(self.stream(prompt, negative, seed=seed, count=count, settings=_settings(how), hires=again))
+        stream = self.stream(prompt, negative, seed=seed, count=count, settings=settings, hires=again, guides=guides)
+        return _finished(stream)
 
     def img2img(
         self,
@@ -184,9 +195,8 @@ class Terminus:
         **how: Unpack[How],
     ) -> list[Image.Image]:
         """Pictures like `image`, drawn anew by `strength`: 0 (excluded) leaves it, 1 does not look at it."""
-        settings = _settings(how)
-        edit = image_to_image(image, strength, settings, self.components)
-        return _finished(self.stream(prompt, negative, seed=seed, count=count, settings=settings, edit=edit))
+        edit = image_to_image(image, strength, _settings(how), self.components)
+        return self._edited(prompt, negative, seed, count, how, edit)
 
     def inpaint(
         self,
@@ -205,9 +215,8 @@ class Terminus:
 
         At strength 1 nothing of what the mask hides has an influence.
         """
-        settings = _settings(how)
-        edit = inpainting(image, mask, strength, repaint or Repaint(), settings, self.components)
-        return _finished(self.stream(prompt, negative, seed=seed, count=count, settings=settings, edit=edit))
+        edit = inpainting(image, mask, strength, repaint or Repaint(), _settings(how), self.components)
+        return self._edited(prompt, negative, seed, count, how, edit)
 
     def outpaint(
         self,
@@ -222,9 +231,8 @@ class Terminus:
         **how: Unpack[How],
     ) -> list[Image.Image]:
         """`image` continued by `margins`, pixels on its (left, top, right, bottom)."""
-        settings = _settings(how)
-        edit = outpainting(image, Margins(*margins), repaint or Repaint(), settings, self.components)
-        return _finished(self.stream(prompt, negative, seed=seed, count=count, settings=settings, edit=edit))
+        edit = outpainting(image, Margins(*margins), repaint or Repaint(), _settings(how), self.components)
+        return self._edited(prompt, negative, seed, count, how, edit)
 
     def upscale(
         self,
@@ -239,9 +247,8 @@ class Terminus:
         **how: Unpack[How],
     ) -> list[Image.Image]:
         """`image` with sides `factor` times as long, its detail drawn by the model, in tiles where it is large."""
-        settings = _settings(how)
         edit = upscaling(image, factor, strength, self.components)
-        return _finished(self.stream(prompt, negative, seed=seed, count=count, settings=settings, edit=edit))
+        return self._edited(prompt, negative, seed, count, how, edit)
 
     def stream(
         self,
@@ -253,20 +260,25 @@ class Terminus:
         settings: Settings | None = None,
         edit: Edit | None = None,
         hires: Hires | None = None,
+        guides: Sequence[Guide] = (),
     ) -> Iterator[Drawing]:
         """The same, step by step and batch by batch; stop iterating to cancel."""
         settings = settings or Settings()
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
-        requests = [one for text in texts for one in _requests(text, negative, seed, count, settings)]
+        requests = [one for text in texts for one in requests_for(text, negative, seed, count, settings)]
         size = edit.canvas.size if edit else settings.size_for(self.components)
         for batch in self._batches(requests, size, settings):
             if hires is not None:
-                yield from self._twice(batch, settings, hires)
-                continue
-            strength, canvas, tile = (edit.strength, edit.canvas, edit.tile) if edit else (1.0, None, None)
-            steps = len(visits(self.components, settings, strength))
-            for step in draw(self.components, batch, settings, canvas, strength, tile):
-                yield self._drawing(batch, step, steps, settings, edit)
+                yield from self._twice(batch, settings, hires, guides)
+            else:
+                yield from self._once(batch, settings, edit, guides)
+
+    def _edited(
+        self, prompt: str | Sequence[str], negative: str, seed: int | Sequence[int], count: int, how: How, edit: Edit
+    ) -> list[Image.Image]:
+        settings, guides = _settings(how), _guides(how)
+        stream = self.stream(prompt, negative, seed=seed, count=count, settings=settings, edit=edit, guides=guides)
+        return _finished(stream)
 
     def steps(self, settings: Settings, edit: Edit | None = None, hires: Hires | None = None) -> int:
         """Steps that each picture takes."""
@@ -283,82 +295,54 @@ class Terminus:
                 yield requests[start:end]
                 start = end
 
-    def _twice(self, batch: Sequence[Request], settings: Settings, hires: Hires) -> Iterator[Drawing]:
+    def _once(
+        self, batch: Sequence[Request], settings: Settings, edit: Edit | None, guides: Sequence[Guide]
+    ) -> Iterator[Drawing]:
+        strength, canvas, tile = (edit.strength, edit.canvas, edit.tile) if edit else (1.0, None, None)
+        steps = self.steps(settings, edit)
+        with loaded(guides, self.components, canvas.size if canvas else settings.size_for(self.components)) as seen:
+            for step in draw(self.components, batch, settings, canvas, strength, tile, guides=seen):
+                yield self._drawing(batch, step, steps, settings, edit, guides)
+
+    def _twice(
+        self, batch: Sequence[Request], settings: Settings, hires: Hires, guides: Sequence[Guide]
+    ) -> Iterator[Drawing]:
         """Small, then each picture enlarged and drawn again: the composition comes from the size the model knows."""
-        total = self.steps(settings, hires=hires)
-        last: Step | None = None
-        for step in draw(self.components, batch, settings):
-            last = step
-            yield self._drawing(batch, step, total, settings, None)
+        first, total = self.steps(settings), self.steps(settings, hires=hires)
+        last: Drawing | None = None
+        for last in self._once(batch, settings, None, guides):
+            yield replace(last, steps=total)
         if last is None:
             return
-        for request, pixels in zip(batch, to_bytes(self.components, last.x), strict=True):
+        for request, pixels in zip(batch, to_bytes(self.components, last.x0), strict=True):
             canvas = enlarge(pixels, hires.factor, self.components)
-            again = total - last.index - 1
-            growth = Enlargement(hires.factor, Size(*pixels.shape[:2]), "lanczos", again)
-            facts = {"enlargement": growth, "strength": check_strength(hires.strength)}
-            edit = Edit(canvas, hires.strength, facts)
-            for step in draw(self.components, [request], settings, canvas, hires.strength):
-                shifted = replace(step, index=last.index + 1 + step.index)
-                yield self._drawing([request], shifted, total, settings, edit)
+            growth = Enlargement(hires.factor, Size(*pixels.shape[:2]), "lanczos", total - first)
+            edit = Edit(canvas, hires.strength, {"enlargement": growth, "strength": hires.strength})
+            for drawing in self._once([request], settings, edit, guides):
+                yield replace(drawing, step=first + drawing.step, steps=total)
 
     def _drawing(
-        self, batch: Sequence[Request], step: Step, steps: int, settings: Settings, edit: Edit | None
+        self,
+        batch: Sequence[Request],
+        step: Step,
+        steps: int,
+        settings: Settings,
+        edit: Edit | None,
+        guides: Sequence[Guide],
     ) -> Drawing:
-        return Drawing(batch, step.index + 1, steps, step.x0, self, settings, edit)
+        return Drawing(batch, step.index + 1, steps, step.x0, self, settings, edit, guides)
 
 
 def _finished(drawings: Iterator[Drawing]) -> list[Image.Image]:
     return [picture for drawing in drawings if drawing.finished for picture in drawing.pictures()]
 
 
+def _guides(how: How) -> Sequence[Guide]:
+    return how.get("guides", ())
+
+
 def _settings(how: How) -> Settings:
-    given: dict[str, Any] = {**how}
+    given: dict[str, Any] = {key: value for key, value in how.items() if key != "guides"}
     if isinstance(size := given.get("size"), str):
         given["size"] = parse_size(size)
     return Settings(**given)
-
-
-def _requests(prompt: str, negative: str, seed: int | Sequence[int], count: int, settings: Settings) -> list[Request]:
-    """One per picture, with wildcards chosen by the seed; a variation chooses like another seed."""
-    numbered = list(enumerate(_seeds(seed, count)))
-    if settings.variation and isinstance(seed, int):
-        numbered = [(number, seed) for number, _ in numbered]
-    requests: list[Request] = []
-    for number, own in numbered:
-        text, against = prompts.expand(prompt, own), prompts.expand(negative, own)
-        requests.append(Request(text, own, against, number, None if text == prompt else prompt))
-    return requests
-
-
-def parse_size(text: str) -> Size | Aspect:
-    """ "WIDTHxHEIGHT" in pixels, as people write it (sizes inside are (height, width)); "16:9"; or a shape's name."""
-    if text in ASPECTS:
-        return ASPECTS[text]
-    for sign in "x:":
-        width, found, height = text.lower().partition(sign)
-        if (
-            found
-            and width.isascii()
-            and height.isascii()
-            and width.isdecimal()
-            and height.isdecimal()
-            and len(text) < 13
-        ):
-            return Size(int(height), int(width)) if sign == "x" else Aspect(int(width), int(height))
-    names = ", ".join(ASPECTS)
-    rule = f"A size is WIDTHxHEIGHT in pixels, a shape WIDTH:HEIGHT, or one of {names}"
-    raise UserError(f"size {text!r}", rule=rule, fix="For example 1216x832")
-
-
-def _seeds(seed: int | Sequence[int], count: int) -> Sequence[int]:
-    if count < 1:
-        raise UserError(f"count {count}", rule="Count is the number of pictures per prompt, at least 1")
-    if not isinstance(seed, int):
-        if count not in (1, len(seed)):
-            raise UserError(f"count {count} and {len(seed)} seeds", rule="A list of seeds is the count")
-        return seed
-    if not 0 <= seed <= SEEDS - count:
-        rule = "A seed is a whole number from 0 to 2^63 - 1, and the pictures of a prompt use consecutive ones"
-        raise UserError(f"seed {seed}", rule=rule)
-    return range(seed, seed + count)

@@ -6,6 +6,7 @@ picture, whose own pixels stay exactly what they were wherever nothing was asked
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,9 +22,10 @@ from torch.nn import functional
 
 from terminus.conditioning import Size
 from terminus.config.errors import did_you_mean
-from terminus.decode import HARD_PIXEL_LIMIT, Dropped, Limits, decode, read
+from terminus.decode import HARD_PIXEL_LIMIT, Dropped, Limits, decode
 from terminus.errors import UserError
 from terminus.model.components import Components
+from terminus.sampling.files import read_file
 from terminus.sampling.masks import FILLS, Fill, feathered, filled
 from terminus.sampling.settings import Aspect, Settings, nearest_size, size_multiple, size_of
 
@@ -31,6 +33,8 @@ from terminus.sampling.settings import Aspect, Settings, nearest_size, size_mult
 Pixels = UInt8[Tensor, "_height _width 3"]
 Mask = Bool[Tensor, "_height _width"]
 Batch = UInt8[Tensor, "batch _height _width 3"]
+Picture = str | Path | Image.Image
+"""A file, or a Pillow image."""
 
 _LIMITS = Limits(file_bytes=2**28, pixels=HARD_PIXEL_LIMIT)
 _WHITE = (255, 255, 255)
@@ -86,15 +90,13 @@ class Repaint:
         return cast(Fill, self.fill) if self.fill else "surroundings" if strength == 1.0 else "original"
 
 
-def open_picture(source: str | Path | Image.Image) -> Pixels:
+def open_picture(source: Picture) -> Pixels:
     """Upright sRGB pixels of a file or a Pillow image; what is transparent lies on white."""
     if isinstance(source, Image.Image):
         if source.has_transparency_data:
             source = Image.alpha_composite(Image.new("RGBA", source.size, _WHITE), source.convert("RGBA"))
         return torch.from_numpy(np.array(source.convert("RGB")))
-    path = Path(source).expanduser()
-    data = read(path, path.parent, _LIMITS.file_bytes)
-    decoded = data if isinstance(data, Dropped) else decode(data, _LIMITS)
+    decoded = decode(read_file(Path(source), _LIMITS.file_bytes), _LIMITS)
     if isinstance(decoded, Dropped):
         detail = f" ({decoded.detail})" if decoded.detail else ""
         rule = "Pictures are JPEG, PNG or WebP files"
@@ -102,15 +104,20 @@ def open_picture(source: str | Path | Image.Image) -> Pixels:
     return torch.from_numpy(decoded.on(_WHITE))
 
 
-def open_mask(source: str | Path | Image.Image) -> Mask:
+def open_mask(source: Picture) -> Mask:
     """True where the file is nearer to white than to black."""
     return open_picture(source).float().mean(-1) > 127.5
+
+
+def digest(pixels: Tensor) -> str:
+    """SHA-256 of a picture's upright pixels, row by row, in hex: of a mask, of its zeros and ones."""
+    return hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest()
 
 
 def redraw(picture: Pixels, settings: Settings, components: Components) -> Canvas:
     """The whole picture, at the asked size or else at the drawable one nearest to its own; cropped to its shape."""
     size = settings.size_for(components) if settings.size is not None else _fitting(_size(picture), components)
-    return Canvas(_covering(picture, size), None, lambda drawn: drawn)
+    return Canvas(scaled(picture, size), None, lambda drawn: drawn)
 
 
 def enlarge(picture: Pixels, factor: float, components: Components) -> Canvas:
@@ -219,7 +226,7 @@ def _fitting(size: Size, components: Components) -> Size:
     return nearest_size(size, components)
 
 
-def _covering(picture: Pixels, size: Size) -> Pixels:
+def scaled(picture: Pixels, size: Size) -> Pixels:
     """Resized to cover `size`, and cropped to it at the centre."""
     height, width = picture.shape[:2]
     scale = max(size.height / height, size.width / width)

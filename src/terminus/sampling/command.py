@@ -1,10 +1,11 @@
-"""`terminus sample`: prompts in, numbered PNG files and one sheet out."""
+"""`terminus sample`: prompts in, numbered pictures and one sheet out."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
@@ -13,8 +14,13 @@ from rich.text import Text
 
 from terminus.errors import UserError
 from terminus.progress import Meter
-from terminus.sampling.api import Terminus, parse_size
-from terminus.sampling.metadata import save
+from terminus.sampling.api import Terminus
+from terminus.sampling.canvas import Margins, Repaint
+from terminus.sampling.edits import Edit, Hires, image_to_image, inpainting, outpainting, upscaling
+from terminus.sampling.files import read_file
+from terminus.sampling.guides import Guide
+from terminus.sampling.metadata import FORMATS, mark, save
+from terminus.sampling.provenance import Identity
 from terminus.sampling.settings import Settings
 from terminus.sampling.sheet import sheet
 
@@ -22,51 +28,172 @@ _SHEET = 64
 """Pictures that a sheet shows at most."""
 _COLUMNS = 8
 _ANOTHER = "Choose another --out"
+_STRENGTH = 0.6
+_STRENGTH_ENLARGED = 0.3
+
+
+@dataclass(frozen=True)
+class Start:
+    """What is drawn on, if not on nothing: the options of the command line, as they are written there."""
+
+    image: Path | None = None
+    mask: Path | None = None
+    outpaint: str | None = None
+    upscale: float | None = None
+    hires: str | None = None
+    strength: float | None = None
+    fill: str | None = None
+    feather: int | None = None
+    padding: int | None = None
+
+    def __post_init__(self) -> None:
+        asked = [name for name in ("mask", "outpaint", "upscale") if getattr(self, name) is not None]
+        if len(asked) > 1:
+            raise UserError(f"--{asked[0]} and --{asked[1]}", rule="A picture is changed in one way at a time")
+        needing = [*asked, *(["strength"] if self.strength is not None else [])]
+        if self.image is None and needing:
+            raise UserError(f"--{needing[0]} without --image", fix="Name the picture to start from")
+        if self.hires is not None and self.image is not None:
+            raise UserError("--hires and --image", rule="A second pass follows a picture drawn from a prompt")
+        if not {"mask", "outpaint"} & {*asked}:
+            for name in ("fill", "feather", "padding"):
+                if getattr(self, name) is not None:
+                    raise UserError(f"--{name} without --mask or --outpaint", rule="It is about the part drawn anew")
+        if self.outpaint is not None and self.strength not in (None, 1.0):
+            raise UserError("--outpaint and --strength", rule="Beyond the edge there is nothing to keep: strength is 1")
+
+    def edit(self, model: Terminus, settings: Settings) -> Edit | None:
+        """None where pictures come from the prompt alone."""
+        if self.image is None:
+            return None
+        components, strength = model.components, self.strength
+        how = Repaint(self.fill, self.feather or 0, self.padding)
+        if self.mask is not None:
+            return inpainting(self.image, self.mask, 1.0 if strength is None else strength, how, settings, components)
+        if self.outpaint is not None:
+            return outpainting(self.image, _margins(self.outpaint), how, settings, components)
+        if self.upscale is not None:
+            strength = _STRENGTH_ENLARGED if strength is None else strength
+            return upscaling(self.image, self.upscale, strength, components)
+        return image_to_image(self.image, _STRENGTH if strength is None else strength, settings, components)
+
+    def second(self) -> Hires | None:
+        """The second pass, "FACTOR" or "FACTOR:STRENGTH"."""
+        if self.hires is None:
+            return None
+        try:
+            numbers = [float(part) for part in self.hires.split(":")]
+            factor, strength = numbers if len(numbers) == 2 else (*numbers, Hires.strength)
+        except ValueError:
+            raise UserError(
+                f"--hires {self.hires}", rule="It is FACTOR or FACTOR:STRENGTH", fix="Try 1.5:0.5"
+            ) from None
+        return Hires(factor, strength)
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where pictures go, and what they say of themselves."""
+
+    folder: Path
+    format: str = "png"
+    private: bool = False
+    """Leave prompt and settings out of the files."""
+    sign: str | None = None
+    """ "CERTIFICATES,KEY", two PEM files, for content credentials."""
+
+    def __post_init__(self) -> None:
+        if f".{self.format}" not in FORMATS:
+            raise UserError(f"--format {self.format}", rule=f"Known: {', '.join(name[1:] for name in FORMATS)}")
+
+    def identity(self) -> Identity | None:
+        """Who signs; None if nobody does."""
+        if self.sign is None:
+            return None
+        certificates, comma, key = self.sign.partition(",")
+        if not comma:
+            raise UserError(f"--sign {self.sign}", rule="It is CERTIFICATES,KEY: two PEM files")
+        return Identity.load(Path(certificates), Path(key))
 
 
 def sample(
     model: str,
+    output: Output,
     *,
     prompts: Sequence[str],
-    out: Path,
     negative: str = "",
     seed: int = 0,
     count: int = 1,
-    steps: int | None = None,
-    guidance: float | None = None,
-    solver: str | None = None,
-    size: str | None = None,
+    settings: Settings | None = None,
+    start: Start | None = None,
+    loras: Sequence[str] = (),
+    controls: Sequence[str] = (),
 ) -> None:
-    """Draws `count` pictures per prompt into `out` and prints their paths; None is the default of `Settings`."""
+    """Draws `count` pictures per prompt and prints their paths."""
     console = Console(stderr=True, highlight=False)
-    settings = Settings(
-        steps=Settings.steps if steps is None else steps,
-        guidance=Settings.guidance if guidance is None else guidance,
-        solver=solver or Settings.solver,
-        size=None if size is None else parse_size(size),
-    )
+    settings, start, out = settings or Settings(), start or Start(), output.folder
     if negative and settings.guidance == 1.0:
         console.print("The negative prompt has no effect at guidance 1.")
     _check_folder(out)
+    weighted, guides = [_lora(text) for text in loras], [_guide(text) for text in controls]
+    signer, hires = output.identity(), start.second()
+    parent = read_file(start.image) if start.image is not None else None
     with console.status(Text(f"Loading {model}")):
         loaded = Terminus.load(model)
-    stream = loaded.stream(prompts, negative, seed=seed, count=count, settings=settings)
+        for path, weight in weighted:
+            loaded.adapters.attach(path, weight)
+    edit = start.edit(loaded, settings)
+    stream = loaded.stream(
+        prompts, negative, seed=seed, count=count, settings=settings, edit=edit, hires=hires, guides=guides
+    )
     shown: list[tuple[Image.Image, str]] = []
-    with Meter(console, "sample", settings.steps * len(prompts) * count, unit="steps") as meter:
+    total = loaded.steps(settings, edit, hires) * len(prompts) * count
+    with Meter(console, "sample", total, unit="steps") as meter:
         for drawing in stream:
             _make_folder(out)  # a first step says that the model can draw what is asked; before, nothing is written
             meter.advance(len(drawing.requests))
             if drawing.finished:
-                pictures = drawing.pictures()
                 first = _next_number(out)
-                for number, (picture, request) in enumerate(zip(pictures, drawing.requests, strict=True), first):
-                    print(_save(picture, out, f"{number:05d}-{request.seed}"), flush=True)
-                captions = [f"{one.prompt} · {one.seed}" for one in drawing.requests]
-                shown += list(zip(pictures, captions, strict=True))[: _SHEET - len(shown)]
+                for number, (picture, request) in enumerate(
+                    zip(drawing.pictures(), drawing.requests, strict=True), first
+                ):
+                    path = out / f"{number:05d}-{request.seed}.{output.format}"
+                    print(_save(picture, path, output, signer, parent), flush=True)
+                    if len(shown) < _SHEET:
+                        shown.append((picture, f"{request.prompt} · {request.seed}"))
     if len(shown) > 1:
         columns = count if 1 < count <= _COLUMNS else None  # a row per prompt, where that is not too wide
         page = sheet([picture for picture, _ in shown], [caption for _, caption in shown], columns)
-        print(_save(page, out, _free_name(out, "samples")))
+        mark(page, "text2img" if edit is None else "img2img")
+        print(_save(page, out / f"{_free_name(out, 'samples')}.png", output, signer, None))
+
+
+def _lora(text: str) -> tuple[Path, float]:
+    """ "FILE" or "FILE:WEIGHT"; a file's own name may hold a colon."""
+    path, colon, weight = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return Path(text), 1.0
+    try:
+        return Path(path), float(weight)
+    except ValueError:
+        raise UserError(f"--lora {text}", rule="It is FILE[:WEIGHT]", fix="For example style.safetensors:0.8") from None
+
+
+def _guide(text: str) -> Guide:
+    kind, *rest = text.split(":")
+    try:
+        folder, image, scale = (*rest, "1")[:3] if len(rest) in (2, 3) else ("", "", "none")
+        strength = float(scale)
+    except ValueError:
+        rule = "It is KIND:FOLDER:IMAGE[:SCALE], and KIND is controlnet, t2i or ip"
+        raise UserError(f"--control {text}", rule=rule) from None
+    return Guide(kind, folder, image, strength)
+
+
+def _margins(text: str) -> Margins:
+    if not re.fullmatch(r"[0-9]{1,5}(,[0-9]{1,5}){3}", text):
+        raise UserError(f"--outpaint {text}", rule="It is LEFT,TOP,RIGHT,BOTTOM in pixels", fix="For example 0,0,256,0")
+    return Margins(*(int(part) for part in text.split(",")))
 
 
 def _check_folder(out: Path) -> None:
@@ -95,10 +222,9 @@ def _free_name(out: Path, stem: str) -> str:
     return next(name for n in range(1, len(taken) + 2) if (name := stem if n == 1 else f"{stem}-{n}") not in taken)
 
 
-def _save(picture: Image.Image, out: Path, stem: str) -> Path:
-    path = out / f"{stem}.png"
+def _save(picture: Image.Image, path: Path, output: Output, signer: Identity | None, parent: bytes | None) -> Path:
     try:
-        save(picture, path)
+        save(picture, path, private=output.private, signer=signer, parent=parent)
     except OSError as error:
         raise UserError(f"This picture cannot be written ({error.strerror or error})", where=str(path)) from error
     return path

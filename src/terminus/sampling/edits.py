@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-
-from PIL import Image
-from torch import Tensor
 
 from terminus.conditioning import Size
 from terminus.errors import UserError
 from terminus.model.components import Components
-from terminus.sampling.canvas import Canvas, Margins, Repaint, enlarge, extended, open_mask, open_picture
+from terminus.sampling.canvas import (
+    Canvas,
+    Margins,
+    Picture,
+    Repaint,
+    digest,
+    enlarge,
+    extended,
+    open_mask,
+    open_picture,
+)
 from terminus.sampling.canvas import redraw as redraw_canvas
 from terminus.sampling.canvas import repaint as repaint_canvas
 from terminus.sampling.origin import Enlargement, MaskUse
 from terminus.sampling.settings import Settings
 
-Picture = str | Path | Image.Image
-"""A file, or a Pillow image."""
 TILE_OVERLAP = 1 / 4
 """Of a tile's side; less shows where tiles meet, more is only slower."""
 
@@ -105,8 +108,3 @@ def check_strength(strength: float) -> float:
         rule = "Strength is above 0 and at most 1; 1 draws everything anew"
         raise UserError(f"strength {strength}", rule=rule)
     return strength
-
-
-def digest(pixels: Tensor) -> str:
-    """SHA-256 of a picture's upright pixels, row by row, in hex: of a mask, of its zeros and ones."""
-    return hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest()

@@ -16,9 +16,11 @@ from terminus import runtime
 from terminus.conditioning import MicroConditioning, Size, time_ids
 from terminus.diffusion.objective import Network
 from terminus.model.components import Components
+from terminus.model.control import combined
 from terminus.model.text import TextFeatures
 from terminus.model.unet import predict
 from terminus.sampling import prompts
+from terminus.sampling.guides import Loaded
 from terminus.sampling.settings import Request, Settings
 
 
@@ -28,8 +30,10 @@ def network(
     settings: Settings,
     size: Size,
     known: Float[Tensor, "1 c h w"] | None = None,
+    guides: Loaded | None = None,
 ) -> Network:
     """(x, t) → one prediction per request. `known` are the channels that an inpainting UNet reads besides x."""
+    guides = guides or Loaded()
     device, precision = components.text.device, settings.precision_for(components)
     guidance, T = settings.guidance_for(components), components.record.schedule.timesteps
     guided, always = guidance.scale != 1.0, guidance.interval == (0.0, 1.0)
@@ -47,7 +51,10 @@ def network(
         rows = slice(2 * len(x) if twice else len(x))
         copies = 2 if twice else 1
         with torch.no_grad(), runtime.autocast(device, precision):
-            output = predict(components.unet, here.repeat(copies, 1, 1, 1), t.repeat(copies), text[rows], ids[rows])
+            inputs = (here.repeat(copies, 1, 1, 1), t.repeat(copies), text[rows], ids[rows])
+            residuals = combined(guides.controls, *inputs)
+            embeds = guides.embeds(len(x), twice) if guides.embeds else None
+            output = predict(components.unet, *inputs, residuals, embeds)
         return guidance.combine(*output.chunk(2)) if twice else output
 
     return run

@@ -32,7 +32,7 @@ class MaskUse:
     """What was painted anew, and how it was joined to the rest."""
 
     sha256: str
-    """Of the mask's bytes, in hex."""
+    """Of the mask's zeros and ones, in hex."""
     fill: str = "original"
     """What the painted part began from."""
     feather: int = 0
@@ -67,6 +67,8 @@ class AdapterUse:
     sha256: str
     """Of the file after its header, in hex: renaming or retitling an adapter keeps it (A1111 shows the first 12)."""
     weight: float = 1.0
+    text_weight: float | None = None
+    """In the text towers; None is as `weight`."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class Origin:
     strength: float | None = None
     """How much of an initial picture was drawn anew, 0..1."""
     image_sha256: str | None = None
-    """Of the initial picture's bytes, in hex."""
+    """Of the initial picture's upright RGB pixels, in hex."""
     variation: Variation | None = None
     mask: MaskUse | None = None
     margins: tuple[int, int, int, int] | None = None

@@ -7,11 +7,13 @@ is infinite at the first step of a zero-terminal-SNR schedule; here only the rat
 
 of a step from (alpha, sigma) to (alpha', sigma') is needed. It is 0 out of pure noise, 0 into the finished
 picture, and below 1 between. Every update is the DDIM step alpha' x0 + sigma' epsilon, changed in up to
-two ways:
+three ways:
 
     fresh noise      epsilon becomes decay epsilon + sqrt(1 − decay²) noise
     second order     x0 moves on by h / (2 h_before) (x0 − x0_before)
+    correction       the step is done again with the x0 that the model sees where it led
 
+`lcm` and `tcd` are for networks distilled to few steps, on the timesteps of `grid.distilled`.
 docs/math.md derives them from their papers.
 """
 
@@ -121,14 +123,76 @@ def dpmpp_2m_sde(
         yield Step(hop.index, hop.t, x, model.x0)
 
 
+def unipc(denoise: Denoiser, schedule: NoiseSchedule, x: Tensor, grid: Sequence[int], noise: Noise) -> Iterator[Step]:
+    """UniPC-2 with B(h) = e^h − 1 on x0: Zhao et al. 2302.04867, section 3.
+
+    The predictor is the step of `dpmpp_2m`. When the model has been asked where it led, the corrector does that
+    step again with what it said there: no further call of the network, one more order of accuracy. What the
+    correction moves x by shrinks with the noise, by sigma' / sigma, over the next step.
+    """
+    x, before, correction = x.float(), None, None
+    for hop in _hops(schedule, grid):
+        model = denoise(x, hop.t)
+        x = hop.alpha * model.x0 + hop.sigma * model.epsilon
+        if correction is not None and hop.sigma > 0:
+            x = x + hop.ratio * correction(model.x0)
+        correction = _corrector(hop, model.x0, before)
+        if before is not None and hop.slope > 0:
+            x = x + hop.alpha * (1 - hop.decay) * hop.slope * (model.x0 - before)
+        before = model.x0
+        yield Step(hop.index, hop.t, x, model.x0)
+
+
+def lcm(denoise: Denoiser, schedule: NoiseSchedule, x: Tensor, grid: Sequence[int], noise: Noise) -> Iterator[Step]:
+    """Latent consistency models: Luo et al. 2310.04378. To the picture in one step, then noised anew.
+
+    f = c_skip x + c_out x0 is x itself at t = 0; the scalings are those that such models are distilled with
+    (sigma_data 0.5, t counted ten times).
+    """
+    x = x.float()
+    for hop in _hops(schedule, grid):
+        model = denoise(x, hop.t)
+        c_skip = 0.5**2 / ((10 * hop.t) ** 2 + 0.5**2)
+        x0 = c_skip * x + math.sqrt(1 - c_skip) * model.x0
+        x = hop.alpha * x0 + hop.sigma * noise(hop.index) if hop.sigma > 0 else x0
+        yield Step(hop.index, hop.t, x, x0)
+
+
+def tcd(denoise: Denoiser, schedule: NoiseSchedule, x: Tensor, grid: Sequence[int], noise: Noise) -> Iterator[Step]:
+    """Trajectory consistency distillation: Zheng et al. 2402.19159, strategic stochastic sampling.
+
+    Down past the next timestep t' to s = (1 − gamma) t', then back up to t' with fresh noise; gamma = 0.3.
+    """
+    x = x.float()
+    for hop, t_next in zip(_hops(schedule, grid), [*grid[1:], None], strict=True):
+        model = denoise(x, hop.t)
+        if t_next is None:
+            x = model.x0
+        else:
+            s = math.floor((1 - _GAMMA) * t_next + 1e-9)
+            keep = hop.alpha / float(schedule.alpha[s])
+            x = hop.alpha * model.x0 + keep * float(schedule.sigma[s]) * model.epsilon
+            x = x + math.sqrt(1 - keep**2) * noise(hop.index)
+        yield Step(hop.index, hop.t, x, model.x0)
+
+
 SOLVERS: Mapping[str, Solver] = {
     "euler": ddim,
     "euler_ancestral": euler_ancestral,
     "ddim": ddim,
     "dpmpp_2m": dpmpp_2m,
     "dpmpp_2m_sde": dpmpp_2m_sde,
+    "unipc": unipc,
+    "lcm": lcm,
+    "tcd": tcd,
 }
 """By the names that users know; Euler and DDIM are the same step."""
+
+DISTILLED = frozenset({"lcm", "tcd"})
+"""Solvers for networks distilled to few steps, which know only the timesteps that they were distilled on."""
+
+_GAMMA = 0.3
+"""What the authors of TCD recommend: 0 draws no noise, 1 is all of it, as in LCM."""
 
 
 @dataclass(frozen=True)
@@ -139,8 +203,12 @@ class _Hop:
     t: int
     alpha: float
     sigma: float
+    ratio: float
+    """sigma' / sigma."""
     decay: float
     """exp(−h), in 0 .. 1."""
+    h: float
+    """λ' − λ; infinite out of pure noise and into the picture."""
     slope: float
     """h / (2 h_before); 0 where no earlier step has a finite λ to extrapolate from, and at the end."""
 
@@ -154,5 +222,23 @@ def _hops(schedule: NoiseSchedule, grid: Sequence[int]) -> Iterator[_Hop]:
         # with 1 / h_before; before the second it would be infinite, and the papers drop it.
         h = -math.log(decay) if decay > 0 else math.inf
         slope = h / (2 * h_before) if h < math.inf else 0.0
-        yield _Hop(index, t, alphas[index + 1], sigmas[index + 1], decay, slope)
+        yield _Hop(index, t, alphas[index + 1], sigmas[index + 1], sigmas[index + 1] / sigmas[index], decay, h, slope)
         h_before = h
+
+
+def _corrector(hop: _Hop, x0: Tensor, before: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """UniC for one hop: the x0 that the model sees where it led → how far that is from where it should have led.
+
+    In the paper's symbols, with r = −h_before / h: rho_1 + rho_2 = b_1 and r rho_1 + rho_2 = b_2, where b_1 and b_2
+    are the first two moments of the hop's weight e^λ, over its length. A first hop has no history, and the paper's
+    a_1 = 1/2: the trapezoid in alpha / sigma, which is finite out of pure noise too.
+    """
+    scale = hop.alpha * (1 - hop.decay)
+    if before is None:
+        return lambda after: scale / 2 * (after - x0)
+    h, gap = hop.h, 1 - hop.decay
+    b_1, b_2 = 1 / gap - 1 / h, (1 - 2 / h + 2 * gap / h**2) / gap
+    # Of slope = −1 / (2 r), which is 0 where the hop before was infinite and so has nothing to say.
+    rho_1 = (b_1 - b_2) * 2 * hop.slope / (1 + 2 * hop.slope)
+    again, new = (2 * rho_1 - 1) * hop.slope, b_1 - rho_1  # −1: what the predictor has done already
+    return lambda after: scale * (again * (x0 - before) + new * (after - x0))

@@ -27,6 +27,7 @@ from terminus.model.components import Components
 from terminus.sampling import grid
 from terminus.sampling.canvas import Canvas
 from terminus.sampling.denoiser import Denoiser, Prediction, epsilon_denoiser, velocity_denoiser
+from terminus.sampling.guides import Loaded
 from terminus.sampling.masks import cells
 from terminus.sampling.network import channels, network
 from terminus.sampling.schedule import noise_schedule
@@ -64,6 +65,7 @@ def draw(
     strength: float = 1.0,
     tile: tuple[int, int] | None = None,
     visited: Sequence[int] | None = None,
+    guides: Loaded | None = None,
 ) -> Iterator[Step]:
     """One picture per request: from noise, or from `canvas` by `strength` (at 1 only what its mask keeps is used).
 
@@ -82,14 +84,14 @@ def draw(
     x = start = noise(-1)
     seen = size if tile is None else Size(*(min(side, tile[0] * factor) for side in size))
     if canvas is None:
-        denoise = _denoiser(network(components, requests, settings, seen), components, schedule)
+        denoise = _denoiser(network(components, requests, settings, seen, None, guides), components, schedule)
         return SOLVERS[settings.solver](denoise, schedule, x, steps, noise)
     original = latents(components, _signal(canvas))
     if strength < 1.0:
         x = float(schedule.alpha[steps[0]]) * original + float(schedule.sigma[steps[0]]) * start
     reads_picture = channels(components) != shape[0]
     known = _known_channels(components, canvas) if reads_picture else None
-    run = network(components, requests, settings, seen, known)
+    run = network(components, requests, settings, seen, known, guides)
     denoise = _denoiser(run if tile is None else tiled(run, *tile), components, schedule)
     if canvas.mask is not None and not reads_picture:
         mask = cells(canvas.mask, factor).to(start.device)
@@ -98,9 +100,9 @@ def draw(
 
 
 def visits(components: Components, settings: Settings, strength: float = 1.0) -> Sequence[int]:
-    """The timesteps that a task visits."""
-    T = components.record.schedule.timesteps
-    return grid.timesteps(settings.steps, T) if strength == 1.0 else grid.from_strength(settings.steps, strength, T)
+    """The timesteps that a task visits: the later ones, where it starts from a picture."""
+    schedule = noise_schedule(components.record.schedule)
+    return grid.tail(grid.for_solver(settings.solver, settings.spacing, settings.steps, schedule), strength)
 
 
 def keeping(

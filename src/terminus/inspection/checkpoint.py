@@ -1,0 +1,162 @@
+"""A model's facts, from a diffusers folder or from a single file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from rich.console import Console
+
+from terminus.errors import UserError
+from terminus.inspection.findings import Checkpoint, Hashes, Part
+from terminus.inspection.tensors import about, clipped, hashes, other_keys, part
+from terminus.model.detect import Detection, read_evidence, weigh
+from terminus.model.header import Header, TensorInfo, read_header
+from terminus.model.record import Record, load_record, parse_record
+from terminus.model.weights import parse_json, read_json
+
+UNET_IN_FILE, UNET_IN_FOLDER = "model.diffusion_model.input_blocks.0.0.weight", "conv_in.weight"
+_PREFIXES = {
+    "model.diffusion_model.": "unet",
+    "first_stage_model.": "vae",
+    "conditioner.embedders.0.": "text_encoder",
+    "conditioner.embedders.1.": "text_encoder_2",
+    "cond_stage_model.": "text_encoder",
+    "model_ema.": "unet_ema",
+    "terminus_vision.": "vision",
+    "v_pred": "labels",
+    "ztsnr": "labels",
+    "alphas_cumprod": "labels",
+}
+_NEEDED = ("unet", "vae", "text_encoder", "text_encoder_2")
+_NETWORKS = (*_NEEDED, "vision", "image_encoder", "unet_ema", "safety_checker")
+_TASKS = {4: "text to image", 5: "depth to image, or an upscaler's", 8: "edits by instruction", 9: "inpainting"}
+
+
+def file_finding(header: Header, console: Console) -> Checkpoint:
+    """Of one file that holds a UNet in the layout of Stability's files."""
+    groups: dict[str, list[TensorInfo]] = {}
+    for name, info in header.tensors.items():
+        owner = next((owner for prefix, owner in _PREFIXES.items() if name.startswith(prefix)), "other")
+        groups.setdefault(owner, []).append(info)
+    components = {name: part(tensors) for name, tensors in sorted(groups.items())}
+    detection = weigh(*read_evidence(header.path))
+    record = _record(header, detection)
+    unet = {name.removeprefix("model.diffusion_model."): info for name, info in header.tensors.items()}
+    found = hashes([header], console)
+    return _finding("single file", header.path, unet, detection, record, components, found, header.metadata)
+
+
+def folder_finding(folder: Path, console: Console) -> Checkpoint:
+    """Of a folder with `model_index.json`."""
+    headers = {name: network_headers(folder / name) for name in _NETWORKS if (folder / name).is_dir()}
+    headers = {name: found for name, found in headers.items() if found}
+    if "unet" not in headers:
+        raise UserError("This model has no UNet in safetensors files", where=str(folder / "unet"))
+    components = {
+        name: part(info for header in found for info in header.tensors.values()) for name, found in headers.items()
+    }
+    unet: dict[str, TensorInfo] = {}
+    for header in headers["unet"]:
+        unet |= header.tensors
+    detection = weigh(*read_evidence(folder))
+    found = hashes(headers["unet"], console)
+    metadata = headers["unet"][0].metadata
+    return _finding("model folder", folder, unet, detection, load_record(folder), components, found, metadata)
+
+
+def network_headers(folder: Path) -> list[Header]:
+    """Of the files that hold one network; where there is an fp16 variant beside the network itself, not of it."""
+    paths = sorted(folder.glob("*.safetensors"))
+    plain = [path for path in paths if ".fp16" not in path.name]
+    return [read_header(path) for path in plain or paths]
+
+
+def _finding(
+    kind: str,
+    path: Path,
+    unet: Mapping[str, TensorInfo],
+    detection: Detection,
+    record: Record,
+    components: Mapping[str, Part],
+    found: Hashes,
+    metadata: Mapping[str, str],
+) -> Checkpoint:
+    stated = about(metadata)
+    wrong = ("modelspec.hash_sha256 is not the hash of these tensors",) if found.stated == "wrong" else ()
+    impossible = detection.schedule.prediction == "epsilon" and detection.schedule.zero_terminal
+    said = ("epsilon prediction at zero terminal SNR: no such model exists, one label is wrong",) if impossible else ()
+    return Checkpoint(
+        kind="single file" if kind == "single file" else "model folder",
+        path=str(path),
+        architecture=architecture(unet),
+        task=_task(unet),
+        prediction=detection.schedule.prediction,
+        zero_terminal=detection.schedule.zero_terminal,
+        spacing=_spacing(path, metadata),
+        evidence=detection.evidence,
+        conflicts=(*detection.conflicts, *said, *wrong),
+        native_pixels=record.native_pixels,
+        components=components,
+        missing=tuple(name for name in _NEEDED if name not in components),
+        ema="unet_ema" in components,
+        hashes=found,
+        licence=record.licence or stated.get("license"),
+        parents=tuple(clipped(parent, 300) for parent in record.parents),
+        weighting=record.weighting,
+        images_seen=record.images_seen or None,
+        caption_dropout=record.caption_dropout,
+        about=stated,
+        other_metadata=other_keys(metadata),
+    )
+
+
+def _record(header: Header, detection: Detection) -> Record:
+    stored = header.metadata.get("terminus")
+    if stored is None:
+        return Record(schedule=detection.schedule)
+    try:
+        described = parse_json(stored, str(header.path)).get("record")
+        content = cast(dict[str, Any], described) if isinstance(described, dict) else {}
+        return parse_record(content, detection.schedule, str(header.path))
+    except UserError:
+        return Record(schedule=detection.schedule)  # the evidence says that it is not readable
+
+
+def _spacing(path: Path, metadata: Mapping[str, str]) -> str | None:
+    try:
+        if path.is_dir():
+            config: object = read_json(path / "scheduler" / "scheduler_config.json")
+        else:
+            config = parse_json(metadata.get("terminus", "{}"), str(path)).get("scheduler")
+    except UserError:
+        return None
+    spacing = config.get("timestep_spacing") if isinstance(config, dict) else None
+    return clipped(spacing, 60) if isinstance(spacing, str) else None
+
+
+def architecture(unet: Mapping[str, TensorInfo]) -> str:
+    """By the shapes of the UNet, under either naming."""
+    first = _shape(unet, ("input_blocks.0.0.weight", UNET_IN_FOLDER))
+    context = next((info.shape for name, info in unet.items() if name.endswith("attn2.to_k.weight")), ())
+    sizes = any(name.startswith(("label_emb.", "add_embedding.")) for name in unet)
+    if len(first) != 4 or len(context) != 2:
+        return "not a UNet of Stable Diffusion"
+    channels, width = first[0], context[1]
+    if (channels, width, sizes) == (320, 2048, True):
+        return "SDXL"
+    if (channels, width, sizes) == (384, 1280, True):
+        return "SDXL refiner"
+    kind = "SDXL's classes in other sizes" if sizes else "not SDXL's: it takes no picture sizes"
+    return f"{kind} ({channels} channels, context of {width})"
+
+
+def _task(unet: Mapping[str, TensorInfo]) -> str:
+    first = _shape(unet, ("input_blocks.0.0.weight", UNET_IN_FOLDER))
+    channels = first[1] if len(first) == 4 else 0
+    return f"{_TASKS.get(channels, 'unknown')} ({channels} input channels)"
+
+
+def _shape(tensors: Mapping[str, TensorInfo], names: Iterable[str]) -> tuple[int, ...]:
+    return next((tensors[name].shape for name in names if name in tensors), ())

@@ -1,0 +1,38 @@
+"""`terminus inspect`: what is this file or folder, and how do we know."""
+
+from __future__ import annotations
+
+import json
+
+from rich.console import Console
+from rich.text import Text
+
+from terminus.inspection.look import look
+from terminus.inspection.show import plain, printable, show
+
+
+def inspect(path: str, as_json: bool = False) -> None:
+    """Prints the facts of a model folder, a single file, an adapter, a run, a picture, a hub id or `nano`.
+
+    On stdout, as aligned lines or as one JSON object; UserError if `path` is none of these. Nothing is written, no
+    tensor is loaded, and no code or class that a file names is imported.
+    """
+    finding = look(path, Console(stderr=True, highlight=False))
+    if as_json:
+        print(json.dumps(plain(finding), indent=2, allow_nan=False))
+    else:
+        show(finding, Console(highlight=False))
+
+
+def fix(path: str, target: str, decided: str | None = None) -> None:
+    """Writes a copy of `path` to `target` in which every label says the same, and prints what was wrong.
+
+    See `terminus.inspection.fix.fix`.
+    """
+    from terminus.inspection.fix import fix as write
+
+    fixed = write(path, target, decided)
+    console = Console(highlight=False)
+    for problem in fixed.problems:
+        console.print(Text.assemble("  ", printable(problem)), soft_wrap=True)
+    console.print(Text.assemble(("corrected in  ", "bold"), printable(str(fixed.target))), soft_wrap=True)

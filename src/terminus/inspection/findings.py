@@ -1,0 +1,141 @@
+"""What `terminus inspect` can find, one class per kind of thing; the fields are the keys of `--json`, in this order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from terminus.model.detect import Evidence
+
+Scalar = str | int | float | bool
+
+
+@dataclass(frozen=True)
+class Part:
+    """The tensors of one network."""
+
+    parameters: int
+    dtypes: tuple[str, ...]
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Hashes:
+    """SHA-256, in hex."""
+
+    sha256: str
+    """Of the file; in a folder of the UNet's file or files, one after the other."""
+    model_hash: str
+    """Its first 10 digits: what galleries and A1111 call the model."""
+    tensors_sha256: str
+    """Of the bytes behind the header, which no change of metadata changes."""
+    stated: str | None = None
+    """What `modelspec.hash_sha256` says of the tensors: "right", "wrong", or None where it says nothing."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model: a diffusers folder, or one file in the layout of Stability's own."""
+
+    kind: Literal["model folder", "single file"]
+    path: str
+    architecture: str
+    task: str
+    prediction: str
+    zero_terminal: bool
+    spacing: str | None
+    """Of the timesteps, as the scheduler's configuration names it."""
+    evidence: tuple[Evidence, ...]
+    conflicts: tuple[str, ...]
+    native_pixels: int | None
+    components: Mapping[str, Part]
+    missing: tuple[str, ...]
+    """Networks of SDXL that are not here."""
+    ema: bool
+    """Whether averaged weights lie beside the plain ones."""
+    hashes: Hashes
+    licence: str | None
+    parents: tuple[str, ...]
+    weighting: Mapping[str, Scalar]
+    images_seen: int | None
+    caption_dropout: float | None
+    about: Mapping[str, str]
+    """Title, author, description, words that trigger it: what `modelspec.*` says."""
+    other_metadata: tuple[str, ...]
+    """Keys of the rest."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA or one of its relatives."""
+
+    kind: Literal["adapter"]
+    path: str
+    method: tuple[str, ...]
+    naming: str
+    """Whose key layout it is."""
+    modules: Mapping[str, int]
+    """How many are changed, by network."""
+    ranks: tuple[int, ...]
+    alphas: tuple[float, ...]
+    prediction: str | None
+    """Of the model it was trained on, where the metadata says so."""
+    zero_terminal: bool | None
+    evidence: tuple[Evidence, ...]
+    base_model: str | None
+    training: Mapping[str, str]
+    tags: tuple[str, ...]
+    """The most frequent of its captions."""
+    tensors: Part
+    hashes: Hashes
+    about: Mapping[str, str]
+    other_metadata: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """A safetensors file that is neither: a single network, an embedding, or nothing that is known."""
+
+    kind: Literal["tensors"]
+    path: str
+    what: str
+    tensors: Part
+    names: tuple[str, ...]
+    """The first few."""
+    hashes: Hashes
+    about: Mapping[str, str]
+    other_metadata: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of a training run, finished or not."""
+
+    kind: Literal["run"]
+    path: str
+    name: str | None
+    finished: str | None
+    """UTC; None while it can be continued."""
+    start: str | None
+    images_seen: int | None
+    images_asked: int | None
+    last_step: Mapping[str, Scalar]
+    """Of `log.jsonl`."""
+    checkpoints: tuple[str, ...]
+    data_version: int | None
+    model: Checkpoint | None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture, and what it says of its making."""
+
+    kind: Literal["picture"]
+    path: str
+    made_by: str
+    facts: Mapping[str, str]
+    texts: Mapping[str, str]
+
+
+Finding = Checkpoint | Adapter | Tensors | Run | Picture

@@ -1,0 +1,216 @@
+"""`terminus inspect --fix`: a copy of a checkpoint in which every label says the same.
+
+Only labels change: markers, metadata, tables, configurations, the side-car. The networks' numbers are copied bit for
+bit, in whatever precision and layout they are, so any single file can be corrected, also one that Terminus cannot load.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from torch import Tensor
+
+from terminus.errors import UserError
+from terminus.inspection.checkpoint import UNET_IN_FILE, architecture
+from terminus.model import modelspec
+from terminus.model.detect import Detection, Evidence, file_name, read_evidence, weigh
+from terminus.model.foreign import sdxl_configs
+from terminus.model.header import Header, read_header, read_numbers
+from terminus.model.parts import Parts
+from terminus.model.record import Prediction, Record, Schedule, scheduler_config, write_json
+from terminus.model.weights import parse_json, read_json, read_safetensors, resolve
+from terminus.model.writing import HASH, fresh, write_safetensors
+
+DECISIONS: dict[str, tuple[Prediction, bool]] = {
+    "v-ztsnr": ("velocity", True),
+    "v": ("velocity", False),
+    "epsilon": ("epsilon", False),
+}
+"""What `--as` can say: the prediction, and whether the schedule ends in pure noise."""
+_LABELS = ("v_pred", "ztsnr", "alphas_cumprod")
+_WRITABLE = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
+_UNET = "model.diffusion_model."
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """What was written, and what was wrong before."""
+
+    target: Path
+    problems: tuple[str, ...]
+
+
+def fix(source: str | Path, target: str | Path, decided: str | None = None) -> Fixed:
+    """Writes a corrected copy of a model folder or single file to `target`, which must not exist.
+
+    `decided` ("v-ztsnr", "v" or "epsilon") says what the model is; without it the first evidence counts, as when
+    sampling. UserError if nothing is wrong, or if what is wrong cannot be decided without the user.
+    """
+    path, target = resolve(source), Path(target).expanduser()
+    evidence, numbers = read_evidence(path)
+    schedule = _decide(weigh(evidence, numbers), decided, path)
+    _check_target(path, target, schedule)
+    problems = tuple(_problems(path, evidence, schedule))
+    if not problems:
+        raise UserError(
+            "Nothing is wrong with this checkpoint's labels", where=str(path), rule="A copy would be the same",
+            fix="Give `--as` if the labels agree with each other but not with the model",
+        )  # fmt: skip
+    with fresh(target) as draft:
+        if path.is_dir():
+            _fix_folder(path, draft, schedule)
+        else:
+            _fix_file(read_header(path), draft, schedule)
+            text = _side_car(path, schedule)
+            if text is not None:
+                with fresh(target.with_suffix(".yaml")) as beside:
+                    beside.write_text(text, encoding="utf-8")
+    return Fixed(target, problems)
+
+
+def _decide(detection: Detection, decided: str | None, path: Path) -> Schedule:
+    found = detection.schedule
+    if decided is not None:
+        if decided not in DECISIONS:
+            raise UserError(f"A model cannot be {decided!r:.60}", rule=f"Known: {', '.join(DECISIONS)}")
+        prediction, zero_terminal = DECISIONS[decided]
+        return replace(found, prediction=prediction, zero_terminal=zero_terminal)
+    if found.prediction == "epsilon" and found.zero_terminal:
+        raise UserError(
+            "Its labels say epsilon prediction at zero terminal SNR, which no model is",
+            where=str(path), fix="Say what it is: `--as v-ztsnr`, or `--as epsilon` for the schedule of SDXL base",
+        )  # fmt: skip
+    return found
+
+
+def _check_target(path: Path, target: Path, schedule: Schedule) -> None:
+    if path.is_file() != (target.suffix == ".safetensors"):
+        kind = "a .safetensors file" if path.is_file() else "a folder"
+        raise UserError(f"The corrected copy of this is {kind}", where=str(target), fix="`terminus convert` changes it")
+    if path.is_dir() and target.resolve().is_relative_to(path.resolve()):
+        raise UserError("The copy would lie inside the model", where=str(target), fix="Name another folder")
+    if path.is_file():
+        modelspec.check_name(target, schedule)
+    wrong = _disagreeing(file_name(target.stem), schedule)
+    if wrong:
+        raise UserError(
+            f"The name of the copy would contradict its content: it says {wrong[0].says}",
+            where=str(target), fix="Choose another name",
+        )  # fmt: skip
+
+
+def _disagreeing(evidence: Iterator[Evidence] | list[Evidence], schedule: Schedule) -> list[Evidence]:
+    return [
+        e for e in evidence
+        if e.prediction not in (None, schedule.prediction) or e.zero_terminal not in (None, schedule.zero_terminal)
+    ]  # fmt: skip
+
+
+def _problems(path: Path, evidence: list[Evidence], schedule: Schedule) -> Iterator[str]:
+    right = f"{schedule.prediction}, {'' if schedule.zero_terminal else 'no '}zero terminal SNR"
+    yield from (f"{e.source} says {e.says}; right is {right}" for e in _disagreeing(evidence, schedule))
+    yield from (f"{e.source} says {e.says}" for e in evidence if e.warning and e.source != "file name")
+    if path.is_dir():
+        config = read_json(path / "scheduler" / "scheduler_config.json")
+        spacing = config.get("timestep_spacing", "linspace")
+        if schedule.zero_terminal and spacing != "trailing":
+            yield f"the spacing is {ascii(spacing)[:40]}, which never sees the last timestep; right is trailing"
+        return
+    header = read_header(path)
+    wanted = modelspec.markers(schedule)
+    yield from (f"the tensor {name} is missing" for name in wanted if name not in header.tensors
+                and schedule != Schedule("epsilon", zero_terminal=False))  # fmt: skip
+    stated = header.metadata.get("modelspec.prediction_type")
+    if schedule.prediction == "velocity" and stated != _prediction_type(schedule):
+        yield f"modelspec.prediction_type is {ascii(stated)[:60]}; right is {_prediction_type(schedule)}"
+    if {"alphas_cumprod"} <= header.tensors.keys() & wanted.keys():
+        numbers, table = read_numbers(header, "alphas_cumprod"), wanted["alphas_cumprod"].double().numpy()
+        if numbers.shape != table.shape or not np.allclose(numbers, table, rtol=1e-2, atol=1e-7):
+            yield "alphas_cumprod is not the table of this schedule"
+    if _side_car(path, schedule) is not None and not path.with_suffix(".yaml").is_file():
+        yield "the configuration .yaml beside it is missing"
+
+
+def _prediction_type(schedule: Schedule) -> str:
+    """As `modelspec.metadata` writes it."""
+    if schedule.prediction == "epsilon":
+        return "epsilon"
+    return "v-zsnr" if schedule.zero_terminal else "v"
+
+
+def _relabelled(stored: Mapping[str, str], schedule: Schedule, where: str) -> dict[str, str]:
+    """Metadata whose statements about the schedule are right; everything else as it was."""
+    metadata = {key: value for key, value in stored.items() if key != "ss_v_parameterization"}
+    metadata |= {
+        "modelspec.prediction_type": _prediction_type(schedule),
+        "modelspec.predict_key": "v" if schedule.prediction == "velocity" else "epsilon",
+        "ss_zero_terminal_snr": str(schedule.zero_terminal),
+        HASH: "",
+    }
+    if "terminus" in stored:
+        try:
+            ours = parse_json(stored["terminus"], where)
+        except UserError:
+            del metadata["terminus"]  # it was not readable, and nothing else of it could be kept
+            return metadata
+        ours["scheduler"] = scheduler_config(schedule)
+        ours.pop("schedule", None)
+        if isinstance(ours.get("record"), dict):
+            ours["record"] = cast(dict[str, Any], ours["record"]) | {"schedule": asdict(schedule)}
+        metadata["terminus"] = json.dumps(ours, sort_keys=True)
+    return metadata
+
+
+def _fix_file(header: Header, target: Path, schedule: Schedule) -> None:
+    names = [name for name in header.tensors if name not in _LABELS]
+    metadata = _relabelled(header.metadata, schedule, str(header.path))
+    write_safetensors(target, _tensors(header, names) | modelspec.markers(schedule), metadata)
+
+
+def _tensors(header: Header, names: list[str]) -> dict[str, Tensor]:
+    odd = sorted({header.tensors[name].dtype for name in names} - _WRITABLE)
+    if odd:
+        raise UserError(f"Numbers of the kind {odd[0]} cannot be written", where=str(header.path))
+    return read_safetensors(header.path, names)
+
+
+def _side_car(path: Path, schedule: Schedule) -> str | None:
+    header = read_header(path)
+    unet = {name.removeprefix(_UNET): info for name, info in header.tensors.items()}
+    if architecture(unet) != "SDXL":
+        return None
+    configs = sdxl_configs(header.tensors[UNET_IN_FILE].shape[1])
+    parts = Parts(
+        where=str(path), title=path.stem, tensors={}, configs=configs, vocabularies={},
+        record=Record(schedule=schedule), index={}, scheduler={}, special_tokens={},
+    )  # fmt: skip
+    return modelspec.side_car(parts) if modelspec.needs_side_car(parts) else None
+
+
+def _fix_folder(source: Path, target: Path, schedule: Schedule) -> None:
+    """The whole folder, links followed, so that the copy stands alone."""
+    shutil.copytree(source, target)
+    write_json(target / "scheduler" / "scheduler_config.json", scheduler_config(schedule))
+    ours = target / "terminus.json"
+    if ours.is_file():
+        write_json(ours, read_json(ours) | {"schedule": asdict(schedule)})
+    for path in sorted((target / "unet").glob("*.safetensors")):
+        header = read_header(path)
+        labelled = [name for name in header.tensors if name in _LABELS]
+        if not labelled and not any(key.startswith(("modelspec.pre", "ss_")) for key in header.metadata):
+            continue
+        names = [name for name in header.tensors if name not in _LABELS]
+        # The table is left out: nobody looks for it here, and loaders would take it for a weight.
+        markers = {
+            name: value for name, value in modelspec.markers(schedule).items() if labelled and value.numel() == 0
+        }
+        draft = path.with_suffix(".new")
+        metadata = _relabelled(header.metadata, schedule, str(path))
+        write_safetensors(draft, _tensors(header, names) | (markers if labelled else {}), metadata)
+        draft.replace(path)

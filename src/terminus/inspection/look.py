@@ -1,0 +1,152 @@
+"""What is at a path: decided by content, not by ending, and handed to whoever knows that kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+from rich.console import Console
+
+from terminus.card.documents import Document, read_json, read_rows, read_yaml
+from terminus.errors import UserError
+from terminus.inspection.adapter import adapter_finding, is_adapter
+from terminus.inspection.checkpoint import (
+    UNET_IN_FILE,
+    UNET_IN_FOLDER,
+    file_finding,
+    folder_finding,
+    network_headers,
+)
+from terminus.inspection.findings import Finding, Picture, Run, Scalar, Tensors
+from terminus.inspection.tensors import about, clipped, hashes, other_keys, part
+from terminus.model.header import Header, read_header
+from terminus.model.weights import SHIPPED, resolve
+
+_PICTURES = {b"\x89PNG": 0, b"\xff\xd8\xff": 0, b"WEBP": 8}
+"""First bytes, and where they stand."""
+_ADAPTERS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+"""What peft and diffusers call the file in a folder of theirs."""
+_RULE = (
+    "A model folder, a .safetensors file, the folder of a run, a PNG, JPEG or WebP picture, a hub id or `nano` "
+    "can be inspected"
+)
+
+
+def look(name: str, console: Console) -> Finding:
+    """The facts of what `name` is; UserError if it is nothing that is known. `console` shows how far long reads are."""
+    try:
+        path = Path(name).expanduser()
+        path = resolve(name) if name in SHIPPED or not path.exists() else path
+        if not path.is_dir() and _is_picture(path):
+            return _picture(path)
+    except (OSError, RuntimeError) as error:  # RuntimeError: the home of a user who does not exist
+        raise UserError(f"This cannot be read ({error})", where=name, rule=_RULE) from error
+    if path.is_dir():
+        return _folder(path, console)
+    header = read_header(path)
+    if UNET_IN_FILE in header.tensors:
+        return file_finding(header, console)
+    if is_adapter(header):
+        return adapter_finding(header, console)
+    return _tensors([header], path, console)
+
+
+def _folder(folder: Path, console: Console) -> Finding:
+    if (folder / "recipe.yaml").is_file():
+        return _run(folder, console)
+    if (folder / "model_index.json").is_file():
+        return folder_finding(folder, console)
+    for name in _ADAPTERS:
+        if (folder / name).is_file():
+            return adapter_finding(read_header(folder / name), console)
+    headers = network_headers(folder)
+    if headers and (folder / "config.json").is_file():
+        return _tensors(headers, folder, console)
+    raise UserError("This folder is neither a model nor a run", where=str(folder), rule=_RULE)
+
+
+def _is_picture(path: Path) -> bool:
+    if not path.is_file():
+        raise UserError("This is not a file", where=str(path), rule=_RULE)
+    with path.open("rb") as file:
+        first = file.read(12)
+    return any(first[start:].startswith(magic) for magic, start in _PICTURES.items())
+
+
+def _picture(path: Path) -> Picture:
+    from terminus.sampling.reading import read
+
+    said = read(path)
+    texts = {clipped(key, 60): clipped(text) for key, text in said.texts.items()}
+    return Picture("picture", str(path), said.kind, {key: clipped(text) for key, text in said.facts.items()}, texts)
+
+
+def _tensors(headers: list[Header], path: Path, console: Console) -> Tensors:
+    names = [name for header in headers for name in header.tensors]
+    metadata = headers[0].metadata
+    return Tensors(
+        kind="tensors",
+        path=str(path),
+        what=_guess(names),
+        tensors=part(info for header in headers for info in header.tensors.values()),
+        names=tuple(clipped(name, 120) for name in names[:5]),
+        hashes=hashes(headers, console),
+        about=about(metadata),
+        other_metadata=other_keys(metadata),
+    )
+
+
+def _guess(names: list[str]) -> str:
+    present = set(names)
+    for what, ending in (
+        ("a ControlNet", "controlnet_cond_embedding.conv_in.weight"),
+        ("a ControlNet in LDM naming", "input_hint_block.0.weight"),
+        ("a UNet in diffusers' naming", UNET_IN_FOLDER),
+        ("an autoencoder", "decoder.conv_in.weight"),
+        ("an autoencoder", "first_stage_model.decoder.conv_in.weight"),
+        ("a CLIP text tower", "text_model.embeddings.token_embedding.weight"),
+        ("a textual inversion of SDXL", "clip_g"),
+        ("a textual inversion", "emb_params"),
+    ):
+        if ending in present:
+            return what
+    return "nothing that is known by its names"
+
+
+def _run(folder: Path, console: Console) -> Run:
+    recipe, facts, pin = (
+        read_yaml(folder / "recipe.yaml"),
+        read_json(folder / "facts.json"),
+        read_json(folder / "data.json"),
+    )
+    last = Document()
+    for row in read_rows(folder / "log.jsonl"):
+        last = row
+    model = folder / "model"
+    seen = facts.number("images_seen") or last.number("images_seen")
+    saves = sorted(path.name for path in (folder / "checkpoints").glob("images-*"))
+    return Run(
+        kind="run",
+        path=str(folder),
+        name=recipe.text("run.name"),
+        finished=facts.text("finished"),
+        start=recipe.text("model.start"),
+        images_seen=None if seen is None else int(seen),
+        images_asked=_integer(recipe, "training.images"),
+        last_step=_scalars(last),
+        checkpoints=tuple(clipped(name, 120) for name in saves),
+        data_version=_integer(pin, "version"),
+        model=folder_finding(model, console) if (model / "model_index.json").is_file() else None,
+    )
+
+
+def _scalars(row: Document) -> dict[str, Scalar]:
+    tree = cast(Mapping[str, object], row.tree) if isinstance(row.tree, Mapping) else {}
+    pairs = ((clipped(key, 60), Document(value).scalar()) for key, value in tree.items())
+    return {key: value for key, value in pairs if value is not None}
+
+
+def _integer(document: Document, path: str) -> int | None:
+    number = document.number(path)
+    return None if number is None else int(number)

@@ -1,0 +1,82 @@
+"""Facts that need a file's header and its bytes, but never its tensors: sizes, hashes, metadata."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+
+from rich.console import Console
+
+from terminus.errors import UserError
+from terminus.inspection.findings import Hashes, Part
+from terminus.model.header import Header, TensorInfo
+from terminus.progress import Meter
+
+LONGEST = 2000
+"""Characters of a text that are kept."""
+_CHUNK = 1 << 20
+_LARGE = 256 * _CHUNK
+_SPEC = "modelspec."
+_ABOUT = (
+    "title", "author", "description", "date", "license", "tags", "trigger_phrase", "usage_hint", "resolution",
+    "architecture", "implementation", "merged_from", "preprocessor", "encoder_layer", "timestep_range",
+    "unet_dtype", "vae_dtype", "sai_model_spec",
+)  # fmt: skip
+
+
+def part(tensors: Iterable[TensorInfo]) -> Part:
+    """Counts of some tensors; dtypes by falling number of parameters."""
+    counts: dict[str, int] = {}
+    size = 0
+    for info in tensors:
+        counts[info.dtype] = counts.get(info.dtype, 0) + info.count
+        size += info.span[1] - info.span[0]
+    return Part(sum(counts.values()), tuple(sorted(counts, key=lambda dtype: -counts[dtype])), size)
+
+
+def hashes(headers: Sequence[Header], console: Console) -> Hashes:
+    """In one pass over the files; those of some size show a bar."""
+    stated = headers[0].metadata.get("modelspec.hash_sha256") if len(headers) == 1 else None
+    whole, tensors = hashlib.sha256(), hashlib.sha256()
+    total = sum(header.path.stat().st_size for header in headers)
+    with Meter(console, "reading", -(-total // _CHUNK), unit="MiB") if total > _LARGE else nullcontext() as meter:
+        for chunk, behind_header in _chunks(headers):
+            whole.update(chunk)
+            if behind_header:
+                tensors.update(chunk)
+            if meter and behind_header:
+                meter.advance(1)
+    right = stated is not None and stated.strip().lower().removeprefix("0x") == tensors.hexdigest()
+    verdict = None if stated is None else "right" if right else "wrong"
+    return Hashes(whole.hexdigest(), whole.hexdigest()[:10], tensors.hexdigest(), verdict)
+
+
+def _chunks(headers: Iterable[Header]) -> Iterator[tuple[bytes, bool]]:
+    """The bytes of the files, and whether they are behind a header."""
+    for header in headers:
+        try:
+            with header.path.open("rb") as file:
+                yield file.read(header.start), False
+                while chunk := file.read(_CHUNK):
+                    yield chunk, True
+        except OSError as error:
+            raise UserError(f"This file cannot be read ({error})", where=str(header.path)) from error
+
+
+def about(metadata: Mapping[str, str]) -> dict[str, str]:
+    """What ModelSpec says to people; a thumbnail is only counted."""
+    found = {key: clipped(metadata[_SPEC + key]) for key in _ABOUT if metadata.get(_SPEC + key, "").strip()}
+    thumbnail = metadata.get(_SPEC + "thumbnail")
+    return found | ({"thumbnail": f"{len(thumbnail)} characters"} if thumbnail else {})
+
+
+def other_keys(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """Metadata that nothing else here shows."""
+    shown = (_SPEC, "ss_", "terminus", "format")
+    return tuple(sorted(clipped(key, 60) for key in metadata if not key.startswith(shown)))[:40]
+
+
+def clipped(text: str, longest: int = LONGEST) -> str:
+    """The text, or its beginning and how much more there is."""
+    return text if len(text) <= longest else f"{text[:longest]}… ({len(text)} characters)"

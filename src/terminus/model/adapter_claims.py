@@ -1,0 +1,168 @@
+"""What an adapter file says of itself, against the model that it is put on.
+
+Trainers write the answers into the header (kohya's `ss_` keys, ModelSpec's `modelspec.` keys), peft into a
+configuration. None of them is needed to add the adapter; a wrong one is how a good adapter draws grey fog.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor
+
+from terminus.errors import UserError
+from terminus.model.adapter_deltas import Scaling
+from terminus.model.adapter_keys import split
+from terminus.model.components import Components
+from terminus.model.record import Prediction
+from terminus.model.weights import read_json
+
+log = logging.getLogger("terminus")
+
+_FAMILIES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 1280: "the SDXL refiner", 2048: "SDXL"}
+"""By the width of the text that the UNet reads."""
+_DIFFUSERS_KEY = "lora_adapter_metadata"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the header says of the training; None where it says nothing."""
+
+    prediction: Prediction | None = None
+    zero_terminal: bool | None = None
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """peft's settings of one file, by network ("unet", "text_encoder", ...; "" for all); empty without any."""
+
+    parts: Mapping[str, Mapping[str, Any]]
+
+    def scaling(self, name: str) -> Scaling:
+        """Of the module that the file calls `name`."""
+        bare = name.removeprefix("base_model.model.")
+        part = next((part for part in self.parts if part and bare.startswith(f"{part}.")), "")
+        bare = bare.removeprefix(f"{part}.") if part else bare
+        values = self.parts.get(part)
+        if not values:
+            return Scaling()
+        alpha = values.get("lora_alpha", values.get("alpha"))
+        return Scaling(
+            alpha=_number(_by_pattern(values, "alpha_pattern", bare, alpha)),
+            rank=int(_number(_by_pattern(values, "rank_pattern", bare, values.get("r"))) or 0) or None,
+            by_root=values.get("use_rslora") is True,
+        )
+
+
+def claim(metadata: Mapping[str, str]) -> Claim:
+    """Reads both families of keys; the first that answers counts."""
+    prediction: Prediction | None = None
+    for key in ("modelspec.prediction_type", "modelspec.predict_key", "ss_v_parameterization"):
+        value = metadata.get(key, "").strip().lower()
+        if value in ("v", "v-zsnr", "v_prediction", "velocity", "true"):
+            prediction = "velocity"
+        elif value in ("epsilon", "eps", "false"):
+            prediction = "epsilon"
+        if prediction is not None:
+            break
+    zero = {"true": True, "false": False}.get(metadata.get("ss_zero_terminal_snr", "").strip().lower())
+    return Claim(prediction, True if metadata.get("modelspec.prediction_type") == "v-zsnr" else zero)
+
+
+def check_schedule(metadata: Mapping[str, str], components: Components, name: str) -> Claim:
+    """Warns where the adapter was trained on another target or schedule than the model samples with."""
+    said, model = claim(metadata), components.record.schedule
+    if said.prediction is None:
+        log.info("%s does not say what its network predicted in training; taken as %s", name, model.prediction)
+    elif said.prediction != model.prediction:
+        log.warning(
+            "%s was trained on a network that predicts %s, this model predicts %s: expect washed-out or noisy "
+            "pictures; a low weight does less harm",
+            *(name, said.prediction, model.prediction),
+        )
+    if said.zero_terminal is not None and said.zero_terminal != model.zero_terminal:
+        words = {True: "with", False: "without"}
+        log.warning(
+            "%s was trained %s zero terminal SNR, this model samples %s it: brightness may drift towards the middle",
+            *(name, words[said.zero_terminal], words[model.zero_terminal]),
+        )
+    return said
+
+
+def check_architecture(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], components: Components, where: str
+) -> None:
+    """UserError for an adapter of another family of networks, said by its header or by the width of its context."""
+    said = metadata.get("ss_base_model_version", "")
+    spec = metadata.get("modelspec.architecture", "")
+    for value, known in ((said, "sdxl"), (spec, "stable-diffusion-xl")):
+        if value and not value.startswith(known):
+            raise _other_family(f"its header says {value!r}", where)
+    ours = cast(int, components.unet.config["cross_attention_dim"])
+    for key, tensor in tensors.items():
+        stem, slot = split(key)
+        reads_text = stem.replace(".", "_").endswith(("attn2_to_k", "attn2_to_v"))
+        if reads_text and tensor.ndim >= 2 and (slot in ("down", "hada_w1_b", "diff")) and tensor.shape[1] != ours:
+            width = tensor.shape[1]
+            family = f", as {_FAMILIES[width]} does" if width in _FAMILIES else ""
+            raise _other_family(f"its network reads a context of {width}{family}; this model's is {ours} wide", where)
+
+
+def _other_family(why: str, where: str) -> UserError:
+    return UserError(
+        f"This adapter was made for another architecture: {why}",
+        where=where,
+        rule="An adapter fits the architecture that it was trained on",
+        fix="Use an adapter made for SDXL models",
+    )
+
+
+def read_configuration(path: Path, metadata: Mapping[str, str]) -> Configuration:
+    """diffusers writes peft's settings into the header, peft into `adapter_config.json` beside its file."""
+    beside = path.with_name("adapter_config.json")
+    if _DIFFUSERS_KEY in metadata:
+        try:
+            stored = json.loads(metadata[_DIFFUSERS_KEY])
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{_DIFFUSERS_KEY} of its header is not JSON ({error})", where=str(path)) from error
+    elif path.name == "adapter_model.safetensors" and beside.is_file():
+        stored = read_json(beside)
+    else:
+        return Configuration({})
+    if not isinstance(stored, dict):
+        raise UserError("The configuration of this adapter is not an object", where=str(path))
+    parts: dict[str, dict[str, Any]] = {}
+    for key, value in cast(dict[str, Any], stored).items():
+        part, _, setting = key.rpartition(".")
+        parts.setdefault(part, {})[setting] = value
+    return Configuration(parts)
+
+
+def _by_pattern(values: Mapping[str, Any], key: str, name: str, default: object) -> object:
+    """The first entry whose name is the module's or ends it. peft allows regular expressions; they are not run."""
+    patterns = values.get(key)
+    if not isinstance(patterns, dict):
+        return default
+    for pattern, value in cast(dict[str, object], patterns).items():
+        plain = pattern.removeprefix("^").removesuffix("$")
+        if name == plain or (name.endswith(f".{plain}") and not pattern.startswith("^")):
+            return value
+        if any(char in plain for char in "*+?()[]|\\"):
+            raise UserError(
+                f"{key} of this adapter holds the regular expression {pattern!r}", rule="Plain names are read"
+            )
+    return default
+
+
+def _number(value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"The configuration of this adapter says {value!r} where a number belongs")
+    return float(value)

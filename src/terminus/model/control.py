@@ -1,0 +1,212 @@
+"""Pictures that steer the UNet from the side: ControlNet (2302.05543) and T2I-Adapter (2302.08453), as one interface.
+
+A control is a network, a picture, and how strongly and how long it acts. When it acts is said in fractions of the
+schedule's time, not of the steps, so it means the same for every solver and every number of steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import torch
+from diffusers import ControlNetModel, T2IAdapter
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from terminus.errors import UserError
+from terminus.model.components import Components
+from terminus.model.text import TextFeatures
+from terminus.model.unet import Residuals, UNet
+from terminus.model.weights import load_module
+
+Kind = Literal["controlnet", "t2i"]
+Picture = Float[Tensor, "pictures channels height width"]
+
+
+@dataclass(frozen=True)
+class Span:
+    """When a control acts, in fractions of the way from noise (0) to picture (1); the end is not included."""
+
+    start: float = 0.0
+    end: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.end <= 1:
+            raise UserError(
+                f"A control from {self.start} to {self.end}", rule="The start is before the end, both from 0 to 1"
+            )
+
+    def covers(self, t: Int[Tensor, " batch"], timesteps: int) -> Bool[Tensor, " batch"]:
+        """Step i of n is the timestep round(T - i T / n) - 1, whose fraction i / n is known to half a timestep."""
+        fraction, half = (timesteps - 1 - t).double() / timesteps, 0.51 / timesteps
+        return (fraction >= self.start - half) & (fraction < self.end - half)
+
+
+@dataclass(frozen=True)
+class Control:
+    """One network with its picture; `load_control` makes it."""
+
+    name: str
+    kind: Kind
+    network: ControlNetModel | T2IAdapter
+    picture: Picture
+    """In [0, 1], one for all rows or one per row; of the size of the picture to be made."""
+    scale: float
+    span: Span
+    timesteps: int
+    features: tuple[Tensor, ...] = ()
+    """What a T2I-Adapter makes of its picture, once: it looks at neither the latent nor the time."""
+
+    def residuals(
+        self,
+        x: Float[Tensor, "batch channels height width"],
+        t: Int[Tensor, " batch"],
+        text: TextFeatures,
+        time_ids: Float[Tensor, "batch 6"],
+    ) -> Residuals:
+        """What it adds inside the UNet for these inputs; nothing outside its span, or at scale 0."""
+        if self.scale == 0:
+            return Residuals()
+        strength: Tensor | float = self.scale
+        if self.span != Span():  # looking at t waits for the device, so only a part of the way looks
+            active = self.span.covers(t, self.timesteps)
+            if not active.any():
+                return Residuals()
+            strength = (self.scale * active).to(torch.float32).reshape(-1, 1, 1, 1)
+        if self.kind == "t2i":
+            return Residuals(intrablock=tuple(strength * _rows(level, len(x)) for level in self.features))
+        self._check_size(x)
+        # A UNet for inpainting reads its mask and masked picture after the latent; ControlNets read the latent.
+        latent = x[:, : cast(int, self.network.config["in_channels"])]
+        down, mid = cast(Callable[..., tuple[list[Tensor], Tensor]], self.network)(
+            latent,
+            t,
+            encoder_hidden_states=text.context,
+            controlnet_cond=_rows(self.picture, len(x)).to(x.device),
+            added_cond_kwargs={"text_embeds": text.pooled, "time_ids": time_ids},
+            return_dict=False,
+        )
+        return Residuals(down=tuple(strength * level for level in down), mid=strength * mid)
+
+    def _check_size(self, x: Tensor) -> None:
+        factor = 2 ** (len(cast(Sequence[int], self.network.config["conditioning_embedding_out_channels"])) - 1)
+        wanted = (x.shape[-2] * factor, x.shape[-1] * factor)
+        if tuple(self.picture.shape[-2:]) != wanted:
+            raise UserError(
+                f"The picture of {self.name} is {_size(self.picture.shape[-2:])}, the latent asks for {_size(wanted)}",
+                rule="A control picture has the size of the picture to be made (width x height)",
+                fix="Resize the control picture",
+            )
+
+
+def load_control(
+    kind: Kind,
+    folder: str | Path,
+    picture: Picture,
+    components: Components,
+    scale: float = 1.0,
+    span: Span | None = None,
+) -> Control:
+    """A control from a local diffusers folder (`config.json` and safetensors), for this model and this picture.
+
+    UserError for a network that was made for another UNet, or a picture that it cannot read.
+    """
+    if kind not in get_args(Kind):
+        raise UserError(f"A control of kind {kind!r}", rule=f"Known: {', '.join(get_args(Kind))}")
+    path = Path(folder).expanduser()
+    if not math.isfinite(scale):
+        raise UserError(f"The scale of a control is {scale}", rule="A scale is a finite number, 1 as it was trained")
+    cls = ControlNetModel if kind == "controlnet" else T2IAdapter
+    network = load_module(cls, path).eval().requires_grad_(False)
+    cast(nn.Module, network).to(components.unet.device)
+    channels = _channels(network)
+    if picture.shape[1] != channels or not (picture.min() >= 0 and picture.max() <= 1):
+        raise UserError(
+            f"A control picture of {picture.shape[1]} channels, from {picture.min():.3g} to {picture.max():.3g}",
+            where=str(path),
+            rule=f"This network reads {channels} channels from 0 to 1",
+        )
+    picture = picture.to(components.unet.device, torch.float32)
+    timesteps = components.record.schedule.timesteps
+    features: tuple[Tensor, ...] = ()
+    if isinstance(network, ControlNetModel):
+        _check_controlnet(network, components.unet, str(path))
+    else:
+        features = _features(network, picture, components.unet, str(path))
+    return Control(path.name, kind, network, picture, float(scale), span or Span(), timesteps, features)
+
+
+def combined(
+    controls: Sequence[Control],
+    x: Float[Tensor, "batch channels height width"],
+    t: Int[Tensor, " batch"],
+    text: TextFeatures,
+    time_ids: Float[Tensor, "batch 6"],
+) -> Residuals | None:
+    """The sum of several; None without any, so that the UNet runs as if there were no controls."""
+    if not controls:
+        return None
+    first, *others = (control.residuals(x, t, text, time_ids) for control in controls)
+    return sum(others, first)
+
+
+def _check_controlnet(network: ControlNetModel, unet: UNet, where: str) -> None:
+    names = ("cross_attention_dim", "block_out_channels", "layers_per_block", "addition_embed_type")
+    names += ("projection_class_embeddings_input_dim", "addition_time_embed_dim", "transformer_layers_per_block")
+    for name in names:
+        theirs, ours = _plain(network.config[name]), _plain(unet.config[name])
+        if theirs != ours:
+            raise UserError(
+                f"{name} of this ControlNet is {theirs}, the UNet's is {ours}",
+                where=where,
+                rule="A ControlNet is a copy of the first half of the UNet that it was trained with",
+                fix="Use a ControlNet made for SDXL models",
+            )
+    if network.config["in_channels"] > unet.config["in_channels"]:
+        raise UserError(f"This ControlNet reads {network.config['in_channels']} latent channels", where=where)
+
+
+def _features(network: T2IAdapter, picture: Tensor, unet: UNet, where: str) -> tuple[Tensor, ...]:
+    divisor = cast(int, network.total_downscale_factor)
+    if any(side % divisor for side in picture.shape[-2:]):
+        raise UserError(
+            f"The picture of this T2I-Adapter is {_size(picture.shape[-2:])}",
+            where=where,
+            rule=f"Its sides must be multiples of {divisor}",
+        )
+    with torch.no_grad():
+        features = tuple(cast(list[Tensor], network(picture)))
+    widths = [level.shape[1] for level in features]
+    channels = list(cast(Sequence[int], unet.config["block_out_channels"]))
+    # Each level ends with its downsampler, the last has none; a fourth feature belongs to the middle.
+    if widths != [*channels, channels[-1]]:
+        raise UserError(
+            f"This T2I-Adapter gives {widths} channels, the UNet's levels have {channels}",
+            where=where,
+            rule="One feature per level and one for the middle, as in T2I-Adapters of SDXL (full_adapter_xl)",
+        )
+    return features
+
+
+def _channels(network: nn.Module) -> int:
+    config = cast(dict[str, Any], cast(Any, network).config)
+    return cast(int, config["conditioning_channels" if isinstance(network, ControlNetModel) else "in_channels"])
+
+
+def _rows(tensor: Tensor, count: int) -> Tensor:
+    """One row per input; with guidance the pictures come once for the prompt and once more for the negative."""
+    if count % len(tensor):
+        raise ValueError(f"{len(tensor)} control pictures for {count} rows")
+    return tensor.repeat(count // len(tensor), *(1,) * (tensor.ndim - 1))
+
+
+def _plain(value: object) -> object:
+    return tuple(cast(Sequence[object], value)) if isinstance(value, list | tuple) else value
+
+
+def _size(sides: Sequence[int]) -> str:
+    return f"{sides[1]}x{sides[0]}"

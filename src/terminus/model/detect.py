@@ -1,0 +1,282 @@
+"""What a checkpoint is: velocity or epsilon, zero terminal SNR or not, and how we know.
+
+No file format has one place for the two facts, so every tool looks elsewhere. All the places are read here, in one
+order; the first that speaks decides each fact, and a later one that says otherwise is a conflict, which is named and
+not resolved in silence: the wrong answer gives noise or grey pictures, with no error anywhere.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+from terminus.config.errors import Origin
+from terminus.config.source import parse, plain
+from terminus.errors import UserError
+from terminus.model.header import Header, read_header, read_numbers
+from terminus.model.record import Prediction, Schedule, load_record, parse_schedule
+from terminus.model.weights import parse_json, read_json
+
+log = logging.getLogger("terminus")
+
+SCHEDULER, OURS = "scheduler/scheduler_config.json", "metadata terminus"
+MARKERS, FILE_NAME, DEFAULT = "marker tensors", "file name", "default"
+LARGEST_SIDE_CAR = 64_000
+"""Bytes; those that exist have under 4,000."""
+_EDM = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
+_ZERO, _LEAKY = 1e-6, 1e-3
+"""The last alphas_cumprod: 0 to 1e-6 is noise to every tool (4.9e-8 is usual); plain SDXL ends at 4.7e-3."""
+_NAMES: dict[str, Prediction] = {
+    "v_prediction": "velocity",
+    "v": "velocity",
+    "v-zsnr": "velocity",
+    "epsilon": "epsilon",
+    "eps": "epsilon",
+}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One place that was read. None where it does not speak of a fact."""
+
+    source: str
+    says: str
+    prediction: Prediction | None = None
+    zero_terminal: bool | None = None
+    warning: bool = False
+    """Worth a warning, whatever else is said."""
+
+
+@dataclass(frozen=True)
+class Detection:
+    """The schedule to sample with, and why."""
+
+    schedule: Schedule
+    evidence: tuple[Evidence, ...]
+    """In the order in which they count."""
+    conflicts: tuple[str, ...]
+
+
+def detect(path: Path) -> Detection:
+    """Of a diffusers folder or a single safetensors file; conflicts are also logged as warnings.
+
+    UserError for a file that is no safetensors file, for models on another noise process (EDM), and for epsilon on a
+    schedule that ends in pure noise, which no sampler can use.
+    """
+    detection = weigh(*read_evidence(path))
+    for conflict in detection.conflicts:
+        log.warning("%s: %s", ascii(path.name)[1:-1], conflict)
+    schedule = detection.schedule
+    if schedule.prediction == "epsilon" and schedule.zero_terminal:
+        said = "; ".join(f"{e.source} says {e.says}" for e in detection.evidence if e.prediction or e.zero_terminal)
+        raise UserError(
+            f"Epsilon prediction on a schedule with zero terminal SNR ({said})",
+            where=str(path),
+            rule="At the last step the picture would be divided by an SNR of 0, so no such model exists",
+            fix="If it predicts velocity, correct its labels: `terminus inspect FILE --fix TARGET --as v-ztsnr`",
+        )
+    return detection
+
+
+def weigh(evidence: Iterable[Evidence], schedule: Schedule | None = None) -> Detection:
+    """The first that speaks decides each fact; `schedule` has the numbers that are not in question."""
+    found = list(dict.fromkeys(evidence))
+    if all(e.prediction is None for e in found):
+        found.append(Evidence(DEFAULT, "epsilon, as SDXL base", prediction="epsilon"))
+    if all(e.zero_terminal is None for e in found):
+        found.append(Evidence(DEFAULT, "no zero terminal SNR, as SDXL base", zero_terminal=False))
+    conflicts: list[str] = []
+    prediction = _first(found, "prediction", conflicts)
+    zero_terminal = _first(found, "zero_terminal", conflicts)
+    decided = replace(schedule or Schedule(), prediction=prediction, zero_terminal=zero_terminal)
+    conflicts += [f"{e.source} says {e.says}" for e in found if e.warning]
+    return Detection(decided, tuple(found), tuple(conflicts))
+
+
+def _first(evidence: Iterable[Evidence], fact: str, conflicts: list[str]) -> Any:
+    speaking = [e for e in evidence if getattr(e, fact) is not None]
+    first = speaking[0]
+    for other in speaking[1:]:
+        if getattr(other, fact) != getattr(first, fact):
+            conflicts.append(f"{first.source} says {first.says}, {other.source} says {other.says}; the first counts")
+    return getattr(first, fact)
+
+
+def read_evidence(path: Path) -> tuple[list[Evidence], Schedule | None]:
+    """All that is said, in the order in which it counts, and the numbers of the schedule where they are recorded."""
+    if path.is_dir():
+        return _folder(path)
+    header = read_header(path)
+    refuse_edm(header.tensors.keys(), path)
+    ours, schedule = _our_metadata(header)
+    found = [*ours, *markers(header.tensors.keys()), *metadata(header.metadata), *_table(header)]
+    return [*found, *file_name(path.stem), *_side_car(path)], schedule
+
+
+def _folder(folder: Path) -> tuple[list[Evidence], Schedule | None]:
+    found: list[Evidence] = []
+    schedule: Schedule | None = None
+    if (folder / "scheduler" / "scheduler_config.json").is_file():
+        schedule = load_record(folder).schedule
+        found.append(_of_schedule(SCHEDULER, schedule))
+    found += _our_record(folder / "terminus.json")
+    for path in sorted((folder / "unet").glob("*.safetensors")):
+        header = read_header(path)
+        refuse_edm(header.tensors.keys(), path)
+        found += markers(header.tensors.keys(), f"{MARKERS} in unet/")
+        found += metadata(header.metadata)
+    return [*found, *file_name(folder.name)], schedule
+
+
+def _of_schedule(source: str, schedule: Schedule) -> Evidence:
+    terminal = "zero terminal SNR" if schedule.zero_terminal else "no zero terminal SNR"
+    return Evidence(source, f"{schedule.prediction}, {terminal}", schedule.prediction, schedule.zero_terminal)
+
+
+def _our_record(path: Path) -> list[Evidence]:
+    """`terminus.json` repeats the schedule; it is only compared, never believed before the scheduler's file."""
+    try:
+        schedule = _schedule(read_json(path), path.name) if path.is_file() else None
+    except UserError:
+        return []  # `load_record` says it better
+    return [] if schedule is None else [_of_schedule(path.name, schedule)]
+
+
+def _our_metadata(header: Header) -> tuple[list[Evidence], Schedule | None]:
+    stored = header.metadata.get("terminus")
+    if stored is None:
+        return [], None
+    try:
+        schedule = _schedule(parse_json(stored, OURS), OURS)
+    except UserError:
+        return [Evidence(OURS, "nothing readable", warning=True)], None
+    return ([] if schedule is None else [_of_schedule(OURS, schedule)]), schedule
+
+
+def _schedule(content: Mapping[str, Any], where: str) -> Schedule | None:
+    """The schedule in a record's JSON: diffusers' configuration under "scheduler", or ours under "schedule"."""
+    config, schedule = content.get("scheduler"), content.get("schedule")
+    if isinstance(config, dict):
+        return parse_schedule(cast(dict[str, Any], config), where)
+    if not isinstance(schedule, dict):
+        return None
+    ours = cast(dict[str, Any], schedule)
+    names = {
+        "prediction": "prediction_type",
+        "timesteps": "num_train_timesteps",
+        "zero_terminal": "rescale_betas_zero_snr",
+    }
+    config = {names.get(key, key): value for key, value in ours.items()}
+    if config.get("prediction_type") == "velocity":
+        config["prediction_type"] = "v_prediction"
+    if not isinstance(config.get("prediction_type", ""), str):
+        raise UserError("The prediction is no text", where=where)
+    return parse_schedule(config, where)
+
+
+def refuse_edm(names: Set[str], path: Path) -> None:
+    """UserError if tensors mark a model of the EDM family (CosXL, Playground v2.5)."""
+    found = sorted(name for name in names if name in _EDM)
+    if found:
+        raise UserError(
+            f"This is an EDM model, as CosXL and Playground v2.5 are: it holds the marker {found[0]}",
+            where=str(path),
+            rule="Such models have another noise process and another input scale, which Terminus does not sample",
+            fix="Use ComfyUI or diffusers for it",
+        )
+
+
+def markers(names: Set[str], source: str = MARKERS) -> list[Evidence]:
+    """The empty tensors `v_pred` and `ztsnr` (NoobAI, ComfyUI). Their absence says nothing: most tools write none."""
+    found = [name for name in ("v_pred", "ztsnr") if name in names]
+    if not found:
+        return []
+    velocity, zero = "v_pred" in found, "ztsnr" in found
+    return [Evidence(source, " and ".join(found), "velocity" if velocity else None, True if zero else None)]
+
+
+def metadata(stored: Mapping[str, str]) -> list[Evidence]:
+    """ModelSpec, ComfyUI's `predict_key` and kohya's `ss_*`. ModelSpec's `v` cannot tell whether the SNR ends at 0."""
+    found: list[Evidence] = []
+    for key in ("modelspec.prediction_type", "modelspec.predict_key"):
+        value = stored.get(key)
+        if value is not None:
+            name = value.strip().lower()
+            zero = True if name == "v-zsnr" else None
+            found.append(Evidence(f"metadata {key}", ascii(value)[1:-1][:60], _NAMES.get(name), zero))
+    flags = {"true": True, "1": True, "false": False, "0": False}
+    for key in ("ss_v_parameterization", "ss_zero_terminal_snr"):
+        flag = flags.get(stored.get(key, "").strip().lower())
+        if flag is not None and key == "ss_v_parameterization":
+            found.append(Evidence(f"metadata {key}", str(flag), "velocity" if flag else "epsilon"))
+        elif flag is not None:
+            found.append(Evidence(f"metadata {key}", str(flag), None, flag))
+    return found
+
+
+def _table(header: Header) -> list[Evidence]:
+    """The tensor `alphas_cumprod` that OneTrainer and Terminus write, and stable-diffusion.cpp uses."""
+    name = "alphas_cumprod"
+    if name not in header.tensors:
+        return []
+    numbers = read_numbers(header, name)
+    last = float(numbers[-1]) if numbers.size else float("nan")
+    zero = True if 0 <= last <= _ZERO else False if _LEAKY <= last < 1 else None
+    return [Evidence(name, f"its last value is {last:.3g}", None, zero)]
+
+
+def file_name(stem: str) -> Iterator[Evidence]:
+    """What people, and SD.Next, read from a name without its ending."""
+    name = stem.lower()
+    velocity = re.search(r"v[-_ ]?pred", name)
+    zero = re.search(r"z(?:ero[-_ ]?)?t?(?:erminal[-_ ]?)?snr", name)
+    if velocity or zero:
+        said = " and ".join(match.group() for match in (velocity, zero) if match)
+        yield Evidence(FILE_NAME, said, "velocity" if velocity else None, True if zero else None)
+    flow = re.search(r"flow(?!er)|bigaspv25|noobai-rf", name)
+    if flow:
+        says = f"{flow.group()}, which other tools take for flow matching; Terminus does not sample that"
+        yield Evidence(FILE_NAME, says, warning=True)
+
+
+def _side_car(path: Path) -> Iterator[Evidence]:
+    """`<stem>.yaml` beside a file, in the form of Stability's configurations."""
+    side_car = path.with_suffix(".yaml")
+    if not side_car.is_file():
+        return
+    source = "side-car .yaml"
+    try:
+        if side_car.stat().st_size > LARGEST_SIDE_CAR:
+            yield Evidence(source, f"nothing: it has over {LARGEST_SIDE_CAR} bytes", warning=True)
+            return
+        text = side_car.read_text(encoding="utf-8")
+        tree = plain(parse(text, lambda row, column: Origin(f"{side_car.name}:{row + 1}:{column + 1}", "", 0)))
+    except (UserError, ValueError, OSError) as error:
+        yield Evidence(source, f"nothing readable ({type(error).__name__})", warning=True)
+        return
+    yield from side_car_says(tree, source)
+
+
+def side_car_says(tree: object, source: str = "side-car .yaml") -> Iterator[Evidence]:
+    """The scaling class that it names (never imported), or the `parameterization` of older files."""
+    parameters = _at(tree, "model", "params")
+    target = _at(parameters, "denoiser_config", "params", "scaling_config", "target")
+    scaling = target.rsplit(".", 1)[-1] if isinstance(target, str) else None
+    older = _at(parameters, "parameterization")
+    if scaling is not None:
+        known: dict[str, Prediction] = {"VScaling": "velocity", "EpsScaling": "epsilon"}
+        edm = "EDM" in scaling
+        note = ", of an EDM model; Terminus does not sample those" if edm else ""
+        yield Evidence(source, f"{ascii(scaling)[1:-1][:60]}{note}", known.get(scaling), warning=edm)
+    if isinstance(older, str):
+        yield Evidence(source, f"parameterization {older!a:.60}", _NAMES.get(older))
+
+
+def _at(tree: object, *keys: str) -> object:
+    for key in keys:
+        tree = cast(Mapping[str, object], tree).get(key) if isinstance(tree, Mapping) else None
+    return tree

@@ -1,0 +1,231 @@
+"""What a single file says of itself to other programs: ModelSpec and kohya keys, marker tensors, a side-car, a name.
+
+No two programs look in the same place for velocity prediction and zero terminal SNR, so all of them are filled. What
+the checkpoint does not record is left out.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import cast
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from terminus.errors import UserError
+from terminus.model.architecture import SDXL
+from terminus.model.parts import Parts
+from terminus.model.record import Schedule
+from terminus.model.writing import HASH
+
+log = logging.getLogger("terminus")
+
+SMALLEST = 4.8973451890853435e-08
+"""Stands for the last ᾱ of a ZTSNR schedule, which is 0: programs that divide by it agree on this one."""
+_TAKEN_FOR_FLOW = ("flow", "bigaspv25", "noobai-rf")
+
+
+def metadata(parts: Parts) -> dict[str, str]:
+    """Of the file's header, without our own key; every value is text."""
+    schedule, record = parts.record.schedule, parts.record
+    pixels = native_pixels(parts)
+    velocity = schedule.prediction == "velocity"
+    plain = is_sdxl(parts)
+    found = {
+        "format": "pt",
+        HASH: "",
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": _architecture(parts) if plain else "terminus-reduced-sdxl",
+        "modelspec.implementation": "sgm",
+        "modelspec.title": parts.title,
+        "modelspec.resolution": f"{pixels}x{pixels}",
+        # The standard knows `v` alone; the one program that reads this key takes `v` for "no zero terminal SNR".
+        "modelspec.prediction_type": ("v-zsnr" if schedule.zero_terminal else "v") if velocity else "epsilon",
+        "modelspec.predict_key": "v" if velocity else "epsilon",
+        "ss_v2": "False",
+        "ss_zero_terminal_snr": str(schedule.zero_terminal),
+    }
+    if plain:
+        found["ss_base_model_version"] = "sdxl_base_v1-0"
+    if schedule.zero_terminal:
+        found["modelspec.usage_hint"] = "trailing timesteps (sgm_uniform), guidance rescale 0.7"
+    if record.licence is not None:
+        found["modelspec.license"] = record.licence
+    if record.weighting.get("kind") == "min_snr" and "gamma" in record.weighting:
+        found["ss_min_snr_gamma"] = str(record.weighting["gamma"])
+    return found
+
+
+def native_pixels(parts: Parts) -> int:
+    """The side of the square picture that the model was trained on."""
+    levels = cast(list[object], parts.configs["vae"].get("block_out_channels", []))
+    return parts.record.native_pixels or int(str(parts.configs["unet"].get("sample_size", 128))) * 2 ** (
+        len(levels) - 1
+    )
+
+
+def markers(schedule: Schedule) -> dict[str, Tensor]:
+    """Tensors beside the networks: two empty ones whose names are the message, and the schedule itself."""
+    found: dict[str, Tensor] = {}
+    if schedule.prediction == "velocity":
+        found["v_pred"] = torch.zeros(0)
+    if schedule.zero_terminal:
+        found["ztsnr"] = torch.zeros(0)
+    if schedule.timesteps == 1000:  # the only length that its reader takes
+        found["alphas_cumprod"] = alphas_cumprod(schedule)
+    return found
+
+
+def alphas_cumprod(schedule: Schedule) -> Float32[Tensor, " timesteps"]:
+    """ᾱ of each timestep, computed in float64, never 0: programs that read it take its inverse.
+
+    The same numbers as `diffusion.schedule`, which this layer may not import; a test holds the two together.
+    """
+    roots = torch.linspace(schedule.beta_start**0.5, schedule.beta_end**0.5, schedule.timesteps, dtype=torch.float64)
+    table = torch.cumprod(1 - roots.square(), dim=0)
+    if schedule.zero_terminal:
+        alpha = table.sqrt()
+        table = ((alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))).square()
+        table[-1] = SMALLEST
+    return table.to(torch.float32)
+
+
+def is_sdxl(parts: Parts) -> bool:
+    """Whether programs that know SDXL can load the networks: its shapes, any number of input channels."""
+    unet, vae = parts.configs["unet"], parts.configs["vae"]
+    return (
+        unet.get("block_out_channels") == list(SDXL.unet.channels)
+        and unet.get("cross_attention_dim") == SDXL.context_width
+        and unet.get("projection_class_embeddings_input_dim") == SDXL.text_time_width
+        and vae.get("block_out_channels") == list(SDXL.codec.channels)
+    )
+
+
+def check_name(target: Path, schedule: Schedule) -> None:
+    """Refuses a file name that SD.Next takes for another kind of model; warns of one that hides what the model is."""
+    name = target.stem.lower()
+    taken = next((word for word in _TAKEN_FOR_FLOW if word in name.replace("flower", "")), None)
+    if taken is not None:
+        raise UserError(
+            f"The name contains {taken!r}", where=str(target),
+            rule="SD.Next decides by the name, and would sample this model with flow matching",
+            fix="Choose another name",
+        )  # fmt: skip
+    if schedule.prediction == "velocity" and not any(word in name for word in ("vpred", "v-pred", "v_pred")):
+        better = target.with_name(f"{target.stem}-vpred{target.suffix}").name
+        log.warning("%s: SD.Next decides by the file's name; %s would tell it velocity prediction", target.name, better)
+
+
+def _architecture(parts: Parts) -> str:
+    inpainting = "-inpainting" if parts.configs["unet"].get("in_channels") == 9 else ""
+    return f"stable-diffusion-xl-v1-base{inpainting}"
+
+
+def side_car(parts: Parts) -> str:
+    """`<name>.yaml` for the A1111 family: SDXL as its `sgm` library builds it, with velocity scaling and weighting.
+
+    Its 9-channel test comes before that for the marker tensors, so inpainting models are epsilon without this file.
+    """
+    return _SIDE_CAR.format(in_channels=int(parts.configs["unet"]["in_channels"]))
+
+
+def needs_side_car(parts: Parts) -> bool:
+    """Velocity models of SDXL's shapes; for others there is no program that would read it."""
+    return is_sdxl(parts) and parts.record.schedule.prediction == "velocity"
+
+
+_SIZES = """\
+        - is_trainable: false
+          input_key: {key}
+          target: sgm.modules.encoders.modules.ConcatTimestepEmbedderND
+          params:
+            outdim: 256
+"""
+_SIDE_CAR = (
+    """\
+# SDXL with velocity prediction. Keep this file beside the checkpoint, under the same name.
+model:
+  target: sgm.models.diffusion.DiffusionEngine
+  params:
+    scale_factor: 0.13025
+    disable_first_stage_autocast: true
+
+    denoiser_config:
+      target: sgm.modules.diffusionmodules.denoiser.DiscreteDenoiser
+      params:
+        num_idx: 1000
+        weighting_config:
+          target: sgm.modules.diffusionmodules.denoiser_weighting.VWeighting
+        scaling_config:
+          target: sgm.modules.diffusionmodules.denoiser_scaling.VScaling
+        discretization_config:
+          target: sgm.modules.diffusionmodules.discretizer.LegacyDDPMDiscretization
+
+    network_config:
+      target: sgm.modules.diffusionmodules.openaimodel.UNetModel
+      params:
+        adm_in_channels: 2816
+        num_classes: sequential
+        use_checkpoint: false
+        in_channels: {in_channels}
+        out_channels: 4
+        model_channels: 320
+        attention_resolutions: [4, 2]
+        num_res_blocks: 2
+        channel_mult: [1, 2, 4]
+        num_head_channels: 64
+        use_spatial_transformer: true
+        use_linear_in_transformer: true
+        transformer_depth: [1, 2, 10]
+        context_dim: 2048
+        spatial_transformer_attn_type: softmax-xformers
+        legacy: false
+
+    conditioner_config:
+      target: sgm.modules.GeneralConditioner
+      params:
+        emb_models:
+        - is_trainable: false
+          input_key: txt
+          target: sgm.modules.encoders.modules.FrozenCLIPEmbedder
+          params:
+            layer: hidden
+            layer_idx: 11
+        - is_trainable: false
+          input_key: txt
+          target: sgm.modules.encoders.modules.FrozenOpenCLIPEmbedder2
+          params:
+            arch: ViT-bigG-14
+            version: laion2b_s39b_b160k
+            freeze: true
+            layer: penultimate
+            always_return_pooled: true
+            legacy: false
+"""
+    + "".join(
+        _SIZES.format(key=key) for key in ("original_size_as_tuple", "crop_coords_top_left", "target_size_as_tuple")
+    )
+    + """
+    first_stage_config:
+      target: sgm.models.autoencoder.AutoencoderKLInferenceWrapper
+      params:
+        embed_dim: 4
+        monitor: val/rec_loss
+        ddconfig:
+          attn_type: vanilla-xformers
+          double_z: true
+          z_channels: 4
+          resolution: 256
+          in_channels: 3
+          out_ch: 3
+          ch: 128
+          ch_mult: [1, 2, 4, 4]
+          num_res_blocks: 2
+          attn_resolutions: []
+          dropout: 0.0
+        lossconfig:
+          target: torch.nn.Identity
+"""
+)

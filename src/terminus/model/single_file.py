@@ -1,0 +1,245 @@
+"""One .safetensors file in the layout that ComfyUI, A1111 and their kin share: SDXL's LDM keys.
+
+That layout has no place for configurations, tokenizers, the record of training or a vision tower. Ours go into the
+file's metadata under `terminus`, and the vision tower under a prefix of its own, so that a folder comes back as it
+was. Files of others bring none of it: `model.foreign` infers it from their shapes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, cast
+
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+from terminus.errors import UserError
+from terminus.model import foreign, modelspec
+from terminus.model.codec import Codec
+from terminus.model.detect import detect
+from terminus.model.header import Header, read_header
+from terminus.model.keys import KeyMap, clip_map, open_clip_map, unet_map, vae_map
+from terminus.model.parts import (
+    NETWORKS,
+    TOKENIZERS,
+    Parts,
+    check_index,
+    make_network,
+    new_index,
+    parse_object,
+    true_scheduler,
+)
+from terminus.model.record import Record, Schedule, parse_record, scheduler_config
+from terminus.model.text import TextTowers
+from terminus.model.towers import Vocabulary, check_tokenizers, make_vocabulary
+from terminus.model.vocabulary import END, START, clip_merges, clip_vocabulary
+from terminus.model.weights import parse_json, read_safetensors
+from terminus.model.writing import write_safetensors
+
+log = logging.getLogger("terminus")
+
+OURS = "terminus"
+"""Metadata key of what the LDM layout has no place for."""
+VISION_PREFIX = "terminus_vision."
+_FORMAT = 1
+_BUFFERS = ("v_pred", "ztsnr", "alphas_cumprod", "betas", "logvar", "denoiser.", "sqrt_", "log_one_minus", "posterior_")
+"""Beginnings of keys that are tables or marks, not weights."""
+
+
+def write_single_file(parts: Parts, path: Path) -> None:
+    """Writes one file (see `model.writing` for what is promised of its bytes)."""
+    tensors: dict[str, Tensor] = {}
+    for name, layout in _layouts(parts.configs, parts.where).items():
+        tensors |= layout.to_ldm(parts.tensors[name])
+    tensors |= {VISION_PREFIX + name: value for name, value in parts.tensors.get("vision", {}).items()}
+    tensors |= modelspec.markers(parts.record.schedule)
+    metadata = modelspec.metadata(parts) | {OURS: json.dumps(_our_metadata(parts), sort_keys=True)}
+    write_safetensors(path, tensors, metadata)
+
+
+def read_single_file(path: Path, networks: Iterable[str] | None = None, ema: bool = False) -> Parts:
+    """All of a checkpoint, or some of its networks; `ema` asks for the UNet's moving average where there is one."""
+    header = read_header(path)
+    schedule = detect(path).schedule
+    parts = _ours(header, schedule) if OURS in header.metadata else _foreign(header, schedule)
+    layouts = _layouts(parts.configs, parts.where)
+    wanted = set(parts.configs if networks is None else networks)
+    sources = {name: _names(header, layout, ema and name == "unet") for name, layout in layouts.items()}
+    _tell_of_the_rest(header, sources.values())
+    tensors: dict[str, Mapping[str, Tensor]] = {}
+    for name, layout in layouts.items():
+        if name in wanted:
+            stored = read_safetensors(path, sources[name])
+            tensors[name] = layout.from_ldm({ldm: stored[key] for key, ldm in sources[name].items()})
+    if "vision" in wanted & parts.configs.keys():
+        names = [name for name in header.tensors if name.startswith(VISION_PREFIX)]
+        stored = read_safetensors(path, names)
+        tensors["vision"] = {name.removeprefix(VISION_PREFIX): value for name, value in stored.items()}
+    configs = {name: config for name, config in parts.configs.items() if name in wanted}
+    return replace(parts, tensors=tensors, configs=configs)
+
+
+def read_networks(
+    path: Path, networks: Iterable[str] | None = None, ema: bool = False
+) -> tuple[dict[str, nn.Module], Parts]:
+    """Some networks of a file, checked, float32 and in evaluation mode, and the rest of what the file says."""
+    parts = read_single_file(path, networks, ema)
+    built = {
+        name: make_network(name, config, parts.tensors[name], parts.where) for name, config in parts.configs.items()
+    }
+    return built, parts
+
+
+def read_codec(path: Path) -> Codec:
+    """The autoencoder of a file."""
+    return Codec(cast(AutoencoderKL, read_networks(path, ["vae"])[0]["vae"]))
+
+
+def read_towers(path: Path) -> TextTowers:
+    """The text towers and tokenizers of a file."""
+    return towers_of(*read_networks(path, ["text_encoder", "text_encoder_2"]))
+
+
+def towers_of(networks: Mapping[str, nn.Module], parts: Parts) -> TextTowers:
+    """Of networks that were read."""
+    first, second = (parts.vocabularies[name].tokenizer() for name in TOKENIZERS)
+    tower_1, tower_2 = networks["text_encoder"], networks["text_encoder_2"]
+    towers = TextTowers(first, second, cast(CLIPTextModel, tower_1), cast(CLIPTextModelWithProjection, tower_2))
+    check_tokenizers(towers, parts.where)
+    return towers
+
+
+def _layouts(configs: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, KeyMap]:
+    """The key map of each network, from its configuration."""
+    unet, vae = (_levels(configs[name], name, where) for name in ("unet", "vae"))
+    layers = configs["text_encoder_2"].get("num_hidden_layers", 12)
+    if not isinstance(layers, int) or not 0 < layers < 1000:
+        raise UserError(f"The second text tower has {layers!r} layers", where=where)
+    return {
+        "unet": unet_map(*unet),
+        "vae": vae_map(*vae),
+        "text_encoder": clip_map(),
+        "text_encoder_2": open_clip_map(layers),
+    }
+
+
+def _levels(config: Mapping[str, Any], name: str, where: str) -> tuple[int, int]:
+    channels, layers = config.get("block_out_channels"), config.get("layers_per_block", 2)
+    if not isinstance(channels, list | tuple) or not isinstance(layers, int) or not 0 < layers < 100:
+        raise UserError(f"The {name} has levels of {channels!r:.80} with {layers!r:.80} layers each", where=where)
+    return len(cast(list[object], channels)), layers
+
+
+def _names(header: Header, layout: KeyMap, ema: bool) -> dict[str, str]:
+    """Stored name -> LDM name of one network's tensors."""
+    plain = {name: name for name in header.tensors if name.startswith(layout.prefix)}
+    if layout.component != unet_map().component or not (ema or not plain):
+        return plain
+    averages = foreign.ema_names(header)
+    if not averages:
+        raise UserError("This file holds no moving average (EMA) of the UNet", where=str(header.path))
+    log.info("%s: the UNet is read from its moving average (EMA)", header.path.name)
+    return averages
+
+
+def _tell_of_the_rest(header: Header, used: Iterable[Mapping[str, str]]) -> None:
+    known = {name for names in used for name in names}
+    rest = sorted(n for n in header.tensors if n not in known and not n.startswith((*_BUFFERS, VISION_PREFIX)))
+    averages = [name for name in rest if name.startswith(foreign.EMA_PREFIX)]
+    if averages:
+        log.info("%s: %d tensors of a moving average (EMA) are not used", header.path.name, len(averages))
+    others = [name for name in rest if not name.startswith(foreign.EMA_PREFIX)]
+    if others:
+        log.warning("%s: %d tensors are of no network of SDXL and ignored, the first is %s",
+                    header.path.name, len(others), ascii(others[0])[:120])  # fmt: skip
+
+
+def _our_metadata(parts: Parts) -> dict[str, Any]:
+    tokenizers: dict[str, dict[str, Any]] = {}
+    for name, vocabulary in parts.vocabularies.items():
+        tokenizers[name] = {"settings": vocabulary.settings}
+        if name in parts.special_tokens:
+            tokenizers[name]["special_tokens"] = parts.special_tokens[name]
+        if vocabulary.ids != clip_vocabulary() or vocabulary.merges != clip_merges():
+            entries = sorted(vocabulary.ids, key=lambda entry: vocabulary.ids[entry])
+            tokenizers[name] |= {"vocabulary": entries, "merges": [" ".join(pair) for pair in vocabulary.merges]}
+    return {
+        "format": _FORMAT,
+        "configs": parts.configs,
+        "index": parts.index,
+        "scheduler": parts.scheduler,
+        "record": asdict(parts.record) if parts.described else None,
+        "tokenizers": tokenizers,
+    }
+
+
+def _ours(header: Header, schedule: Schedule) -> Parts:
+    where = f"{header.path} (metadata {OURS})"
+    stored = parse_json(header.metadata[OURS], where)
+    if stored.get("format") != _FORMAT:
+        raise UserError(
+            f"Its format is {stored.get('format')!r:.40}, known is {_FORMAT}", where=where,
+            fix="Update Terminus, if a newer one wrote it",
+        )  # fmt: skip
+    configs = parse_object(stored.get("configs"), "configs", where)
+    if not set(NETWORKS) <= configs.keys() <= {*NETWORKS, "vision"}:
+        raise UserError(f"It has configurations of {', '.join(sorted(configs))[:200]}", where=where)
+    described = stored.get("record") is not None
+    record = Record(schedule=schedule)
+    if described:
+        record = parse_record(parse_object(stored["record"], "record", where), schedule, where)
+    index = parse_object(stored.get("index", new_index()), "index", where)
+    check_index(index, where)
+    tokenizers = parse_object(stored.get("tokenizers"), "tokenizers", where)
+    kept = {name: parse_object(tokenizers.get(name), name, where) for name in TOKENIZERS}
+    special = {name: entry["special_tokens"] for name, entry in kept.items() if "special_tokens" in entry}
+    return Parts(
+        where=str(header.path),
+        title=header.metadata.get("modelspec.title") or header.path.stem,
+        tensors={},
+        configs={name: parse_object(config, name, where) for name, config in configs.items()},
+        vocabularies={name: _vocabulary(entry, where) for name, entry in kept.items()},
+        record=record,
+        index=index,
+        scheduler=true_scheduler(parse_object(stored.get("scheduler", {}), "scheduler", where), schedule),
+        special_tokens={name: parse_object(value, "special_tokens", where) for name, value in special.items()},
+        described=described,
+    )
+
+
+def _vocabulary(entry: dict[str, Any], where: str) -> Vocabulary:
+    settings = parse_object(entry.get("settings"), "settings", where)
+    if "vocabulary" not in entry:
+        return Vocabulary(settings, clip_vocabulary(), clip_merges())
+    try:
+        ids = {entry: number for number, entry in enumerate(entry["vocabulary"])}
+        return make_vocabulary(settings, ids, entry.get("merges"))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"This tokenizer is not readable ({error})", where=where) from error
+
+
+def _foreign(header: Header, schedule: Schedule) -> Parts:
+    pads = {"tokenizer": END, "tokenizer_2": "!"}
+    marks = {"bos_token": START, "eos_token": END, "unk_token": END}
+    settings = marks | {"backend": "tokenizers", "model_max_length": 77, "tokenizer_class": "CLIPTokenizer"}
+    licence = header.metadata.get("modelspec.license")
+    return Parts(
+        where=str(header.path),
+        title=header.metadata.get("modelspec.title") or header.path.stem,
+        tensors={},
+        configs=foreign.infer_configs(header),
+        vocabularies={
+            name: Vocabulary(settings | {"pad_token": pad}, clip_vocabulary(), clip_merges())
+            for name, pad in pads.items()
+        },
+        record=Record(schedule=schedule, licence=licence),
+        index=new_index(),
+        scheduler=scheduler_config(schedule),
+        special_tokens={},
+        described=licence is not None,
+    )

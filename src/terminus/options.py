@@ -1,0 +1,100 @@
+"""The options of the commands: what each is called, takes and means. `cli` says which command has which."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_START, _FURTHER, _FILES = "From a picture", "Further networks", "Files"
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or a shipped recipe's name.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY.PATH=VALUE", help="Settings that replace the recipe's.", show_default=False),
+]
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help='A model folder, a .safetensors file, a hub id, or "nano".')
+]
+
+Prompts = Annotated[list[str], typer.Option("--prompt", help="What to draw; may be given again, for more pictures.")]
+PicturesOut = Annotated[Path, typer.Option("--out", help="Folder of the pictures; nothing in it is overwritten.")]
+Negative = Annotated[str, typer.Option(help="What to steer away from.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same pictures.")]
+Count = Annotated[int, typer.Option(help="Pictures per prompt, with seeds SEED, SEED + 1, ...")]
+
+Steps = Annotated[int, typer.Option(help="Solver steps.")]
+PictureSize = Annotated[
+    str | None,
+    typer.Option(
+        "--size", metavar="WxH", help="Pixels, W:H, or a shape such as landscape.", show_default="the model's"
+    ),
+]
+Guidance = Annotated[float, typer.Option(help="How closely to follow the prompt.")]
+Rescale = Annotated[
+    float | None, typer.Option(help="Guidance rescale, 0..1.", show_default="0.7 on zero-terminal-SNR models")
+]
+Interval = Annotated[
+    str, typer.Option(metavar="LOW:HIGH", help="Part of the timesteps that is guided; 1 is pure noise.")
+]
+Solver = Annotated[
+    str,
+    typer.Option(help="dpmpp_2m, dpmpp_2m_sde, euler, euler_ancestral, ddim, unipc; lcm and tcd for distilled models."),
+]
+Spacing = Annotated[
+    str, typer.Option(help="trailing; karras, exponential and beta for models without zero terminal SNR.")
+]
+Variation = Annotated[float, typer.Option(help="0..1: pictures near the seed's, instead of further seeds.")]
+
+StartImage = Annotated[Path | None, typer.Option("--image", help="Start from this picture.", rich_help_panel=_START)]
+Strength = Annotated[
+    float | None,
+    typer.Option(
+        help="How much of it is drawn anew, above 0 to 1.",
+        rich_help_panel=_START,
+        show_default="0.6; with --mask 1, with --upscale 0.3",
+    ),
+]
+MaskImage = Annotated[
+    Path | None, typer.Option("--mask", help="White is drawn anew, black stays.", rich_help_panel=_START)
+]
+Outpaint = Annotated[
+    str | None, typer.Option(metavar="L,T,R,B", help="Pixels to add on each side.", rich_help_panel=_START)
+]
+Upscale = Annotated[float | None, typer.Option(help="Times as large, up to 8.", rich_help_panel=_START)]
+Hires = Annotated[
+    str | None, typer.Option(metavar="FACTOR[:STRENGTH]", help="Draw once more, enlarged.", rich_help_panel=_START)
+]
+Fill = Annotated[
+    str | None, typer.Option(help="Behind the mask: surroundings, original or grey.", rich_help_panel=_START)
+]
+Feather = Annotated[int | None, typer.Option(help="Soft edge inside the mask, in pixels.", rich_help_panel=_START)]
+Padding = Annotated[
+    int | None, typer.Option(help="Draw only the mask and so many pixels around it.", rich_help_panel=_START)
+]
+
+Loras = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora", metavar="FILE[:WEIGHT]", help="A LoRA or its kin; may be given again.", rich_help_panel=_FURTHER
+    ),
+]
+Controls = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--control",
+        metavar="KIND:FOLDER:IMAGE[:SCALE]",
+        help="controlnet, t2i or ip; may be given again.",
+        rich_help_panel=_FURTHER,
+    ),
+]
+
+Format = Annotated[str, typer.Option("--format", help="png, jpeg or webp.", rich_help_panel=_FILES)]
+Private = Annotated[
+    bool, typer.Option("--private", help="Leave prompt and settings out of the files.", rich_help_panel=_FILES)
+]
+Sign = Annotated[
+    str | None,
+    typer.Option(metavar="CERT,KEY", help="Add signed content credentials (C2PA).", rich_help_panel=_FILES),
+]

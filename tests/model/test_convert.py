@@ -1,0 +1,307 @@
+"""Folder to file to folder: every bit comes back, nothing is overwritten, and what would not survive is refused."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from terminus.config.errors import Origin
+from terminus.config.source import parse, plain
+from terminus.errors import UserError
+from terminus.model import modelspec
+from terminus.model.architecture import SDXL
+from terminus.model.components import load_components
+from terminus.model.convert import convert
+from terminus.model.detect import detect
+from terminus.model.foreign import sdxl_configs
+from terminus.model.header import read_header
+from terminus.model.parts import Parts, read_folder
+from terminus.model.record import Record, Schedule
+from terminus.model.weights import SHIPPED
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def copy(random_nano: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(random_nano, tmp_path / "model"))
+
+
+def contents(folder: Path) -> dict[str, object]:
+    """Every file: JSON as its content, tensors as their bytes and precisions, the rest as bytes."""
+    result: dict[str, object] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = str(path.relative_to(folder))
+        if path.suffix == ".json":
+            result[name] = json.loads(path.read_text())
+        elif path.suffix == ".safetensors":
+            tensors = load_file(path)
+            result[name] = {
+                key: (str(v.dtype), v.shape, v.view(torch.uint8).numpy().tobytes()) for key, v in tensors.items()
+            }
+        else:
+            result[name] = path.read_bytes()
+    return result
+
+
+@pytest.mark.parametrize("model", ["nano", "random"])
+def test_folder_file_folder(random_nano: Path, tmp_path: Path, model: str):
+    source = random_nano if model == "random" else "nano"
+    convert(source, tmp_path / "a-vpred.safetensors")
+    convert(tmp_path / "a-vpred.safetensors", tmp_path / "folder")
+    expected = contents(random_nano if model == "random" else SHIPPED["nano"])
+    expected = {name: value for name, value in expected.items() if not name.startswith(("README", "training"))}
+    assert contents(tmp_path / "folder") == expected
+
+
+def test_a_folder_of_transformers_newer_form(random_nano: Path, copy: Path, tmp_path: Path):
+    """Text towers without the `text_model.` in front: the same file comes out."""
+    for tower in ("text_encoder", "text_encoder_2"):
+        path = copy / tower / "model.safetensors"
+        tensors = {name.removeprefix("text_model."): value for name, value in load_file(path).items()}
+        save_file(tensors | {"embeddings.position_ids": torch.arange(32)[None]}, path)
+    one, two = convert(random_nano, tmp_path / "1-vpred.safetensors"), convert(copy, tmp_path / "2-vpred.safetensors")
+    assert (
+        read_header(one.target).metadata["modelspec.hash_sha256"]
+        == read_header(two.target).metadata["modelspec.hash_sha256"]
+    )
+
+
+def test_equal_models_are_equal_bytes(random_nano: Path, tmp_path: Path):
+    files = [convert(random_nano, tmp_path / f"{name}-vpred.safetensors").target for name in "ab"]
+    again = convert(convert(files[0], tmp_path / "folder").target, tmp_path / "c-vpred.safetensors").target
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert load_file(again).keys() == load_file(files[0]).keys()
+    assert convert(files[0], tmp_path / "d-vpred.safetensors").target.read_bytes() == files[0].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32)]
+)
+def test_precisions(copy: Path, tmp_path: Path, precision: str, dtype: torch.dtype):
+    path = copy / UNET
+    tensors = load_file(path)
+    save_file({name: value.float() for name, value in tensors.items()}, path)
+    converted = convert(copy, tmp_path / "x-vpred.safetensors", precision=precision)
+    stored = load_file(converted.target)
+    tables = {name: stored.pop(name).dtype for name in ("v_pred", "ztsnr", "alphas_cumprod")}
+    assert set(tables.values()) == {torch.float32}
+    assert {value.dtype for value in stored.values()} == {dtype}
+
+
+def test_a_precision_that_does_not_exist(random_nano: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="'fp8' is not a precision"):
+        convert(random_nano, tmp_path / "x-vpred.safetensors", precision="fp8")
+
+
+def test_each_network_keeps_its_precision(copy: Path, tmp_path: Path):
+    path = copy / UNET
+    save_file({name: value.bfloat16() for name, value in load_file(path).items()}, path)
+    convert(copy, tmp_path / "x-vpred.safetensors")
+    convert(tmp_path / "x-vpred.safetensors", tmp_path / "folder")
+    assert contents(tmp_path / "folder") == contents(copy)
+
+
+def test_what_fp16_cannot_hold(copy: Path, tmp_path: Path):
+    path = copy / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = {name: value.float() for name, value in load_file(path).items()}
+    tensors["decoder.conv_in.bias"][0] = 70000.0
+    save_file(tensors, path)
+    target = tmp_path / "x-vpred.safetensors"
+    with pytest.raises(UserError, match=r"vae: decoder\.conv_in\.bias does not fit torch\.float16.*bf16"):
+        convert(copy, target, precision="fp16")
+    assert not target.exists()
+    convert(copy, target)
+
+
+def test_nothing_is_overwritten_and_nothing_is_left_behind(copy: Path, tmp_path: Path):
+    target = tmp_path / "out" / "x-vpred.safetensors"
+    convert(copy, target)
+    before = target.read_bytes()
+    for name in (target, target.parent, copy):
+        with pytest.raises(UserError, match="exists already"):
+            convert("nano", name)
+    target.with_name("y-vpred.yaml").write_text("mine")
+    with pytest.raises(UserError, match="exists already"):
+        convert(copy, target.with_name("y-vpred.safetensors"))
+    (target.parent / "z-vpred.safetensors").symlink_to("nowhere")
+    with pytest.raises(UserError, match="exists already"):
+        convert(copy, target.parent / "z-vpred.safetensors")
+    assert target.read_bytes() == before
+    (copy / UNET).write_bytes(b"")
+    with pytest.raises(UserError):
+        convert(copy, tmp_path / "out" / "new-vpred.safetensors")
+    assert sorted(path.name for path in target.parent.iterdir()) == [
+        "x-vpred.safetensors",
+        "y-vpred.yaml",
+        "z-vpred.safetensors",
+    ]
+
+
+def test_a_write_that_fails_leaves_nothing(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("terminus.model.writing._sync", full)
+    for name in ("x-vpred.safetensors", "folder"):
+        with pytest.raises(OSError, match="No space"):
+            convert(copy, tmp_path / "out" / name)
+        assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["my-flow-vpred", "bigASPv25-vpred", "NoobAI-RF"])
+def test_names_that_mean_another_model(random_nano: Path, tmp_path: Path, name: str):
+    with pytest.raises(UserError, match=r"SD\.Next decides by the name"):
+        convert(random_nano, tmp_path / f"{name}.safetensors")
+
+
+def test_a_name_that_does_not_say_velocity_is_warned_of(
+    random_nano: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    with caplog.at_level(logging.WARNING, "terminus"):
+        convert(random_nano, tmp_path / "flowers.safetensors")
+    assert "flowers-vpred.safetensors would tell it" in caplog.text
+    caplog.clear()
+    convert(random_nano, tmp_path / "flowers-VPred.safetensors")
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("name", ["x.ckpt", "x.pt", "x.bin"])
+def test_pickles_are_no_targets_and_no_sources(random_nano: Path, tmp_path: Path, name: str):
+    with pytest.raises(UserError, match="pickles"):
+        convert(random_nano, tmp_path / name)
+    (tmp_path / name).write_bytes(b"\x80\x04")
+    with pytest.raises(UserError, match="pickles"):
+        convert(tmp_path / name, tmp_path / "x.safetensors")
+
+
+def test_shards(random_nano: Path, tmp_path: Path):
+    from diffusers import UNet2DConditionModel
+
+    folder = convert(random_nano, tmp_path / "shards", shard_size="100KB").target
+    names = sorted(path.name for path in (folder / "unet").glob("*.safetensors"))
+    assert len(names) > 2
+    assert names[0] == f"diffusion_pytorch_model-00001-of-{len(names):05d}.safetensors"
+    expected = load_components(random_nano).unet.state_dict()
+    for unet in (
+        load_components(folder).unet,
+        UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32),
+    ):
+        assert all(torch.equal(value, expected[name]) for name, value in unet.state_dict().items())
+    convert(folder, tmp_path / "x-vpred.safetensors")
+    convert(tmp_path / "x-vpred.safetensors", tmp_path / "whole")
+    assert contents(tmp_path / "whole") == contents(random_nano)
+    with pytest.raises(UserError, match="is not a size"):
+        convert(random_nano, tmp_path / "other", shard_size="many")
+    with pytest.raises(UserError, match="has no shards"):
+        convert(random_nano, tmp_path / "y-vpred.safetensors", shard_size="1GB")
+    with pytest.raises(UserError, match="one set of weights"):
+        convert(random_nano, tmp_path / "y-vpred.safetensors", ema=True)
+
+
+def rewrite(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_the_scheduler_of_the_target_samples_as_the_model_was_trained(copy: Path, tmp_path: Path):
+    """A ZTSNR model whose folder starts its steps at 946, or names another class, is given what it needs."""
+    path = copy / "scheduler" / "scheduler_config.json"
+    expected = json.loads(path.read_text())
+    rewrite(path, _class_name="DDIMScheduler", timestep_spacing="leading", clip_sample=True)
+    rewrite(
+        copy / "model_index.json", scheduler=["diffusers", "DDIMScheduler"], safety_checker=["diffusers", "Checker"]
+    )
+    folder = convert(copy, tmp_path / "folder").target
+    assert json.loads((folder / "scheduler" / "scheduler_config.json").read_text()) == expected
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index["scheduler"] == ["diffusers", "EulerDiscreteScheduler"]
+    assert index["safety_checker"] == [None, None]
+
+
+def test_a_leaky_epsilon_model_keeps_its_scheduler(copy: Path, tmp_path: Path):
+    path = copy / "scheduler" / "scheduler_config.json"
+    rewrite(path, prediction_type="epsilon", rescale_betas_zero_snr=False, timestep_spacing="leading", steps_offset=1)
+    convert(copy, tmp_path / "x.safetensors")
+    folder = convert(tmp_path / "x.safetensors", tmp_path / "folder").target
+    assert json.loads((folder / "scheduler" / "scheduler_config.json").read_text()) == json.loads(path.read_text())
+
+
+def test_markers_in_a_folder_are_evidence_and_no_weights(copy: Path, tmp_path: Path):
+    path = copy / UNET
+    save_file(load_file(path) | {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, path)
+    assert load_components(copy).record.schedule == Schedule()
+    folder = convert(convert(copy, tmp_path / "x-vpred.safetensors").target, tmp_path / "folder").target
+    assert "v_pred" not in load_file(folder / UNET)
+
+
+def test_a_folder_that_terminus_did_not_write_gets_no_record(copy: Path, tmp_path: Path):
+    (copy / "terminus.json").unlink()
+    shutil.rmtree(copy / "vision")
+    convert(copy, tmp_path / "x-vpred.safetensors")
+    folder = convert(tmp_path / "x-vpred.safetensors", tmp_path / "folder").target
+    assert not (folder / "terminus.json").exists()
+    assert not (folder / "vision").exists()
+    assert load_components(folder).record == Record()
+
+
+def test_early_names_of_the_vae_are_converted_and_loaded(random_nano: Path, copy: Path, tmp_path: Path):
+    path, early = (
+        copy / "vae" / "diffusion_pytorch_model.safetensors",
+        {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"},
+    )
+    tensors = load_file(path)
+    for new, old in early.items():
+        tensors = {
+            name.replace(f"attentions.0.{new}.", f"attentions.0.{old}."): value for name, value in tensors.items()
+        }
+    save_file(tensors, path)
+    assert load_components(copy).codec.id == load_components(random_nano).codec.id
+    convert(copy, tmp_path / "folder")
+    assert contents(tmp_path / "folder") == contents(random_nano)
+
+
+def parts_of_sdxl(channels: int, schedule: Schedule) -> Parts:
+    return Parts("", "", {}, sdxl_configs(channels), {}, Record(schedule), {}, {}, {})
+
+
+@pytest.mark.parametrize("channels", [4, 9])
+def test_the_side_car_says_velocity_and_the_channels(channels: int):
+    parts = parts_of_sdxl(channels, Schedule())
+    assert modelspec.needs_side_car(parts)
+    assert not modelspec.needs_side_car(parts_of_sdxl(channels, Schedule("epsilon", zero_terminal=False)))
+    tree = plain(parse(modelspec.side_car(parts), lambda row, column: Origin(f"{row}:{column}", "", 0)))
+    params = tree["model"]["params"]
+    assert params["network_config"]["params"]["in_channels"] == channels
+    assert params["network_config"]["params"]["transformer_depth"] == list(SDXL.unet.transformer_layers)
+    denoiser = params["denoiser_config"]["params"]
+    classes = {name: denoiser[f"{name}_config"]["target"].rsplit(".", 1)[1] for name in ("weighting", "scaling")}
+    assert classes == {"weighting": "VWeighting", "scaling": "VScaling"}
+    assert len(params["conditioner_config"]["params"]["emb_models"]) == 5
+    said = modelspec.metadata(parts)
+    inpainting = "-inpainting" if channels == 9 else ""
+    assert said["modelspec.architecture"] == f"stable-diffusion-xl-v1-base{inpainting}"
+    assert (said["modelspec.resolution"], said["ss_base_model_version"]) == ("1024x1024", "sdxl_base_v1-0")
+
+
+def test_the_side_car_is_written_beside_the_file_and_believed(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(modelspec, "is_sdxl", lambda parts: True)
+    converted = convert(copy, tmp_path / "x-vpred.safetensors")
+    assert converted.files == (tmp_path / "x-vpred.safetensors", tmp_path / "x-vpred.yaml")
+    sources = {evidence.source: evidence for evidence in detect(converted.target).evidence}
+    assert sources["side-car .yaml"].prediction == "velocity"
+
+
+def test_what_was_written_is_told(random_nano: Path, tmp_path: Path):
+    file = convert(random_nano, tmp_path / "x-vpred.safetensors")
+    assert (file.files, file.size, file.says) == ((file.target,), file.target.stat().st_size, "v-zsnr")
+    folder = convert(file.target, tmp_path / "folder")
+    assert folder.tensors == file.tensors == sum(len(t) for t in read_folder(random_nano).tensors.values())
+    assert set(folder.files) == {path for path in folder.target.rglob("*") if path.is_file()}
