@@ -21,6 +21,7 @@ from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLIn
 from diffusers.utils import logging
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from terminus import Terminus
 from terminus.data import emoji
 from terminus.data.emoji import BACKGROUNDS, CONTRAST, Drawing
 from terminus.evaluation.luminance import luma
@@ -74,10 +75,25 @@ def in_diffusers(strength: float) -> Method:
     return paint
 
 
+def in_terminus() -> Method:
+    """What the mask hides is replaced before anything looks at it, and sampling starts from pure noise."""
+    model = Terminus.load(SHIPPED["nano"])
+
+    def paint(task: Task) -> list[Image.Image]:
+        rows = zip(task.prompts, task.pictures, task.masks, task.seeds, strict=True)
+        return [
+            model.inpaint(prompt, picture, mask, seed=seed, steps=STEPS, guidance=GUIDANCE, solver="euler")[0]
+            for prompt, picture, mask, seed in rows
+        ]
+
+    return paint
+
+
 def methods() -> Mapping[str, Method]:
     return {
         "diffusers, strength 0.9999": in_diffusers(0.9999),
         "diffusers, strength 1": in_diffusers(1.0),
+        "Terminus": in_terminus(),
     }
 
 
