@@ -144,7 +144,7 @@ def sample(
 
 @app.command()
 def inspect(
-    path: Annotated[str, typer.Argument(help="A model, adapter, run or picture; a hub id, or nano.")],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A model, adapter, run or picture; a hub id, or nano.")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     fix: Annotated[Path | None, typer.Option(metavar="TARGET", help="Write a copy whose labels agree.")] = None,
     decided: Annotated[str | None, typer.Option("--as", help="With --fix: it is v-ztsnr, v or epsilon.")] = None,

@@ -20,8 +20,12 @@ SURFACE = {
     "train": ["RECIPE", "KEY.PATH=VALUE"],
     "sample": [
         *("MODEL", "--prompt", "--out", "--negative", "--seed", "--steps", "--count", "--size"),
-        *("--guidance", "--solver"),
+        *("--guidance", "--rescale", "--interval", "--solver", "--spacing", "--variation"),
+        *("--image", "--strength", "--mask", "--outpaint", "--upscale", "--hires", "--fill", "--feather", "--padding"),
+        *("--lora", "--control", "--format", "--private", "--sign"),
     ],
+    "inspect": ["PATH", "--json", "--fix", "--as"],
+    "convert": ["SOURCE", "TARGET", "--precision", "--shard-size", "--ema"],
     "evaluate": ["MODEL", "--out"],
     "card": ["RUN_DIR", "--check"],
     "config show": ["RECIPE", "KEY.PATH=VALUE"],
