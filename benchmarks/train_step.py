@@ -26,8 +26,7 @@ from terminus.model.architecture import ARCHITECTURES, Architecture
 from terminus.model.text import TextFeatures
 from terminus.model.unet import build_unet, predict
 from terminus.training.assemble import trainable
-from terminus.training.optimizer import build_optimizer
-from terminus.training.recipe import Optimizer
+from terminus.training.optimizer import Optimizer, build_optimizer
 
 TFLOP_PER_IMAGE = {"sdxl": 20.23}
 """Forward and backward of the UNet at 1024 pixels, without recomputation."""

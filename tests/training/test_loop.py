@@ -14,11 +14,11 @@ from terminus.data.order import Order
 from terminus.errors import UserError
 from terminus.training import loop
 from terminus.training.checkpoint import Position
-from terminus.training.ema import Average
+from terminus.training.ema import Average, Ema
 from terminus.training.journal import Row
 from terminus.training.loop import Hooks, State, run_loop
-from terminus.training.optimizer import build_optimizer
-from terminus.training.recipe import Ema, LearningRate, Optimizer, Training
+from terminus.training.optimizer import LearningRate, Optimizer, build_optimizer
+from terminus.training.recipe import Training
 from terminus.training.step import StepLoss
 
 SETTINGS = Training(images=24, micro_batch=2, accumulation=2, learning_rate=LearningRate(max=0.1, min=0.1))

@@ -6,9 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from terminus.training.ema import Average
-from terminus.training.optimizer import build_optimizer, learning_rate, optimizer_tensors, restore_optimizer
-from terminus.training.recipe import Ema, LearningRate, Optimizer
+from terminus.training.ema import Average, Ema
+from terminus.training.optimizer import (
+    LearningRate,
+    Optimizer,
+    build_optimizer,
+    learning_rate,
+    optimizer_tensors,
+    restore_optimizer,
+)
 
 
 def test_learning_rate_rises_falls_and_stays():

@@ -31,7 +31,8 @@ from terminus.model.unet import build_unet
 from terminus.model.weights import resolve, save_module
 from terminus.sampling.schedule import noise_schedule
 from terminus.training.codec_step import CodecStep
-from terminus.training.recipe import Autoencoding, Contrast, Diffusion, MinSnr, ModelConfig, Recipe
+from terminus.training.objectives import Autoencoding, Contrast, Diffusion, MinSnr
+from terminus.training.recipe import ModelConfig, Recipe
 from terminus.training.step import DiffusionStep, Step
 from terminus.training.towers_step import ContrastiveModel, TowersStep
 

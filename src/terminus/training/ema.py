@@ -6,9 +6,19 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from terminus.training.recipe import Ema
+from terminus.config.base import Config
+
+
+class Ema(Config):
+    """Exponential moving average of the weights, in float32; the finished model is the average."""
+
+    half_life_images: int = Field(default=100_000, gt=0)
+    """Images after which old weights count half."""
+    ramp: float = Field(default=0.1, gt=0, le=1)
+    """The half-life is at most this share of the images seen, so that a young average is not its random start."""
 
 
 class Average:

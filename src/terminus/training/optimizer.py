@@ -5,9 +5,44 @@ from __future__ import annotations
 from math import cos, pi
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from terminus.training.recipe import LearningRate, Optimizer
+from terminus.config.base import Config
+
+
+class LearningRate(Config):
+    """A cosine between two bounds, counted in images."""
+
+    max: float = Field(default=1e-4, gt=0)
+    """Highest learning rate, reached after the warm-up."""
+    min: float = Field(default=1e-5, ge=0)
+    """Lowest learning rate, reached at the end of the period."""
+    warmup_images: int = Field(default=0, ge=0)
+    """Images over which the rate rises linearly from 0."""
+    period_images: int | None = Field(default=None, gt=0)
+    """Images from the highest to the lowest rate, after which it stays low. Null: the length of the run."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> LearningRate:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min:g} is above max {self.max:g}")
+        return self
+
+
+class Optimizer(Config):
+    """AdamW (Loshchilov & Hutter 1711.05101)."""
+
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of the mean gradient."""
+    beta2: float = Field(default=0.99, ge=0, lt=1)
+    """Decay of the mean squared gradient."""
+    epsilon: float = Field(default=1e-8, gt=0)
+    """Added to the root of the mean squared gradient."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Decoupled weight decay on matrices and kernels; biases and norms have none."""
+    clip_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this global norm."""
 
 
 def learning_rate(images: int, settings: LearningRate, run_images: int) -> float:

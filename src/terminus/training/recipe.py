@@ -6,12 +6,15 @@ root that ties them together.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from terminus.config.base import Config
 from terminus.data.settings import DataConfig
+from terminus.training.ema import Ema
+from terminus.training.objectives import Diffusion, Objective
+from terminus.training.optimizer import LearningRate, Optimizer
 
 
 class RunConfig(Config):
@@ -47,115 +50,6 @@ class ModelConfig(Config):
     def codec_from(self) -> str | None:
         """The folder that has the codec; null if there is none yet."""
         return self.codec or self.start
-
-
-class MinSnr(Config):
-    """Hang et al. 2303.09556; `augmented` keeps weight 1 at the terminal step, `paper` gives it 0."""
-
-    kind: Literal["min_snr"] = "min_snr"
-    """Min-SNR weighting."""
-    gamma: float = Field(default=5.0, gt=0)
-    """Where the weight is clipped, in units of SNR."""
-    form: Literal["augmented", "paper"] = "augmented"
-    """min(SNR+1, gamma)/(SNR+1), or min(SNR, gamma)/(SNR+1)."""
-    floor: float = Field(default=0.0, ge=0, le=1)
-    """No timestep weighs less than this."""
-
-
-class Constant(Config):
-    """Every timestep weighs 1."""
-
-    kind: Literal["constant"]
-    """Unweighted velocity loss."""
-
-
-class Debiased(Config):
-    """Yu et al. 2310.08442, in its velocity form."""
-
-    kind: Literal["debiased"]
-    """Weight 1/sqrt(SNR) on the noise error."""
-
-
-class Diffusion(Config):
-    """Velocity prediction on a zero-terminal-SNR schedule: the UNet is trained."""
-
-    kind: Literal["diffusion"] = "diffusion"
-    """Trains the UNet."""
-    prediction: Literal["velocity"] = "velocity"
-    """What the network predicts; must agree with the checkpoint."""
-    zero_terminal_snr: bool = True
-    """Whether the schedule ends in pure noise; must agree with the checkpoint."""
-    weighting: Annotated[MinSnr | Constant | Debiased, Field(discriminator="kind")] = MinSnr()
-    """Weight of each timestep in the loss."""
-    timesteps: Literal["stratified", "uniform"] = "stratified"
-    """`stratified` spreads each global batch evenly over the timesteps."""
-    caption_dropout: float = Field(default=0.1, ge=0, le=1)
-    """Share of samples trained with the empty caption, the unconditional input of guidance."""
-
-
-class Autoencoding(Config):
-    """Reconstruction: the codec is trained."""
-
-    kind: Literal["codec"]
-    """Trains the codec."""
-    squared_weight: float = Field(default=2.0, ge=0)
-    """Weight of the squared error next to the absolute error, which has weight 1."""
-    edge_weight: float = Field(default=0.5, ge=0)
-    """Weight of the error of the image's gradients, which keeps edges sharp."""
-    kl_weight: float = Field(default=1e-6, ge=0)
-    """Weight of the divergence of the moments from a standard normal."""
-
-
-class Contrast(Config):
-    """CLIP's contrastive loss: both text towers and a vision tower are trained."""
-
-    kind: Literal["towers"]
-    """Trains the text towers."""
-    tokenizers: str
-    """Folder with `tokenizer` and `tokenizer_2`."""
-
-
-class LearningRate(Config):
-    """A cosine between two bounds, counted in images."""
-
-    max: float = Field(default=1e-4, gt=0)
-    """Highest learning rate, reached after the warm-up."""
-    min: float = Field(default=1e-5, ge=0)
-    """Lowest learning rate, reached at the end of the period."""
-    warmup_images: int = Field(default=0, ge=0)
-    """Images over which the rate rises linearly from 0."""
-    period_images: int | None = Field(default=None, gt=0)
-    """Images from the highest to the lowest rate, after which it stays low. Null: the length of the run."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> LearningRate:
-        if self.min > self.max:
-            raise ValueError(f"min {self.min:g} is above max {self.max:g}")
-        return self
-
-
-class Optimizer(Config):
-    """AdamW (Loshchilov & Hutter 1711.05101)."""
-
-    beta1: float = Field(default=0.9, ge=0, lt=1)
-    """Decay of the mean gradient."""
-    beta2: float = Field(default=0.99, ge=0, lt=1)
-    """Decay of the mean squared gradient."""
-    epsilon: float = Field(default=1e-8, gt=0)
-    """Added to the root of the mean squared gradient."""
-    weight_decay: float = Field(default=0.01, ge=0)
-    """Decoupled weight decay on matrices and kernels; biases and norms have none."""
-    clip_norm: float = Field(default=1.0, gt=0)
-    """Gradients are scaled down to this global norm."""
-
-
-class Ema(Config):
-    """Exponential moving average of the weights, in float32; the finished model is the average."""
-
-    half_life_images: int = Field(default=100_000, gt=0)
-    """Images after which old weights count half."""
-    ramp: float = Field(default=0.1, gt=0, le=1)
-    """The half-life is at most this share of the images seen, so that a young average is not its random start."""
 
 
 class Checkpoints(Config):
@@ -232,7 +126,7 @@ class Recipe(Config):
     """What it begins from."""
     data: DataConfig
     """What it learns from."""
-    objective: Annotated[Diffusion | Autoencoding | Contrast, Field(discriminator="kind")] = Diffusion()
+    objective: Objective = Diffusion()
     """What it is asked to do."""
     training: Training = Training()
     """How it gets there."""
