@@ -14,7 +14,18 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 # Before anything imports terminus: every annotation is checked whenever a test calls what it describes. The rooms
 # without tensors (config, card, cli) are left out: beartype cannot follow the recursive alias of a YAML tree.
-ROOMS = ("conditioning", "data", "decode", "diffusion", "evaluation", "model", "runtime", "sampling", "training")
+ROOMS = (
+    "bench",
+    "conditioning",
+    "data",
+    "decode",
+    "diffusion",
+    "evaluation",
+    "model",
+    "runtime",
+    "sampling",
+    "training",
+)
 jaxtyping.install_import_hook([f"terminus.{room}" for room in ROOMS], "beartype.beartype")
 
 

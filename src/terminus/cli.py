@@ -35,6 +35,8 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Read a recipe: what is in force, and what may be set.")
 app.add_typer(config_app, name="config")
+bench_app = typer.Typer(help="How fast, against what, on this machine.")
+app.add_typer(bench_app, name="bench")
 
 
 def _version(asked: bool) -> None:
@@ -74,8 +76,21 @@ def prepare(recipe: options.RecipeName, overrides: options.Overrides = None) -> 
 
 
 @app.command()
-def train(recipe: options.RecipeName, overrides: options.Overrides = None) -> None:
+def train(
+    recipe: options.RecipeName,
+    overrides: options.Overrides = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Only say what it needs: memory, time, energy.")] = False,
+    gpu: Annotated[str | None, typer.Option(metavar="NAME", help="With --plan: h100, h200, a100, l40s, 4090.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="With --plan: one JSON object.")] = False,
+) -> None:
     """Train, or continue: the same command picks up where the run was stopped."""
+    if plan:
+        from terminus.training.planning import show_plan
+
+        show_plan(_load(recipe, overrides).value, gpu, as_json)
+        return
+    if gpu is not None or as_json:
+        raise UserError("--gpu and --json belong to --plan", fix="Add --plan, or set run.device to train on a device")
     from terminus.training.run import train as run_train
 
     print(run_train(_load(recipe, overrides)))
@@ -111,23 +126,19 @@ def sample(
     file_format: options.Format = "png",
     private: options.Private = False,
     sign: options.Sign = None,
+    compiled: options.Compile = "off",
+    offload: options.Offload = "none",
+    device: options.Device = "auto",
 ) -> None:
     """Draw pictures from prompts, or from prompts and a picture."""
+    from terminus.model.running import running
     from terminus.sampling.command import Output, Start
     from terminus.sampling.command import sample as run_sample
     from terminus.sampling.requests import parse_interval, parse_size
     from terminus.sampling.settings import Settings
 
-    settings = Settings(
-        steps=steps,
-        guidance=guidance,
-        rescale=rescale,
-        interval=parse_interval(interval),
-        solver=solver,
-        spacing=spacing,
-        size=None if size is None else parse_size(size),
-        variation=variation,
-    )
+    part, pixels = parse_interval(interval), None if size is None else parse_size(size)
+    settings = Settings(steps, guidance, rescale, part, solver, spacing, pixels, variation)
     run_sample(
         model,
         Output(out, file_format.lower(), private, sign),
@@ -139,38 +150,39 @@ def sample(
         start=Start(image, mask, outpaint, upscale, hires, strength, fill, feather, padding),
         loras=lora or (),
         controls=control or (),
+        device=device,
+        running=running(compiled, offload),
     )
 
 
 @app.command()
 def inspect(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="A model, adapter, run or picture; a hub id, or nano.")],
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
-    fix: Annotated[Path | None, typer.Option(metavar="TARGET", help="Write a copy whose labels agree.")] = None,
-    decided: Annotated[str | None, typer.Option("--as", help="With --fix: it is v-ztsnr, v or epsilon.")] = None,
+    path: options.AnyPath,
+    as_json: options.AsJson = False,
+    fix: options.FixTarget = None,
+    decided: options.Decided = None,
+    probe: options.Probe = False,
 ) -> None:
     """Say what a file or folder is, and how we know."""
     from terminus.inspection import command
 
+    if fix is None and decided is not None:
+        raise UserError("--as without --fix", fix="Name the corrected copy: --fix TARGET")
+    if fix is not None and (as_json or probe):
+        raise UserError("--fix writes a copy and looks at nothing else", fix="Leave out --json and --probe")
     if fix is not None:
         command.fix(path, str(fix), decided)
-    elif decided is not None:
-        raise UserError("--as without --fix", fix="Name the corrected copy: --fix TARGET")
     else:
-        command.inspect(path, as_json)
+        command.inspect(path, as_json, probe)
 
 
 @app.command()
 def convert(
-    source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="A model folder, .safetensors file, hub id, or nano.")
-    ],
-    target: Annotated[Path, typer.Argument(metavar="TARGET", help="A new folder, or NAME-vpred.safetensors.")],
-    precision: Annotated[str, typer.Option(help="keep, fp16, bf16 or fp32.")] = "keep",
-    shard_size: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Split large files of a folder, as in 5GB.")
-    ] = None,
-    ema: Annotated[bool, typer.Option("--ema", help="Take the moving average that a file holds.")] = False,
+    source: options.ConvertSource,
+    target: options.ConvertTarget,
+    precision: options.StoredPrecision = "keep",
+    shard_size: options.ShardSize = None,
+    ema: options.TakeEma = False,
 ) -> None:
     """Turn a diffusers folder into a single file, or back."""
     from terminus.model.convert import Precision
@@ -199,6 +211,42 @@ def card(
     from terminus.card.command import card as run_card
 
     print(run_card(run_dir, check=check))
+
+
+@bench_app.command("sample")
+def bench_sample(
+    model: options.ModelName,
+    against: options.Against = None,
+    size: options.PictureSize = None,
+    steps: options.Steps = 28,
+    batch: options.BenchBatch = 1,
+    runs: options.BenchRuns = 3,
+    compiled: options.Compile = "off",
+    offload: options.Offload = "none",
+    device: options.Device = "auto",
+    out: options.BenchOut = None,
+) -> None:
+    """Pictures per second, part by part, beside diffusers' pipeline; MODEL may be random:sdxl."""
+    from terminus.bench.sample import bench_sample as run_bench
+    from terminus.model.running import running
+    from terminus.sampling.requests import parse_pixels
+
+    pixels = None if size is None else parse_pixels(size)
+    run_bench(model, out, against, pixels, steps, batch, runs, device, running(compiled, offload))
+
+
+@bench_app.command("codec")
+def bench_codec(
+    model: options.ModelName,
+    size: options.PictureSize = None,
+    device: options.Device = "auto",
+    out: options.BenchOut = None,
+) -> None:
+    """Decode one large latent whole and in tiles: time, memory, difference."""
+    from terminus.bench.codec import bench_codec as run_bench
+    from terminus.sampling.requests import parse_pixels
+
+    run_bench(model, out, None if size is None else parse_pixels(size), device=device)
 
 
 @config_app.command("show")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-_START, _FURTHER, _FILES = "From a picture", "Further networks", "Files"
+_START, _FURTHER, _FILES, _MACHINE = "From a picture", "Further networks", "Files", "Machine"
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or a shipped recipe's name.")]
 Overrides = Annotated[
@@ -98,3 +98,28 @@ Sign = Annotated[
     str | None,
     typer.Option(metavar="CERT,KEY", help="Add signed content credentials (C2PA).", rich_help_panel=_FILES),
 ]
+
+Compile = Annotated[
+    str, typer.Option("--compile", help="off, blocks, or graphs (GPU): slower to start.", rich_help_panel=_MACHINE)
+]
+Offload = Annotated[
+    str, typer.Option("--offload", help="none, or model: one network at a time on a GPU.", rich_help_panel=_MACHINE)
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", rich_help_panel=_MACHINE)]
+
+AnyPath = Annotated[str, typer.Argument(metavar="PATH", help="A model, adapter, run or picture; a hub id, or nano.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object.")]
+FixTarget = Annotated[Path | None, typer.Option(metavar="TARGET", help="Write a copy whose labels agree.")]
+Decided = Annotated[str | None, typer.Option("--as", help="With --fix: it is v-ztsnr, v or epsilon.")]
+Probe = Annotated[bool, typer.Option("--probe", help="Run the model, and say what its answers look like.")]
+ConvertSource = Annotated[
+    str, typer.Argument(metavar="SOURCE", help="A model folder, .safetensors file, hub id, or nano.")
+]
+ConvertTarget = Annotated[Path, typer.Argument(metavar="TARGET", help="A new folder, or NAME-vpred.safetensors.")]
+StoredPrecision = Annotated[str, typer.Option("--precision", help="keep, fp16, bf16 or fp32.")]
+ShardSize = Annotated[str | None, typer.Option(metavar="SIZE", help="Split large files of a folder, as in 5GB.")]
+TakeEma = Annotated[bool, typer.Option("--ema", help="Take the moving average that a file holds.")]
+Against = Annotated[str | None, typer.Option(metavar="OTHER", help="Measure this beside it: diffusers.")]
+BenchBatch = Annotated[int, typer.Option(help="Pictures drawn at once.")]
+BenchRuns = Annotated[int, typer.Option(help="Runs of each; the median counts.")]
+BenchOut = Annotated[Path | None, typer.Option(help="Write the numbers here, as JSON.")]

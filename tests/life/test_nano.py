@@ -55,7 +55,7 @@ def test_diffusers_draws_with_it():
     import torch
     from diffusers import StableDiffusionXLPipeline
 
-    pipeline = StableDiffusionXLPipeline.from_pretrained(NANO, torch_dtype=torch.float32)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(NANO, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     picture = pipeline(
         "a flat drawing of a sun on a black background",

@@ -100,6 +100,30 @@ def test_a_precision_that_does_not_exist(random_nano: Path, tmp_path: Path):
         convert(random_nano, tmp_path / "x-vpred.safetensors", precision="fp8")
 
 
+def test_what_becomes_one_matrix_may_have_several_precisions_if_one_is_named(copy: Path, tmp_path: Path):
+    path = copy / "text_encoder_2" / "model.safetensors"
+    name = "text_model.encoder.layers.0.self_attn.q_proj.weight"
+    tensors = load_file(path)
+    save_file(tensors | {name: tensors[name].float()}, path)
+    with pytest.raises(UserError, match=r"several precisions.*Name one"):
+        convert(copy, tmp_path / "x-vpred.safetensors")
+    file = convert(copy, tmp_path / "x-vpred.safetensors", precision="fp16").target
+    folder = convert(file, tmp_path / "folder").target
+    assert torch.equal(load_file(folder / "text_encoder_2" / "model.safetensors")[name], tensors[name])
+
+
+def test_shards_are_counted_in_the_precision_that_is_written(copy: Path, tmp_path: Path):
+    path = copy / UNET
+    save_file({name: value.float() for name, value in load_file(path).items()}, path)
+    folder = convert(copy, tmp_path / "folder", precision="fp16", shard_size="200KB").target
+    sizes = [file.stat().st_size for file in (folder / "unet").glob("*.safetensors")]
+    assert len(sizes) > 1
+    assert sorted(sizes)[1] > 150_000  # all but the last are nearly full
+    index = json.loads((folder / f"{UNET}.index.json").read_text())
+    assert index["metadata"]["total_size"] == 2 * sum(v.numel() for v in load_file(path).values())
+    assert load_components(folder).record == load_components(copy).record
+
+
 def test_each_network_keeps_its_precision(copy: Path, tmp_path: Path):
     path = copy / UNET
     save_file({name: value.bfloat16() for name, value in load_file(path).items()}, path)
@@ -108,15 +132,24 @@ def test_each_network_keeps_its_precision(copy: Path, tmp_path: Path):
     assert contents(tmp_path / "folder") == contents(copy)
 
 
-def test_what_fp16_cannot_hold(copy: Path, tmp_path: Path):
-    path = copy / "vae" / "diffusion_pytorch_model.safetensors"
+@pytest.mark.parametrize(
+    ("part", "weight", "in_file"),
+    [
+        ("vae/diffusion_pytorch_model", "decoder.conv_in.bias", "first_stage_model.decoder.conv_in.bias"),
+        ("text_encoder_2/model", "text_model.final_layer_norm.bias", "conditioner.embedders.1.model."),
+    ],
+)
+def test_what_fp16_cannot_hold(copy: Path, tmp_path: Path, part: str, weight: str, in_file: str):
+    path = copy / f"{part}.safetensors"
     tensors = {name: value.float() for name, value in load_file(path).items()}
-    tensors["decoder.conv_in.bias"][0] = 70000.0
+    tensors[weight][0] = 70000.0
     save_file(tensors, path)
     target = tmp_path / "x-vpred.safetensors"
-    with pytest.raises(UserError, match=r"vae: decoder\.conv_in\.bias does not fit torch\.float16.*bf16"):
+    with pytest.raises(UserError, match=rf"{in_file}.* does not fit torch\.float16.*bf16"):
         convert(copy, target, precision="fp16")
-    assert not target.exists()
+    with pytest.raises(UserError, match=rf"{part.split('/')[0]}: {weight} does not fit torch\.float16.*bf16"):
+        convert(copy, tmp_path / "folder", precision="fp16")
+    assert [left.name for left in tmp_path.iterdir()] == [copy.name]
     convert(copy, target)
 
 
@@ -150,7 +183,7 @@ def test_a_write_that_fails_leaves_nothing(copy: Path, tmp_path: Path, monkeypat
 
     monkeypatch.setattr("terminus.model.writing._sync", full)
     for name in ("x-vpred.safetensors", "folder"):
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
             convert(copy, tmp_path / "out" / name)
         assert list((tmp_path / "out").iterdir()) == []
 
@@ -222,6 +255,58 @@ def test_the_scheduler_of_the_target_samples_as_the_model_was_trained(copy: Path
     index = json.loads((folder / "model_index.json").read_text())
     assert index["scheduler"] == ["diffusers", "EulerDiscreteScheduler"]
     assert index["safety_checker"] == [None, None]
+
+
+@pytest.mark.parametrize("ramp", ["karras", "exponential", "beta"])
+def test_a_ramp_that_wastes_the_steps_of_a_ztsnr_model_is_not_kept(copy: Path, tmp_path: Path, ramp: str):
+    path = copy / "scheduler" / "scheduler_config.json"
+    expected = json.loads(path.read_text())
+    rewrite(path, **{f"use_{ramp}_sigmas": True})
+    folder = convert(copy, tmp_path / "folder").target
+    assert json.loads((folder / "scheduler" / "scheduler_config.json").read_text()) == expected
+
+
+@pytest.mark.parametrize("sample_size", [None, [8, 16], 0])
+def test_a_unet_that_does_not_say_its_size(copy: Path, tmp_path: Path, sample_size: object):
+    """ModelSpec wants a resolution from everyone; that of SDXL's latent stands for one that is not said."""
+    rewrite(copy / "unet" / "config.json", sample_size=sample_size)
+    rewrite(copy / "terminus.json", native_pixels=None)
+    assert load_components(copy).native_pixels == 128 * 4
+    said = read_header(convert(copy, tmp_path / "x-vpred.safetensors").target).metadata
+    assert said["modelspec.resolution"] == "512x512"
+
+
+def test_the_words_of_a_file_are_carried_over_and_what_is_lost_is_told(
+    random_nano: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    file = convert(random_nano, tmp_path / "a-vpred.safetensors").target
+    words = {"modelspec.author": "A. Painter", "modelspec.tags": "ink", "modelspec.usage_hint": "gently"}
+    stored = dict(read_header(file).metadata)
+    save_file(load_file(file), tmp_path / "b-vpred.safetensors", metadata=stored | words | {"workflow": "{}"})
+    caplog.clear()
+    again = convert(tmp_path / "b-vpred.safetensors", tmp_path / "c-vpred.safetensors").target
+    assert read_header(again).metadata == stored | words
+    assert [record.message for record in caplog.records if "carried over" in record.message] == [
+        "b-vpred.safetensors: its metadata holds 1 entries that are not carried over: workflow"
+    ]
+    caplog.clear()
+    convert(again, tmp_path / "folder")
+    assert "2 entries that are not carried over: modelspec.author, modelspec.tags" in caplog.text
+    caplog.clear()
+    convert(file, tmp_path / "another")
+    assert caplog.text == ""
+
+
+def test_towers_are_loaded_in_the_precision_of_the_rest(copy: Path, tmp_path: Path):
+    """Whatever the source says: transformers would obey `torch_dtype`, and diffusers does not look at it."""
+    for tower in ("text_encoder", "text_encoder_2"):
+        rewrite(copy / tower / "config.json", torch_dtype="float16", dtype="float16")
+    file = convert(copy, tmp_path / "x-vpred.safetensors").target
+    for source, target in ((copy, "one"), (file, "two")):
+        folder = convert(source, tmp_path / target).target
+        for tower in ("text_encoder", "text_encoder_2", "vision"):
+            said = json.loads((folder / tower / "config.json").read_text())
+            assert (said["dtype"], "torch_dtype" in said) == ("float32", False)
 
 
 def test_a_leaky_epsilon_model_keeps_its_scheduler(copy: Path, tmp_path: Path):

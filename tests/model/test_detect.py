@@ -297,3 +297,10 @@ def test_a_pickle_is_no_checkpoint(tmp_path: Path):
     torch.save({WEIGHT: torch.zeros(1)}, tmp_path / "model.ckpt")
     with pytest.raises(UserError, match="not a safetensors file"):
         detect(tmp_path / "model.ckpt")
+
+
+@pytest.mark.parametrize("value", ["true", 1, "false", []])
+def test_a_flag_that_is_no_truth_value_is_not_taken_for_false(tmp_path: Path, random_nano: Path, value: object):
+    folder = edited(tmp_path / "m", random_nano, rescale_betas_zero_snr=value)
+    with pytest.raises(UserError, match="not true or false"):
+        detect(folder)

@@ -10,15 +10,19 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from diffusers import ControlNetModel, DiffusionPipeline, EulerDiscreteScheduler
 from PIL import Image
+from safetensors.torch import load_file
+from transformers import CLIPTextModel
 
 from terminus.diffusion.schedule import NoiseSchedule
 from terminus.model.weights import SHIPPED
@@ -145,10 +149,26 @@ def test_karras_sigmas_waste_their_steps(random_nano: Path):
     assert f"{sentence}, in place of {counts[0]} with ours" in " ".join(PAGE.split())
 
 
-def test_without_a_dtype_nano_loads_in_two_precisions():
-    """Why every snippet says `dtype`: transformers keeps what a file holds, diffusers makes it float32."""
+def test_without_a_dtype_all_parts_are_float32_and_draw():
+    """diffusers makes its parts float32, transformers does what a tower's configuration says: ours says float32."""
     pipeline: Any = DiffusionPipeline.from_pretrained(SHIPPED["nano"], local_files_only=True)
-    assert (pipeline.unet.dtype, pipeline.text_encoder.dtype) == (torch.float32, torch.float16)
+    pipeline.set_progress_bar_config(disable=True)
+    towers = (pipeline.text_encoder, pipeline.text_encoder_2)
+    assert {part.dtype for part in (pipeline.unet, pipeline.vae, *towers)} == {torch.float32}
+    assert load_file(SHIPPED["nano"] / "text_encoder" / "model.safetensors").popitem()[1].dtype == torch.float16
+    drawn = pipeline("a red apple", num_inference_steps=2, output_type="np").images
+    assert np.isfinite(drawn).all()
+    half: Any = DiffusionPipeline.from_pretrained(SHIPPED["nano"], local_files_only=True, dtype=torch.float16)
+    assert {part.dtype for part in (half.unet, half.text_encoder, half.text_encoder_2)} == {torch.float16}
+
+
+def test_without_that_word_transformers_keeps_what_is_stored(tmp_path: Path):
+    """The reason for it: then the first multiplication of a pipeline would be of two precisions."""
+    folder = Path(shutil.copytree(SHIPPED["nano"] / "text_encoder", tmp_path / "tower"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({key: config[key] for key in config if key != "dtype"}))
+    for place, dtype in ((folder, torch.float16), (SHIPPED["nano"] / "text_encoder", torch.float32)):
+        assert CLIPTextModel.from_pretrained(place, local_files_only=True).dtype == dtype
 
 
 def test_diffusers_reads_no_marker_of_a_single_file():

@@ -21,11 +21,6 @@ from terminus.sampling.requests import parse_size
 from terminus.sampling.settings import Settings
 
 
-@pytest.fixture(scope="module")
-def model(random_nano: Path) -> Terminus:
-    return Terminus.load(random_nano, device="cpu")
-
-
 def test_importing_terminus_is_cheap():
     code = "import sys, terminus; terminus.__version__; print([m for m in ('torch', 'PIL') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
@@ -128,3 +123,19 @@ def test_the_defaults_are_the_settings(model: Terminus):
     assert [said[key] for key in ("steps", "guidance", "solver", "rescale")] == [
         *(expected.steps, expected.guidance, expected.solver, expected.rescale),
     ]
+
+
+def test_many_pictures_of_one_prompt_are_asked_for_at_once(model: Terminus, monkeypatch: pytest.MonkeyPatch):
+    """Every request is checked before the first is drawn, and reading a prompt takes longer than all else there."""
+    from terminus.sampling import api
+
+    read: list[str] = []
+    chunks = api.chunks
+    monkeypatch.setattr(
+        api, "chunks", lambda components, one, how: read.append(one.prompt) or chunks(components, one, how)
+    )
+    stream = model.stream(["a dog", "a cat"], count=20_000)
+    next(stream)
+    assert read == ["a dog", "a cat"]
+    with pytest.raises(UserError, match="1 to 100,000"):
+        next(model.stream("a dog", count=100_001))

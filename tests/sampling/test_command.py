@@ -192,8 +192,19 @@ def test_private_pictures_say_only_that_a_model_made_them(random_nano: Path, tmp
         (["--prompt", "(a:99)"], "99"),
         (["--lora", "gone.safetensors"], "gone.safetensors"),
         (["--lora", "in.png:x"], "FILE[:WEIGHT]"),
-        (["--control", "canny:a:b"], "canny"),
         (["--control", "controlnet"], "KIND:FOLDER:IMAGE"),
+        (["--control", "controlnet:a:b:x"], "KIND:FOLDER:IMAGE"),
+        (["--control", "controlnet:a:b:1:2"], "KIND:FOLDER:IMAGE"),
+        (["--control", "controlnet:gone:in.png"], "gone: Nothing is here"),
+        (["--control", "controlnet:.:in.png"], "config.json"),
+        (["--control", "canny:.:in.png"], "canny"),
+        (["--lora", "a" * 300], "Nothing is here"),
+        (["--lora", "~nobody-of-this-name/a:0.5"], "Nothing is here"),
+        (["--out", "a" * 300], "File name too long"),
+        (["--count", str(10**12)], "1 to 100,000"),
+        (["--image", "in.png", "--upscale", "2", "--size", "32x32"], "Upscaling to a size"),
+        (["--image", "in.png", "--outpaint", "99999,99999,0,0"], "Pictures have sides up to"),
+        (["--image", "."], "not a regular file"),
     ],
 )
 def test_wrong_options_are_one_paragraph_and_no_file(
@@ -205,3 +216,23 @@ def test_wrong_options_are_one_paragraph_and_no_file(
     assert message in printed
     assert "Traceback" not in printed
     assert not (tmp_path / "out").exists()
+
+
+def test_two_commands_may_draw_into_one_folder(random_nano: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The second finds its next name taken by the time that it has drawn."""
+    monkeypatch.setattr("terminus.sampling.command._next_number", lambda out: 1)
+    for _ in range(2):
+        assert sample(random_nano, tmp_path, "--prompt", "a dog", "--count", "2", *QUICK) == 0
+    assert names(tmp_path) == [
+        *("00001-0.png", "00002-0.png", "00002-1.png", "00003-1.png"),
+        *("samples-2.png", "samples.png"),
+    ]
+
+
+def test_what_the_disk_refuses_is_said(random_nano: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("terminus.sampling.command.save", full)
+    assert sample(random_nano, tmp_path, "--prompt", "a dog", *QUICK) == 2
+    assert "00001-0.png: This picture cannot be written (No space left on device)" in capsys.readouterr().err

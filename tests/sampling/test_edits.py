@@ -17,11 +17,6 @@ from terminus.sampling.edits import Hires
 from terminus.sampling.solvers import SOLVERS
 
 
-@pytest.fixture(scope="module")
-def model(random_nano: Path) -> Terminus:
-    return Terminus.load(random_nano, device="cpu")
-
-
 def picture(height: int = 32, width: int = 32, seed: int = 0) -> Image.Image:
     pixels = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
     return Image.fromarray(pixels.numpy())

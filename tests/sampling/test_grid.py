@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from terminus.diffusion.schedule import NoiseSchedule
 from terminus.errors import UserError
-from terminus.sampling.grid import SPACINGS, beta_cdf, distilled, for_solver, from_strength, karras, tail, timesteps
+from terminus.sampling.grid import SPACINGS, beta_cdf, distilled, for_solver, karras, tail, timesteps
 from terminus.sampling.solvers import DISTILLED, SOLVERS
 
 SDXL = NoiseSchedule.scaled_linear()
@@ -49,16 +49,16 @@ def test_a_step_count_the_model_cannot_have_is_refused(steps: int):
 
 
 def test_strength_keeps_the_end_of_the_grid():
-    assert from_strength(10, 0.3) == [299, 199, 99]
-    assert from_strength(30, 1.0) == timesteps(30)
-    assert from_strength(10, 0.9999) == timesteps(10)  # truncation would drop the step from pure noise
-    assert from_strength(10, 0.001) == [99]
+    assert tail(timesteps(10), 0.3) == [299, 199, 99]
+    assert tail(timesteps(30), 1.0) == timesteps(30)
+    assert tail(timesteps(10), 0.9999) == timesteps(10)  # truncation would drop the step from pure noise
+    assert tail(timesteps(10), 0.001) == [99]
 
 
-@pytest.mark.parametrize("strength", [0.0, -0.5, 1.01, float("nan")])
+@pytest.mark.parametrize("strength", [0.0, -0.5, 1.01, float("nan"), float("inf")])
 def test_a_strength_outside_its_range_is_refused(strength: float):
     with pytest.raises(UserError, match="Strength is above 0 and at most 1"):
-        from_strength(10, strength)
+        tail(timesteps(10), strength)
 
 
 def test_strength_keeps_the_end_of_any_grid():
@@ -68,12 +68,6 @@ def test_strength_keeps_the_end_of_any_grid():
         assert tail(grid, 1.0) == grid
         assert tail(grid, 0.01) == grid[19:]
     assert tail(distilled(8), 0.5) == distilled(8)[4:]
-
-
-@pytest.mark.parametrize("strength", [0.0, -0.5, 1.01, float("nan"), float("inf")])
-def test_a_strength_outside_its_range_is_refused_on_any_grid(strength: float):
-    with pytest.raises(UserError, match="Strength is above 0 and at most 1"):
-        tail(timesteps(10), strength)
 
 
 def test_known_ramps():

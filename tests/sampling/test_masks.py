@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn import functional
 
 from terminus.sampling.masks import FILLS, cells, feathered, filled
 
@@ -76,3 +77,20 @@ def test_surroundings_are_continued():
 def test_a_picture_that_is_all_hidden_is_grey():
     pixels = torch.zeros(5, 4, 3, dtype=torch.uint8)
     assert int(filled(pixels, torch.ones(5, 4, dtype=torch.bool), "surroundings").float().mean()) in (127, 128)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (33, 1), (30, 47)])
+@pytest.mark.parametrize("width", [0, 1, 2, 3, 7, 8, 100])
+def test_a_soft_edge_counts_the_squares_that_lie_in_the_mask(
+    shape: tuple[int, int], width: int, monkeypatch: pytest.MonkeyPatch
+):
+    """As if the mask were eaten away pixel by pixel, which takes minutes on a large picture."""
+    monkeypatch.setattr("terminus.sampling.masks._AT_ONCE", 100)
+    for share in (0.002, 0.1, 1.1, -1.0):
+        mask = torch.rand(shape, generator=torch.Generator().manual_seed(1)) > share
+        outside = (~mask)[None, None].float()
+        total = 1.0 - outside
+        for _ in range(width):
+            outside = functional.max_pool2d(outside, 3, stride=1, padding=1)
+            total = total + (1.0 - outside)
+        torch.testing.assert_close(feathered(mask, width), total[0, 0] / (width + 1))

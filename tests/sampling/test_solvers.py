@@ -5,7 +5,7 @@ import torch
 
 from terminus.diffusion.schedule import NoiseSchedule
 from terminus.sampling.denoiser import Prediction, velocity_denoiser
-from terminus.sampling.grid import distilled, from_strength, timesteps
+from terminus.sampling.grid import distilled, tail, timesteps
 from terminus.sampling.solvers import SOLVERS, Step
 
 ZTSNR = NoiseSchedule.scaled_linear().with_zero_terminal_snr()
@@ -65,7 +65,7 @@ def test_an_exact_network_returns_the_image_it_knows(name: str):
         return (alpha * x - known) / sigma
 
     for strength in (0.2, 1.0):
-        grid = from_strength(20, strength)
+        grid = tail(timesteps(20), strength)
         alpha, sigma = float(ZTSNR.alpha[grid[0]]), float(ZTSNR.sigma[grid[0]])
         start = alpha * known + sigma * images([8])
         *_, last = SOLVERS[name](velocity_denoiser(network, ZTSNR), ZTSNR, start, grid, lambda i: images([9], i))

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from terminus.sampling.tiles import starts, tiled
+from terminus.model.tiling import starts
+from terminus.sampling.tiles import tiled
 
 
 @given(length=st.integers(1, 300), tile=st.integers(1, 64), overlap=st.integers(0, 63))

@@ -7,21 +7,31 @@ import json
 from rich.console import Console
 from rich.text import Text
 
+from terminus.errors import UserError
+from terminus.inspection.findings import Checkpoint, Probe
 from terminus.inspection.look import look
 from terminus.inspection.show import plain, printable, show
 
 
-def inspect(path: str, as_json: bool = False) -> None:
+def inspect(path: str, as_json: bool = False, probe: bool = False) -> None:
     """Prints the facts of a model folder, a single file, an adapter, a run, a picture, a hub id or `nano`.
 
     On stdout, as aligned lines or as one JSON object; UserError if `path` is none of these. Nothing is written, no
-    tensor is loaded, and no code or class that a file names is imported.
+    tensor is loaded unless a model is to be probed, and no code or class that a file names is imported.
     """
     finding = look(path, Console(stderr=True, highlight=False))
+    answers: list[Probe] = []
+    if probe:
+        if not isinstance(finding, Checkpoint):
+            raise UserError("Only a model can be probed", where=path, fix="Leave out --probe")
+        from terminus.inspection.probe import probe as ask  # loads networks, and what runs them
+
+        answers.append(ask(path))
     if as_json:
-        print(json.dumps(plain(finding), indent=2, allow_nan=False))
-    else:
-        show(finding, Console(highlight=False))
+        print(json.dumps(plain(finding) | {said.kind: plain(said) for said in answers}, indent=2, allow_nan=False))
+        return
+    for part in (finding, *answers):
+        show(part, Console(highlight=False))
 
 
 def fix(path: str, target: str, decided: str | None = None) -> None:

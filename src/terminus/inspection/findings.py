@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from terminus.model.detect import Evidence
+from terminus.model.record import Prediction
 
 Scalar = str | int | float | bool
 
@@ -136,6 +137,27 @@ class Picture:
     made_by: str
     facts: Mapping[str, str]
     texts: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a network answered when it was shown pure noise (`inspection.probe`)."""
+
+    kind: Literal["probe"]
+    path: str
+    looks_like: str
+    slope: float
+    """Of the answer on the noise: 1 for epsilon, near 0 for velocity."""
+    slopes: tuple[float, ...]
+    """Of each seed."""
+    leak: float | None
+    """How much of a brightness hidden in the noise a velocity network answers with, 0 to 1."""
+    prediction: Prediction | None
+    """None where the answers look like neither."""
+    zero_terminal: bool | None
+    """None where it cannot be told."""
+    conflicts: tuple[str, ...]
+    """With what the labels say."""
 
 
 Finding = Checkpoint | Adapter | Tensors | Run | Picture

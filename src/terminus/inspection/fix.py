@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,12 +21,12 @@ from terminus.errors import UserError
 from terminus.inspection.checkpoint import UNET_IN_FILE, architecture
 from terminus.model import modelspec
 from terminus.model.detect import Detection, Evidence, file_name, read_evidence, weigh
-from terminus.model.foreign import sdxl_configs
+from terminus.model.foreign import has_only_ema, sdxl_configs
 from terminus.model.header import Header, read_header, read_numbers
 from terminus.model.parts import Parts
 from terminus.model.record import Prediction, Record, Schedule, scheduler_config, write_json
-from terminus.model.weights import parse_json, read_json, read_safetensors, resolve
-from terminus.model.writing import HASH, fresh, write_safetensors
+from terminus.model.weights import at_home, parse_json, read_json, read_safetensors, resolve
+from terminus.model.writing import DTYPES, HASH, fresh, refuse_existing, write_safetensors
 
 DECISIONS: dict[str, tuple[Prediction, bool]] = {
     "v-ztsnr": ("velocity", True),
@@ -34,7 +35,6 @@ DECISIONS: dict[str, tuple[Prediction, bool]] = {
 }
 """What `--as` can say: the prediction, and whether the schedule ends in pure noise."""
 _LABELS = ("v_pred", "ztsnr", "alphas_cumprod")
-_WRITABLE = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
 _UNET = "model.diffusion_model."
 
 
@@ -52,7 +52,12 @@ def fix(source: str | Path, target: str | Path, decided: str | None = None) -> F
     `decided` ("v-ztsnr", "v" or "epsilon") says what the model is; without it the first evidence counts, as when
     sampling. UserError if nothing is wrong, or if what is wrong cannot be decided without the user.
     """
-    path, target = resolve(source), Path(target).expanduser()
+    path, target = resolve(source), at_home(target)
+    if path.is_file() and not _is_checkpoint(read_header(path)):
+        raise UserError(
+            "This file holds no UNet in the layout of single files", where=str(path),
+            rule="Labels that say how to sample belong to models, not to adapters or single networks",
+        )  # fmt: skip
     evidence, numbers = read_evidence(path)
     schedule = _decide(weigh(evidence, numbers), decided, path)
     _check_target(path, target, schedule)
@@ -72,6 +77,10 @@ def fix(source: str | Path, target: str | Path, decided: str | None = None) -> F
                 with fresh(target.with_suffix(".yaml")) as beside:
                     beside.write_text(text, encoding="utf-8")
     return Fixed(target, problems)
+
+
+def _is_checkpoint(header: Header) -> bool:
+    return UNET_IN_FILE in header.tensors or has_only_ema(header)
 
 
 def _decide(detection: Detection, decided: str | None, path: Path) -> Schedule:
@@ -96,6 +105,7 @@ def _check_target(path: Path, target: Path, schedule: Schedule) -> None:
     if path.is_dir() and target.resolve().is_relative_to(path.resolve()):
         raise UserError("The copy would lie inside the model", where=str(target), fix="Name another folder")
     if path.is_file():
+        refuse_existing(target.with_suffix(".yaml"))
         modelspec.check_name(target, schedule)
     wrong = _disagreeing(file_name(target.stem), schedule)
     if wrong:
@@ -174,7 +184,7 @@ def _fix_file(header: Header, target: Path, schedule: Schedule) -> None:
 
 
 def _tensors(header: Header, names: list[str]) -> dict[str, Tensor]:
-    odd = sorted({header.tensors[name].dtype for name in names} - _WRITABLE)
+    odd = sorted({header.tensors[name].dtype for name in names} - set(DTYPES.values()))
     if odd:
         raise UserError(f"Numbers of the kind {odd[0]} cannot be written", where=str(header.path))
     return read_safetensors(header.path, names)
@@ -195,7 +205,12 @@ def _side_car(path: Path, schedule: Schedule) -> str | None:
 
 def _fix_folder(source: Path, target: Path, schedule: Schedule) -> None:
     """The whole folder, links followed, so that the copy stands alone."""
-    shutil.copytree(source, target)
+    try:
+        shutil.copytree(source, target, copy_function=shutil.copyfile)  # the owner's to change, whatever the source was
+    except shutil.Error as error:
+        raise UserError(f"This cannot be copied ({error.args[0][0][-1]})", where=str(source)) from error
+    for folder in (target, *(path for path in target.rglob("*") if path.is_dir())):
+        folder.chmod(folder.stat().st_mode | stat.S_IRWXU)
     write_json(target / "scheduler" / "scheduler_config.json", scheduler_config(schedule))
     ours = target / "terminus.json"
     if ours.is_file():

@@ -21,7 +21,7 @@ from terminus.inspection.checkpoint import (
 from terminus.inspection.findings import Finding, Picture, Run, Scalar, Tensors
 from terminus.inspection.tensors import about, clipped, hashes, other_keys, part
 from terminus.model.header import Header, read_header
-from terminus.model.weights import SHIPPED, resolve
+from terminus.model.weights import SHIPPED, at_home, resolve
 
 _PICTURES = {b"\x89PNG": 0, b"\xff\xd8\xff": 0, b"WEBP": 8}
 """First bytes, and where they stand."""
@@ -36,11 +36,11 @@ _RULE = (
 def look(name: str, console: Console) -> Finding:
     """The facts of what `name` is; UserError if it is nothing that is known. `console` shows how far long reads are."""
     try:
-        path = Path(name).expanduser()
+        path = at_home(name)
         path = resolve(name) if name in SHIPPED or not path.exists() else path
         if not path.is_dir() and _is_picture(path):
             return _picture(path)
-    except (OSError, RuntimeError) as error:  # RuntimeError: the home of a user who does not exist
+    except OSError as error:
         raise UserError(f"This cannot be read ({error})", where=name, rule=_RULE) from error
     if path.is_dir():
         return _folder(path, console)

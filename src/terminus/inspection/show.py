@@ -10,7 +10,7 @@ from typing import Any, cast
 from rich.console import Console
 from rich.text import Text
 
-from terminus.inspection.findings import Checkpoint, Finding, Hashes, Part
+from terminus.inspection.findings import Checkpoint, Finding, Hashes, Part, Probe
 from terminus.model.detect import Evidence
 
 _LABELS = {
@@ -27,12 +27,12 @@ _TOGETHER = 80
 """Characters up to which several entries share a line."""
 
 
-def show(finding: Finding, console: Console) -> None:
+def show(finding: Finding | Probe, console: Console) -> None:
     """Prints it; wrapped by the terminal alone, so that hashes and paths can be copied."""
     _section(finding, finding.kind, console)
 
 
-def _section(finding: Finding, title: str, console: Console) -> None:
+def _section(finding: Finding | Probe, title: str, console: Console) -> None:
     console.print(Text.assemble((f"{title}  ", "bold"), printable(finding.path)), soft_wrap=True)
     rows = [(label, lines or ["none"]) for label, lines in _rows(finding)]
     width = max(len(label) for label, _ in rows) + 2
@@ -47,7 +47,7 @@ def _section(finding: Finding, title: str, console: Console) -> None:
         _section(nested, "its model", console)
 
 
-def _rows(finding: Finding) -> Iterator[tuple[str, list[str]]]:
+def _rows(finding: Finding | Probe) -> Iterator[tuple[str, list[str]]]:
     for entry in fields(finding):
         value = getattr(finding, entry.name)
         if entry.name in ("kind", "path", "model"):

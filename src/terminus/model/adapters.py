@@ -24,7 +24,7 @@ from terminus.model.adapter_deltas import Layer, build_layer
 from terminus.model.adapter_keys import Part, Target, networks, place
 from terminus.model.components import Components
 from terminus.model.header import read_header
-from terminus.model.weights import read_safetensors
+from terminus.model.weights import at_home, read_safetensors
 
 log = logging.getLogger("terminus")
 
@@ -62,7 +62,7 @@ def read_adapter(path: str | Path, components: Components, name: str | None = No
     UserError for another architecture, a factor that is missing or of the wrong shape, or a file of which nothing
     fits. `name` is the file's own without ending, unless given.
     """
-    file = _file(Path(path).expanduser())
+    file = _file(at_home(path))
     where = str(file)
     header = read_header(file)
     metadata = header.metadata

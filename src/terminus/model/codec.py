@@ -15,10 +15,11 @@ from typing import Any, cast
 import torch
 from diffusers import AutoencoderKL
 from jaxtyping import Float, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from terminus.model.architecture import Architecture
 from terminus.model.keys import modern_vae_name
+from terminus.model.tiling import Tiling, in_tiles
 from terminus.model.weights import load_module, resolve
 
 
@@ -39,8 +40,11 @@ class Moments:
 class Codec:
     """Pixels are in [-1, 1], RGB, channels first; latents are scaled to about unit variance."""
 
-    def __init__(self, vae: AutoencoderKL) -> None:
+    def __init__(self, vae: AutoencoderKL, tiling: Tiling | None = None) -> None:
         self.vae = vae
+        self.tiling = tiling or Tiling()
+        self.device: torch.device | None = None
+        """Where it runs; None is where its weights are. (They may wait elsewhere for their turn: `model.running`.)"""
 
     @property
     def factor(self) -> int:
@@ -70,9 +74,19 @@ class Codec:
 
     def encode(self, pixels: Float[Tensor, "batch 3 height width"]) -> Moments:
         """Raw moments in float32; log-variance clamped to [-30, 20] as in the LDM code."""
-        device = next(self.vae.parameters()).device
-        posterior = cast(Any, self.vae.encode(pixels.to(device))).latent_dist
-        mean, logvar = posterior.parameters.to(torch.float32).chunk(2, dim=1)
+        factor, tiling = self.factor, self.tiling
+
+        def run(part: Tensor) -> Tensor:
+            return cast(Any, self.vae.encode(part)).latent_dist.parameters
+
+        here = self._placed(pixels)
+        if pixels.shape[-2] * pixels.shape[-1] > tiling.whole:
+            # Tiles begin and end on whole latents.
+            tile, overlap = (side // factor * factor for side in (tiling.side, tiling.overlap))
+            made = in_tiles(run, _norms(self.vae.encoder), here, tile, overlap, 1 / factor)
+        else:
+            made = run(here).to(torch.float32)
+        mean, logvar = made.chunk(2, dim=1)
         return Moments(mean, logvar.clamp(-30.0, 20.0))
 
     def latents(self, moments: Moments, noise: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch c h w"]:
@@ -81,9 +95,25 @@ class Codec:
 
     def decode(self, latents: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch 3 height width"]:
         """Pixels in about [-1, 1], float32, not clamped."""
-        raw = latents / self.scale
         decoder = cast(Callable[..., tuple[Tensor]], self.vae.decode)
-        return decoder(raw.to(next(self.vae.parameters()).device), return_dict=False)[0].to(torch.float32)
+        factor, tiling = self.factor, self.tiling
+
+        def run(part: Tensor) -> Tensor:
+            return decoder(part, return_dict=False)[0]
+
+        raw = self._placed(latents / self.scale)
+        if raw.shape[-2] * raw.shape[-1] * factor**2 > tiling.whole:
+            tile, overlap = tiling.side // factor, tiling.overlap // factor
+            return in_tiles(run, _norms(self.vae.decoder), raw, tile, overlap, float(factor))
+        return run(raw).to(torch.float32)
+
+    def _placed(self, x: Tensor) -> Tensor:
+        weight = next(self.vae.parameters())
+        return x.to(self.device or weight.device, weight.dtype)
+
+
+def _norms(network: nn.Module) -> list[nn.GroupNorm]:
+    return [module for module in network.modules() if isinstance(module, nn.GroupNorm)]
 
 
 def to_signal(pixels: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:

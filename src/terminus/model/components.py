@@ -16,7 +16,7 @@ from transformers import CLIPVisionModelWithProjection
 from terminus.errors import UserError
 from terminus.model.codec import Codec, load_codec
 from terminus.model.parts import MARKERS, check_index, new_index, read_record
-from terminus.model.record import Record, save_record, write_json
+from terminus.model.record import Record, Schedule, save_record, write_json
 from terminus.model.single_file import read_networks, towers_of
 from terminus.model.text import TextTowers
 from terminus.model.towers import load_towers, load_vision, save_towers, save_vision
@@ -45,27 +45,26 @@ class Components:
     @property
     def native_pixels(self) -> int:
         """The side of the square picture the model was trained on."""
-        sample_size = cast(int, self.unet.config["sample_size"])
-        return self.record.native_pixels or sample_size * self.codec.factor
+        return self.record.side(self.unet.config["sample_size"], self.codec.factor)
 
 
-def load_components(model: str | Path) -> Components:
-    """Loads a folder, a single file, a shipped name or a hub id; the schedule is what `model.detect` says."""
+def load_components(model: str | Path, schedule: Schedule | None = None) -> Components:
+    """Loads a folder, a single file, a shipped name or a hub id; the schedule is what `model.detect` says, or this."""
     folder = resolve(model)
     if folder.is_file():
-        return load_single_file(folder)
+        return load_single_file(folder, schedule=schedule)
     index = folder / "model_index.json"
     check_index(read_json(index), str(index))
     unet = load_module(UNet, folder / "unet", ignored=MARKERS).eval().requires_grad_(False)
     codec, text = load_codec(folder), load_towers(folder)
     vision = load_vision(folder / "vision") if (folder / "vision").is_dir() else None
     check_widths(unet, text, str(folder))
-    return Components(unet, codec, text, read_record(folder), vision)
+    return Components(unet, codec, text, read_record(folder, schedule), vision)
 
 
-def load_single_file(path: Path, ema: bool = False) -> Components:
+def load_single_file(path: Path, ema: bool = False, schedule: Schedule | None = None) -> Components:
     """Loads one .safetensors file in the LDM layout; `ema` asks for the UNet's moving average, where it holds one."""
-    networks, parts = read_networks(path, ema=ema)
+    networks, parts = read_networks(path, ema=ema, schedule=schedule)
     unet, text = cast(UNet, networks["unet"]), towers_of(networks, parts)
     check_widths(unet, text, str(path))
     vision = cast("CLIPVisionModelWithProjection | None", networks.get("vision"))

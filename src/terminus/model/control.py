@@ -21,7 +21,7 @@ from terminus.errors import UserError
 from terminus.model.components import Components
 from terminus.model.text import TextFeatures
 from terminus.model.unet import Residuals, UNet
-from terminus.model.weights import load_module
+from terminus.model.weights import at_home, load_module
 
 Kind = Literal["controlnet", "t2i"]
 Picture = Float[Tensor, "pictures channels height width"]
@@ -117,7 +117,7 @@ def load_control(
     """
     if kind not in get_args(Kind):
         raise UserError(f"A control of kind {kind!r}", rule=f"Known: {', '.join(get_args(Kind))}")
-    path = Path(folder).expanduser()
+    path = at_home(folder)
     if not math.isfinite(scale):
         raise UserError(f"The scale of a control is {scale}", rule="A scale is a finite number, 1 as it was trained")
     cls = ControlNetModel if kind == "controlnet" else T2IAdapter

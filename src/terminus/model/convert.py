@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from terminus.errors import UserError
 from terminus.model import modelspec
 from terminus.model.parts import Parts, check_networks, read_folder, write_folder
-from terminus.model.single_file import read_single_file, write_single_file
-from terminus.model.weights import in_precision, refuse_pickle, resolve
+from terminus.model.single_file import OURS, read_single_file, write_single_file
+from terminus.model.weights import at_home, refuse_pickle, resolve
 from terminus.model.writing import fresh, refuse_existing
 
 log = logging.getLogger("terminus")
@@ -54,7 +53,7 @@ def convert(
     shapes, else a diffusers folder. `shard_size` ("5GB") splits a folder's large networks; `ema` takes the moving
     average of the UNet that some single files hold. UserError for anything that is no SDXL model or would not survive.
     """
-    target = Path(target).expanduser()
+    target = at_home(target)
     single = target.suffix == ".safetensors"
     refuse_pickle(target)
     if precision != "keep" and precision not in _DTYPES:
@@ -69,16 +68,22 @@ def convert(
     if single:
         modelspec.check_name(target, parts.record.schedule)
     check_networks(parts)
-    parts = _in_precision(parts, precision)
+    _tell_of_lost(parts, single)
     side_car = target.with_suffix(".yaml") if single and modelspec.needs_side_car(parts) else None
-    with fresh(target) as draft:
-        if single:
-            write_single_file(parts, draft)
-        else:
-            write_folder(parts, draft, shard_size)
-        if side_car is not None:
-            with fresh(side_car) as text:
-                text.write_text(modelspec.side_car(parts), encoding="utf-8")
+    try:
+        with fresh(target) as draft:
+            if single:
+                write_single_file(parts, draft, _DTYPES.get(precision))
+            else:
+                write_folder(parts, draft, shard_size, _DTYPES.get(precision))
+            if side_car is not None:
+                with fresh(side_car) as text:
+                    text.write_text(modelspec.side_car(parts), encoding="utf-8")
+    except OverflowError as error:
+        raise UserError(
+            str(error), where=parts.where, rule="A number that a precision cannot hold would be written as infinity",
+            fix="Choose bf16, which has the range of fp32, or fp32",
+        ) from error  # fmt: skip
     files = [target] if single else sorted(path for path in target.rglob("*") if path.is_file())
     files += [] if side_car is None else [side_car]
     return Converted(
@@ -100,24 +105,12 @@ def _read(source: str | Path, ema: bool) -> Parts:
     return read_folder(path)
 
 
-def _in_precision(parts: Parts, precision: str) -> Parts:
-    if precision == "keep":
-        return parts
-
-    def one(network: str, name: str, value: Tensor) -> Tensor:
-        try:
-            return in_precision(name, value, _DTYPES[precision])
-        except OverflowError as error:
-            raise UserError(
-                f"{network}: {error}", where=parts.where,
-                rule="A number that a precision cannot hold would be written as infinity",
-                fix="Choose bf16, which has the range of fp32, or fp32",
-            ) from error  # fmt: skip
-
-    return replace(
-        parts,
-        tensors={
-            network: {name: one(network, name, value) for name, value in tensors.items()}
-            for network, tensors in parts.tensors.items()
-        },
-    )
+def _tell_of_lost(parts: Parts, single: bool) -> None:
+    """What a file says of itself and neither we nor ModelSpec have a place for; of a folder's, what it has none for."""
+    written = modelspec.metadata(parts if single else replace(parts, metadata={}))
+    lost = sorted(parts.metadata.keys() - written.keys() - {OURS})
+    if lost:
+        more = ", ..." if len(lost) > 5 else ""
+        names = ", ".join(ascii(name)[1:-1][:60] for name in lost[:5])
+        log.warning("%s: its metadata holds %d entries that are not carried over: %s%s",
+                    Path(parts.where).name, len(lost), names, more)  # fmt: skip

@@ -21,7 +21,7 @@ from transformers import CLIPVisionModelWithProjection
 
 from terminus.errors import UserError
 from terminus.model.unet import UNet
-from terminus.model.weights import read_safetensors
+from terminus.model.weights import at_home, read_safetensors
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -61,7 +61,7 @@ def read_image_prompt(path: str | Path, unet: UNet) -> ImagePrompt:
 
     UserError for keys or shapes that do not fit, and for kinds that need more than a vision tower (FaceID).
     """
-    file = Path(path).expanduser()
+    file = at_home(path)
     stored, where = read_safetensors(file), str(file)
     parts: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
     for key, value in stored.items():
@@ -82,8 +82,12 @@ def read_image_prompt(path: str | Path, unet: UNet) -> ImagePrompt:
         )
     _check_attention(parts["ip_adapter"], unet, where)
     _check_projection(projection, plus, unet, where)
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    return ImagePrompt(file.stem, digest, plus, parts)
+    return ImagePrompt(file.stem, _sha256(file), plus, parts)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class ImagePrompts:

@@ -24,6 +24,11 @@ log = logging.getLogger("terminus")
 
 SMALLEST = 4.8973451890853435e-08
 """Stands for the last ᾱ of a ZTSNR schedule, which is 0: programs that divide by it agree on this one."""
+_KEPT = (
+    "author", "date", "description", "encoder_layer", "implementation_version", "license", "merged_from",
+    "preprocessor", "tags", "thumbnail", "timestep_range", "trigger_phrase", "usage_hint",
+)  # fmt: skip
+"""What ModelSpec has for people: a file's own words are carried over."""
 _TAKEN_FOR_FLOW = ("flow", "bigaspv25", "noobai-rf")
 
 
@@ -51,6 +56,7 @@ def metadata(parts: Parts) -> dict[str, str]:
         found["ss_base_model_version"] = "sdxl_base_v1-0"
     if schedule.zero_terminal:
         found["modelspec.usage_hint"] = "trailing timesteps (sgm_uniform), guidance rescale 0.7"
+    found |= {key: parts.metadata[key] for key in (f"modelspec.{name}" for name in _KEPT) if key in parts.metadata}
     if record.licence is not None:
         found["modelspec.license"] = record.licence
     if record.weighting.get("kind") == "min_snr" and "gamma" in record.weighting:
@@ -61,9 +67,7 @@ def metadata(parts: Parts) -> dict[str, str]:
 def native_pixels(parts: Parts) -> int:
     """The side of the square picture that the model was trained on."""
     levels = cast(list[object], parts.configs["vae"].get("block_out_channels", []))
-    return parts.record.native_pixels or int(str(parts.configs["unet"].get("sample_size", 128))) * 2 ** (
-        len(levels) - 1
-    )
+    return parts.record.side(parts.configs["unet"].get("sample_size"), 2 ** (len(levels) - 1))
 
 
 def markers(schedule: Schedule) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +29,15 @@ from terminus.errors import UserError
 from terminus.model.detect import detect
 from terminus.model.keys import modern_vae_name
 from terminus.model.record import Record, Schedule, load_record, parse_schedule, scheduler_config, write_json
-from terminus.model.towers import Vocabulary, make_tower, older_keys, read_vocabulary, save_tokenizer, tower_keys
+from terminus.model.towers import (
+    Vocabulary,
+    make_tower,
+    older_keys,
+    read_vocabulary,
+    save_tokenizer,
+    tower_config,
+    tower_keys,
+)
 from terminus.model.unet import UNet
 from terminus.model.weights import build_module, check_fit, make_module, read_json, read_tensors
 from terminus.model.writing import write_safetensors
@@ -73,6 +81,8 @@ class Parts:
     """`scheduler_config.json`; always of the record's schedule."""
     special_tokens: Mapping[str, Mapping[str, Any]]
     """`special_tokens_map.json` of the tokenizers that have one."""
+    metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Of a single file's header, as it was."""
     described: bool = True
     """Whether the checkpoint brought its record (`terminus.json`)."""
 
@@ -103,9 +113,9 @@ def _title(folder: Path) -> str:
     return folder.parent.name if folder.name == "model" and folder.parent.name else folder.name
 
 
-def read_record(folder: Path) -> Record:
-    """The record of a folder, with the schedule that all its evidence gives."""
-    return replace(load_record(folder), schedule=detect(folder).schedule)
+def read_record(folder: Path, schedule: Schedule | None = None) -> Record:
+    """The record of a folder, with this schedule, or else the one that all its evidence gives."""
+    return replace(load_record(folder), schedule=schedule or detect(folder).schedule)
 
 
 def true_scheduler(config: Mapping[str, Any], schedule: Schedule) -> Mapping[str, Any]:
@@ -114,9 +124,11 @@ def true_scheduler(config: Mapping[str, Any], schedule: Schedule) -> Mapping[str
         same = parse_schedule(dict(config), "") == schedule and config.get("_class_name") == CLASSES["scheduler"][1]
     except UserError:
         same = False
-    # Sampled from the wrong timestep on, a ZTSNR model keeps the brightness of nothing.
-    starts_right = config.get("timestep_spacing") == "trailing" or not schedule.zero_terminal
-    return config if same and starts_right else scheduler_config(schedule)
+    # Sampled from the wrong timestep on, a ZTSNR model keeps the brightness of nothing; Karras's sigmas and their
+    # kin spend its steps above the largest sigma that has anything to see.
+    ramped = any(config.get(f"use_{ramp}_sigmas") for ramp in ("karras", "exponential", "beta"))
+    samples_right = (config.get("timestep_spacing") == "trailing" and not ramped) or not schedule.zero_terminal
+    return config if same and samples_right else scheduler_config(schedule)
 
 
 def check_index(index: Mapping[str, Any], where: str) -> None:
@@ -180,13 +192,20 @@ def _check_network(name: str, config: Mapping[str, Any], tensors: Mapping[str, T
             check_fit(make_module(MODULES[name], config, where), tensors, where)
 
 
-def write_folder(parts: Parts, folder: Path, shard_size: str | None = None) -> None:
-    """Writes a diffusers folder; networks larger than `shard_size` ("5GB") in several files, with an index."""
+def write_folder(parts: Parts, folder: Path, shard_size: str | None = None, dtype: torch.dtype | None = None) -> None:
+    """Writes a diffusers folder in `dtype`, or as it is.
+
+    Networks larger than `shard_size` ("5GB") are written in several files, with an index.
+    """
     folder.mkdir(parents=True)
     for name, tensors in parts.tensors.items():
         (folder / name).mkdir()
-        write_json(folder / name / "config.json", dict(parts.configs[name]))
-        _write_shards(dict(tensors), folder / name, stem(name), shard_size)
+        config = parts.configs[name]
+        write_json(folder / name / "config.json", tower_config(config) if name in TOWERS else dict(config))
+        try:
+            _write_shards(dict(tensors), folder / name, stem(name), shard_size, dtype)
+        except OverflowError as error:
+            raise OverflowError(f"{name}: {error}") from error
     for name, vocabulary in parts.vocabularies.items():
         save_tokenizer(vocabulary.tokenizer(), folder / name)
         if vocabulary.settings:
@@ -200,19 +219,23 @@ def write_folder(parts: Parts, folder: Path, shard_size: str | None = None) -> N
         write_json(folder / "terminus.json", asdict(parts.record))
 
 
-def _write_shards(tensors: dict[str, Tensor], folder: Path, name: str, shard_size: str | None) -> None:
+def _write_shards(
+    tensors: dict[str, Tensor], folder: Path, name: str, shard_size: str | None, dtype: torch.dtype | None
+) -> None:
     metadata = {"format": "pt"}
     if shard_size is None:
-        write_safetensors(folder / f"{name}.safetensors", tensors, metadata)
+        write_safetensors(folder / f"{name}.safetensors", tensors, metadata, dtype)
         return
+    kinds = {key: dtype if dtype and value.is_floating_point() else value.dtype for key, value in tensors.items()}
+    sizes = {key: torch.empty(value.shape, dtype=kinds[key], device="meta") for key, value in tensors.items()}
     try:
         plan = split_torch_state_dict_into_shards(
-            tensors, filename_pattern=f"{name}{{suffix}}.safetensors", max_shard_size=shard_size
+            sizes, filename_pattern=f"{name}{{suffix}}.safetensors", max_shard_size=shard_size
         )
     except ValueError as error:
         raise UserError(f"{shard_size!r} is not a size", rule='Sizes are written as "5GB" or "500MB"') from error
     for file, keys in plan.filename_to_tensors.items():
-        write_safetensors(folder / file, {key: tensors[key] for key in keys}, metadata)
+        write_safetensors(folder / file, {key: tensors[key] for key in keys}, metadata, dtype)
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         write_json(folder / f"{name}.safetensors.index.json", index)

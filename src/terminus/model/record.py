@@ -43,6 +43,13 @@ class Record:
     licence: str | None = None
     native_pixels: int | None = None
 
+    def side(self, latent: object, factor: int) -> int:
+        """Of the square picture that the model was trained on, in pixels.
+
+        Where it was not recorded, that of a UNet with this `sample_size`, which may be nothing: then SDXL's.
+        """
+        return self.native_pixels or factor * (latent if isinstance(latent, int) and latent > 0 else 128)
+
 
 def load_record(folder: Path) -> Record:
     """The record of a model folder; the scheduler's file wins over anything else about the schedule."""
@@ -115,6 +122,8 @@ def parse_schedule(config: dict[str, Any], where: str) -> Schedule:
     if config.get("trained_betas") is not None or config.get("beta_schedule", "scaled_linear") != "scaled_linear":
         raise UserError("Only the scaled_linear schedule of SDXL is known", where=where)
     try:
+        if not isinstance(config.get("rescale_betas_zero_snr"), bool | None):
+            raise ValueError(f"rescale_betas_zero_snr is {config['rescale_betas_zero_snr']!r:.40}, not true or false")
         schedule = Schedule(
             prediction=names[prediction],
             beta_start=float(config.get("beta_start", 0.00085)),

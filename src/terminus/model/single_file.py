@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
@@ -39,7 +40,7 @@ from terminus.model.text import TextTowers
 from terminus.model.towers import Vocabulary, check_tokenizers, make_vocabulary
 from terminus.model.vocabulary import END, START, clip_merges, clip_vocabulary
 from terminus.model.weights import parse_json, read_safetensors
-from terminus.model.writing import write_safetensors
+from terminus.model.writing import in_precision, write_safetensors
 
 log = logging.getLogger("terminus")
 
@@ -51,21 +52,29 @@ _BUFFERS = ("v_pred", "ztsnr", "alphas_cumprod", "betas", "logvar", "denoiser.",
 """Beginnings of keys that are tables or marks, not weights."""
 
 
-def write_single_file(parts: Parts, path: Path) -> None:
-    """Writes one file (see `model.writing` for what is promised of its bytes)."""
+def write_single_file(parts: Parts, path: Path, dtype: torch.dtype | None = None) -> None:
+    """Writes one file in `dtype`, or as it is (see `model.writing` for what is promised of its bytes)."""
     tensors: dict[str, Tensor] = {}
     for name, layout in _layouts(parts.configs, parts.where).items():
-        tensors |= layout.to_ldm(parts.tensors[name])
+        own = parts.tensors[name]
+        if layout.fused and dtype is not None:  # what becomes one matrix may have had several precisions
+            own = {key: in_precision(layout.prefix + key, value, dtype) for key, value in own.items()}
+        tensors |= layout.to_ldm(own)
     tensors |= {VISION_PREFIX + name: value for name, value in parts.tensors.get("vision", {}).items()}
-    tensors |= modelspec.markers(parts.record.schedule)
+    markers = modelspec.markers(parts.record.schedule)
     metadata = modelspec.metadata(parts) | {OURS: json.dumps(_our_metadata(parts), sort_keys=True)}
-    write_safetensors(path, tensors, metadata)
+    write_safetensors(path, tensors | markers, metadata, dtype, exact=markers)
 
 
-def read_single_file(path: Path, networks: Iterable[str] | None = None, ema: bool = False) -> Parts:
-    """All of a checkpoint, or some of its networks; `ema` asks for the UNet's moving average where there is one."""
+def read_single_file(
+    path: Path, networks: Iterable[str] | None = None, ema: bool = False, schedule: Schedule | None = None
+) -> Parts:
+    """All of a checkpoint, or some of its networks.
+
+    `ema` asks for the UNet's moving average where there is one, `schedule` stands for what `model.detect` says.
+    """
     header = read_header(path)
-    schedule = detect(path).schedule
+    schedule = schedule or detect(path).schedule
     parts = _ours(header, schedule) if OURS in header.metadata else _foreign(header, schedule)
     layouts = _layouts(parts.configs, parts.where)
     wanted = set(parts.configs if networks is None else networks)
@@ -85,10 +94,10 @@ def read_single_file(path: Path, networks: Iterable[str] | None = None, ema: boo
 
 
 def read_networks(
-    path: Path, networks: Iterable[str] | None = None, ema: bool = False
+    path: Path, networks: Iterable[str] | None = None, ema: bool = False, schedule: Schedule | None = None
 ) -> tuple[dict[str, nn.Module], Parts]:
     """Some networks of a file, checked, float32 and in evaluation mode, and the rest of what the file says."""
-    parts = read_single_file(path, networks, ema)
+    parts = read_single_file(path, networks, ema, schedule)
     built = {
         name: make_network(name, config, parts.tensors[name], parts.where) for name, config in parts.configs.items()
     }
@@ -208,6 +217,7 @@ def _ours(header: Header, schedule: Schedule) -> Parts:
         index=index,
         scheduler=true_scheduler(parse_object(stored.get("scheduler", {}), "scheduler", where), schedule),
         special_tokens={name: parse_object(value, "special_tokens", where) for name, value in special.items()},
+        metadata=header.metadata,
         described=described,
     )
 
@@ -241,5 +251,6 @@ def _foreign(header: Header, schedule: Schedule) -> Parts:
         index=new_index(),
         scheduler=scheduler_config(schedule),
         special_tokens={},
+        metadata=header.metadata,
         described=licence is not None,
     )

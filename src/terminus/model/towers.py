@@ -14,7 +14,6 @@ from typing import Any, TypeVar, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
     CLIPTextConfig,
@@ -27,8 +26,10 @@ from transformers import (
 )
 
 from terminus.errors import UserError
+from terminus.model.record import write_json
 from terminus.model.text import TextTowers
-from terminus.model.weights import BROKEN, fill, in_precision, misconfigured, read_json, read_tensors
+from terminus.model.weights import BROKEN, fill, misconfigured, read_json, read_tensors
+from terminus.model.writing import write_safetensors
 
 _PREFIX = "text_model."
 _STEM = "model"
@@ -214,10 +215,18 @@ def _save(tower: nn.Module, folder: Path, dtype: torch.dtype) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     is_text = isinstance(tower, CLIPTextModel | CLIPTextModelWithProjection)
     named = older_keys(tower.state_dict()) if is_text else tower.state_dict()
-    tensors = {name: in_precision(name, value, dtype) for name, value in named.items()}
-    save_file(tensors, folder / f"{_STEM}.safetensors", metadata={"format": "pt"})
-    cast(Any, tower).config.architectures = [type(tower).__name__]
-    cast(Any, tower).config.save_pretrained(folder)
+    write_safetensors(folder / f"{_STEM}.safetensors", named, {"format": "pt"}, dtype)
+    config = cast(PretrainedConfig, tower.config)
+    write_json(folder / "config.json", tower_config(config.to_diff_dict() | {"architectures": [type(tower).__name__]}))
+
+
+def tower_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a tower as we write it: loaded in float32 where nobody says otherwise.
+
+    transformers would load it as it is stored, diffusers loads its own parts in float32, and the two do not multiply.
+    `torch_dtype` is the older name, which the newer one overrides.
+    """
+    return {key: value for key, value in config.items() if key != "torch_dtype"} | {"dtype": "float32"}
 
 
 def _inner(key: str) -> bool:

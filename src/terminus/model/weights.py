@@ -16,11 +16,11 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from terminus.errors import UserError
 from terminus.model.header import read_header
+from terminus.model.writing import write_safetensors
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 SHIPPED = {"nano": ASSETS / "nano"}
@@ -44,7 +44,21 @@ def resolve(model: str | Path) -> Path:
     name = str(model)
     if name in SHIPPED:
         return SHIPPED[name]
-    path = Path(name).expanduser()
+    try:
+        return _resolve(at_home(name), name)
+    except OSError as error:
+        raise UserError(f"This cannot be read ({error.strerror or error})", where=name, rule=_RULE) from error
+
+
+def at_home(path: str | Path) -> Path:
+    """A path whose `~` is the user's home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError("The user whose home this names is not known", where=str(path)) from error
+
+
+def _resolve(path: Path, name: str) -> Path:
     if path.is_dir() and (path / "model" / "model_index.json").is_file():
         raise UserError(
             "This is the folder of a run, not of a model", where=name, fix=f"Did you mean {path / 'model'}?"
@@ -103,9 +117,9 @@ def _download(name: str) -> Path:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a model folder, or one clear error."""
-    if not path.is_file():
-        raise UserError("This file is missing", where=str(path), rule="A diffusers model folder must have it")
     try:
+        if not path.is_file():
+            raise UserError("This file is missing", where=str(path), rule="A diffusers model folder must have it")
         if path.stat().st_size > _LARGEST_JSON:
             raise ValueError(f"{path.stat().st_size} bytes, more than any model needs")
         return parse_json(path.read_text(encoding="utf-8"), str(path))
@@ -148,6 +162,13 @@ def _finite(text: str) -> float:
 
 def read_tensors(folder: Path, stem: str) -> dict[str, Tensor]:
     """All tensors of one component: a single file, its fp16 variant, or the shards an index names."""
+    try:
+        return _read_tensors(folder, stem)
+    except OSError as error:
+        raise UserError(f"This cannot be read ({error.strerror or error})", where=str(folder)) from error
+
+
+def _read_tensors(folder: Path, stem: str) -> dict[str, Tensor]:
     for name in (f"{stem}.safetensors", f"{stem}.fp16.safetensors"):
         if (folder / name).is_file():
             return read_safetensors(folder / name)
@@ -263,16 +284,5 @@ def misconfigured(network: str, error: Exception, where: str) -> UserError:
 def save_module(module: nn.Module, folder: Path, dtype: torch.dtype, stem: str = "diffusion_pytorch_model") -> None:
     """Writes `config.json` and one safetensors file in `dtype`; refuses numbers that `dtype` cannot hold."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: in_precision(name, value, dtype) for name, value in module.state_dict().items()}
-    save_file(tensors, folder / f"{stem}.safetensors", metadata={"format": "pt"})
+    write_safetensors(folder / f"{stem}.safetensors", module.state_dict(), {"format": "pt"}, dtype)
     cast(Any, module).save_config(folder)
-
-
-def in_precision(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
-    """A contiguous CPU copy in `dtype` (integers stay what they are)."""
-    if not value.is_floating_point():
-        return value.detach().cpu().contiguous()
-    result = value.detach().to("cpu", dtype).contiguous()
-    if not torch.isfinite(result).all():
-        raise OverflowError(f"{name} does not fit {dtype}: largest magnitude {value.abs().max().item():.3g}")
-    return result

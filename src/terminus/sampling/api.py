@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, final
 
@@ -19,8 +18,9 @@ from terminus.conditioning import MicroConditioning, Size
 from terminus.errors import UserError
 from terminus.model.adapters import Adapters
 from terminus.model.components import Components, load_components
+from terminus.model.running import Running, prepare
 from terminus.model.weights import resolve
-from terminus.sampling.canvas import Margins, Picture, Repaint, enlarge
+from terminus.sampling.canvas import Margins, Picture, Pixels, Repaint, enlarge, scaled
 from terminus.sampling.edits import (
     Edit,
     Hires,
@@ -29,13 +29,13 @@ from terminus.sampling.edits import (
     outpainting,
     upscaling,
 )  # fmt: skip
-from terminus.sampling.guides import Guide, loaded
+from terminus.sampling.files import sha256
+from terminus.sampling.guides import Guide, Guides, Loaded
 from terminus.sampling.metadata import attach
 from terminus.sampling.network import chunks
-from terminus.sampling.origin import AdapterUse, Enlargement, Origin, Variation
+from terminus.sampling.origin import AdapterUse, ControlUse, Enlargement, Origin, Variation
 from terminus.sampling.requests import parse_size, requests_for
 from terminus.sampling.settings import Aspect, Request, Settings
-from terminus.sampling.solvers import Step
 from terminus.sampling.tasks import draw, to_bytes, visits
 
 _BATCH_PIXELS = 4 * 1024**2
@@ -62,6 +62,18 @@ class How(TypedDict, total=False):
 
 @final
 @dataclass(frozen=True, eq=False)
+class _Task:
+    """How a batch is drawn, fixed at its first step: the files of a guide and the adapters of a model may change."""
+
+    settings: Settings
+    guides: Loaded
+    edit: Edit | None = None
+    controls: tuple[ControlUse, ...] = ()
+    adapters: tuple[AdapterUse, ...] = ()
+
+
+@final
+@dataclass(frozen=True, eq=False)
 class Drawing:
     """A batch of pictures after one step."""
 
@@ -72,9 +84,7 @@ class Drawing:
     x0: Float[Tensor, "batch c h w"]
     """What the model believes the pictures' latents to be; after the last step, what they are."""
     _model: Terminus
-    _settings: Settings
-    _edit: Edit | None = None
-    _guides: Sequence[Guide] = ()
+    _task: _Task
 
     @property
     def finished(self) -> bool:
@@ -90,15 +100,15 @@ class Drawing:
                 rule="A picture is made of finite numbers",
                 fix="Lower the guidance; if that does not help, the weights are damaged",
             )
-        drawn = to_bytes(components, self.x0)
-        pictures = [Image.fromarray(one.numpy()) for one in (self._edit.canvas.finish(drawn) if self._edit else drawn)]
+        drawn, edit = to_bytes(components, self.x0), self._task.edit
+        pictures = [Image.fromarray(one.numpy()) for one in (edit.canvas.finish(drawn) if edit else drawn)]
         if self.finished:
             for picture, request in zip(pictures, self.requests, strict=True):
                 attach(picture, self._origin(request, Size(picture.height, picture.width)))
         return pictures
 
     def _origin(self, request: Request, size: Size) -> Origin:
-        components, settings = self._model.components, self._settings
+        components, task, settings = self._model.components, self._task, self._task.settings
         origin = Origin(
             prompt=request.prompt,
             negative=request.negative,
@@ -118,13 +128,10 @@ class Drawing:
             variation=Variation(request.variation, settings.variation) if settings.variation else None,
             conditioning=settings.conditioning,
             negative_conditioning=settings.negative_conditioning,
-            adapters=tuple(
-                AdapterUse(one.name, one.sha256, one.unet, None if one.text == one.unet else one.text)
-                for one in self._model.adapters.attached
-            ),
-            controls=tuple(guide.use() for guide in self._guides),
+            adapters=task.adapters,
+            controls=task.controls,
         )
-        return replace(origin, **self._edit.facts) if self._edit else origin
+        return replace(origin, **task.edit.facts) if task.edit else origin
 
 
 @final
@@ -137,18 +144,23 @@ class Terminus:
     are taken off. UserError for what cannot be drawn.
     """
 
-    def __init__(self, components: Components, path: Path) -> None:
+    def __init__(self, components: Components, path: Path, precision: runtime.Precision | None = None) -> None:
         self.components = components
+        self._precision: runtime.Precision | None = precision
         self.adapters = Adapters(components)
         self._path = path
 
     @classmethod
-    def load(cls, model: str | Path, device: str = "auto") -> Terminus:
-        """`model` is a folder, a .safetensors file, a hub id, or "nano"; `device` is "auto", "cpu", "cuda:1", ..."""
+    def load(cls, model: str | Path, device: str = "auto", running: Running | None = None) -> Terminus:
+        """`model` is a folder, a .safetensors file, a hub id, or "nano"; `device` is "auto", "cpu", "cuda:1", ...
+
+        `running` is about speed and memory: precision, compiling, offloading, tiles of the codec.
+        """
         where = runtime.pick_device(device)
-        components = load_components(model).to(where)
+        how = (running or Running()).on(where)
+        components = prepare(load_components(model), where, how)
         path = Path(model).expanduser()
-        return cls(components, path if path.is_file() else resolve(model))
+        return cls(components, path if path.is_file() else resolve(model), how.precision)
 
     @property
     def name(self) -> str:
@@ -160,12 +172,7 @@ class Terminus:
     def hash(self) -> str:
         """SHA-256, in hex, of the weights' file (of the UNet's, in a folder): what galleries know a model by."""
         files = [self._path] if self._path.is_file() else sorted((self._path / "unet").glob("*.safetensors"))
-        digest = hashlib.sha256()
-        for file in files:
-            with file.open("rb") as opened:
-                while chunk := opened.read(1 << 20):
-                    digest.update(chunk)
-        return digest.hexdigest()
+        return sha256(files)
 
     def text2img(
         self,
@@ -247,7 +254,7 @@ class Terminus:
         **how: Unpack[How],
     ) -> list[Image.Image]:
         """`image` with sides `factor` times as long, its detail drawn by the model, in tiles where it is large."""
-        edit = upscaling(image, factor, strength, self.components)
+        edit = upscaling(image, factor, strength, _settings(how), self.components)
         return self._edited(prompt, negative, seed, count, how, edit)
 
     def stream(
@@ -263,15 +270,28 @@ class Terminus:
         guides: Sequence[Guide] = (),
     ) -> Iterator[Drawing]:
         """The same, step by step and batch by batch; stop iterating to cancel."""
+        if edit is not None and hires is not None:
+            raise UserError("A second pass on a changed picture", rule="It follows a picture drawn from a prompt")
         settings = settings or Settings()
+        settings = replace(settings, precision=settings.precision or self._precision)
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
         requests = [one for text in texts for one in requests_for(text, negative, seed, count, settings)]
         size = edit.canvas.size if edit else settings.size_for(self.components)
+        place = edit.canvas.place if edit else partial(scaled, size=size)
+        # Enlarged here as well, so that what cannot be drawn or guided in the second pass is said before the first.
+        larger = self._enlarged(torch.zeros(*size, 3, dtype=torch.uint8), hires, settings) if hires else None
+        used = Guides(guides, self.components)
+        task = _Task(settings, used.on(place), edit, used.uses)
+        second = larger and replace(task, guides=used.on(larger.canvas.place))
         for batch in self._batches(requests, size, settings):
-            if hires is not None:
-                yield from self._twice(batch, settings, hires, guides)
+            now = tuple(
+                AdapterUse(one.name, one.sha256, one.unet, None if one.text == one.unet else one.text)
+                for one in self.adapters.attached
+            )
+            if hires is not None and second is not None:
+                yield from self._twice(batch, replace(task, adapters=now), replace(second, adapters=now), hires)
             else:
-                yield from self._once(batch, settings, edit, guides)
+                yield from self._once(batch, replace(task, adapters=now))
 
     def _edited(
         self, prompt: str | Sequence[str], negative: str, seed: int | Sequence[int], count: int, how: How, edit: Edit
@@ -288,49 +308,43 @@ class Terminus:
     def _batches(self, requests: Sequence[Request], size: Size, settings: Settings) -> Iterator[Sequence[Request]]:
         """Neighbours whose texts are read in equally many stretches, as many as are drawn at once."""
         most = max(1, min(_BATCH_PICTURES, _BATCH_PIXELS // (size.height * size.width)))
-        lengths = [chunks(self.components, request, settings) for request in requests]
+        known: dict[tuple[str, str], int] = {}
+        for one in requests:
+            texts = (one.prompt, one.negative)
+            if texts not in known:  # tokenizers take longer than everything else here
+                known[texts] = chunks(self.components, one, settings)
+        lengths = [known[one.prompt, one.negative] for one in requests]
         start = 0
         for end in range(1, len(requests) + 1):
             if end == len(requests) or lengths[end] != lengths[start] or end - start == most:
                 yield requests[start:end]
                 start = end
 
-    def _once(
-        self, batch: Sequence[Request], settings: Settings, edit: Edit | None, guides: Sequence[Guide]
-    ) -> Iterator[Drawing]:
+    def _once(self, batch: Sequence[Request], task: _Task) -> Iterator[Drawing]:
+        settings, edit, guides = task.settings, task.edit, task.guides
         strength, canvas, tile = (edit.strength, edit.canvas, edit.tile) if edit else (1.0, None, None)
         steps = self.steps(settings, edit)
-        with loaded(guides, self.components, canvas.size if canvas else settings.size_for(self.components)) as seen:
-            for step in draw(self.components, batch, settings, canvas, strength, tile, guides=seen):
-                yield self._drawing(batch, step, steps, settings, edit, guides)
+        for step in draw(self.components, batch, settings, canvas, strength, tile, guides=guides):
+            yield Drawing(batch, step.index + 1, steps, step.x0, self, task)
 
-    def _twice(
-        self, batch: Sequence[Request], settings: Settings, hires: Hires, guides: Sequence[Guide]
-    ) -> Iterator[Drawing]:
+    def _twice(self, batch: Sequence[Request], task: _Task, second: _Task, hires: Hires) -> Iterator[Drawing]:
         """Small, then each picture enlarged and drawn again: the composition comes from the size the model knows."""
-        first, total = self.steps(settings), self.steps(settings, hires=hires)
+        first, total = self.steps(task.settings), self.steps(task.settings, hires=hires)
         last: Drawing | None = None
-        for last in self._once(batch, settings, None, guides):
+        for last in self._once(batch, task):
             yield replace(last, steps=total)
         if last is None:
             return
         for request, pixels in zip(batch, to_bytes(self.components, last.x0), strict=True):
-            canvas = enlarge(pixels, hires.factor, self.components)
-            growth = Enlargement(hires.factor, Size(*pixels.shape[:2]), "lanczos", total - first)
-            edit = Edit(canvas, hires.strength, {"enlargement": growth, "strength": hires.strength})
-            for drawing in self._once([request], settings, edit, guides):
+            edit = self._enlarged(pixels, hires, task.settings)
+            for drawing in self._once([request], replace(second, edit=edit)):
                 yield replace(drawing, step=first + drawing.step, steps=total)
 
-    def _drawing(
-        self,
-        batch: Sequence[Request],
-        step: Step,
-        steps: int,
-        settings: Settings,
-        edit: Edit | None,
-        guides: Sequence[Guide],
-    ) -> Drawing:
-        return Drawing(batch, step.index + 1, steps, step.x0, self, settings, edit, guides)
+    def _enlarged(self, pixels: Pixels, hires: Hires, settings: Settings) -> Edit:
+        steps = len(visits(self.components, settings, hires.strength))
+        growth = Enlargement(hires.factor, Size(*pixels.shape[:2]), "lanczos", steps)
+        canvas = enlarge(pixels, hires.factor, self.components)
+        return Edit(canvas, hires.strength, {"enlargement": growth, "strength": hires.strength})
 
 
 def _finished(drawings: Iterator[Drawing]) -> list[Image.Image]:

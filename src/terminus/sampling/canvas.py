@@ -16,7 +16,7 @@ from typing import NamedTuple, cast
 import numpy as np
 import torch
 from jaxtyping import Bool, UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional
 
@@ -39,7 +39,7 @@ Picture = str | Path | Image.Image
 _LIMITS = Limits(file_bytes=2**28, pixels=HARD_PIXEL_LIMIT)
 _WHITE = (255, 255, 255)
 _LARGEST = 16_384
-"""The longest side that is enlarged to, in pixels."""
+"""The longest side of a picture that we make, in pixels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +51,8 @@ class Canvas:
     """Where the picture is painted anew; None is everywhere."""
     finish: Callable[[Batch], Batch]
     """Drawn pictures of the canvas' size → pictures as the user gets them."""
+    place: Callable[[Pixels], Pixels] = lambda other: other
+    """Another picture of the same whole (such as its depths) → the part of it that lies on the canvas."""
 
     @property
     def size(self) -> Size:
@@ -93,15 +95,26 @@ class Repaint:
 def open_picture(source: Picture) -> Pixels:
     """Upright sRGB pixels of a file or a Pillow image; what is transparent lies on white."""
     if isinstance(source, Image.Image):
-        if source.has_transparency_data:
-            source = Image.alpha_composite(Image.new("RGBA", source.size, _WHITE), source.convert("RGBA"))
-        return torch.from_numpy(np.array(source.convert("RGB")))
+        return _of_image(source)
     decoded = decode(read_file(Path(source), _LIMITS.file_bytes), _LIMITS)
     if isinstance(decoded, Dropped):
         detail = f" ({decoded.detail})" if decoded.detail else ""
         rule = "Pictures are JPEG, PNG or WebP files"
         raise UserError(f"This picture cannot be used: {decoded.reason}{detail}", where=str(source), rule=rule)
     return torch.from_numpy(decoded.on(_WHITE))
+
+
+def _of_image(image: Image.Image) -> Pixels:
+    if 0 in image.size:
+        raise UserError("This picture has no pixels", rule="Pictures have at least one")
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        # 16-bit grey: Pillow's own conversion would clip at 255 instead of scaling
+        levels = np.rint(np.asarray(image).astype(np.float64) / 257.0).clip(0, 255)
+        image = Image.fromarray(levels.astype(np.uint8))
+    elif image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image.convert("RGBA"))
+    return torch.from_numpy(np.array(image.convert("RGB")))
 
 
 def open_mask(source: Picture) -> Mask:
@@ -117,7 +130,7 @@ def digest(pixels: Tensor) -> str:
 def redraw(picture: Pixels, settings: Settings, components: Components) -> Canvas:
     """The whole picture, at the asked size or else at the drawable one nearest to its own; cropped to its shape."""
     size = settings.size_for(components) if settings.size is not None else _fitting(_size(picture), components)
-    return Canvas(scaled(picture, size), None, lambda drawn: drawn)
+    return Canvas(scaled(picture, size), None, lambda drawn: drawn, lambda other: scaled(other, size))
 
 
 def enlarge(picture: Pixels, factor: float, components: Components) -> Canvas:
@@ -126,18 +139,24 @@ def enlarge(picture: Pixels, factor: float, components: Components) -> Canvas:
         raise UserError(f"factor {factor}", rule="A picture is enlarged 1 to 8 times along each side")
     size = Size(*(round(side * factor) for side in picture.shape[:2]))
     low = size_multiple(components)
-    if max(size) > _LARGEST or min(size) < low:
-        raise UserError(f"{size.width}x{size.height} pixels", rule=f"Sides are {low} to {_LARGEST} pixels afterwards")
-    pixels = _padded(_resized(picture, size), low)
-    return Canvas(pixels, None, lambda drawn: drawn[:, : size.height, : size.width].contiguous())
+    _check_area(size)
+    if min(size) < low:
+        raise UserError(f"{size.width}x{size.height} pixels", rule=f"Sides are at least {low} pixels afterwards")
+    return Canvas(
+        _padded(_resized(picture, size), low),
+        None,
+        lambda drawn: drawn[:, : size.height, : size.width].contiguous(),
+        lambda other: _padded(scaled(other, size), low),
+    )
 
 
 def extended(picture: Pixels, margins: Margins) -> tuple[Pixels, Mask]:
     """A larger picture with the old one in it, its edges continued, and the mask of what is new."""
-    if min(margins) < 0 or max(margins) == 0 or max(margins) > _LARGEST:
+    if min(margins) < 0 or max(margins) == 0:
         rule = "Margins are LEFT,TOP,RIGHT,BOTTOM in pixels, none negative and at least one of them above 0"
         raise UserError(f"margins {','.join(map(str, margins))}", rule=rule)
     left, top, right, bottom = margins
+    _check_area(Size(picture.shape[0] + top + bottom, picture.shape[1] + left + right))
     sides = (left, right, top, bottom)
     larger = functional.pad(picture.permute(2, 0, 1)[None].float(), sides, mode="replicate")[0]
     mask = functional.pad(torch.zeros(picture.shape[:2]), sides, value=1.0) > 0
@@ -154,28 +173,30 @@ def repaint(
         raise UserError(f"The mask is {sizes[0]}, the picture {sizes[1]}", rule=rule)
     if not mask.any():
         raise UserError("The mask is black everywhere", rule="White is painted anew, so there would be nothing to do")
-    backdrop = filled(picture, mask, how.fill_for(strength))
+    whole, multiple = _size(picture), size_multiple(components)
     if how.padding is None:
-        box, size = (slice(0, picture.shape[0]), slice(0, picture.shape[1])), None
         _check_whole(picture, settings, components)
+        box, size = (slice(0, whole.height), slice(0, whole.width)), None
     else:
-        shape = settings.size_for(components) if settings.size is not None else None
-        box = _box(mask, how.padding, shape)
-        size = shape or size_of(Aspect(box[1].stop - box[1].start, box[0].stop - box[0].start), components)
+        around = _extent(mask, how.padding)
+        size = settings.size_for(components) if settings.size is not None else _shape(around, components)
+        box = _box(around, size, whole)
+    backdrop = filled(picture, mask, how.fill_for(strength))
     weight = feathered(mask, how.feather)[box][..., None]
-    region = Size(*mask[box].shape)
-    pixels, hidden = backdrop[box], mask[box]
+    region, hidden = Size(*mask[box].shape), mask[box]
     if size is None:
-        multiple = size_multiple(components)
-        pixels, hidden = _padded(pixels, multiple), _padded(hidden[..., None], multiple)[..., 0]
+        hidden = _padded(hidden[..., None], multiple)[..., 0]
     else:
-        pixels, hidden = _resized(pixels, size), functional.adaptive_max_pool2d(_nearest(hidden, size), size)[0] > 0
+        hidden = functional.adaptive_max_pool2d(_nearest(hidden, size), size)[0] > 0
+
+    def cut(other: Pixels) -> Pixels:
+        return _padded(other[box], multiple) if size is None else _resized(other[box], size)
 
     def finish(drawn: Batch) -> Batch:
         parts = [_resized(one, region) if size else one[: region.height, : region.width] for one in drawn]
         return torch.stack([_composed(picture, backdrop, part, weight, box) for part in parts])
 
-    return Canvas(pixels, hidden, finish)
+    return Canvas(cut(backdrop), hidden, finish, lambda other: cut(scaled(other, whole)))
 
 
 def _composed(picture: Pixels, backdrop: Pixels, part: Pixels, weight: Tensor, box: tuple[slice, slice]) -> Pixels:
@@ -184,6 +205,13 @@ def _composed(picture: Pixels, backdrop: Pixels, part: Pixels, weight: Tensor, b
     whole = picture.clone()
     whole[box] = torch.where(weight > 0, mixed, picture[box])
     return whole
+
+
+def _check_area(size: Size) -> None:
+    """What is larger could be written, but no program of ours reads it again."""
+    if max(size) > _LARGEST or size.height * size.width > HARD_PIXEL_LIMIT:
+        rule = f"Pictures have sides up to {_LARGEST:,} and in all up to {HARD_PIXEL_LIMIT:,} pixels"
+        raise UserError(f"This would be a picture of {size.width}x{size.height} pixels", rule=rule)
 
 
 def _check_whole(picture: Pixels, settings: Settings, components: Components) -> None:
@@ -200,20 +228,31 @@ def _check_whole(picture: Pixels, settings: Settings, components: Components) ->
         )
 
 
-def _box(mask: Mask, padding: int, shape: Size | None) -> tuple[slice, slice]:
-    """Around the mask and its padding, grown to `shape` as far as the picture goes."""
-    ends: list[tuple[int, int]] = []
-    for axis in (1, 0):
-        places = mask.any(dim=axis).nonzero()
-        ends.append((int(places[0]) - padding, int(places[-1]) + 1 + padding))
-    lengths = [stop - start for start, stop in ends]
-    if shape is not None:
-        scale = max(lengths[0] / shape.height, lengths[1] / shape.width)
-        lengths = [math.ceil(shape.height * scale), math.ceil(shape.width * scale)]
+Extent = tuple[tuple[int, int], tuple[int, int]]
+"""Rows and columns, each from and to; beyond the picture too."""
+
+
+def _extent(mask: Mask, padding: int) -> Extent:
+    """The mask and its padding."""
+    places = [mask.any(dim=axis).nonzero() for axis in (1, 0)]
+    rows, columns = ((int(one[0]) - padding, int(one[-1]) + 1 + padding) for one in places)
+    return rows, columns
+
+
+def _shape(around: Extent, components: Components) -> Size:
+    """The size at which the model draws what has this shape."""
+    height, width = (stop - start for start, stop in around)
+    return size_of(Aspect(width, height), components)
+
+
+def _box(around: Extent, shape: Size, whole: Size) -> tuple[slice, slice]:
+    """The extent, grown to the shape of `shape` as far as the picture goes."""
+    lengths = [stop - start for start, stop in around]
+    scale = max(length / side for length, side in zip(lengths, shape, strict=True))
     slices: list[slice] = []
-    for (start, stop), length, whole in zip(ends, lengths, mask.shape, strict=True):
-        length = min(length, whole)
-        first = min(max((start + stop - length) // 2, 0), whole - length)
+    for (start, stop), side, most in zip(around, shape, whole, strict=True):
+        length = min(math.ceil(side * scale - 1e-6), most)
+        first = min(max((start + stop - length) // 2, 0), most - length)
         slices.append(slice(first, first + length))
     return slices[0], slices[1]
 
@@ -227,18 +266,20 @@ def _fitting(size: Size, components: Components) -> Size:
 
 
 def scaled(picture: Pixels, size: Size) -> Pixels:
-    """Resized to cover `size`, and cropped to it at the centre."""
+    """Cropped at the centre to the shape of `size`, and resized to it."""
     height, width = picture.shape[:2]
     scale = max(size.height / height, size.width / width)
-    resized = _resized(picture, Size(max(size.height, round(height * scale)), max(size.width, round(width * scale))))
-    top, left = (resized.shape[0] - size.height) // 2, (resized.shape[1] - size.width) // 2
-    return resized[top : top + size.height, left : left + size.width].contiguous()
+    # Cropped first: a line of one pixel, scaled to a picture's height, would be millions of pixels long.
+    tall, wide = min(size.height / scale, height), min(size.width / scale, width)
+    left, top = (width - wide) / 2, (height - tall) / 2
+    return _resized(picture, size, (left, top, min(left + wide, width), min(top + tall, height)))
 
 
-def _resized(picture: Pixels, size: Size) -> Pixels:
+def _resized(picture: Pixels, size: Size, box: tuple[float, float, float, float] | None = None) -> Pixels:
+    """`box` of the picture (left, top, right, bottom; None is all of it) at this size, by LANCZOS."""
     if _size(picture) == size:
         return picture
-    image = Image.fromarray(picture.numpy()).resize((size.width, size.height), Image.Resampling.LANCZOS)
+    image = Image.fromarray(picture.numpy()).resize((size.width, size.height), Image.Resampling.LANCZOS, box)
     return torch.from_numpy(np.array(image))
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +14,13 @@ from rich.console import Console
 from rich.text import Text
 
 from terminus.errors import UserError
+from terminus.model.running import Running
 from terminus.progress import Meter
 from terminus.sampling.api import Terminus
 from terminus.sampling.canvas import Margins, Repaint
 from terminus.sampling.edits import Edit, Hires, image_to_image, inpainting, outpainting, upscaling
 from terminus.sampling.files import read_file
-from terminus.sampling.guides import Guide
+from terminus.sampling.guides import KINDS, Guide
 from terminus.sampling.metadata import FORMATS, mark, save
 from terminus.sampling.provenance import Identity
 from terminus.sampling.settings import Settings
@@ -74,7 +76,7 @@ class Start:
             return outpainting(self.image, _margins(self.outpaint), how, settings, components)
         if self.upscale is not None:
             strength = _STRENGTH_ENLARGED if strength is None else strength
-            return upscaling(self.image, self.upscale, strength, components)
+            return upscaling(self.image, self.upscale, strength, settings, components)
         return image_to_image(self.image, _STRENGTH if strength is None else strength, settings, components)
 
     def second(self) -> Hires | None:
@@ -128,6 +130,8 @@ def sample(
     start: Start | None = None,
     loras: Sequence[str] = (),
     controls: Sequence[str] = (),
+    device: str = "auto",
+    running: Running | None = None,
 ) -> None:
     """Draws `count` pictures per prompt and prints their paths."""
     console = Console(stderr=True, highlight=False)
@@ -139,7 +143,7 @@ def sample(
     signer, hires = output.identity(), start.second()
     parent = read_file(start.image) if start.image is not None else None
     with console.status(Text(f"Loading {model}")):
-        loaded = Terminus.load(model)
+        loaded = Terminus.load(model, device, running)
         for path, weight in weighted:
             loaded.adapters.attach(path, weight)
     edit = start.edit(loaded, settings)
@@ -147,47 +151,57 @@ def sample(
         prompts, negative, seed=seed, count=count, settings=settings, edit=edit, hires=hires, guides=guides
     )
     shown: list[tuple[Image.Image, str]] = []
+    numbers: Iterator[int] | None = None
     total = loaded.steps(settings, edit, hires) * len(prompts) * count
     with Meter(console, "sample", total, unit="steps") as meter:
         for drawing in stream:
             _make_folder(out)  # a first step says that the model can draw what is asked; before, nothing is written
             meter.advance(len(drawing.requests))
             if drawing.finished:
-                first = _next_number(out)
-                for number, (picture, request) in enumerate(
-                    zip(drawing.pictures(), drawing.requests, strict=True), first
-                ):
-                    path = out / f"{number:05d}-{request.seed}.{output.format}"
-                    print(_save(picture, path, output, signer, parent), flush=True)
+                numbers = numbers or itertools.count(_next_number(out))
+                for picture, request in zip(drawing.pictures(), drawing.requests, strict=True):
+                    names = (f"{number:05d}-{request.seed}.{output.format}" for number in numbers)
+                    print(_save(picture, names, output, signer, parent), flush=True)
                     if len(shown) < _SHEET:
                         shown.append((picture, f"{request.prompt} · {request.seed}"))
     if len(shown) > 1:
         columns = count if 1 < count <= _COLUMNS else None  # a row per prompt, where that is not too wide
         page = sheet([picture for picture, _ in shown], [caption for _, caption in shown], columns)
         mark(page, "text2img" if edit is None else "img2img")
-        print(_save(page, out / f"{_free_name(out, 'samples')}.png", output, signer, None))
+        names = ("samples.png" if number == 1 else f"samples-{number}.png" for number in itertools.count(1))
+        print(_save(page, names, output, signer, None))
 
 
 def _lora(text: str) -> tuple[Path, float]:
     """ "FILE" or "FILE:WEIGHT"; a file's own name may hold a colon."""
     path, colon, weight = text.rpartition(":")
-    if not colon or Path(text).exists():
-        return Path(text), 1.0
+    if not colon or _exists(text):
+        return _existing(text), 1.0
     try:
-        return Path(path), float(weight)
+        return _existing(path), float(weight)
     except ValueError:
         raise UserError(f"--lora {text}", rule="It is FILE[:WEIGHT]", fix="For example style.safetensors:0.8") from None
 
 
 def _guide(text: str) -> Guide:
-    kind, *rest = text.split(":")
     try:
-        folder, image, scale = (*rest, "1")[:3] if len(rest) in (2, 3) else ("", "", "none")
+        kind, folder, image, scale = text.split(":") if text.count(":") == 3 else (*text.split(":"), "1")
         strength = float(scale)
     except ValueError:
-        rule = "It is KIND:FOLDER:IMAGE[:SCALE], and KIND is controlnet, t2i or ip"
+        rule = f"It is KIND:FOLDER:IMAGE[:SCALE], and KIND is {', '.join(KINDS)}"
         raise UserError(f"--control {text}", rule=rule) from None
-    return Guide(kind, folder, image, strength)
+    return Guide(kind, _existing(folder), image, strength)
+
+
+def _existing(path: str) -> Path:
+    """A mistyped name should not wait for a model of gigabytes."""
+    if not _exists(path):
+        raise UserError("Nothing is here", where=path, fix="Check the name")
+    return Path(path)
+
+
+def _exists(path: str | Path) -> bool:
+    return os.path.exists(os.path.expanduser(path))  # where pathlib raises: a name too long, a user not known
 
 
 def _margins(text: str) -> Margins:
@@ -198,7 +212,7 @@ def _margins(text: str) -> Margins:
 
 def _check_folder(out: Path) -> None:
     """Before the model is loaded: minutes of drawing must not end in a folder that cannot be written."""
-    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    there = next(folder for folder in (out, *out.absolute().parents) if _exists(folder))
     if not there.is_dir():
         raise UserError(f"This folder cannot be made ({there} is a file)", where=str(out), fix=_ANOTHER)
     if not os.access(there, os.W_OK | os.X_OK):
@@ -217,14 +231,16 @@ def _next_number(out: Path) -> int:
     return max(numbers, default=0) + 1
 
 
-def _free_name(out: Path, stem: str) -> str:
-    taken = {path.stem for path in out.iterdir()}
-    return next(name for n in range(1, len(taken) + 2) if (name := stem if n == 1 else f"{stem}-{n}") not in taken)
-
-
-def _save(picture: Image.Image, path: Path, output: Output, signer: Identity | None, parent: bytes | None) -> Path:
-    try:
-        save(picture, path, private=output.private, signer=signer, parent=parent)
-    except OSError as error:
-        raise UserError(f"This picture cannot be written ({error.strerror or error})", where=str(path)) from error
-    return path
+def _save(
+    picture: Image.Image, names: Iterator[str], output: Output, signer: Identity | None, parent: bytes | None
+) -> Path:
+    """Under the first name that is free; another command may draw into the same folder."""
+    for path in (output.folder / name for name in names):
+        try:
+            save(picture, path, private=output.private, signer=signer, parent=parent)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"This picture cannot be written ({error.strerror or error})", where=str(path)) from error
+        return path
+    raise AssertionError("names do not end")

@@ -11,6 +11,7 @@ from terminus.model.components import Components
 from terminus.sampling.canvas import (
     Canvas,
     Margins,
+    Mask,
     Picture,
     Repaint,
     digest,
@@ -21,6 +22,7 @@ from terminus.sampling.canvas import (
 )
 from terminus.sampling.canvas import redraw as redraw_canvas
 from terminus.sampling.canvas import repaint as repaint_canvas
+from terminus.sampling.grid import check_strength
 from terminus.sampling.origin import Enlargement, MaskUse
 from terminus.sampling.settings import Settings
 
@@ -67,10 +69,8 @@ def inpainting(
     """The white part of the mask drawn anew."""
     pixels, hidden = open_picture(picture), open_mask(mask)
     canvas = repaint_canvas(pixels, hidden, how, check_strength(strength), settings, components)
-    use = MaskUse(digest(hidden), how.fill_for(strength), how.feather, crop_padding=how.padding)
-    return Edit(
-        canvas, strength, {"task": "inpaint", "strength": strength, "image_sha256": digest(pixels), "mask": use}
-    )
+    facts = {"task": "inpaint", "image_sha256": digest(pixels), "mask": _use(hidden, how, strength, canvas)}
+    return Edit(canvas, strength, {"strength": strength, **facts})
 
 
 def outpainting(picture: Picture, margins: Margins, how: Repaint, settings: Settings, components: Components) -> Edit:
@@ -78,33 +78,26 @@ def outpainting(picture: Picture, margins: Margins, how: Repaint, settings: Sett
     pixels = open_picture(picture)
     larger, hidden = extended(pixels, margins)
     canvas = repaint_canvas(larger, hidden, how, 1.0, settings, components)
-    use = MaskUse(digest(hidden), how.fill_for(1.0), how.feather, crop_padding=how.padding)
-    facts = {
-        "task": "outpaint",
-        "strength": 1.0,
-        "image_sha256": digest(pixels),
-        "mask": use,
-        "margins": tuple(margins),
-    }
-    return Edit(canvas, 1.0, facts)
+    facts = {"task": "outpaint", "image_sha256": digest(pixels), "mask": _use(hidden, how, 1.0, canvas)}
+    return Edit(canvas, 1.0, {"strength": 1.0, "margins": tuple(margins), **facts})
 
 
-def upscaling(picture: Picture, factor: float, strength: float, components: Components) -> Edit:
+def upscaling(picture: Picture, factor: float, strength: float, settings: Settings, components: Components) -> Edit:
     """The picture enlarged, and drawn anew by `strength` in tiles of the size that the model knows."""
+    if settings.size is not None:
+        raise UserError("Upscaling to a size", rule="An upscaled picture has the size of its picture times the factor")
+    check_strength(strength)
     pixels = open_picture(picture)
     canvas = enlarge(pixels, factor, components)
-    side = components.native_pixels // components.codec.factor
-    tile = (side, round(side * TILE_OVERLAP)) if max(canvas.size) > components.native_pixels else None
     scale = components.codec.factor
+    side = components.native_pixels // scale
+    tile = (side, round(side * TILE_OVERLAP)) if max(canvas.size) > components.native_pixels else None
     used = {} if tile is None else {"tile": tile[0] * scale, "overlap": tile[1] * scale}
     growth = Enlargement(factor, Size(*pixels.shape[:2]), "lanczos", **used)
-    facts = {"strength": check_strength(strength), "image_sha256": digest(pixels), "enlargement": growth}
-    return Edit(canvas, strength, {"task": "upscale", **facts}, tile)
+    facts = {"task": "upscale", "strength": strength, "image_sha256": digest(pixels), "enlargement": growth}
+    return Edit(canvas, strength, facts, tile)
 
 
-def check_strength(strength: float) -> float:
-    """UserError unless it is above 0 and at most 1."""
-    if not 0 < strength <= 1:
-        rule = "Strength is above 0 and at most 1; 1 draws everything anew"
-        raise UserError(f"strength {strength}", rule=rule)
-    return strength
+def _use(mask: Mask, how: Repaint, strength: float, canvas: Canvas) -> MaskUse:
+    around = None if how.padding is None else canvas.size
+    return MaskUse(digest(mask), how.fill_for(strength), how.feather, crop_padding=how.padding, crop_size=around)

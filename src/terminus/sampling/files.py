@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from terminus import decode
@@ -22,6 +24,16 @@ def read_file(path: Path, limit: int = PICTURE_BYTES) -> bytes:
         detail = f" ({data.detail})" if data.detail else ""
         raise UserError(f"This file cannot be read: {data.reason}{detail}", where=str(path))
     return data
+
+
+def sha256(files: Iterable[Path]) -> str:
+    """Of one file after the other, in hex; however large, they are never in memory."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            while part := opened.read(1 << 20):
+                digest.update(part)
+    return digest.hexdigest()
 
 
 def write_new(path: Path, data: bytes) -> None:

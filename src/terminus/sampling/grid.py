@@ -118,14 +118,15 @@ def tail(grid: Sequence[int], strength: float) -> list[int]:
 
     The number of steps kept is the nearest to len(grid) × strength, at least one.
     """
+    return list(grid[len(grid) - max(1, round(len(grid) * check_strength(strength))) :])
+
+
+def check_strength(strength: float) -> float:
+    """UserError unless it is above 0 and at most 1."""
     if not 0 < strength <= 1:
-        raise UserError(f"strength {strength}", rule="Strength is above 0 and at most 1.", fix="1 ignores the image.")
-    return list(grid[len(grid) - max(1, round(len(grid) * strength)) :])
-
-
-def from_strength(steps: int, strength: float, T: int = 1000) -> list[int]:
-    """The `tail` of `timesteps(steps)`."""
-    return tail(timesteps(steps, T), strength)
+        rule = "Strength is above 0 and at most 1; 1 draws everything anew"
+        raise UserError(f"strength {strength}", rule=rule)
+    return strength
 
 
 def beta_cdf(x: Float64[Tensor, "count"], shape: float) -> Float64[Tensor, "count"]:

@@ -22,6 +22,9 @@ FILLS: Mapping[Fill, str] = {
 }
 """What stands behind a mask before anything is painted, and what it means."""
 
+_AT_ONCE = 2**20
+"""Pixels whose distance from the edge is found at once."""
+
 Mask = Bool[Tensor, "height width"]
 Pixels = UInt8[Tensor, "height width 3"]
 
@@ -36,12 +39,24 @@ def feathered(mask: Mask, width: int) -> Float[Tensor, "height width"]:
 
     The picture's own border is no edge of the mask.
     """
-    outside = (~mask[None, None]).float()
-    total = 1.0 - outside
-    for _ in range(width):
-        outside = functional.max_pool2d(outside, 3, stride=1, padding=1)
-        total = total + (1.0 - outside)
-    return (total / (width + 1))[0, 0] * mask
+    if width == 0:
+        return mask.float()
+    height, across = mask.shape
+    # counts[y, x]: pixels outside the mask that lie above y and left of x
+    counts = functional.pad((~mask).cumsum(0, dtype=torch.int32).cumsum(1, dtype=torch.int32), (1, 0, 1, 0))
+    weights = torch.zeros(mask.shape)
+    columns = torch.arange(across)
+    for rows in torch.arange(height).split(max(1, _AT_ONCE // across)):
+        # How many squares around each pixel, of radius 0, 1, ... `width`, lie inside the mask: bit by bit.
+        clear = torch.zeros(len(rows), across, dtype=torch.int64)
+        for bit in reversed(range((width + 1).bit_length())):
+            more = clear + 2**bit
+            top, bottom = ((rows[:, None] + side).clamp(0, height) for side in (1 - more, more))
+            left, right = ((columns + side).clamp(0, across) for side in (1 - more, more))
+            outside = counts[bottom, right] - counts[top, right] - counts[bottom, left] + counts[top, left]
+            clear = torch.where(outside == 0, more, clear)
+        weights[rows] = clear.clamp(max=width + 1) / (width + 1)
+    return weights
 
 
 def filled(pixels: Pixels, mask: Mask, fill: Fill) -> Pixels:

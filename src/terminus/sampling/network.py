@@ -15,10 +15,12 @@ from torch import Tensor
 from terminus import runtime
 from terminus.conditioning import MicroConditioning, Size, time_ids
 from terminus.diffusion.objective import Network
+from terminus.errors import UserError
 from terminus.model.components import Components
 from terminus.model.control import combined
+from terminus.model.running import computes_in
 from terminus.model.text import TextFeatures
-from terminus.model.unet import predict
+from terminus.model.unet import Residuals, predict
 from terminus.sampling import prompts
 from terminus.sampling.guides import Loaded
 from terminus.sampling.settings import Request, Settings
@@ -34,7 +36,10 @@ def network(
 ) -> Network:
     """(x, t) → one prediction per request. `known` are the channels that an inpainting UNet reads besides x."""
     guides = guides or Loaded()
-    device, precision = components.text.device, settings.precision_for(components)
+    device, dtype = components.text.device, _computes_in(components, settings)
+    held = dtype != torch.float32
+    # Networks held in bf16 need no autocast, which would run their norms in fp32; guides are held in fp32 and do.
+    precision = settings.precision_for(components) if not held else "bf16" if guides else "fp32"
     guidance, T = settings.guidance_for(components), components.record.schedule.timesteps
     guided, always = guidance.scale != 1.0, guidance.interval == (0.0, 1.0)
     whole = settings.conditioning or MicroConditioning.uncropped(size)
@@ -42,6 +47,7 @@ def network(
     sizes = [whole] * len(requests) + [settings.negative_conditioning or whole] * (len(texts) - len(requests))
     with torch.no_grad(), runtime.autocast(device, precision):
         text = _encode(components, texts, max(chunks(components, one, settings) for one in requests))
+        text = TextFeatures(text.context.to(dtype), text.pooled.to(dtype))
     ids = time_ids(sizes, device)
 
     def run(x: Tensor, t: Tensor) -> Tensor:
@@ -51,13 +57,26 @@ def network(
         rows = slice(2 * len(x) if twice else len(x))
         copies = 2 if twice else 1
         with torch.no_grad(), runtime.autocast(device, precision):
-            inputs = (here.repeat(copies, 1, 1, 1), t.repeat(copies), text[rows], ids[rows])
+            inputs = (here.to(dtype).repeat(copies, 1, 1, 1), t.repeat(copies), text[rows], ids[rows])
             residuals = combined(guides.controls, *inputs)
-            embeds = guides.embeds(len(x), twice) if guides.embeds else None
-            output = predict(components.unet, *inputs, residuals, embeds)
+            if held and residuals is not None:
+                residuals = _in(residuals, dtype)
+            with guides.image_prompts(len(x), twice) as embeds:
+                output = predict(components.unet, *inputs, residuals, embeds)
         return guidance.combine(*output.chunk(2)) if twice else output
 
     return run
+
+
+def _computes_in(components: Components, settings: Settings) -> torch.dtype:
+    dtype = computes_in(components.unet)
+    if dtype != torch.float32 and settings.precision == "fp32":
+        raise UserError(
+            "A picture in fp32 from networks that are held in bf16",
+            rule="A model is loaded in the precision that it computes in",
+            fix='Load it with Running(precision="fp32")',
+        )
+    return dtype
 
 
 def chunks(components: Components, request: Request, settings: Settings) -> int:
@@ -72,6 +91,11 @@ def chunks(components: Components, request: Request, settings: Settings) -> int:
 def channels(components: Components) -> int:
     """Of the UNet's input: the codec's own, or more on models that read further pictures."""
     return cast(int, components.unet.config["in_channels"])
+
+
+def _in(residuals: Residuals, dtype: torch.dtype) -> Residuals:
+    down, intrablock = (tuple(one.to(dtype) for one in part) for part in (residuals.down, residuals.intrablock))
+    return Residuals(down, None if residuals.mid is None else residuals.mid.to(dtype), intrablock)
 
 
 def _encode(components: Components, texts: Sequence[str], count: int) -> TextFeatures:

@@ -40,6 +40,8 @@ class MaskUse:
     inverted: bool = False
     crop_padding: int | None = None
     """Pixels around the mask when only its surroundings were drawn; None is the whole picture."""
+    crop_size: Size | None = None
+    """That those surroundings were drawn at, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ class ControlUse:
     image_sha256: str
     interval: tuple[float, float] | None = None
     """The part of the sampling in which it acted, 0..1; None is all of it."""
+    sha256: str | None = None
+    """Of the network's file, or files, in hex."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,9 @@ from terminus.errors import UserError
 from terminus.sampling import prompts
 from terminus.sampling.settings import ASPECTS, SEEDS, Aspect, Request, Settings
 
+MOST = 100_000
+"""Pictures per prompt: every request is made and checked before the first is drawn."""
+
 
 def requests_for(
     prompt: str, negative: str, seed: int | Sequence[int], count: int, settings: Settings
@@ -19,9 +22,11 @@ def requests_for(
     numbered = list(enumerate(_seeds(seed, count)))
     if settings.variation and isinstance(seed, int):
         numbered = [(number, seed) for number, _ in numbered]
+    # Without a brace there is nothing to choose, and what is refused is refused whatever the seed.
+    same = None if "{" in prompt + negative else (prompts.expand(prompt, 0), prompts.expand(negative, 0))
     requests: list[Request] = []
     for number, own in numbered:
-        text, against = prompts.expand(prompt, own), prompts.expand(negative, own)
+        text, against = same or (prompts.expand(prompt, own), prompts.expand(negative, own))
         requests.append(Request(text, own, against, number, None if text == prompt else prompt))
     return requests
 
@@ -46,6 +51,14 @@ def parse_size(text: str) -> Size | Aspect:
     raise UserError(f"size {text!r}", rule=rule, fix="For example 1216x832")
 
 
+def parse_pixels(text: str) -> Size:
+    """ "WIDTHxHEIGHT" alone, where no model says how large a shape is."""
+    size = parse_size(text)
+    if isinstance(size, Aspect):
+        raise UserError(f"size {text!r}", rule="Here a size is WIDTHxHEIGHT in pixels", fix="For example 1216x832")
+    return size
+
+
 def parse_interval(text: str) -> tuple[float, float]:
     """ "LOW:HIGH", two numbers from 0 to 1."""
     match = re.fullmatch(r"([0-9.]{1,8}):([0-9.]{1,8})", text)
@@ -60,8 +73,8 @@ def _no_interval(text: str) -> NoReturn:
 
 
 def _seeds(seed: int | Sequence[int], count: int) -> Sequence[int]:
-    if count < 1:
-        raise UserError(f"count {count}", rule="Count is the number of pictures per prompt, at least 1")
+    if not 1 <= count <= MOST:
+        raise UserError(f"count {count}", rule=f"Count is the number of pictures per prompt, 1 to {MOST:,}")
     if not isinstance(seed, int):
         if count not in (1, len(seed)):
             raise UserError(f"count {count} and {len(seed)} seeds", rule="A list of seeds is the count")

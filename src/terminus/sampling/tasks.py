@@ -73,6 +73,12 @@ def draw(
     (size, overlap) in latents for pictures larger than the network's. UserError, before the first step, for what this
     model cannot do.
     """
+    if guides and tile is not None:
+        raise UserError(
+            "Guiding pictures and upscaling in tiles",
+            rule="Every tile would be steered by the whole of the guiding picture",
+            fix="Leave the guides out, or draw in one piece: image to image with a size, or a second pass",
+        )
     masked = canvas is not None and canvas.mask is not None
     _check(components, masked)
     size = settings.size_for(components) if canvas is None else canvas.size

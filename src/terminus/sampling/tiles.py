@@ -6,13 +6,11 @@ here, falling towards each tile's edge, so that no seam is left where a tile beg
 
 from __future__ import annotations
 
-import math
-
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from terminus.diffusion.objective import Network
+from terminus.model.tiling import slope, starts
 
 
 def tiled(network: Network, tile: int, overlap: int) -> Network:
@@ -23,7 +21,7 @@ def tiled(network: Network, tile: int, overlap: int) -> Network:
     def run(x: Tensor, t: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         tall, wide = min(tile, height), min(tile, width)
-        weights = _slope(tall, overlap)[:, None] * _slope(wide, overlap)[None, :]
+        weights = slope(tall, overlap)[:, None] * slope(wide, overlap)[None, :]
         weights = weights.to(x.device)
         total, covered = torch.zeros_like(x), torch.zeros_like(x[:1, :1])
         for top in starts(height, tall, overlap):
@@ -34,17 +32,3 @@ def tiled(network: Network, tile: int, overlap: int) -> Network:
         return total / covered
 
     return run
-
-
-def starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin so that they cover `length`, evenly spread, neighbours sharing `overlap` or more."""
-    if length <= tile:
-        return [0]
-    count = math.ceil((length - overlap) / (tile - overlap))
-    return [round(i * (length - tile) / (count - 1)) for i in range(count)]
-
-
-def _slope(length: int, overlap: int) -> Float[Tensor, " length"]:
-    """Weights along one side of a tile: up over the overlap, 1, and down again."""
-    from_edge = torch.minimum(torch.arange(length), torch.arange(length).flip(0)) + 1
-    return (from_edge / (overlap + 1)).clamp(max=1.0)

@@ -1,0 +1,132 @@
+"""`terminus inspect --probe`: what a network predicts, asked of the network and not of its labels.
+
+It is shown pure noise at the last timestep, with an empty caption, and two numbers are read off its answers.
+
+The slope of the answer on the noise tells the target. Epsilon is the noise itself: 1. Velocity is
+alpha epsilon - sigma x0 (Salimans & Ho 2202.00512), hence -x0 where alpha is 0, of which the noise says nothing: 0.
+Where alpha is 0.068, as at the end of SDXL's own schedule, it is that at most. A correlation would divide by the size
+of the answer, which is small for velocity, and so make much of little.
+
+The leak tells the schedule of a velocity network. Under a schedule that ends at alpha > 0 the last latent of a white
+picture is brighter than that of a black one, by 2 alpha times half their difference d, and a network learns to answer
+with that brightness (Lin et al. 2305.08891, section 3.1). So alpha d is added to the noise and taken from it: the
+answer moves by d where the network has learned so, and not at all where it was trained on pure noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from terminus.conditioning import MicroConditioning, Size, time_ids
+from terminus.diffusion.schedule import NoiseSchedule
+from terminus.errors import UserError
+from terminus.inspection.findings import Probe
+from terminus.model.codec import to_signal
+from terminus.model.components import Components, load_components
+from terminus.model.detect import read_evidence, weigh
+from terminus.model.record import Prediction, Schedule
+from terminus.model.unet import predict
+from terminus.model.weights import resolve
+from terminus.runtime import pick_device, rng
+
+Answer = Callable[[Float[Tensor, "1 c h w"]], Float[Tensor, "1 c h w"]]
+SEEDS = 4
+_LARGEST = 512
+"""Pixels of a side; more would only take longer."""
+_EPSILON, _VELOCITY = 0.8, 0.2
+_LEAKS, _TIGHT = 0.3, 0.2
+"""Above the first and below the second something is said, between them nothing."""
+
+
+def probe(model: str) -> Probe:
+    """Loads a model and asks it; UserError for what is no model. It takes 8 calls of the UNet."""
+    path = resolve(model)
+    labelled = weigh(*read_evidence(path)).schedule
+    components = load_components(model, labelled).to(pick_device())
+    answer, brightness = seam(components, labelled.timesteps - 1)
+    shape = (1, *brightness.shape)
+    noises = [torch.randn(shape, generator=rng(seed, 0, "probe")).to(brightness.device) for seed in range(SEEDS)]
+    return conclude(str(path), *measure(answer, noises, brightness), labelled)
+
+
+def measure(
+    answer: Answer, noises: list[Float[Tensor, "1 c h w"]], brightness: Float[Tensor, "c h w"]
+) -> tuple[list[float], float]:
+    """The slope of each noise, and the mean leak; `brightness` is half the way from black to white in latents."""
+    slopes: list[float] = []
+    leaks: list[float] = []
+    shift = float(NoiseSchedule.scaled_linear().alpha[-1]) * brightness
+    for noise in noises:
+        above, below = answer(noise + shift), answer(noise - shift)
+        middle = _centred(above + below) / 2
+        slopes.append(float((middle * _centred(noise)).sum() / _centred(noise).square().sum()))
+        leaks.append(float((below - above).mul(brightness).sum() / (2 * brightness.square().sum())))
+    return slopes, sum(leaks) / len(leaks)
+
+
+def conclude(path: str, slopes: list[float], leak: float, labelled: Schedule) -> Probe:
+    """In words that say no more than the numbers do."""
+    prediction: Prediction | None = None
+    zero_terminal: bool | None = None
+    looks_like = "neither epsilon nor velocity"
+    if min(slopes) > _EPSILON:
+        prediction, zero_terminal = "epsilon", False
+        looks_like = "epsilon, or another target that holds the noise, such as flow matching"
+    elif max(map(abs, slopes)) < _VELOCITY:
+        prediction = "velocity"
+        looks_like = "velocity"
+        zero_terminal = False if leak > _LEAKS else True if abs(leak) < _TIGHT else None
+        looks_like += {
+            True: ", trained on pure noise (zero terminal SNR)",
+            False: ", trained on noise that hides a picture's brightness (no zero terminal SNR)",
+            None: "; whether at zero terminal SNR cannot be told",
+        }[zero_terminal]
+    conflicts: list[str] = []
+    if prediction not in (None, labelled.prediction):
+        conflicts.append(f"the labels say {labelled.prediction}, the network's answers look like {prediction}")
+    elif zero_terminal not in (None, labelled.zero_terminal):
+        words = {True: "zero terminal SNR", False: "no zero terminal SNR"}
+        conflicts.append(
+            f"the labels say {words[labelled.zero_terminal]}, the network's answers look like "
+            f"{'that' if zero_terminal else 'none'}"
+        )
+    return Probe(
+        "probe", path, looks_like, sum(slopes) / len(slopes), tuple(slopes),
+        leak if prediction == "velocity" else None, prediction, zero_terminal, tuple(conflicts),
+    )  # fmt: skip
+
+
+def _centred(x: Tensor) -> Tensor:
+    """Without the mean of each channel, which is the picture's and not the noise's."""
+    return x - x.mean((-2, -1), keepdim=True)
+
+
+def seam(components: Components, timestep: int) -> tuple[Answer, Float[Tensor, "c h w"]]:
+    """The network at one timestep as a function of the latent, and half the way from black to white in latents."""
+    codec, unet, device = components.codec, components.unet, components.text.device
+    side = min(components.native_pixels, _LARGEST) // (8 * codec.factor) * 8 * codec.factor
+    channels = unet.config["in_channels"]
+    if side == 0 or channels < codec.channels:
+        raise UserError(f"A UNet for {channels} channels and {side} pixels cannot be shown noise")
+    with torch.no_grad():
+        black, white = (
+            codec.encode(to_signal(torch.full((1, 3, side, side), level, dtype=torch.uint8)).to(device)).mean[0]
+            for level in (0, 255)
+        )
+        brightness = (white - black) * codec.scale / 2
+        text = components.text.encode([""])
+    # Inpainting is asked to repaint everything: the mask is 1, and nothing is known.
+    more = torch.zeros(1, channels - codec.channels, *brightness.shape[1:], device=device)
+    more[:, :1] = 1
+    ids = time_ids([MicroConditioning.uncropped(Size(side, side))], device)
+    t = torch.tensor([timestep], device=device)
+
+    def answer(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return predict(unet, torch.cat([x, more], dim=1), t, text, ids)
+
+    return answer, brightness

@@ -1,0 +1,135 @@
+"""Where a picture lies on its canvas: borders, odd sizes, lines of one pixel, and what would not fit anywhere."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from terminus import Terminus
+from terminus.conditioning import Size
+from terminus.errors import UserError
+from terminus.sampling.canvas import Margins, Repaint, _box, _extent, extended, open_picture, redraw, repaint, scaled
+from terminus.sampling.edits import Hires
+from terminus.sampling.settings import Settings
+
+
+def noise(height: int, width: int) -> torch.Tensor:
+    return torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@st.composite
+def boxes(draw: st.DrawFn) -> tuple[torch.Tensor, int, Size]:
+    height, width = draw(st.integers(1, 90)), draw(st.integers(1, 90))
+    top, left = draw(st.integers(0, height - 1)), draw(st.integers(0, width - 1))
+    mask = torch.zeros(height, width, dtype=torch.bool)
+    mask[top : draw(st.integers(top, height - 1)) + 1, left : draw(st.integers(left, width - 1)) + 1] = True
+    return mask, draw(st.integers(0, 40)), Size(draw(st.integers(1, 64)), draw(st.integers(1, 64)))
+
+
+@given(boxes())
+def test_a_box_lies_in_the_picture_around_its_mask_in_the_shape_that_is_drawn(case: tuple[torch.Tensor, int, Size]):
+    mask, padding, shape = case
+    around = _extent(mask, padding)
+    rows, columns = _box(around, shape, Size(*mask.shape))
+    assert 0 <= rows.start < rows.stop <= mask.shape[0]
+    assert 0 <= columns.start < columns.stop <= mask.shape[1]
+    assert int(mask[rows, columns].sum()) == int(mask.sum())
+    for side, (start, stop), whole in zip((rows, columns), around, mask.shape, strict=True):
+        assert side.stop - side.start >= min(stop - start, whole)
+    if rows.stop - rows.start < mask.shape[0] and columns.stop - columns.start < mask.shape[1]:
+        tall, wide = rows.stop - rows.start, columns.stop - columns.start
+        assert abs(tall * shape.width - wide * shape.height) <= max(shape)  # to a pixel on either side
+
+
+@pytest.mark.parametrize("size", [None, Size(16, 48)])
+def test_what_is_drawn_around_a_mask_is_not_stretched(model: Terminus, size: Size | None):
+    mask = torch.zeros(200, 300, dtype=torch.bool)
+    mask[90:110, 100:145] = True
+    canvas = repaint(noise(200, 300), mask, Repaint(padding=0), 1.0, Settings(size=size), model.components)
+    # a square of the picture, laid on the canvas, is as much stretched upwards as sideways
+    probe = torch.zeros(200, 300, 3, dtype=torch.uint8)
+    probe[95:105, 115:125] = 255
+    seen = canvas.place(probe)[..., 0] > 127
+    tall, wide = int(seen.any(1).sum()), int(seen.any(0).sum())
+    assert abs(tall - wide) <= 1
+    # and finishing brings what is drawn back to where it was
+    back = canvas.finish(canvas.place(probe)[None])[0]
+    assert bool((back[97:103, 117:123] > 200).all())
+
+
+@pytest.mark.parametrize("shape", [(1, 16_000), (16_000, 1), (1, 1), (3, 5)])
+def test_lines_and_points_become_pictures_at_once(model: Terminus, shape: tuple[int, int]):
+    """Scaled before they are cropped, they would be pictures of gigabytes on the way."""
+    start = time.perf_counter()
+    canvas = redraw(noise(*shape), Settings(), model.components)
+    assert canvas.pixels.shape[:2] == canvas.size
+    assert scaled(noise(*shape), Size(1024, 1024)).shape == (1024, 1024, 3)
+    assert time.perf_counter() - start < 2
+
+
+def test_scaling_takes_the_centre():
+    picture = torch.zeros(10, 40, 3, dtype=torch.uint8)
+    picture[:, 15:25] = 255
+    assert int(scaled(picture, Size(10, 10)).min()) == 255
+    assert torch.equal(scaled(picture, Size(10, 40)), picture)
+
+
+def test_pictures_that_nothing_could_read_again_are_refused_before_they_are_made(model: Terminus):
+    for margins in (Margins(20_000), Margins(9_000, 9_000), Margins(0, 0, 10**12)):
+        with pytest.raises(UserError, match="89,478,485"):
+            extended(noise(2_000, 2_000), margins)
+    with pytest.raises(UserError, match="16000x16000"):
+        model.upscale(Image.new("RGB", (2000, 2000)), 8.0)
+
+
+def test_an_upscaled_picture_has_no_size_of_its_own(model: Terminus):
+    with pytest.raises(UserError, match="Upscaling to a size"):
+        model.upscale(Image.new("RGB", (16, 16)), 2.0, size="32x32")
+
+
+def test_a_second_pass_that_is_too_large_is_refused_before_the_first(model: Terminus, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("terminus.sampling.canvas._LARGEST", 100)
+    calls: list[int] = []
+    handle = model.components.unet.register_forward_pre_hook(lambda *_: calls.append(1))
+    with pytest.raises(UserError, match="128x128"):
+        model.text2img("a dog", steps=1, hires=Hires(4.0))
+    handle.remove()
+    assert calls == []
+
+
+# Pillow images as they come
+
+
+def test_a_photograph_is_turned_upright(tmp_path: Path):
+    image = Image.fromarray(noise(4, 6).numpy())
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.png", exif=exif)
+    expected = torch.from_numpy(np.rot90(noise(4, 6).numpy(), -1).copy())
+    assert torch.equal(open_picture(tmp_path / "turned.png"), expected)
+    with Image.open(tmp_path / "turned.png") as opened:
+        assert torch.equal(open_picture(opened), expected)
+
+
+def test_sixteen_bits_are_scaled(tmp_path: Path):
+    levels = np.array([[0, 257 * 10], [257 * 200, 65_535]], np.uint16)
+    Image.fromarray(levels).save(tmp_path / "deep.png")
+    for source in (tmp_path / "deep.png", Image.fromarray(levels)):
+        assert open_picture(source)[..., 0].tolist() == [[0, 10], [200, 255]]
+
+
+def test_a_picture_without_pixels():
+    with pytest.raises(UserError, match="no pixels"):
+        open_picture(Image.new("RGB", (0, 5)))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "HSV", "LAB", "YCbCr", "F", "I;16"])
+def test_every_mode_of_pillow_is_a_picture(mode: str):
+    assert open_picture(Image.new(mode, (3, 2))).shape == (2, 3, 3)
