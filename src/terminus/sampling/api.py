@@ -19,7 +19,7 @@ from terminus.errors import UserError
 from terminus.model.adapters import Adapters
 from terminus.model.components import Components, load_components
 from terminus.model.running import Running, prepare
-from terminus.model.weights import resolve
+from terminus.model.weights import at_home, resolve
 from terminus.sampling.canvas import Margins, Picture, Pixels, Repaint, enlarge, scaled
 from terminus.sampling.edits import (
     Edit,
@@ -159,7 +159,7 @@ class Terminus:
         where = runtime.pick_device(device)
         how = (running or Running()).on(where)
         components = prepare(load_components(model), where, how)
-        path = Path(model).expanduser()
+        path = at_home(model)
         return cls(components, path if path.is_file() else resolve(model), how.precision)
 
     @property
