@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from terminus.diffusion.timesteps import slices, stratified, uniform
+from terminus.diffusion.timesteps import Band, density, slices, stratified, uniform
 
 
 def draws(count: int, seed: int = 0) -> torch.Tensor:
@@ -81,3 +81,68 @@ def test_stratified_has_less_variance_than_uniform():
 def test_a_position_outside_the_batch_is_refused(position: int):
     with pytest.raises(ValueError, match="position must be in"):
         stratified(draws(1), torch.tensor([position]), 4, 1000)
+
+
+LATE = [Band(0, 399, 1.0), Band(400, 999, 3.0)]
+
+
+def even(count: int) -> torch.Tensor:
+    return (torch.arange(count, dtype=torch.float64) + 0.5) / count
+
+
+def test_a_density_is_constant_in_each_band_and_sums_to_one():
+    table = density(LATE, 1000)
+    assert float(table.sum()) == pytest.approx(1.0, abs=1e-12)
+    torch.testing.assert_close(table[:400], torch.full((400,), 1 / 2200, dtype=torch.float64))
+    torch.testing.assert_close(table[400:], torch.full((600,), 3 / 2200, dtype=torch.float64))
+
+
+def test_each_timestep_is_drawn_as_often_as_the_density_says():
+    counts = uniform(even(22_000), 1000, density(LATE, 1000)).bincount(minlength=1000)
+    # a boundary of the inverse may fall on either side of a point of the grid
+    assert int((counts[:400] - 10).abs().max()) <= 1
+    assert int((counts[400:] - 30).abs().max()) <= 1
+
+
+def test_a_flat_density_is_no_density():
+    u = draws(5000)
+    flat = density([Band(0, 999, 7.0)], 1000)
+    assert int((uniform(u, 1000, flat) - uniform(u, 1000)).abs().max()) == 0
+
+
+@pytest.mark.parametrize("u", [0.0, 0.5, 1 - 2**-53])
+def test_what_is_in_no_band_is_never_drawn(u: float):
+    table = density([Band(200, 299, 1.0), Band(700, 899, 0.5), Band(950, 999, 0.0)], 1000)
+    drawn = int(uniform(torch.tensor([u], dtype=torch.float64), 1000, table))
+    assert 200 <= drawn <= 299 or 700 <= drawn <= 899
+    if u != 0.5:
+        assert drawn == (200 if u == 0 else 899)
+    spread = uniform(even(100_000), 1000, table).bincount(minlength=1000)
+    assert bool(((spread > 0) == (table > 0)).all())
+
+
+@given(batch=st.integers(1, 64), seed=st.integers(0, 2**31))
+def test_stratified_over_a_density_puts_one_sample_in_each_slice_of_equal_probability(batch: int, seed: int):
+    table = density(LATE, 1000)
+    position = slices(torch.Generator().manual_seed(seed), batch)
+    t = stratified(draws(batch, seed), position, batch, 1000, table)
+    upto = torch.cat([torch.zeros(1, dtype=torch.float64), table.cumsum(0)])
+    low, high = upto[t], upto[t + 1]  # the part of the unit interval that this timestep has
+    assert bool((low < (position + 1) / batch + 1e-12).all())
+    assert bool((high > position / batch - 1e-12).all())
+
+
+@pytest.mark.parametrize(
+    ("bands", "words"),
+    [
+        ([Band(0, 1000, 1.0)], "timesteps are 0 to 999"),
+        ([Band(300, 200, 1.0)], "from 300 to 200"),
+        ([Band(0, 500, 1.0), Band(500, 999, 1.0)], "overlaps"),
+        ([Band(0, 999, 0.0)], "no band has a weight"),
+        ([Band(0, 999, -1.0)], "not negative"),
+        ([Band(0, 999, float("nan"))], "finite"),
+    ],
+)
+def test_bands_that_make_no_density_are_refused(bands: list[Band], words: str):
+    with pytest.raises(ValueError, match=words):
+        density(bands, 1000)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from terminus.diffusion.schedule import NoiseSchedule
-from terminus.diffusion.weighting import bands, constant, debiased, min_snr
+from terminus.diffusion.weighting import bands, constant, debiased, min_snr, soft_min_snr
 
 SDXL = NoiseSchedule.scaled_linear()
 ZTSNR = SDXL.with_zero_terminal_snr()
@@ -69,7 +69,22 @@ def test_bands_are_shares_from_the_first_timestep_up():
     assert bands(weights, width=2).tolist() == [3 / 15, 7 / 15, 5 / 15]
 
 
-@pytest.mark.parametrize("weigh", [min_snr, debiased])
+def test_soft_min_snr_is_min_snr_without_its_corner():
+    """SNR γ / (SNR + γ) on x0: half of min-SNR at the corner, the same far from it, on either side."""
+    on_x0 = soft_min_snr(SDXL.snr) * (SDXL.snr + 1)
+    hard = SDXL.snr.clamp(max=5.0)
+    torch.testing.assert_close(on_x0, 1 / (1 / SDXL.snr + 1 / 5), rtol=1e-12, atol=0)
+    assert bool((on_x0 < hard).all())
+    corner = int((SDXL.snr - 5).abs().argmin())
+    assert float(on_x0[corner] / hard[corner]) == pytest.approx(0.5, abs=0.01)
+    assert float(on_x0[0] / hard[0]) == pytest.approx(1, abs=0.01)
+    assert float(on_x0[-1] / hard[-1]) == pytest.approx(1, abs=0.01)
+    torch.testing.assert_close(soft_min_snr(SDXL.snr, prediction="epsilon") * SDXL.snr, on_x0, rtol=1e-12, atol=0)
+    assert float(soft_min_snr(ZTSNR.snr)[-1]) == 0.0
+    assert share_of_last_hundred(soft_min_snr(ZTSNR.snr)) == 0.04
+
+
+@pytest.mark.parametrize("weigh", [min_snr, debiased, soft_min_snr])
 def test_epsilon_at_zero_snr_is_refused(weigh: Callable[..., torch.Tensor]):
     with pytest.raises(ValueError, match="must predict velocity"):
         weigh(ZTSNR.snr, prediction="epsilon")

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
 
 from terminus.config.load import Loaded, dump, load
+from terminus.data.loader import Batch
+from terminus.data.store import View
+from terminus.training import run
+from terminus.training.assemble import Parts
 from terminus.training.recipe import Recipe
+from terminus.training.step import Step, StepLoss
 
 RECIPE = """
 run: {{dir: {folder}/run}}
@@ -59,4 +68,47 @@ def losses(run: Path) -> list[tuple[object, ...]]:
     return [tuple((key, json.dumps(value)) for key, value in row.items() if key not in clock) for row in rows]
 
 
-__all__ = ["dump", "losses"]
+def same_end(one: Path, two: Path) -> None:
+    """Logs and every tensor of the last checkpoint and of the finished model are equal."""
+    from terminus.training.checkpoint import whole
+
+    assert losses(one) == losses(two)
+    last = whole(one / "checkpoints")[-1].name
+    for pattern in (f"checkpoints/{last}/*.safetensors", "model/*/*.safetensors"):
+        files = sorted(one.glob(pattern))
+        assert files
+        for file in files:
+            left, right = load_file(file), load_file(two / file.relative_to(one))
+            assert left.keys() == right.keys()
+            assert all(torch.equal(left[key], right[key]) for key in left), file.name
+
+
+class Wrapped:
+    """A step that is another, apart from what a test does to its losses."""
+
+    def __init__(self, step: Step, change: Callable[[Batch, int, StepLoss], StepLoss]) -> None:
+        self.step, self.change = step, change
+
+    @property
+    def trained(self) -> nn.Module:
+        return self.step.trained
+
+    def loss(self, batch: Batch, step: int) -> StepLoss:
+        return self.change(batch, step, self.step.loss(batch, step))
+
+    def seeded(self, seed: int) -> Step:
+        return self.step.seeded(seed)
+
+
+def wrap(monkeypatch: pytest.MonkeyPatch, change: Callable[[Batch, int, StepLoss], StepLoss]) -> None:
+    """Puts `change` between the step of every run and its loop; validation is left alone."""
+    real = run.assemble
+
+    def assemble(recipe: Recipe, view: View) -> Parts:
+        parts = real(recipe, view)
+        return replace(parts, step=Wrapped(parts.step, change))
+
+    monkeypatch.setattr(run, "assemble", assemble)
+
+
+__all__ = ["dump", "losses", "same_end", "wrap"]

@@ -56,7 +56,10 @@ def rewrite(path: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"prediction_type": "epsilon", "rescale_betas_zero_snr": False}, "checkpoint says epsilon, the recipe says velo"),
+        (
+            {"prediction_type": "epsilon", "rescale_betas_zero_snr": False},
+            "checkpoint says epsilon, the recipe says velo",
+        ),
         ({"rescale_betas_zero_snr": False}, "zero_terminal_snr: the checkpoint says False, the recipe says True"),
     ],
 )

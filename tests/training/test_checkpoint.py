@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from terminus.errors import UserError
 from terminus.training import checkpoint
 from terminus.training.checkpoint import Position
+from terminus.training.guards import Health
 
 
 def tensors(value: float) -> dict[str, dict[str, torch.Tensor]]:
@@ -17,7 +19,9 @@ def tensors(value: float) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def save(folder: Path, images: int, keep: int = 2) -> Path:
-    return checkpoint.save(folder, Position(images // 4, images, 1.5), tensors(images), keep)
+    path = checkpoint.save(folder, Position(images // 4, images, 1.5), tensors(images))
+    checkpoint.prune(folder, keep)
+    return path
 
 
 def test_round_trip_and_pruning(tmp_path: Path):
@@ -28,6 +32,43 @@ def test_round_trip_and_pruning(tmp_path: Path):
     assert saved is not None
     assert saved.position == Position(3, 12, 1.5)
     assert torch.equal(saved.tensors["weights"]["a"], torch.full((3,), 12.0))
+
+
+def test_milestones_stay(tmp_path: Path):
+    """The first at or after each multiple of 10, and the newest two; a stop between two saves makes no more of them."""
+    for images in (4, 8, 12, 16, 18, 20, 24, 36, 40):
+        checkpoint.save(tmp_path, Position(images // 4, images, 1.5), tensors(images))
+        checkpoint.prune(tmp_path, 2, milestones=10)
+    assert [checkpoint.images_of(path) for path in checkpoint.whole(tmp_path)] == [12, 20, 36, 40]
+
+
+def test_the_guards_memory_comes_back_bit_for_bit(tmp_path: Path):
+    health = Health(2, ((0.1, 1 / 3), (1e-300, 7.0)), ((4, 9),))
+    checkpoint.save(tmp_path, Position(1, 4, 0.1, 2, health), tensors(4))
+    saved = checkpoint.latest(tmp_path)
+    assert saved is not None
+    assert saved.position == Position(1, 4, 0.1, 2, health)
+
+
+def test_only_a_good_one_is_gone_back_to(tmp_path: Path):
+    for step, failed in ((1, 0), (2, 0), (3, 1), (4, 0)):
+        checkpoint.save(tmp_path, Position(step, 4 * step, 1.0, health=Health(failed)), tensors(step))
+    steps = [saved.position.step for limit in (4, 3, 1) if (saved := checkpoint.latest(tmp_path, last_good=limit))]
+    assert steps == [4, 2, 1]
+    assert checkpoint.latest(tmp_path, last_good=0) is None
+
+
+def test_a_checkpoint_of_before_there_were_guards(tmp_path: Path):
+    folder = save(tmp_path, 4)
+    fields = json.loads((folder / "position.json").read_text())
+    del fields["health"]
+    (folder / "position.json").write_text(json.dumps(fields))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["position.json"] = checkpoint._fingerprint(folder / "position.json")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    saved = checkpoint.latest(tmp_path)
+    assert saved is not None
+    assert saved.position == Position(1, 4, 1.5)
 
 
 def test_none_yet_is_none(tmp_path: Path):

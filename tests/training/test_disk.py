@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from terminus.errors import UserError
-from terminus.training.disk import whole_folder, write_whole, writing
+from terminus.training.disk import DiskFull, whole_folder, write_whole, writing
 from terminus.training.journal import Journal, Row, read_journal
 
 
@@ -49,14 +49,16 @@ def test_a_full_disk_is_one_paragraph():
         fill_the_disk()
 
 
-def test_a_log_on_a_full_disk_is_the_user_s_to_solve_and_continues(tmp_path: Path):
+def test_a_log_on_a_full_disk_is_the_user_s_to_solve_and_continues(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     with Journal(tmp_path, 0) as journal:
         journal.write(row(1))
     journal = Journal(tmp_path, 1)
     journal._file.close()
-    journal._file = open("/dev/full", "w")  # noqa: SIM115
-    with pytest.raises(UserError, match="The log cannot be written"), journal:
-        journal.write(row(2))
+    journal._file = open("/dev/full", "ab", buffering=0)  # noqa: SIM115
+    journal.write(row(2))
+    assert "its rows wait in memory" in caplog.text
+    with pytest.raises(DiskFull, match="The log cannot be written"):
+        journal.__exit__(None, None, None)
     with Journal(tmp_path, 1) as journal:
         journal.write(row(2))
     assert [one["step"] for one in read_journal(tmp_path / "log.jsonl")] == [1, 2]
@@ -73,3 +75,13 @@ def test_the_log_is_json_also_where_numbers_are_not_finite(tmp_path: Path):
 def test_a_log_that_a_power_cut_damaged_is_cut_there(tmp_path: Path):
     write_whole(tmp_path / "log.jsonl", '{"step": 1}\n\x00\x00\x00\n{"step": 3}\n')
     assert [one["step"] for one in read_journal(tmp_path / "log.jsonl")] == [1]
+
+
+def test_a_log_that_lacks_rows_of_the_checkpoint_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    with Journal(tmp_path, 0) as journal:
+        for step in (1, 2, 3):
+            journal.write(row(step))
+    with Journal(tmp_path, 2):
+        assert "damaged" not in caplog.text
+    with Journal(tmp_path, 3):
+        assert "has 2 rows of 3 steps" in caplog.text

@@ -10,7 +10,8 @@ import torch
 
 from terminus.conditioning import Crop, MicroConditioning, Size
 from terminus.data.loader import Batch
-from terminus.diffusion.objective import VelocityObjective
+from terminus.diffusion.objective import Losses, VelocityObjective
+from terminus.diffusion.timesteps import Band, density
 from terminus.diffusion.weighting import min_snr
 from terminus.model.components import Components, load_components
 from terminus.sampling.schedule import noise_schedule
@@ -47,7 +48,15 @@ def batch(first: int = 0, count: int = 8) -> Batch:
     return Batch(tuple(numbers), tuple(map(str, numbers)), captions, tuple(sizes), moments, epoch=0)
 
 
-def test_a_batch_cut_in_pieces_gives_the_same_losses(step: DiffusionStep):
+def uneven(step: DiffusionStep) -> DiffusionStep:
+    """The step with everything switched on that only training wants."""
+    late = density([Band(0, 399, 1.0), Band(400, 999, 3.0)], 1000)
+    return replace(step, density=late, offset_noise=0.1, input_perturbation=0.1)
+
+
+@pytest.mark.parametrize("switched", ["off", "on"])
+def test_a_batch_cut_in_pieces_gives_the_same_losses(step: DiffusionStep, switched: str):
+    step = uneven(step) if switched == "on" else step
     with torch.no_grad():
         whole = step.loss(batch(16, 8), step=2)
         parts = [step.loss(batch(16 + start, 2), step=2) for start in range(0, 8, 2)]
@@ -113,3 +122,49 @@ def test_validation_does_not_depend_on_the_run_s_seed(step: DiffusionStep):
     assert fixed.measure(step) == fixed.measure(step.seeded(77))
     with torch.no_grad():
         assert not torch.equal(step.loss(batch(), 0).error, step.seeded(77).loss(batch(), 0).error)
+
+
+def test_validation_does_not_depend_on_what_only_training_wants(step: DiffusionStep):
+    fixed = Validation((batch(0, 8),))
+    expected = fixed.measure(step)
+    for other in (uneven(step), replace(step, density=density([Band(990, 999, 1.0)], 1000), stratified=False)):
+        assert fixed.measure(other) == expected
+    with torch.no_grad():
+        t = uneven(step).seeded(0).loss(batch(0, 8), 0).t
+        late = replace(step, density=density([Band(990, 999, 1.0)], 1000)).loss(batch(0, 8), 0).t
+    assert t is not None
+    assert sorted((t // 125).tolist()) == list(range(8)), "every part of the schedule is measured"
+    assert late is not None
+    assert int(late.min()) >= 990
+
+
+def test_timesteps_follow_the_density(step: DiffusionStep):
+    third = replace(step, global_batch=4, density=density([Band(0, 499, 1.0), Band(500, 999, 3.0)], 1000))
+    t = torch.cat([third._timesteps(batch(4 * n, 4), n) for n in range(50)]).reshape(50, 4)
+    assert ((t < 500).sum(1) == 1).all(), "one of four, in every global batch"
+
+
+def test_offset_noise_moves_whole_channels_and_the_perturbation_only_the_input(
+    step: DiffusionStep, monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+
+    def loss(self, model, x0, epsilon, t, perturbation=None, mask=None):
+        seen.append((epsilon, perturbation))
+        return Losses(torch.zeros(len(x0)), torch.zeros(len(x0)))
+
+    monkeypatch.setattr(VelocityObjective, "loss", loss)
+    count = 500
+    one = replace(step, global_batch=count)
+    for each in (one, replace(one, offset_noise=0.5), replace(one, input_perturbation=0.1)):
+        each.loss(batch(0, count), 0)
+    (plain, nothing), (moved, none_either), (same, perturbation) = seen
+    assert nothing is None
+    assert none_either is None
+    assert torch.equal(same, plain)
+    offset = moved - plain
+    assert float((offset - offset.mean((2, 3), keepdim=True)).abs().max()) < 1e-5, "one number per image and channel"
+    assert float(offset.mean((2, 3)).std()) == pytest.approx(0.5, rel=0.05)
+    assert perturbation is not None
+    assert float(perturbation.std()) == pytest.approx(0.1, rel=0.02)
+    assert abs(float((perturbation * plain).mean())) < 0.001, "independent of the noise"

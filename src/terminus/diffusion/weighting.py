@@ -1,4 +1,4 @@
-"""How much each timestep's squared velocity error counts in the loss.
+"""How much each timestep's squared error counts in the loss.
 
 One residual seen in three coordinates: x0 error = sigma × v error and epsilon error = alpha × v error, so
 
@@ -43,6 +43,16 @@ def min_snr(
     scale = _scale(snr, prediction)
     capped = scale if form == "augmented" else snr
     return (capped.clamp(max=gamma) / scale).clamp(min=floor)
+
+
+def soft_min_snr(snr: Table, gamma: float = 5.0, prediction: PredictionType = "velocity") -> Table:
+    """Crowson et al. 2401.11605: min(SNR, γ) without its corner, SNR γ / (SNR + γ) on the x0 error.
+
+    Never above min-SNR's `paper` form, and like it 0 for velocity at SNR = 0, where it leaves the step untrained.
+    """
+    if not gamma > 0:
+        raise ValueError(f"gamma must be above 0, got {gamma}: every weight would be 0")
+    return snr * gamma / (snr + gamma) / _scale(snr, prediction)
 
 
 def debiased(snr: Table, prediction: PredictionType = "velocity") -> Table:

@@ -18,22 +18,34 @@ from terminus.data.pixels import PixelRows
 from terminus.data.settings import DataConfig
 from terminus.data.store import View
 from terminus.diffusion import weighting
-from terminus.diffusion.objective import VelocityObjective
+from terminus.diffusion.objective import EpsilonObjective, Objective, VelocityObjective, huber_widths
 from terminus.diffusion.schedule import NoiseSchedule
+from terminus.diffusion.timesteps import density
 from terminus.errors import UserError
 from terminus.model.architecture import ARCHITECTURES
 from terminus.model.codec import build_codec, load_codec, to_signal
-from terminus.model.components import Components, check_widths, load_components, save_components
-from terminus.model.record import Record, Schedule
+from terminus.model.components import Components, save_components
 from terminus.model.text import build_towers, build_vision
 from terminus.model.towers import load_tokenizer, load_towers, load_vision, save_towers, save_vision
-from terminus.model.unet import build_unet
 from terminus.model.weights import resolve, save_module
 from terminus.sampling.schedule import noise_schedule
+from terminus.training.adapting import TrainedAdapter, attach
+from terminus.training.begin import begin
 from terminus.training.codec_step import CodecStep
-from terminus.training.objectives import Autoencoding, Contrast, Diffusion, MinSnr
-from terminus.training.recipe import ModelConfig, Recipe
+from terminus.training.objectives import (
+    Autoencoding,
+    Constant,
+    Contrast,
+    Debiased,
+    Diffusion,
+    Huber,
+    MinSnr,
+    SoftMinSnr,
+)
+from terminus.training.recipe import Recipe
+from terminus.training.speed import trainable
 from terminus.training.step import DiffusionStep, Step
+from terminus.training.together import Together
 from terminus.training.towers_step import ContrastiveModel, TowersStep
 
 Views = Callable[[str], View]
@@ -74,20 +86,28 @@ def assemble(recipe: Recipe, view: View) -> Parts:
 
 
 def _diffusion(recipe: Recipe, objective: Diffusion, view: View, device: torch.device) -> Parts:
-    components = _components(recipe.model, objective).to(device)
+    components = begin(recipe.model, objective)
+    adapter = _adapter(recipe, objective, components)
+    components = components.to(device)
     trainable(components.unet, device)
     schedule = noise_schedule(components.record.schedule)
     training = recipe.training
     step = DiffusionStep(
         components=components,
-        objective=VelocityObjective(schedule, weights(objective, schedule)),
+        objective=build_objective(objective, schedule),
         seed=training.seed,
         global_batch=training.global_batch,
         stratified=objective.timesteps == "stratified",
         caption_dropout=objective.caption_dropout,
         device=device,
         precision=training.precision,
+        density=_density(objective, schedule),
+        offset_noise=objective.offset_noise,
+        input_perturbation=objective.input_perturbation,
+        together=_together(components, objective),
     )
+    if adapter is not None:
+        adapter.freeze()
     before = components.record
     parent = (recipe.model.start,) if recipe.model.start else ()
 
@@ -101,7 +121,13 @@ def _diffusion(recipe: Recipe, objective: Diffusion, view: View, device: torch.d
             licence=recipe.run.licence,
             native_pixels=recipe.data.resolution,
         )
-        save_components(replace(components, record=record), folder)
+        whole = replace(components, record=record)
+        if adapter is None:
+            save_components(whole, folder)
+            return
+        with adapter.merged():
+            save_components(whole, folder)
+        adapter.write(whole, folder / "adapter", recipe.run.name)
 
     spec, codec = recipe.data.transform.spec, components.codec.id
     train, held_out = _splits(recipe.data, lambda split: LatentRows(view, codec, spec, split))
@@ -184,55 +210,51 @@ def _splits(data: DataConfig, rows: Callable[[str], Rows]) -> tuple[Rows, Rows]:
     return train, held_out
 
 
-def trainable(module: torch.nn.Module, device: torch.device) -> None:
-    """Turns gradients on, and puts convolutions into the layout that the device computes fastest in."""
-    torch.nn.Module.to(module, device).requires_grad_(True)
-    if device.type == "cuda":  # on a CPU oneDNN chooses its own blocked layout, and channels last is slower
-        module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+def _adapter(recipe: Recipe, objective: Diffusion, components: Components) -> TrainedAdapter | None:
+    settings = recipe.model.adapter
+    if settings is None:
+        return None
+    return attach(components, settings, objective.train_text == "both", recipe.training.seed)
 
 
-def weights(objective: Diffusion, schedule: NoiseSchedule) -> torch.Tensor:
+def _together(components: Components, objective: Diffusion) -> Together | None:
+    text = components.text
+    if objective.train_text == "none":
+        return None
+    return Together(components.unet, text.tower_1, text.tower_2, objective.text_rate)
+
+
+def build_objective(settings: Diffusion, schedule: NoiseSchedule) -> Objective:
+    """The loss that these settings describe, on this schedule."""
+    build = EpsilonObjective if settings.prediction == "epsilon" else VelocityObjective
+    huber = None
+    if isinstance(settings.loss, Huber):
+        huber = huber_widths(schedule, settings.loss.c, settings.loss.schedule)
+    return build(schedule, weights(settings, schedule), huber)
+
+
+def weights(settings: Diffusion, schedule: NoiseSchedule) -> torch.Tensor:
     """The weight of each timestep, float64 [T]."""
-    choice = objective.weighting
-    if isinstance(choice, MinSnr):
-        return weighting.min_snr(schedule.snr, choice.gamma, choice.form, choice.floor)
-    return weighting.constant(schedule.snr) if choice.kind == "constant" else weighting.debiased(schedule.snr)
+    snr, prediction = schedule.snr, settings.prediction
+    match settings.weighting:
+        case MinSnr(gamma=gamma, form=form, floor=floor):
+            return weighting.min_snr(snr, gamma, form, floor, prediction)
+        case SoftMinSnr(gamma=gamma):
+            return weighting.soft_min_snr(snr, gamma, prediction)
+        case Debiased():
+            return weighting.debiased(snr, prediction)
+        case Constant():
+            return weighting.constant(snr)
 
 
-def _components(model: ModelConfig, objective: Diffusion) -> Components:
-    if model.start is not None:
-        components = load_components(model.start)
-        _agree(model.start, components.record.schedule, objective)
-        return components
-    if model.codec is None or model.text is None:
+def _density(settings: Diffusion, schedule: NoiseSchedule) -> torch.Tensor | None:
+    last = schedule.timesteps - 1
+    beyond = [band.high for band in settings.bands if band.high > last]
+    if beyond:
         raise UserError(
-            "A UNet from random weights needs a codec and text towers",
-            where="model",
-            rule="model.codec and model.text name the folders they come from when model.start is null",
-            fix="Set both, or set model.start",
+            f"A band of timesteps goes to {max(beyond)}",
+            where="objective.timestep_bands",
+            rule=f"The checkpoint's timesteps are 0 to {last}",
+            fix=f"Let no band end after {last}",
         )
-    text_folder = resolve(model.text)
-    vision = load_vision(text_folder / "vision") if (text_folder / "vision").is_dir() else None
-    record = Record(schedule=Schedule(zero_terminal=objective.zero_terminal_snr))
-    unet, text = build_unet(ARCHITECTURES[model.architecture]), load_towers(text_folder)
-    check_widths(unet, text, model.text)
-    return Components(unet, load_codec(model.codec), text, record, vision)
-
-
-def _agree(start: str, stored: Schedule, objective: Diffusion) -> None:
-    """What trains is what samples: a recipe may not contradict its checkpoint."""
-    conflicts = [
-        f"{name}: the checkpoint says {have}, the recipe says {want}"
-        for name, have, want in (
-            ("objective.prediction", stored.prediction, objective.prediction),
-            ("objective.zero_terminal_snr", stored.zero_terminal, objective.zero_terminal_snr),
-        )
-        if have != want
-    ]
-    if conflicts:
-        raise UserError(
-            f"The recipe and its checkpoint disagree ({'; '.join(conflicts)})",
-            where=start,
-            rule="Prediction and schedule are read from the checkpoint and never silently overridden",
-            fix="Change the recipe to what the checkpoint is, or start from another model",
-        )
+    return density(settings.bands, schedule.timesteps) if settings.bands else None

@@ -13,7 +13,7 @@ import logging
 import shutil
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from terminus.errors import UserError
-from terminus.training.disk import fsync, writing
+from terminus.training.disk import fsync, require_room, writing
+from terminus.training.guards import Health
 
 log = logging.getLogger("terminus")
 
@@ -38,7 +39,8 @@ class Position:
     seconds: float
     """Time spent in training steps so far, over all restarts."""
     skipped: int = 0
-    """Steps left out because their loss or gradient was not finite."""
+    """Steps that did not change the weights, or whose change was undone."""
+    health: Health = field(default_factory=Health)
 
 
 @dataclass(frozen=True)
@@ -50,16 +52,21 @@ class Saved:
     """By file: "weights", "average", "optimizer"."""
 
 
-def save(folder: Path, position: Position, tensors: Mapping[str, Mapping[str, Tensor]], keep: int) -> Path:
-    """Writes a checkpoint of `folder` and prunes all but the newest `keep`."""
+def save(folder: Path, position: Position, tensors: Mapping[str, Mapping[str, Tensor]]) -> Path:
+    """Writes a checkpoint of `folder`, unless it is there."""
     target = folder / f"{_PREFIX}{position.images:012d}"
     if target.exists():
         return target
     with writing("A checkpoint", folder):
         folder.mkdir(parents=True, exist_ok=True)
+        require_room(folder, size_of(tensors))
         _write(folder, target, position, tensors)
-    _prune(folder, keep)
     return target
+
+
+def size_of(tensors: Mapping[str, Mapping[str, Tensor]]) -> int:
+    """Bytes that a checkpoint of these takes, near enough."""
+    return sum(value.numel() * value.element_size() for values in tensors.values() for value in values.values())
 
 
 def _write(folder: Path, target: Path, position: Position, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -82,18 +89,23 @@ def _write(folder: Path, target: Path, position: Position, tensors: Mapping[str,
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def latest(folder: Path) -> Saved | None:
-    """The newest checkpoint that verifies, or None if the run has none yet."""
+def latest(folder: Path, last_good: int | None = None) -> Saved | None:
+    """The newest checkpoint that verifies, or None if the run has none yet.
+
+    With `last_good`, the newest that was saved after a good step up to that one, or None.
+    """
     for stale in folder.glob(".tmp-*"):
         shutil.rmtree(stale, ignore_errors=True)
     for candidate in reversed(whole(folder)):
         problem = _problem(candidate)
         if problem is None:
-            return _read(candidate)
+            if last_good is None or _is_good(_position(candidate), last_good):
+                return _read(candidate)
+            continue
         aside = candidate.with_name(f"{candidate.name}-{uuid.uuid4().hex[:6]}.bad")
         candidate.rename(aside)
         log.warning("checkpoint %s is damaged (%s); set aside as %s", candidate.name, problem, aside.name)
-    if any(folder.glob(f"{_PREFIX}*.bad")):
+    if last_good is None and any(folder.glob(f"{_PREFIX}*.bad")):
         raise UserError(
             "Every checkpoint of this run is damaged",
             where=str(folder),
@@ -103,9 +115,19 @@ def latest(folder: Path) -> Saved | None:
     return None
 
 
+def _is_good(position: Position, last_good: int) -> bool:
+    return position.step <= last_good and position.health.failed == 0
+
+
 def _read(folder: Path) -> Saved:
-    position = Position(**json.loads((folder / "position.json").read_text(encoding="utf-8")))
-    return Saved(position, {file.stem: load_file(file) for file in folder.glob("*.safetensors")})
+    return Saved(_position(folder), {file.stem: load_file(file) for file in folder.glob("*.safetensors")})
+
+
+def _position(folder: Path) -> Position:
+    fields = json.loads((folder / "position.json").read_text(encoding="utf-8"))
+    health = fields.pop("health", {})  # checkpoints of before there were guards have none
+    pairs = {key: tuple((one, two) for one, two in health.get(key, ())) for key in ("recent", "returns")}
+    return Position(**fields, health=Health(health.get("failed", 0), **pairs))
 
 
 def _problem(folder: Path) -> str | None:
@@ -127,12 +149,23 @@ def _fingerprint(file: Path) -> list[int | str]:
         return [file.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest()]
 
 
-def _prune(folder: Path, keep: int) -> None:
+def prune(folder: Path, keep: int, milestones: int | None = None) -> None:
+    """Removes all but the newest `keep`, and the first at or after each multiple of `milestones` images."""
+    spared: set[int] = set()
     for old in whole(folder)[:-keep]:
+        passed = images_of(old) // milestones if milestones else 0
+        if passed and passed not in spared:
+            spared.add(passed)
+            continue
         # Renamed first: a kill in the middle of the removal must not leave half a checkpoint under a good name.
         doomed = folder / f".tmp-{uuid.uuid4().hex}"
         old.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
+
+
+def images_of(path: Path) -> int:
+    """Images seen by a checkpoint, as its name says."""
+    return int(path.name.removeprefix(_PREFIX))
 
 
 def copy_into(targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:

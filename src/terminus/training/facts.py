@@ -18,11 +18,13 @@ from torch import Tensor
 from terminus import runtime
 from terminus.model.weights import SHIPPED
 from terminus.training import checkpoint
+from terminus.training.adapting import is_adapter
 from terminus.training.assemble import Parts
 from terminus.training.checkpoint import Position
 from terminus.training.disk import write_whole
 from terminus.training.journal import read_journal
 from terminus.training.recipe import Recipe
+from terminus.training.sessions import Goodput, goodput
 
 Begun = Literal["random weights", "shipped", "folder", "hub"]
 
@@ -35,10 +37,14 @@ class Facts:
     images_seen: int
     epochs: float
     skipped_steps: int
+    """Steps that did not change the weights, or whose change was undone; counted in `steps`."""
+    undone_steps: int
+    """Of these, the ones that were undone by going back to a checkpoint."""
     train_rows: int
     validation_rows: int
     data_version: int
     train_seconds: float
+    """In steps that are part of the model."""
     images_per_second_median: float
     parameters: dict[str, int]
     """Count per network of the finished model."""
@@ -47,6 +53,8 @@ class Facts:
     validation_before: dict[str, float] | None
     validation_after: dict[str, float] | None
     environment: dict[str, object]
+    goodput: Goodput | None
+    """Of all sessions: how many, steps lost to kills, seconds, and the share of them spent in steps of the model."""
     begun_from: Begun
     """What `model.start` was when the run was made: only a hub id may be named as base model."""
     finished: str
@@ -76,6 +84,7 @@ def write_facts(folder: Path, recipe: Recipe, parts: Parts, position: Position) 
         images_seen=position.images,
         epochs=position.images / train_rows,
         skipped_steps=position.skipped,
+        undone_steps=position.health.undone,
         train_rows=train_rows,
         validation_rows=sum(parts.held_out.sizes),
         data_version=int(json.loads((folder / "data.json").read_text(encoding="utf-8"))["version"]),
@@ -87,6 +96,7 @@ def write_facts(folder: Path, recipe: Recipe, parts: Parts, position: Position) 
         validation_before=cast("dict[str, float] | None", rows[0].get("validation_before") if rows else None),
         validation_after=measured[-1] if measured else None,
         environment=asdict(runtime.environment(runtime.pick_device(recipe.run.device))),
+        goodput=goodput(folder, position.seconds),
         begun_from=_begun_from(recipe.model.start),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -109,7 +119,10 @@ def _parameters(parts: Parts) -> dict[str, int]:
         "unet": components.unet, "vae": components.codec.vae,
         "text_encoder": components.text.tower_1, "text_encoder_2": components.text.tower_2,
     }  # fmt: skip
-    return {name: _count(network.parameters()) for name, network in networks.items()}
+    return {
+        name: _count(parameter for key, parameter in network.named_parameters() if not is_adapter(key))
+        for name, network in networks.items()
+    }
 
 
 def _count(parameters: Iterable[Tensor]) -> int:

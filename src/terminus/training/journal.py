@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from math import isfinite
@@ -21,12 +23,17 @@ import torch
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from terminus.errors import UserError
-from terminus.training.disk import writing
+from terminus.training.disk import is_full, writing
+from terminus.training.guards import Reason
 
 log = logging.getLogger("terminus")
 
 BAND = 100
 """Timesteps per band in the log."""
+
+SECONDS_BETWEEN_WARNINGS = 60.0
+
+_CURVES = ("loss", "error", "learning_rate", "gradient_norm", "images_per_second")
 
 
 @dataclass(frozen=True)
@@ -47,18 +54,31 @@ class Row:
     validation: dict[str, float] | None = None
     """Validation error by band, and "all", where it was measured."""
     skipped: tuple[str, ...] = ()
-    """Of a step that was left out: keys of the samples whose loss is not finite; all, if only the gradient is not."""
+    """Of a step that was left out: keys of the samples whose loss is not finite; all, if it is for another reason."""
+    reason: Reason | None = None
+    """Why it was left out."""
 
 
 class Journal:
-    """Appends rows; each is on its way to the disk when `write` returns."""
+    """Appends rows; each is on its way to the disk when `write` returns.
+
+    Where the disk is full, rows wait in memory for room, and training goes on. A second copy of the curves, for
+    TensorBoard, is given up as soon as it cannot be written. `sync` may be called by another thread.
+    """
 
     def __init__(self, folder: Path, resume_step: int) -> None:
         self.path = folder / "log.jsonl"
+        self._lock = threading.Lock()
+        self._pending = bytearray()
+        self._spoken = -SECONDS_BETWEEN_WARNINGS
         with writing("The log", self.path):
-            _truncate(self.path, resume_step)
-            self._file = self.path.open("a", encoding="utf-8")
-            self._board = SummaryWriter(folder / "tensorboard", purge_step=resume_step + 1)
+            kept = _rewrite(self.path, lambda row: row if cast(int, row["step"]) <= resume_step else None)
+            self._file = self.path.open("ab", buffering=0)
+            self._board: SummaryWriter | None = SummaryWriter(folder / "tensorboard", purge_step=resume_step + 1)
+        if kept < resume_step:
+            log.warning(
+                "%s has %d rows of %d steps: it was damaged, and the rest is gone", self.path, kept, resume_step
+            )
 
     def write(self, row: Row, validation_before: dict[str, float] | None = None) -> None:
         """One line of JSON; numbers are written so that they read back bit for bit, and null where not finite.
@@ -68,22 +88,35 @@ class Journal:
         fields = {key: _finite(value) for key, value in vars(row).items() if value not in (None, ())}
         if validation_before is not None:
             fields["validation_before"] = _finite(validation_before)
+        with self._lock:
+            self._pending += (json.dumps(fields, allow_nan=False) + "\n").encode()
         with writing("The log", self.path):
-            self._file.write(json.dumps(fields, allow_nan=False) + "\n")
-            self._file.flush()
-            for key in ("loss", "error", "learning_rate", "gradient_norm", "images_per_second"):
-                self._board.add_scalar(key, getattr(row, key), row.step)
-            for band, value in (row.validation or {}).items():
-                self._board.add_scalar(f"validation/{band}", value, row.step)
+            try:
+                self._push()
+            except OSError as error:
+                if not is_full(error):
+                    raise
+                self._wait_for_room(error)
+        curves = {key: getattr(row, key) for key in _CURVES}
+        curves |= {f"validation/{band}": value for band, value in (row.validation or {}).items()}
+        self._on_board(lambda board: [board.add_scalar(key, value, row.step) for key, value in curves.items()])
 
     def sync(self) -> None:
         """Forces the rows to the disk: a checkpoint may not be newer than its log."""
         with writing("The log", self.path):
+            self._push()
             os.fsync(self._file.fileno())
+
+    def undo(self, after: int, number: int) -> None:
+        """Marks the rows after a step as undone by the run's `number`-th return to a checkpoint."""
+        with writing("The log", self.path), self._lock:
+            self._file.close()
+            _rewrite(self.path, lambda row: row | {"undone": number} if cast(int, row["step"]) > after else row)
+            self._file = self.path.open("ab", buffering=0)
 
     def picture(self, name: str, pixels: torch.Tensor, step: int) -> None:
         """A picture [3, height, width] in 0..1 for TensorBoard."""
-        self._board.add_image(name, pixels, step)
+        self._on_board(lambda board: board.add_image(name, pixels, step))
 
     def __enter__(self) -> Journal:
         return self
@@ -92,8 +125,29 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         failing = suppress(OSError, UserError) if error else writing("The log", self.path)
-        with failing, closing(self._board), closing(self._file):
+        with failing, closing(self._file):
+            self._on_board(lambda board: board.close())
             self.sync()
+
+    def _push(self) -> None:
+        # Unbuffered: what a full disk took of a line is known, and the rest of it follows when there is room.
+        with self._lock:
+            while self._pending:
+                del self._pending[: self._file.write(self._pending)]
+
+    def _wait_for_room(self, error: OSError) -> None:
+        if time.monotonic() - self._spoken > SECONDS_BETWEEN_WARNINGS:
+            self._spoken = time.monotonic()
+            log.warning("the log cannot be written (%s): its rows wait in memory for room", error.strerror)
+
+    def _on_board(self, do: Callable[[SummaryWriter], object]) -> None:
+        if self._board is None:
+            return
+        try:
+            do(self._board)
+        except OSError as error:
+            self._board = None
+            log.warning("TensorBoard's files cannot be written (%s); log.jsonl has everything", error.strerror or error)
 
 
 def read_journal(path: Path) -> Iterator[dict[str, object]]:
@@ -126,12 +180,17 @@ def _finite(value: object) -> object:
     return None if isinstance(value, float) and not isfinite(value) else value
 
 
-def _truncate(path: Path, step: int) -> None:
-    """Keeps the rows up to a step, in a file that replaces the old one at once."""
-    kept = [row for row in read_journal(path) if cast(int, row["step"]) <= step]
+def _rewrite(path: Path, change: Callable[[dict[str, object]], dict[str, object] | None]) -> int:
+    """Replaces the log at once by what `change` makes of its rows, and counts them; None leaves a row out."""
+    count = 0
     temporary = path.with_suffix(".jsonl.tmp")
     with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in kept)
+        for row in read_journal(path):
+            changed = change(row)
+            if changed is not None:
+                file.write(json.dumps(changed) + "\n")
+                count += 1
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+    return count

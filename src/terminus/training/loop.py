@@ -10,24 +10,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
-from math import isfinite
 
 import torch
 from torch import Tensor
 
 from terminus.data.loader import Batch, Loader
-from terminus.errors import Stopped, UserError
+from terminus.errors import Stopped
+from terminus.training import guards
 from terminus.training.checkpoint import Position
+from terminus.training.clipping import clip
 from terminus.training.ema import Average
+from terminus.training.guards import Health, Reason
 from terminus.training.journal import Row, by_band
-from terminus.training.optimizer import learning_rate
+from terminus.training.optimizer import learning_rate, set_rate
 from terminus.training.recipe import Training
 from terminus.training.step import Step, StepLoss
 
 log = logging.getLogger("terminus")
-
-PATIENCE = 50
-"""Steps in a row that may be left out because they are not finite."""
 
 
 @dataclass
@@ -36,45 +35,52 @@ class State:
 
     position: Position
     average: Average
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the run wants to know and do; each is called after the step it is told about."""
+    """What the run wants to know and do; all but `alive` are called after the step they are told about."""
 
     validate: Callable[[Position], dict[str, float] | None]
     record: Callable[[Row], None]
     checkpoint: Callable[[Position, bool], None]
     """The flag asks for a save now, whatever the interval says."""
     stop_asked: Callable[[], bool]
+    go_back: Callable[[State], None]
+    """Restores the last good checkpoint; what was done and seen since is left out, and the position stays."""
+    alive: Callable[[], None]
+    """A micro-batch is done."""
 
 
 def run_loop(step: Step, state: State, loader: Loader, settings: Training, hooks: Hooks) -> None:
     """Trains until `settings.images` have been seen. Raises `Stopped` when asked to, with everything saved."""
     last = -(-settings.images // settings.global_batch)
-    failed = 0
     step.trained.train()
     with closing(loader.steps(state.position.step, last)) as stream:
         started = time.perf_counter()
         for batches in stream:
             rate = learning_rate(state.position.images, settings.learning_rate, settings.images)
-            losses = _accumulate(step, batches, state.position.step)
+            losses = _accumulate(step, batches, state.position.step, hooks.alive)
             norm = _gradient_norm(step, settings.optimizer.clip_norm)
             loss = torch.cat([part.weighted for part in losses]).double().mean().item()
-            skipped = () if isfinite(loss) and isfinite(norm) else _culprits(batches, losses)
-            if not skipped:
+            reason = guards.judge(loss, norm, state.position.health, settings.guards)
+            if reason is None:
                 _apply(state, rate)
             state.optimizer.zero_grad(set_to_none=True)
             seconds = time.perf_counter() - started
-            state.position = _advance(state.position, settings.global_batch, seconds, bool(skipped))
-            if skipped:
-                failed = _left_out(state.position, failed, skipped)
+            skipped = _culprits(batches, losses) if reason else ()
+            health = guards.after(state.position.health, loss, norm, reason, settings.guards)
+            state.position = _advance(state.position, settings.global_batch, seconds, health)
+            if reason:
+                _left_out(state.position, reason, skipped)
             else:
-                failed = 0
                 state.average.update(state.position.images, settings.global_batch)
             validation = hooks.validate(state.position)
-            hooks.record(_row(state.position, batches, losses, loss, rate, norm, validation, seconds, skipped))
+            row = _row(state.position, batches, losses, loss, rate, norm, validation, seconds)
+            hooks.record(replace(row, skipped=skipped, reason=reason))
+            if guards.must_go_back(health):
+                hooks.go_back(state)
             stop = hooks.stop_asked() and state.position.step < last
             hooks.checkpoint(state.position, stop or state.position.step == last)
             if stop:
@@ -89,51 +95,45 @@ def _culprits(batches: list[Batch], losses: list[StepLoss]) -> tuple[str, ...]:
     return tuple(key for key, good in zip(keys, finite, strict=True) if not good) or tuple(keys)
 
 
-def _left_out(position: Position, failed: int, skipped: tuple[str, ...]) -> int:
-    """How many steps in a row were left out, this one included; too many are an error."""
+def _left_out(position: Position, reason: Reason, skipped: tuple[str, ...]) -> None:
     named = ", ".join(skipped[:3]) + (", ..." if len(skipped) > 3 else "")
-    log.warning("step %d is left out: loss or gradient is not finite; samples: %s", position.step, named)
-    if failed + 1 == PATIENCE:
-        raise UserError(
-            f"{PATIENCE} steps in a row had no finite loss and gradient, the last is step {position.step}",
-            rule="A single bad step is left out; many are no training",
-            fix="Look at the samples that log.jsonl names, or begin a run with a lower rate or precision fp32",
-        )
-    return failed + 1
+    what = "is not finite" if reason == "not finite" else "is far above the steps before"
+    log.warning("step %d is left out: loss or gradient %s; samples: %s", position.step, what, named)
 
 
-def _accumulate(step: Step, batches: list[Batch], number: int) -> list[StepLoss]:
+def _accumulate(step: Step, batches: list[Batch], number: int, alive: Callable[[], None]) -> list[StepLoss]:
     losses: list[StepLoss] = []
     for batch in batches:
         result = step.loss(batch, number)
         (result.weighted.mean() / len(batches)).backward()
         losses.append(StepLoss(result.weighted.detach(), result.error.detach(), result.t))
+        alive()
     return losses
 
 
 def _gradient_norm(step: Step, limit: float) -> float:
-    return float(torch.nn.utils.clip_grad_norm_(step.trained.parameters(), limit))
+    return clip(step.trained.parameters(), limit)
 
 
 def _apply(state: State, rate: float) -> None:
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate
+    set_rate(state.optimizer, rate)
     state.optimizer.step()
 
 
-def _advance(position: Position, images: int, seconds: float, skipped: bool) -> Position:
+def _advance(position: Position, images: int, seconds: float, health: Health) -> Position:
     return replace(
         position,
         step=position.step + 1,
         images=position.images + images,
         seconds=position.seconds + seconds,
-        skipped=position.skipped + skipped,
+        skipped=position.skipped + (health.failed > 0),
+        health=health,
     )
 
 
 def _row(
     position: Position, batches: list[Batch], losses: list[StepLoss], loss: float, rate: float, norm: float,
-    validation: dict[str, float] | None, seconds: float, skipped: tuple[str, ...],
+    validation: dict[str, float] | None, seconds: float,
 ) -> Row:  # fmt: skip
     error = torch.cat([part.error for part in losses])
     steps: Iterator[Tensor] = (part.t for part in losses if part.t is not None)
@@ -150,5 +150,4 @@ def _row(
         seconds=seconds,
         images_per_second=sum(len(batch.keys) for batch in batches) / seconds,
         validation=validation,
-        skipped=skipped,
     )

@@ -1,14 +1,23 @@
-"""AdamW and its learning rate, a pure function of the images seen."""
+"""How gradients become steps: the optimizers there are, what they remember, and the learning rate.
+
+The learning rate is a pure function of the images seen.
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping
 from math import cos, pi
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from terminus.config.base import Config
+from terminus.config.base import Config, unsaid
+from terminus.training.lean import AdafactorRule, AdamWRule, LeanOptimizer
+from terminus.training.moments import MomentFormat, build_moments
+from terminus.training.together import rate_factor
 
 
 class LearningRate(Config):
@@ -30,19 +39,42 @@ class LearningRate(Config):
         return self
 
 
-class Optimizer(Config):
-    """AdamW (Loshchilov & Hutter 1711.05101)."""
+class _Steps(Config):
+    """What every optimizer does with gradient and weights."""
 
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Decoupled weight decay on matrices and kernels; biases and norms have none."""
+    clip_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this global norm."""
+
+
+class AdamW(_Steps):
+    """Loshchilov & Hutter 1711.05101."""
+
+    kind: Literal["adamw"] = "adamw"
+    """A mean gradient and a mean squared gradient for each weight."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
     """Decay of the mean gradient."""
     beta2: float = Field(default=0.99, ge=0, lt=1)
     """Decay of the mean squared gradient."""
     epsilon: float = Field(default=1e-8, gt=0)
     """Added to the root of the mean squared gradient."""
-    weight_decay: float = Field(default=0.01, ge=0)
-    """Decoupled weight decay on matrices and kernels; biases and norms have none."""
-    clip_norm: float = Field(default=1.0, gt=0)
-    """Gradients are scaled down to this global norm."""
+    moments: MomentFormat = "fp32"
+    """Format of both means between steps: 8, 4 or 2 bytes per weight."""
+
+
+class Adafactor(_Steps):
+    """Shazeer & Stern 1804.04235, at the recipe's learning rate: no relative steps."""
+
+    kind: Literal["adafactor"]
+    """A mean squared gradient for each row and each column: almost no memory."""
+    beta2_decay: float = Field(default=0.8, gt=0, lt=1)
+    """The mean squared gradient's decay rises as 1 - step ** -this."""
+    clip_update: float = Field(default=1.0, gt=0)
+    """Largest root mean square of a step of one parameter, in units of the learning rate."""
+
+
+Optimizer = Annotated[AdamW | Adafactor, Field(discriminator="kind"), unsaid("adamw")]
 
 
 def learning_rate(images: int, settings: LearningRate, run_images: int) -> float:
@@ -61,18 +93,30 @@ def period_images(settings: LearningRate, run_images: int) -> int:
     return settings.period_images or max(1, run_images - settings.warmup_images)
 
 
-def build_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.AdamW:
-    """AdamW over a module's trainable parameters; only matrices and kernels decay."""
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, betas=(settings.beta1, settings.beta2), eps=settings.epsilon, fused=True)
+def build_optimizer(module: nn.Module, settings: Optimizer, seed: int = 0) -> torch.optim.Optimizer:
+    """The optimizer of a module's trainable parameters; only matrices and kernels decay.
+
+    With weights and moments in float32 that is torch's fused AdamW. `seed` is what stochastic rounding follows from.
+    """
+    groups = _groups(module, settings.weight_decay)
+    if isinstance(settings, Adafactor):
+        return LeanOptimizer(groups, AdafactorRule(settings.beta2_decay, settings.clip_update), seed)
+    betas = (settings.beta1, settings.beta2)
+    stored = {parameter.dtype for group in groups for _, parameter in group["params"]}
+    if settings.moments == "fp32" and stored <= {torch.float32}:
+        return torch.optim.AdamW(groups, betas=betas, eps=settings.epsilon, fused=True)
+    rule = AdamWRule(*betas, settings.epsilon, build_moments(settings.moments))
+    return LeanOptimizer(groups, rule, seed)
 
 
-def optimizer_tensors(optimizer: torch.optim.AdamW, names: dict[Tensor, str]) -> dict[str, Tensor]:
-    """The optimizer's memory by parameter name: "unet.conv.weight/exp_avg"."""
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The learning rate of the next step, times each group's factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["factor"]
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
+    """The optimizer's memory by parameter name: "unet.conv.weight/exp_avg". Plain tensors, exactly as they are kept."""
     return {
         f"{names[parameter]}/{key}": value
         for parameter, state in optimizer.state.items()
@@ -80,14 +124,39 @@ def optimizer_tensors(optimizer: torch.optim.AdamW, names: dict[Tensor, str]) ->
     }
 
 
-def restore_optimizer(optimizer: torch.optim.AdamW, names: dict[Tensor, str], tensors: dict[str, Tensor]) -> None:
-    """The inverse of `optimizer_tensors`."""
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], tensors: Mapping[str, Tensor]
+) -> None:
+    """The inverse of `optimizer_tensors`. A parameter that never had a gradient has no state."""
+    states: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
+    for key, value in tensors.items():
+        name, _, part = key.rpartition("/")
+        states[name][part] = value
     for parameter, name in names.items():
-        if f"{name}/step" not in tensors:
-            continue  # a parameter that never had a gradient has no state
-        state = optimizer.state[parameter]
-        # A tensor of its own for each parameter and on its device: the fused kernel counts in it.
-        state["step"] = tensors[f"{name}/step"].to(parameter.device, copy=True)
-        for key in ("exp_avg", "exp_avg_sq"):
-            # In the parameter's memory format (channels last), which the fused kernel relies on.
-            state[key] = torch.empty_like(parameter, requires_grad=False).copy_(tensors[f"{name}/{key}"])
+        if name in states:
+            optimizer.state[parameter] = {
+                part: _placed(value, part, parameter, isinstance(optimizer, LeanOptimizer))
+                for part, value in states[name].items()
+            }
+
+
+def _placed(value: Tensor, part: str, parameter: Tensor, lean: bool) -> Tensor:
+    """A tensor of its own, where and in the order in which the optimizer keeps it."""
+    if lean:
+        return value.to("cpu" if part == "step" else parameter.device, copy=True)
+    if part == "step":
+        return value.to(parameter.device, copy=True)  # the fused kernel counts in it
+    # In the parameter's memory format (channels last), which the fused kernel relies on.
+    return torch.empty_like(parameter, requires_grad=False).copy_(value)
+
+
+def _groups(module: nn.Module, decay: float) -> list[dict[str, Any]]:
+    """Named parameters by what they share: decay or none, and the factor on their rate."""
+    groups: defaultdict[tuple[float, bool], list[tuple[str, nn.Parameter]]] = defaultdict(list)
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            groups[rate_factor(module, name), parameter.ndim < 2].append((name, parameter))
+    return [
+        {"params": members, "weight_decay": 0.0 if vector else decay, "factor": factor}
+        for (factor, vector), members in sorted(groups.items(), key=lambda item: item[0])
+    ]

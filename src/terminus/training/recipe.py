@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from terminus.config.base import Config
 from terminus.data.settings import DataConfig
-from terminus.training.ema import Ema
+from terminus.training.adapting import AdapterConfig
+from terminus.training.ema import ConstantEma, Ema
+from terminus.training.guards import Guards
 from terminus.training.objectives import Diffusion, Objective
-from terminus.training.optimizer import LearningRate, Optimizer
+from terminus.training.optimizer import AdamW, LearningRate, Optimizer
+from terminus.training.speed import Checkpointing
 
 
 class RunConfig(Config):
@@ -39,12 +42,28 @@ class ModelConfig(Config):
 
     start: str | None = "nano"
     """Model to continue: a folder, a hub id or `nano`. Null builds `architecture` with random weights."""
+    convert_from: Literal["epsilon", "velocity"] | None = None
+    """What `start` is, without zero terminal SNR: consent to training it into what the objective says."""
     architecture: Literal["nano", "sdxl"] = "nano"
     """Shapes of what is built with random weights."""
     codec: str | None = None
     """Folder whose `vae` is used where `start` is null."""
     text: str | None = None
     """Folder whose tokenizers and text towers are used where `start` is null."""
+    adapter: AdapterConfig | None = None
+    """A small change to train in place of the networks, which stay as they are; null trains these."""
+
+    @model_validator(mode="after")
+    def _has_what_it_adapts(self) -> ModelConfig:
+        if self.adapter is not None and self.start is None:
+            raise ValueError(
+                "adapter changes a trained model: set start, or adapter: null to train from random weights"
+            )
+        if self.adapter is not None and self.convert_from is not None:
+            raise ValueError(
+                "adapter leaves the model on its schedule, and convert_from trains it into another: set one of them"
+            )
+        return self
 
     @property
     def codec_from(self) -> str | None:
@@ -59,6 +78,8 @@ class Checkpoints(Config):
     """Images between saves; a kill loses at most these."""
     keep: int = Field(default=2, ge=2)
     """Checkpoints on disk. The new one is complete before the oldest goes."""
+    milestone_images: int | None = Field(default=None, gt=0)
+    """Beside those, the first checkpoint after each multiple of this is kept for good; null, none."""
 
 
 class Validation(Config):
@@ -95,21 +116,36 @@ class Training(Config):
     accumulation: int = Field(default=1, gt=0)
     """Forward passes per optimizer step."""
     precision: Literal["bf16", "fp32"] = "bf16"
-    """Number format of the networks' arithmetic; weights, loss and averages are float32."""
+    """Number format of the networks' arithmetic; loss and averages are float32."""
+    weights: Literal["fp32", "bf16"] = "fp32"
+    """Number format in which what is trained is stored; `bf16` rounds each step stochastically."""
+    checkpointing: Checkpointing = "none"
+    """What the backward pass computes again instead of keeping: nothing; norms and activation functions (`selective`);
+    the wide feed-forward layers as well (`selective_ff`); everything inside a block (`full`). Same gradients."""
+    compile: bool = False
+    """Whether transformer and residual blocks are compiled: minutes at the start, one variant for each bucket."""
     loader_threads: int = Field(default=2, ge=0)
     """Threads that read ahead; 0 reads in the loop. No influence on the numbers."""
     learning_rate: LearningRate = LearningRate()
     """Learning rate by images seen."""
-    optimizer: Optimizer = Optimizer()
+    optimizer: Optimizer = AdamW()
     """How gradients become steps."""
-    ema: Ema = Ema()
+    ema: Ema = ConstantEma()
     """The averaged weights."""
+    guards: Guards = Guards()
+    """Steps that are left out."""
     checkpoints: Checkpoints = Checkpoints()
     """Saving."""
     validation: Validation = Validation()
     """Measuring."""
     preview: Preview = Preview()
     """Looking."""
+
+    @model_validator(mode="after")
+    def _formats_agree(self) -> Training:
+        if self.weights == "bf16" and self.precision == "fp32":
+            raise ValueError("weights in bf16 are computed with in bf16: set precision to bf16, or weights to fp32")
+        return self
 
     @property
     def global_batch(self) -> int:
@@ -130,3 +166,9 @@ class Recipe(Config):
     """What it is asked to do."""
     training: Training = Training()
     """How it gets there."""
+
+    @model_validator(mode="after")
+    def _adapts_a_unet(self) -> Recipe:
+        if self.model.adapter is not None and not isinstance(self.objective, Diffusion):
+            raise ValueError(f"model.adapter is for the objective diffusion, and this is {self.objective.kind}")
+        return self

@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 
 from terminus import runtime
 from terminus.conditioning import time_ids
 from terminus.data.loader import Batch
 from terminus.diffusion import timesteps
-from terminus.diffusion.objective import VelocityObjective
+from terminus.diffusion.objective import Objective
 from terminus.model.codec import Moments
 from terminus.model.components import Components
 from terminus.model.unet import predict
@@ -48,30 +48,38 @@ class Step(Protocol):
         ...
 
     def seeded(self, seed: int) -> Step:
-        """The same step, drawing other random numbers."""
+        """The step by which this one is measured: random numbers of `seed`, and nothing that only training wants."""
         ...
 
 
 @dataclass(frozen=True)
 class DiffusionStep:
-    """Trains the UNet to predict velocity from cached moments."""
+    """Trains the UNet to predict velocity, or noise, from cached moments."""
 
     components: Components
-    objective: VelocityObjective
+    objective: Objective
     seed: int
     global_batch: int
     stratified: bool
     caption_dropout: float
     device: torch.device
     precision: runtime.Precision
+    density: Float64[Tensor, " timesteps"] | None = None
+    """How often each timestep is drawn; None: all alike."""
+    offset_noise: float = 0.0
+    """Spread of what is added to the noise of each image and channel."""
+    input_perturbation: float = 0.0
+    """Noise of the input that is not in the target, in units of the noise."""
+    together: nn.Module | None = None
+    """The UNet and the text towers, where these are trained as well."""
 
     @property
     def trained(self) -> nn.Module:
-        """The UNet."""
-        return self.components.unet
+        """The UNet, or what it is trained together with."""
+        return self.components.unet if self.together is None else self.together
 
     def loss(self, batch: Batch, step: int) -> StepLoss:
-        """The weighted velocity error of each sample."""
+        """The weighted error of each sample."""
         moments = batch.values.to(self.device)
         shape = moments.shape[2:]
         posterior = Moments(moments[:, 0], moments[:, 1])
@@ -81,16 +89,25 @@ class DiffusionStep:
 
         def network(x: Tensor, t: Tensor) -> Tensor:
             with runtime.autocast(self.device, self.precision):
-                with torch.no_grad():
+                with torch.set_grad_enabled(self.together is not None and torch.is_grad_enabled()):
                     text = self.components.text.encode(self._captions(batch))
                 return predict(self.components.unet, x, t, text, ids)
 
-        losses = self.objective.loss(network, x0, self._normal(batch, "noise", shape), t)
+        epsilon = self._normal(batch, "noise", shape)
+        if self.offset_noise:
+            epsilon = epsilon + self.offset_noise * self._normal(batch, "offset noise", (shape[0], 1, 1))
+        perturbation = None
+        if self.input_perturbation:
+            perturbation = self.input_perturbation * self._normal(batch, "input perturbation", shape)
+        losses = self.objective.loss(network, x0, epsilon, t, perturbation)
         return StepLoss(losses.weighted, losses.unweighted, t)
 
     def seeded(self, seed: int) -> DiffusionStep:
-        """The same step, drawing other random numbers."""
-        return replace(self, seed=seed)
+        """Other random numbers, every timestep equally often and evenly, and plain noise: what held-out data meet.
+
+        So errors can be compared between runs that train other timesteps or with other noise.
+        """
+        return replace(self, seed=seed, stratified=True, density=None, offset_noise=0.0, input_perturbation=0.0)
 
     def _captions(self, batch: Batch) -> list[str]:
         return [
@@ -104,10 +121,10 @@ class DiffusionStep:
         u = torch.tensor(draws, dtype=torch.float64)
         count = self.objective.schedule.timesteps
         if not self.stratified:
-            return timesteps.uniform(u, count)
+            return timesteps.uniform(u, count, self.density)
         slices = timesteps.slices(runtime.rng(self.seed, step, "timestep slices"), self.global_batch)
         place = torch.tensor([position % self.global_batch for position in batch.positions])
-        return timesteps.stratified(u, slices[place], self.global_batch, count)
+        return timesteps.stratified(u, slices[place], self.global_batch, count, self.density)
 
     def _normal(self, batch: Batch, purpose: str, shape: Sequence[int]) -> Float[Tensor, "batch *shape"]:
         rows = [torch.randn(shape, generator=runtime.rng(self.seed, position, purpose)) for position in batch.positions]

@@ -1,7 +1,8 @@
 """Held-out error by timestep band: the same rows, the same noise and the same timesteps every time.
 
-Nothing of it depends on the run's seed, so runs of different seeds and weightings can be compared by it. It does use
-the objective's caption dropout, timesteps and batch, as training does.
+Nothing of it depends on the run's seed, weighting, or on which timesteps it draws, so such runs can be compared by it:
+timesteps are always spread evenly over all of the schedule, and the noise is plain. It does use the objective's caption
+dropout and the size of the batch, as training does.
 """
 
 from __future__ import annotations

@@ -1,0 +1,63 @@
+"""The GPUs that a plan can be made for: what they have by their makers' sheets, and what was measured on them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from terminus.errors import UserError
+
+ACHIEVED = 790 / 989
+"""Share of its sheet that an H100 reaches in large bfloat16 matrix products; taken for GPUs without a measurement."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One model of GPU; rates are those of dense products in bfloat16 that add up in float32."""
+
+    name: str
+    gib: float
+    """Memory that a process finds, without what CUDA takes for itself."""
+    sheet: float
+    """TFLOP/s by the maker's sheet."""
+    bandwidth: float
+    """TB/s by the maker's sheet."""
+    watts: int
+    """Power limit by the maker's sheet."""
+    measured: float | None = None
+    """TFLOP/s reached in large matrix products; None where we know of no measurement."""
+
+    @property
+    def memory(self) -> float:
+        """Bytes."""
+        return self.gib * 2**30
+
+    @property
+    def peak(self) -> float:
+        """FLOP/s that matrix products reach: measured, or the share of the sheet that an H100 reaches."""
+        return 1e12 * (self.measured or ACHIEVED * self.sheet)
+
+
+GPUS = {
+    "h100": Gpu("NVIDIA H100 SXM 80 GB", 78.0, 989.0, 3.35, 700, 790.0),
+    "h200": Gpu("NVIDIA H200 SXM 141 GB", 139.0, 989.0, 4.8, 700),
+    "a100": Gpu("NVIDIA A100 SXM 80 GB", 78.0, 312.0, 2.04, 400),
+    "a100-40": Gpu("NVIDIA A100 SXM 40 GB", 38.5, 312.0, 1.56, 400),
+    "l40s": Gpu("NVIDIA L40S 48 GB", 43.5, 362.0, 0.86, 350),
+    "4090": Gpu("NVIDIA GeForce RTX 4090 24 GB", 23.0, 165.0, 1.01, 450),
+}
+
+
+def find_gpu(name: str) -> Gpu:
+    """By a key of `GPUS` or what a driver calls it; UserError for one that is not listed."""
+    words = set(re.findall(r"[a-z0-9]+", name.lower().replace("-", " ")))
+    for key, gpu in sorted(GPUS.items(), key=lambda item: -len(item[0])):
+        parts = key.split("-")
+        if all(part in words or f"{part}gb" in words for part in parts):
+            return gpu
+    raise UserError(
+        f"There is no GPU {name!r} in the table",
+        where="--gpu",
+        rule=f"Known: {', '.join(GPUS)}",
+        fix="Name the one of them that is nearest to yours",
+    )

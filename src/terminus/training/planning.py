@@ -1,0 +1,241 @@
+"""`terminus train RECIPE --plan`: what a run will need and how long it should take, before it is begun.
+
+Bytes and FLOPs are counted on the real network; time and energy follow from a stated share of what the GPU's matrix
+products reach. Nothing is measured, and the output says so.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from terminus.training.gpus import GPUS, Gpu, find_gpu
+from terminus.training.memory import (
+    RESERVE,
+    Cut,
+    Memory,
+    best_cut,
+    largest,
+    own_cut,
+    seconds_per_image,
+    shape_of,
+    spoken,
+    trained_parameters,
+)
+from terminus.training.planned import networks_of
+from terminus.training.recipe import Recipe
+
+EFFICIENCIES = (0.4, 0.5)
+"""Shares of the peak at which time is stated: the bar and the stretch that we set ourselves."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Time and energy at one efficiency; an upper bound of the speed, since it counts the UNet's products alone."""
+
+    efficiency: float
+    images_per_second: float
+    hours: float
+    kwh: float
+    """The GPU's power limit for that long, and nothing of the machine around it."""
+
+
+@dataclass(frozen=True)
+class Disk:
+    """What the run writes."""
+
+    saves: int
+    checkpoint: float
+    """Bytes of one."""
+    most: float
+    """Bytes of those on disk at the same time, the finished model included."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The recipe on one GPU."""
+
+    gpu: Gpu
+    own: Cut
+    choices: tuple[Cut, ...]
+    """For each way of checkpointing, the largest micro-batch that fits."""
+    best: Cut | None
+    bounds: tuple[Bound, ...]
+    disk: Disk
+    notes: tuple[str, ...]
+
+
+def make_plan(recipe: Recipe, gpu: Gpu) -> Plan:
+    """Counts for up to a minute at the size of SDXL; UserError for an objective other than diffusion."""
+    own = own_cut(recipe, gpu.memory)
+    choices = tuple(largest(recipe, gpu.memory))
+    return Plan(
+        gpu, own, choices, best_cut(recipe, gpu), tuple(bound(recipe, own, gpu, share) for share in EFFICIENCIES),
+        _disk(recipe, own), _notes(recipe, gpu, own),
+    )  # fmt: skip
+
+
+def bound(recipe: Recipe, cut: Cut, gpu: Gpu, efficiency: float) -> Bound:
+    """Speed = efficiency × peak / FLOPs of an image, those that are computed again included."""
+    rate = efficiency * gpu.peak / cut.cost.total
+    hours = recipe.training.images / rate / 3600
+    return Bound(efficiency, rate, hours, hours * gpu.watts / 1000)
+
+
+def _disk(recipe: Recipe, own: Cut) -> Disk:
+    training, memory = recipe.training, own.memory
+    trained = trained_parameters(recipe, own.cost)
+    checkpoint = memory.weights + memory.moments + 4.0 * trained
+    milestones = (
+        training.images // training.checkpoints.milestone_images if training.checkpoints.milestone_images else 0
+    )
+    finished = 2.0 * (own.cost.parameters + networks_of(recipe).trained_text + networks_of(recipe).frozen)
+    at_once = training.checkpoints.keep + milestones + 1  # the newest is complete before the oldest goes
+    return Disk(
+        max(1, training.images // training.checkpoints.every_images), checkpoint, at_once * checkpoint + finished
+    )
+
+
+def _notes(recipe: Recipe, gpu: Gpu, own: Cut) -> tuple[str, ...]:
+    notes = [f"the average is kept on the CPU ({spoken(4.0 * trained_parameters(recipe, own.cost))})"]
+    if own.memory.average:
+        notes = [f"training.ema.device=cpu would free {spoken(own.memory.average)}"]
+    if gpu.measured is None:
+        notes.append(f"no measured peak of {gpu.name}: the share of its sheet that an H100 reaches")
+    if networks_of(recipe).assumed:
+        notes.append("the model or its text towers are not on this machine: SDXL's sizes stand in for them")
+    if recipe.model.adapter is not None:
+        notes.append(
+            "FLOPs and activations are those of training the whole network: an adapter needs about 2/3 of the FLOPs"
+        )
+    if networks_of(recipe).trained_text:
+        notes.append("activations of the trained text towers are not counted")
+    if recipe.training.compile:
+        notes.append("counted as uncompiled; compiled blocks keep less, by how much is not measured")
+    elif own.checkpointing.startswith("selective"):
+        notes.append("uncompiled, selective checkpointing decides in Python for each operation: set training.compile")
+    return tuple(notes)
+
+
+def show_plan(recipe: Recipe, gpu_name: str | None, as_json: bool) -> None:
+    """Prints the plan: to standard output, as tables or as one JSON object."""
+    gpu = _gpu(gpu_name)
+    plan = make_plan(recipe, gpu)
+    if as_json:
+        print(json.dumps(_object(recipe, plan), indent=1))
+        return
+    console = Console(highlight=False)
+    for part in (
+        *_facts(recipe, plan),
+        f"\nmemory of {plan.own}:",
+        _memory_table(plan),
+        f"\nlargest micro-batches of {recipe.training.global_batch} images that fit; "
+        f"images/s by the model at {EFFICIENCIES[-1]:.0%} of the peak:",
+        _cuts_table(recipe, plan),
+        *_verdict(plan),
+    ):
+        console.print(part, markup=False, soft_wrap=isinstance(part, str))
+
+
+def _gpu(name: str | None) -> Gpu:
+    if name is not None:
+        return find_gpu(name)
+    if torch.cuda.is_available():
+        return find_gpu(torch.cuda.get_device_name())
+    return GPUS["h100"]
+
+
+def _facts(recipe: Recipe, plan: Plan) -> list[str]:
+    cost, gpu, shape = plan.own.cost, plan.gpu, shape_of(recipe)
+    peak = f"{gpu.peak / 1e12:.0f} TFLOP/s ({'measured' if gpu.measured else 'assumed'}; sheet {gpu.sheet:.0f})"
+    lines = [
+        f"{gpu.name}: {spoken(gpu.memory)} usable, {spoken(RESERVE)} of them in reserve, matrix products {peak}",
+        f"UNet: {cost.parameters:,} parameters, latents {shape.height} × {shape.width} (largest bucket)",
+        f"per image: forward {cost.forward / 1e12:.3f} TFLOP, with backward and what is computed again "
+        f"{cost.total / 1e12:.3f} TFLOP",
+    ]
+    for each in plan.bounds:
+        lines.append(
+            f"at {each.efficiency:.0%} of the peak: {each.images_per_second:.1f} images/s, "
+            f"{_time(each.hours)} for {recipe.training.images:,} images, {each.kwh:,.1f} kWh"
+        )
+    disk = plan.disk
+    lines.append(
+        f"disk: {disk.saves} checkpoints of {spoken(disk.checkpoint)}, at most {spoken(disk.most)} at the same time"
+    )
+    return lines
+
+
+def _memory_table(plan: Plan) -> Table:
+    table = Table()
+    table.add_column("part")
+    table.add_column("", justify="right")
+    for part in fields(Memory):
+        table.add_row(part.name, spoken(getattr(plan.own.memory, part.name)))
+    table.add_section()
+    table.add_row("total", spoken(plan.own.memory.total))
+    return table
+
+
+def _cuts_table(recipe: Recipe, plan: Plan) -> Table:
+    table = Table()
+    for name in ("checkpointing", "micro-batch", "memory", "per image", "TFLOP", "images/s"):
+        table.add_column(name, justify="left" if name == "checkpointing" else "right")
+    for cut in plan.choices:
+        table.add_row(
+            cut.checkpointing,
+            f"{cut.micro_batch} × {cut.accumulation}",
+            spoken(cut.memory.total),
+            spoken(cut.cost.peak),
+            f"{cut.cost.total / 1e12:.2f}",
+            f"{1 / seconds_per_image(recipe, cut, plan.gpu):.1f}",
+        )
+    return table
+
+
+def _verdict(plan: Plan) -> list[str]:
+    own, best = plan.own, plan.best
+    fits = "fits" if own.fits else "does NOT fit"
+    lines = [f"the recipe's {own} {fits}"]
+    if best is None:
+        lines.append(
+            "nothing fits: lower data.resolution, or store less (training.optimizer.moments, training.weights)"
+        )
+    elif (best.micro_batch, best.checkpointing) != (own.micro_batch, own.checkpointing):
+        lines.append(
+            f"fastest by the model: training.micro_batch={best.micro_batch} "
+            f"training.accumulation={best.accumulation} training.checkpointing={best.checkpointing}"
+        )
+    else:
+        lines.append("it is the fastest by the model, too")
+    return [*lines, *(f"note: {note}" for note in plan.notes), "counted and computed; nothing here was measured"]
+
+
+def _object(recipe: Recipe, plan: Plan) -> dict[str, object]:
+    def cut(value: Cut) -> dict[str, object]:
+        modelled = 1 / seconds_per_image(recipe, value, plan.gpu)
+        return {**asdict(value), "total_bytes": value.memory.total, "modelled_images_per_second": modelled}
+
+    shape = shape_of(recipe)
+    return {
+        "measured": False,
+        "gpu": asdict(plan.gpu) | {"peak_flops": plan.gpu.peak},
+        "latents": [shape.height, shape.width],
+        "own": cut(plan.own),
+        "best": None if plan.best is None else cut(plan.best),
+        "choices": [cut(value) for value in plan.choices],
+        "bounds": [asdict(value) for value in plan.bounds],
+        "disk": asdict(plan.disk),
+        "reserve_bytes": RESERVE,
+        "notes": list(plan.notes),
+    }
+
+
+def _time(hours: float) -> str:
+    return (
+        f"{hours / 24:,.1f} days" if hours >= 48 else f"{hours:,.1f} hours" if hours >= 1 else f"{hours * 60:.1f} min"
+    )

@@ -1,0 +1,141 @@
+"""Saving while training goes on: a copy of everything is taken at once, and a thread writes it.
+
+There is one save at a time; the next one waits for it, and so does the end of the run. Where the disk is full the
+thread waits for room while training goes on, and a newer state takes the place of the one that waits.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+
+from torch import Tensor
+
+from terminus.training import checkpoint
+from terminus.training.checkpoint import Position
+from terminus.training.disk import DiskFull, require_room, writing
+from terminus.training.recipe import Checkpoints
+
+log = logging.getLogger("terminus")
+
+RETRY_SECONDS = 60.0
+"""Between two tries to write on a full disk, each with a message."""
+
+LIMIT_SECONDS = 6 * 3600.0
+"""How long a run goes on without being able to save."""
+
+MARGIN_BYTES = 16 << 20
+"""Room for logs and pictures."""
+
+MEMORY_SHARE = 0.5
+"""The copy may take this share of the memory that is free; a larger one is not made, and training waits instead."""
+
+Tensors = Mapping[str, Mapping[str, Tensor]]
+
+
+class Saver:
+    """Writes the checkpoints of one run. Leaving the context waits for the save that is under way."""
+
+    def __init__(self, folder: Path, settings: Checkpoints, flush: Callable[[], None]) -> None:
+        """`flush` forces the log to the disk: a checkpoint may not be newer than its log."""
+        self.folder, self.settings, self._flush = folder, settings, flush
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="saving")
+        self._save: Future[None] | None = None
+        self._give_way = threading.Event()
+        self._full_since: float | None = None
+
+    def save(
+        self, position: Position, tensors: Tensors, *, wait: bool = False, patient: bool = True, prune: bool = True
+    ) -> None:
+        """Copies and writes; with `wait`, it is on the disk when this returns.
+
+        Raises what an earlier save met, and `DiskFull` where there has been no room for `LIMIT_SECONDS`, or at the
+        first try if not `patient`.
+        """
+        self._give_way.set()
+        self.join()
+        self._give_way.clear()
+        if not wait and checkpoint.size_of(tensors) <= MEMORY_SHARE * free_memory():
+            copies = {file: {name: _copy(value) for name, value in some.items()} for file, some in tensors.items()}
+            self._save = self._pool.submit(self._write, position, copies, patient, prune)
+        else:
+            self._write(position, tensors, patient, prune)
+
+    def join(self) -> None:
+        """Waits for the save that is under way; raises what it met."""
+        if self._save is not None:
+            save, self._save = self._save, None
+            save.result()
+
+    def check(self) -> None:
+        """Raises what a save that has ended met, if anything."""
+        if self._save is not None and self._save.done():
+            self.join()
+
+    def _write(self, position: Position, tensors: Tensors, patient: bool, prune: bool) -> None:
+        while True:
+            try:
+                self._flush()
+                checkpoint.save(self.folder, position, tensors)
+            except DiskFull as error:
+                self._full_since = self._full_since or time.monotonic()
+                if not patient or time.monotonic() - self._full_since > LIMIT_SECONDS:
+                    raise
+                log.warning("%s Trying again every %.0f s", error, RETRY_SECONDS)
+                if self._give_way.wait(RETRY_SECONDS):
+                    return  # a newer state is about to be written
+                continue
+            if self._full_since is not None:
+                log.warning("there is room again: saved at %d images", position.images)
+                self._full_since = None
+            if prune:
+                checkpoint.prune(self.folder, self.settings.keep, self.settings.milestone_images)
+            return
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._give_way.set()
+        self._pool.shutdown()
+        if error is None:
+            self.join()
+
+
+def require_checkpoint_room(folder: Path, size: int, keep: int, saves: int) -> None:
+    """Before the first step: room for as many checkpoints of `size` bytes as the `saves` to come will add.
+
+    While one is written there is one more than are kept.
+    """
+    missing = min(saves, max(1, keep + 1 - len(checkpoint.whole(folder))))
+    if missing > 0:
+        with writing("The checkpoints of this run", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            require_room(folder, missing * size + MARGIN_BYTES)
+
+
+def free_memory() -> int:
+    """Bytes that this process may still take: what the machine has free, or what its container leaves it."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():  # counts what the page cache would give up
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    group = Path("/sys/fs/cgroup")
+    limit, used = group / "memory.max", group / "memory.current"
+    if limit.is_file() and used.is_file() and (allowed := limit.read_text().strip()) != "max":
+        free = min(free, int(allowed) - int(used.read_text()))
+    return free
+
+
+def _copy(value: Tensor) -> Tensor:
+    return value.detach().to("cpu", copy=True)

@@ -1,0 +1,48 @@
+"""A network that cannot learn eight pictures by heart learns nothing: nano, from random weights, alone with them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from terminus.config.load import load
+from terminus.data.prepare import prepare
+from terminus.training.recipe import Recipe
+from terminus.training.run import train
+
+PICTURES, STEPS, ERROR = 8, 300, 0.10
+"""Stated: after these steps, each of all pictures once, the squared velocity error is below this (0.95 at first)."""
+
+RECIPE = """
+run: {{dir: {folder}/run}}
+model: {{start: null, architecture: nano, codec: nano, text: nano}}
+data:
+  store: {folder}/data
+  sources: [{{kind: embedded, styles: [3d], groups: [Travel & Places], backgrounds: 1, limit: 10}}]
+  resolution: 64
+objective: {{kind: diffusion, caption_dropout: 0.0, weighting: {{kind: constant}}}}
+training:
+  images: {images}
+  micro_batch: {pictures}
+  precision: fp32
+  learning_rate: {{max: 2.0e-3, min: 1.0e-4, warmup_images: 160}}
+  ema: {{half_life_images: 200}}
+  checkpoints: {{every_images: {images}}}
+  validation: {{every_images: {images}, images: 2}}
+"""
+
+
+@pytest.mark.slow
+def test_eight_pictures_are_learned_by_heart(tmp_path: Path):
+    recipe = RECIPE.format(folder=tmp_path, images=PICTURES * STEPS, pictures=PICTURES)
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    loaded = load(tmp_path / "recipe.yaml", Recipe)
+    prepare(loaded.value.data, loaded.value.model.codec_from)
+    train(loaded)
+    facts = json.loads((tmp_path / "run" / "facts.json").read_text())
+    assert (facts["train_rows"], facts["steps"]) == (PICTURES, STEPS)
+    errors = [json.loads(line)["error"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert errors[0] > 0.9
+    assert sum(errors[-20:]) / 20 < ERROR, [round(error, 3) for error in errors[::20]]

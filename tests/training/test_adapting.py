@@ -1,0 +1,230 @@
+"""A trained adapter: what is written is what was trained, for us, for peft and for diffusers."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+from torch import Tensor
+
+from terminus.conditioning import time_ids
+from terminus.diffusion.objective import VelocityObjective
+from terminus.diffusion.weighting import min_snr
+from terminus.errors import UserError
+from terminus.model.adapter_files import DIFFUSERS_FILE, PEFT_FILE
+from terminus.model.adapters import Adapters, read_adapter
+from terminus.model.components import Components, load_components, save_components
+from terminus.model.header import read_header
+from terminus.model.unet import predict
+from terminus.runtime import Precision
+from terminus.sampling.schedule import noise_schedule
+from terminus.training.adapting import AdapterConfig, TrainedAdapter, attach, is_adapter
+from terminus.training.optimizer import AdamW, build_optimizer, set_rate
+from terminus.training.step import DiffusionStep
+from terminus.training.together import Together
+
+from .test_step import batch
+
+ALGORITHMS = ("lora", "dora", "loha", "lokr")
+TARGETS = ("attention", "attention_and_feed_forward", "all")
+
+
+@pytest.fixture(scope="module")
+def base(random_nano: Path) -> Components:
+    return load_components(random_nano)
+
+
+def copied(base: Components) -> Components:
+    text = replace(base.text, tower_1=copy.deepcopy(base.text.tower_1), tower_2=copy.deepcopy(base.text.tower_2))
+    return replace(base, unet=copy.deepcopy(base.unet), text=text)
+
+
+def settings(algorithm: str, targets: str = "all", rank: int = 3, alpha: float | None = 4.5) -> AdapterConfig:
+    return AdapterConfig.model_validate({"algorithm": algorithm, "targets": targets, "rank": rank, "alpha": alpha})
+
+
+def shaken(base: Components, config: AdapterConfig, text: bool = False) -> TrainedAdapter:
+    """An adapter on a copy of the model, as training might leave it: every factor moved."""
+    adapter = attach(copied(base), config, text, seed=3)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for network in adapter._networks.values():
+            for parameter in network.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return adapter
+
+
+def outputs(components: Components) -> Tensor:
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+    text = components.text.encode(["a lighthouse", ""])
+    ids = time_ids(batch().conditioning[:2], torch.device("cpu"))
+    with torch.no_grad():
+        return predict(components.unet, x, torch.tensor([999, 300]), text, ids)
+
+
+def step_of(adapter: TrainedAdapter, precision: Precision = "fp32", text: bool = False) -> DiffusionStep:
+    components = adapter.components
+    schedule = noise_schedule(components.record.schedule)
+    both = Together(components.unet, components.text.tower_1, components.text.tower_2, 0.5) if text else None
+    adapter.freeze()
+    return DiffusionStep(
+        components=components,
+        objective=VelocityObjective(schedule, min_snr(schedule.snr)),
+        seed=5,
+        global_batch=8,
+        stratified=True,
+        caption_dropout=0.5,
+        device=torch.device("cpu"),
+        precision=precision,
+        together=both,
+    )
+
+
+def state(components: Components) -> dict[str, Tensor]:
+    parts = {"unet": components.unet, "tower_1": components.text.tower_1, "tower_2": components.text.tower_2}
+    return {f"{part}.{k}": v.clone() for part, one in parts.items() for k, v in one.state_dict().items()}
+
+
+def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(value, two[key]) for key, value in one.items())
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_new_adapter_changes_nothing(base: Components, algorithm: str):
+    adapter = attach(copied(base), settings(algorithm), True, seed=3)
+    torch.testing.assert_close(outputs(adapter.components), outputs(base), rtol=1e-5, atol=1e-6)
+    again = attach(copied(base), settings(algorithm), True, seed=3)
+    other = attach(copied(base), settings(algorithm), True, seed=4)
+    assert same(state(adapter.components), state(again.components))
+    assert not same(state(adapter.components), state(other.components))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_exactly_the_adapter_is_trained(base: Components, algorithm: str, precision: Precision):
+    adapter = attach(copied(base), settings(algorithm), True, seed=3)
+    step = step_of(adapter, precision, text=True)
+    step.loss(batch(), 0).weighted.mean().backward()
+    listed = {name for name, p in step.trained.named_parameters() if p.requires_grad}
+    assert listed
+    assert all(is_adapter(name) for name in listed)
+    assert {name for name, p in step.trained.named_parameters() if p.grad is not None} == listed
+    assert {name.split(".")[0] for name in listed} == {"unet", "tower_1", "tower_2"}
+
+
+def test_targets_are_nested(base: Components):
+    sizes = []
+    for targets in TARGETS:
+        unet = attach(copied(base), settings("lora", targets), False, seed=3).components.unet
+        sizes.append(sum(is_adapter(name) for name, _ in unet.named_parameters()))
+    attentions = sum(name.endswith(("attn1", "attn2")) for name, _ in base.unet.named_modules())
+    layers = sum(isinstance(one, torch.nn.Linear | torch.nn.Conv2d) for one in base.unet.modules())
+    assert sizes == [2 * 4 * attentions, 2 * 5 * attentions, 2 * layers]
+
+
+# Round trips
+
+
+@pytest.mark.parametrize("rank", [3, 16])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_what_is_written_is_what_was_trained(base: Components, tmp_path: Path, algorithm: str, rank: int):
+    """Inside the network = merged into it = our reader on each of the files, UNet and towers."""
+    adapter = shaken(base, settings(algorithm, rank=rank), text=True)
+    trained = outputs(adapter.components)
+    assert (trained - outputs(base)).abs().max() > 0.01
+    before = state(adapter.components)
+    with adapter.merged():
+        assert state(adapter.components).keys() == state(base).keys()
+        torch.testing.assert_close(outputs(adapter.components), trained, rtol=0, atol=1e-5)
+    assert same(state(adapter.components), before)
+    adapter.write(adapter.components, tmp_path, "My adapter!")
+    files = [tmp_path / "my-adapter.safetensors"]
+    files += [tmp_path / DIFFUSERS_FILE] if algorithm in ("lora", "dora") else []
+    for file in files:
+        fresh = copied(base)
+        read = read_adapter(file, fresh)
+        assert not read.unplaced
+        Adapters(fresh).attach(read)
+        torch.testing.assert_close(outputs(fresh), trained, rtol=0, atol=1e-5)
+    if algorithm in ("loha", "lokr"):
+        fresh = copied(base)
+        adapters = Adapters(fresh)
+        for part in ("unet", "text_encoder", "text_encoder_2"):
+            assert (tmp_path / part / PEFT_FILE).is_file()
+        adapters.attach(read_adapter(tmp_path / "unet", fresh))
+        unet_alone = replace(adapter.components, text=base.text)
+        torch.testing.assert_close(outputs(fresh), outputs(unet_alone), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("algorithm", ["loha", "lokr"])
+def test_peft_reads_its_folder(base: Components, tmp_path: Path, algorithm: str):
+    adapter = shaken(base, settings(algorithm))
+    adapter.write(adapter.components, tmp_path, "x")
+    fresh = copied(base)
+    loaded: Any = peft.PeftModel.from_pretrained(fresh.unet, str(tmp_path / "unet"))
+    wrapped = replace(fresh, unet=loaded.base_model.model)
+    torch.testing.assert_close(outputs(wrapped), outputs(adapter.components), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("algorithm", ["lora", "dora"])
+def test_diffusers_reads_its_file(base: Components, tmp_path: Path, algorithm: str):
+    adapter = shaken(base, settings(algorithm, alpha=1.5), text=True)
+    save_components(base, tmp_path / "model", torch.float32)
+    adapter.write(adapter.components, tmp_path, "x")
+    pipeline: Any = StableDiffusionXLPipeline.from_pretrained(tmp_path / "model", add_watermarker=False)
+    pipeline.load_lora_weights(tmp_path, weight_name=DIFFUSERS_FILE)
+    text = replace(base.text, tower_1=pipeline.text_encoder.eval(), tower_2=pipeline.text_encoder_2.eval())
+    theirs = replace(base, unet=pipeline.unet.eval(), text=text)
+    torch.testing.assert_close(outputs(theirs), outputs(adapter.components), rtol=0, atol=1e-5)
+
+
+def test_kohyas_file_tells_what_it_belongs_to(base: Components, tmp_path: Path):
+    adapter = shaken(base, settings("lora", "attention", alpha=None))
+    adapter.write(replace(base, record=replace(base.record, licence="mit")), tmp_path, "x")
+    header = read_header(tmp_path / "x.safetensors")
+    stem = "lora_unet_middle_block_1_transformer_blocks_0_attn2_to_k"
+    keys = {key.removeprefix(stem) for key in header.tensors if key.startswith(stem)}
+    assert keys == {".lora_down.weight", ".lora_up.weight", ".alpha"}
+    told = header.metadata
+    assert told["ss_v_parameterization"] == told["ss_zero_terminal_snr"] == "True"
+    assert told["modelspec.prediction_type"] == "v-zsnr"
+    assert (told["ss_network_dim"], told["ss_network_alpha"]) == ("3", "3.0")
+    assert told["modelspec.license"] == "mit"
+    assert "modelspec.architecture" not in told  # it is no SDXL
+    content = (tmp_path / "x.safetensors").read_bytes()[header.start :]
+    assert told["sshs_model_hash"] == hashlib.sha256(content).hexdigest()
+    assert read_adapter(tmp_path / "x.safetensors", base).claim.prediction == "velocity"
+    again = tmp_path / "again"
+    adapter.write(replace(base, record=replace(base.record, licence="mit")), again, "x")
+    for name in ("x.safetensors", DIFFUSERS_FILE):
+        assert (again / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+def test_an_adapter_learns_eight_pictures(base: Components):
+    adapter = attach(copied(base), AdapterConfig(rank=8, targets="all"), False, seed=3)
+    step = step_of(adapter)
+    optimizer = build_optimizer(step.trained, AdamW(weight_decay=0.0))
+    set_rate(optimizer, 1e-2)
+    errors = []
+    for number in range(24):
+        optimizer.zero_grad()
+        loss = step.loss(batch(), number)
+        loss.weighted.mean().backward()
+        optimizer.step()
+        errors.append(float(loss.error.detach().mean()))
+    assert sum(errors[-4:]) < 0.8 * sum(errors[:4]), errors[::4]
+
+
+def test_without_peft_the_error_says_what_to_install(base: Components, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(UserError, match="pip install peft"):
+        attach(copied(base), AdapterConfig(), False, seed=0)
