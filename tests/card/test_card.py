@@ -275,7 +275,7 @@ def test_check_allows_prose(run: Path):
 def test_check_follows_the_run(run: Path, edit):
     card(run)
     edit(run / "facts.json", {"skipped_steps": 3})
-    with pytest.raises(UserError, match="Steps skipped as not finite:\\*\\* 3"):
+    with pytest.raises(UserError, match="Steps left out:\\*\\* 3"):
         card(run, check=True)
 
 
