@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 import typer
 
 from terminus import options
+from terminus.cli_bench import bench_app
 from terminus.errors import EXIT_DEFECT, EXIT_DONE, EXIT_INPUT, EXIT_STOPPED, Stopped, UserError
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Read a recipe: what is in force, and what may be set.")
 app.add_typer(config_app, name="config")
-bench_app = typer.Typer(help="How fast, against what, on this machine.")
 app.add_typer(bench_app, name="bench")
 
 
@@ -211,42 +211,6 @@ def card(
     from terminus.card.command import card as run_card
 
     print(run_card(run_dir, check=check))
-
-
-@bench_app.command("sample")
-def bench_sample(
-    model: options.ModelName,
-    against: options.Against = None,
-    size: options.PictureSize = None,
-    steps: options.Steps = 28,
-    batch: options.BenchBatch = 1,
-    runs: options.BenchRuns = 3,
-    compiled: options.Compile = "off",
-    offload: options.Offload = "none",
-    device: options.Device = "auto",
-    out: options.BenchOut = None,
-) -> None:
-    """Pictures per second, part by part, beside diffusers' pipeline; MODEL may be random:sdxl."""
-    from terminus.bench.sample import bench_sample as run_bench
-    from terminus.model.running import running
-    from terminus.sampling.requests import parse_pixels
-
-    pixels = None if size is None else parse_pixels(size)
-    run_bench(model, out, against, pixels, steps, batch, runs, device, running(compiled, offload))
-
-
-@bench_app.command("codec")
-def bench_codec(
-    model: options.ModelName,
-    size: options.PictureSize = None,
-    device: options.Device = "auto",
-    out: options.BenchOut = None,
-) -> None:
-    """Decode one large latent whole and in tiles: time, memory, difference."""
-    from terminus.bench.codec import bench_codec as run_bench
-    from terminus.sampling.requests import parse_pixels
-
-    run_bench(model, out, None if size is None else parse_pixels(size), device=device)
 
 
 @config_app.command("show")

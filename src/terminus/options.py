@@ -123,3 +123,11 @@ Against = Annotated[str | None, typer.Option(metavar="OTHER", help="Measure this
 BenchBatch = Annotated[int, typer.Option(help="Pictures drawn at once.")]
 BenchRuns = Annotated[int, typer.Option(help="Runs of each; the median counts.")]
 BenchOut = Annotated[Path | None, typer.Option(help="Write the numbers here, as JSON.")]
+BenchRecipe = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe that trains a UNet; or random:sdxl, random:nano.")
+]
+BenchSteps = Annotated[int, typer.Option("--steps", help="Optimizer steps of a run.")]
+BenchText = Annotated[str, typer.Option("--text", help="cached, or online: through the towers at every step.")]
+BenchAverage = Annotated[str, typer.Option("--average", help="both, or none: keep a moving average of the weights.")]
+BenchRows = Annotated[int, typer.Option("--rows", help="Rows whose order is drawn.")]
+BenchStored = Annotated[int, typer.Option("--stored", help="Rows that are written and read, 262 kB each.")]

@@ -32,6 +32,10 @@ SURFACE = {
         *("MODEL", "--against", "--size", "--steps", "--batch", "--runs", "--compile", "--offload", "--device"),
         "--out",
     ],
+    "bench train": [
+        *("RECIPE", "KEY.PATH=VALUE", "--against", "--steps", "--runs", "--text", "--average", "--out"),
+    ],
+    "bench load": ["--rows", "--stored", "--out"],
     "bench codec": ["MODEL", "--size", "--device", "--out"],
     "config show": ["RECIPE", "KEY.PATH=VALUE"],
     "config explain": ["RECIPE", "KEY.PATH=VALUE"],

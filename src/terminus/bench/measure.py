@@ -15,6 +15,8 @@ from torch import nn
 
 _CLEAR_PEAK = "5"
 """Written to Linux's clear_refs, it begins a new peak of the process's memory."""
+_PRODUCT = {"cuda": 8192, "cpu": 1024}
+"""Side of the square matrices whose product is the device's peak: large enough for its best, and soon done."""
 
 
 @dataclass(frozen=True)
@@ -101,24 +103,81 @@ def parts_of(networks: Networks, device: torch.device) -> Generator[Parts]:
             handle.remove()
 
 
+class Laps:
+    """Splits a run into parts that follow each other: each lap gives the time since the last one to a part.
+
+    It is off at first and then costs nothing; when on, it waits for the device at each border, so that the whole gets
+    slower on a GPU.
+    """
+
+    def __init__(self, device: torch.device, names: Sequence[str]) -> None:
+        self.seconds = dict.fromkeys(names, 0.0)
+        self._device = device
+        self._since: float | None = None
+
+    def lap(self, name: str) -> None:
+        """What was done since the last lap was `name`."""
+        if self._since is None:
+            return
+        _wait(self._device)
+        now = time.perf_counter()
+        self.seconds[name] += now - self._since
+        self._since = now
+
+    @contextlib.contextmanager
+    def on(self) -> Generator[None]:
+        """Within it laps count, from 0."""
+        self.seconds = dict.fromkeys(self.seconds, 0.0)
+        _wait(self._device)
+        self._since = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._since = None
+
+
+def product_peak(device: torch.device, dtype: torch.dtype, repeats: int = 20) -> float:
+    """FLOP/s of the best of several large matrix products: what is called the peak of this device, on this day."""
+    side = _PRODUCT["cuda" if device.type == "cuda" else "cpu"]
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    many = 10 if device.type == "cuda" else 1
+
+    def products() -> None:
+        for _ in range(many):
+            torch.mm(a, b)
+
+    timed(products, device)
+    return many * 2 * side**3 / min(timed(products, device) for _ in range(repeats))
+
+
 def peak_bytes(run: Callable[[], object], networks: Networks, device: torch.device) -> int | None:
     """The most memory that these networks and their work hold during a run; other models nearby are taken off.
 
     On a GPU, of the device; on a CPU, of the process (None where the system does not tell).
     """
-    own = networks.bytes_on(device)
+    above = peak_above(run, device)
+    return None if above is None else above + networks.bytes_on(device)
+
+
+def peak_above(run: Callable[[], object], device: torch.device) -> int | None:
+    """The most memory during a run beyond what was held before it; None where the system does not tell."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         run()
-        return torch.cuda.max_memory_allocated(device) - before + own
+        return torch.cuda.max_memory_allocated(device) - before
     try:
         Path("/proc/self/clear_refs").write_text(_CLEAR_PEAK, encoding="ascii")
-        before = _status("VmRSS")
+        before = resident_bytes()
         run()
-        return _status("VmHWM") - before + own
+        return _status("VmHWM") - before
     except OSError:
         return None
+
+
+def resident_bytes() -> int:
+    """Of this process, in memory. OSError where the system does not tell."""
+    return _status("VmRSS")
 
 
 def _status(key: str) -> int:

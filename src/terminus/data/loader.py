@@ -59,8 +59,11 @@ class Grouped:
         # One scan, so that a bucket cannot be paired with another row's address.
         table = view.dataset.to_table(columns=["bucket"], filter=where, with_row_address=True, scan_in_order=True)
         matching = _numbers(view, table["_rowaddr"].to_numpy())
-        buckets = np.asarray(table["bucket"].to_pylist())
-        self.rows = tuple(matching[buckets == name] for name in np.unique(buckets))
+        # By small numbers, not by text: a billion names as Python objects would need 90 GB.
+        coded = table["bucket"].combine_chunks().dictionary_encode()
+        codes = coded.indices.to_numpy(zero_copy_only=False)
+        names = np.asarray(coded.dictionary.to_pylist())
+        self.rows = tuple(matching[codes == code] for code in np.argsort(names))
 
     @property
     def sizes(self) -> tuple[int, ...]:

@@ -1,0 +1,100 @@
+"""What is trained in a benchmark, whoever trains it: a recipe, its networks, and rows that are made up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+
+from terminus.bench.measure import Laps
+from terminus.conditioning import MicroConditioning, Size
+from terminus.data.loader import Batch
+from terminus.data.order import Order
+from terminus.model.components import Components
+from terminus.training.objectives import Diffusion
+from terminus.training.recipe import Recipe
+
+PARTS = ("data", "text", "prepare", "forward", "backward", "optimizer", "rest")
+"""`prepare`: latents, noise, timesteps, sizes. `backward`: and the loss. `optimizer`: and clipping, and the average."""
+_ROWS = 64
+_NO_SPREAD = -30.0
+"""Log variance of the rows: the codec's least, so that a latent drawn from moments is their mean."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained, by whichever of the two."""
+
+    recipe: Recipe
+    networks: Callable[[], Components]
+    """New ones at each call, with the same weights, in float32."""
+    device: torch.device
+    cached_text: bool
+    """Whether the captions' features are computed before, or by the towers in every step."""
+    keep_average: bool
+
+    @property
+    def objective(self) -> Diffusion:
+        assert isinstance(self.recipe.objective, Diffusion)
+        return self.recipe.objective
+
+    def components(self) -> Components:
+        """Networks on the schedule that the recipe trains, whatever they were trained on."""
+        made, wanted = self.networks(), self.objective
+        schedule = replace(
+            made.record.schedule, prediction=wanted.prediction, zero_terminal=wanted.zero_terminal_snr
+        )  # fmt: skip
+        return replace(made, record=replace(made.record, schedule=schedule))
+
+    def rows(self, components: Components) -> MadeRows:
+        """The same for both."""
+        return MadeRows(self.recipe.data.resolution, components)
+
+    def order(self) -> Order:
+        """Likewise."""
+        return Order(self.recipe.training.seed, (_ROWS,), self.recipe.training.micro_batch)
+
+
+class MadeRows:
+    """Rows of random moments with invented captions, in memory."""
+
+    def __init__(self, pixels: int, components: Components) -> None:
+        codec, side = components.codec, pixels // components.codec.factor
+        generator = torch.Generator().manual_seed(0)
+        mean = torch.randn(_ROWS, codec.channels, side, side, generator=generator) / codec.scale
+        self.moments = torch.stack([mean, torch.full_like(mean, _NO_SPREAD)], dim=1)
+        self.captions = tuple(f"a 3d render of {number} apples on a white background" for number in range(_ROWS))
+        self.size = MicroConditioning.uncropped(Size(pixels, pixels))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """One bucket."""
+        return (_ROWS,)
+
+    def read(self, bucket: int, rows: Sequence[int], positions: Sequence[int], epoch: int) -> Batch:
+        """A batch as a store would give it."""
+        return Batch(
+            positions=tuple(positions),
+            keys=tuple(str(row) for row in rows),
+            captions=tuple((self.captions[row],) for row in rows),
+            conditioning=(self.size,) * len(rows),
+            values=self.moments[torch.tensor(rows)],
+            epoch=epoch,
+        )
+
+
+class Trainer(Protocol):
+    """A way to train; `run` returns when so many optimizer steps are done."""
+
+    name: str
+    laps: Laps
+    losses: list[float]
+    """Of every step so far."""
+
+    def run(self, steps: int) -> object: ...
+
+    def state_bytes(self) -> int:
+        """On the device between two steps: networks, moments and average."""
+        ...

@@ -1,0 +1,335 @@
+"""`terminus bench train`: how fast a recipe trains, part by part, and beside a loop of diffusers' classes.
+
+Where both fit on the device the contenders take turns (A B A B ...), so that a machine that slows down slows both;
+medians are compared. Nothing is read from a disk and nothing is written but the result.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from terminus import runtime
+from terminus.bench.contenders import RANDOM, components_of
+from terminus.bench.measure import Spread, peak_above, product_peak, timed
+from terminus.bench.task import PARTS, Task, Trainer
+from terminus.bench.trainers import Ours, Theirs
+from terminus.config.load import load
+from terminus.errors import UserError
+from terminus.model.architecture import ARCHITECTURES
+from terminus.model.components import Components
+from terminus.progress import Meter
+from terminus.training.counting import Cost, Kind, Shape, config_of, count
+from terminus.training.memory import own_cut
+from terminus.training.objectives import Diffusion
+from terminus.training.recipe import Recipe
+
+Text = Literal["cached", "online"]
+Average = Literal["both", "none"]
+_STATE = 20
+"""Bytes for each parameter of a contender, by which it is guessed whether two fit on one GPU."""
+_WORTH = 0.01
+"""Parts of a step below this share are shown and not compared."""
+_BASE = "nano"
+"""The recipe whose settings are those of random:NAME, apart from the network and its resolution."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """Of one contender. Seconds are of one optimizer step."""
+
+    name: str
+    step: Spread
+    turns: tuple[float, ...]
+    """Of each turn, in their order."""
+    processor: Spread
+    """Seconds of processor time, all threads: on a CPU what other programs hardly lengthen, on a GPU the overhead."""
+    images_per_second: float
+    tflops: float
+    """Of the UNet's two passes, without what is computed twice."""
+    mfu: float
+    """The same as a share of what matrix products reach here."""
+    hfu: float
+    """With what is computed twice."""
+    parts: dict[str, float]
+    """Seconds of each part, of steps in which the device is waited for at every border."""
+    peak_gib: float | None
+    first_step: float
+    """With everything that is compiled and allocated once."""
+    loss: float
+    """Of the last step."""
+
+
+@dataclass(frozen=True)
+class Turns:
+    """How much is measured."""
+
+    steps: int
+    """Optimizer steps of one turn."""
+    runs: int
+    """Turns of each contender; their median counts."""
+    together: bool
+    """Whether the contenders take turns, or one is measured after the other."""
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What the device can do, and what one image asks of it."""
+
+    peak: float
+    """FLOP/s of large matrix products, measured."""
+    cost: Cost
+    """Of an image, nothing computed twice."""
+    again: Cost
+    """Of an image, as the recipe computes it."""
+
+
+def bench_train(
+    what: str,
+    overrides: Sequence[str] = (),
+    against: str | None = None,
+    steps: int = 10,
+    runs: int = 5,
+    text: str = "cached",
+    average: str = "both",
+    out: Path | None = None,
+) -> list[Result]:
+    """Trains on invented rows and measures; prints a table last, and writes `out` as JSON.
+
+    `what` is a recipe with the objective diffusion, or "random:sdxl": random weights of an architecture.
+    """
+    if min(steps, runs) < 1:
+        raise UserError(f"{steps} steps, {runs} runs", rule="Each is at least 1")
+    for name, value, known in (
+        ("--against", against or "diffusers", ("diffusers",)), ("--text", text, get_args(Text)),
+        ("--average", average, get_args(Average)),
+    ):  # fmt: skip
+        if value not in known:
+            raise UserError(f"{name} {value}", rule=f"Known: {', '.join(known)}")
+    recipe = recipe_of(what, overrides)
+    device = runtime.pick_device(recipe.run.device)
+    task = Task(recipe, _networks(recipe, device), device, text == "cached", average == "both")
+    makers: list[Callable[[Task], Trainer]] = [Ours, *([Theirs] if against else [])]
+    yardstick = measure_device(task)
+    turns = Turns(steps, runs, len(makers) > 1 and _both_fit(yardstick.cost.parameters, device))
+    with Meter(Console(stderr=True), "turns", (2 * runs + 2) * len(makers)) as meter:
+        results = _take_turns(task, makers, turns, yardstick, meter)
+    _report(results, what, task, turns, yardstick, out)
+    return results
+
+
+def recipe_of(what: str, overrides: Sequence[str]) -> Recipe:
+    """The recipe that is measured; UserError for one that trains no UNet alone."""
+    if what.startswith(RANDOM):
+        name = what.removeprefix(RANDOM)
+        if name not in ARCHITECTURES:
+            raise UserError(f"There is no architecture {name!r}", rule=f"Known: {', '.join(sorted(ARCHITECTURES))}")
+        pixels = ARCHITECTURES[name].codec.pixels
+        ours = ["model.start=null", f"model.architecture={name}", f"data.resolution={pixels}"]
+        recipe = load(_BASE, Recipe, [*ours, *overrides]).value
+    else:
+        recipe = load(what, Recipe, overrides).value
+    if not isinstance(recipe.objective, Diffusion) or recipe.objective.train_text != "none":
+        raise UserError(
+            "This recipe trains something else than the UNet alone",
+            where=what,
+            rule="The benchmark measures the objective diffusion with objective.train_text: none",
+        )
+    return recipe
+
+
+def measure_device(task: Task) -> Yardstick:
+    """Counts the work of an image on the meta device, and measures a large matrix product."""
+    training, components = task.recipe.training, task.components()
+    side = task.recipe.data.resolution // components.codec.factor
+    kind: Kind = "cuda" if task.device.type == "cuda" else "cpu"
+    tokens = components.text.tokenizer_1.model_max_length
+    shape = Shape(config_of(components.unet), side, side, tokens, training.precision, training.weights, kind)
+    dtype = torch.bfloat16 if training.precision == "bf16" else torch.float32
+    return Yardstick(product_peak(task.device, dtype), count(shape, "none"), count(shape, training.checkpointing))
+
+
+def _networks(recipe: Recipe, device: torch.device) -> Callable[[], Components]:
+    start = recipe.model.start
+    return partial(components_of, start or f"{RANDOM}{recipe.model.architecture}", device)
+
+
+def _both_fit(parameters: int, device: torch.device) -> bool:
+    if device.type != "cuda":
+        return True
+    torch.cuda.empty_cache()
+    return 2 * _STATE * parameters < 0.5 * torch.cuda.mem_get_info(device)[0]
+
+
+@dataclass
+class _Measured:
+    """What the turns of one contender gave."""
+
+    name: str
+    first: float = 0.0
+    seconds: list[float] = field(default_factory=list[float])
+    processor: list[float] = field(default_factory=list[float])
+    parts: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
+    peak: int | None = None
+    loss: float = 0.0
+
+
+def _take_turns(
+    task: Task, makers: list[Callable[[Task], Trainer]], turns: Turns, yardstick: Yardstick, meter: Meter
+) -> list[Result]:
+    groups = [makers] if turns.together else [[maker] for maker in makers]
+    results: list[Result] = []
+    for group in groups:
+        results += [_result(one, task, turns, yardstick) for one in _group(task, group, turns, meter)]
+        gc.collect()
+        if task.device.type == "cuda":
+            torch.cuda.empty_cache()
+    return results
+
+
+def _group(task: Task, makers: list[Callable[[Task], Trainer]], turns: Turns, meter: Meter) -> list[_Measured]:
+    """Contenders that are on the device at the same time."""
+    pairs: list[tuple[Trainer, _Measured]] = []
+    for maker in makers:
+        trainer = maker(task)
+        pairs.append((trainer, _Measured(trainer.name)))
+    for trainer, measured in pairs:
+        measured.first = timed(lambda one=trainer: one.run(1), task.device)
+        trainer.run(min(2, turns.steps))
+        meter.advance(1)
+    for _ in range(turns.runs):
+        for trainer, measured in pairs:
+            before = time.process_time()
+            measured.seconds.append(timed(lambda one=trainer: one.run(turns.steps), task.device) / turns.steps)
+            measured.processor.append((time.process_time() - before) / turns.steps)
+            meter.advance(1)
+    for _ in range(turns.runs):
+        for trainer, measured in pairs:
+            with trainer.laps.on():
+                trainer.run(turns.steps)
+            measured.parts.append({name: value / turns.steps for name, value in trainer.laps.seconds.items()})
+            meter.advance(1)
+    for trainer, measured in pairs:
+        above = peak_above(lambda one=trainer: one.run(1), task.device)
+        measured.peak = None if above is None else above + trainer.state_bytes()
+        measured.loss = trainer.losses[-1]
+        meter.advance(1)
+    return [measured for _, measured in pairs]
+
+
+def _result(one: _Measured, task: Task, turns: Turns, yardstick: Yardstick) -> Result:
+    step = Spread.of(one.seconds)
+    rate = task.recipe.training.global_batch / step.median
+    middle = sorted(one.parts, key=lambda parts: sum(parts.values()))[turns.runs // 2]
+    return Result(
+        name=one.name,
+        step=step,
+        turns=tuple(one.seconds),
+        processor=Spread.of(one.processor),
+        images_per_second=rate,
+        tflops=rate * yardstick.cost.total / 1e12,
+        mfu=rate * yardstick.cost.total / yardstick.peak,
+        hfu=rate * yardstick.again.total / yardstick.peak,
+        parts=middle,
+        peak_gib=None if one.peak is None else one.peak / 2**30,
+        first_step=one.first,
+        loss=one.loss,
+    )
+
+
+def _report(
+    results: list[Result], what: str, task: Task, turns: Turns, yardstick: Yardstick, out: Path | None
+) -> None:  # fmt: skip
+    environment, training = runtime.environment(task.device), task.recipe.training
+    if out is not None:
+        content = {
+            "date": datetime.now(UTC).date().isoformat(),
+            "what": what,
+            "pixels": task.recipe.data.resolution,
+            "text": "cached" if task.cached_text else "online",
+            "average": "both" if task.keep_average else "none",
+            "turns": asdict(turns),
+            "training": training.model_dump(mode="json", exclude={"checkpoints", "validation", "preview", "images"}),
+            "environment": asdict(environment),
+            "threads": torch.get_num_threads(),
+            "load_average": os.getloadavg()[0],
+            "product_tflops": yardstick.peak / 1e12,
+            "tflop_per_image": {"model": yardstick.cost.total / 1e12, "computed": yardstick.again.total / 1e12},
+            "parameters": yardstick.cost.parameters,
+            "planned_gib": _planned(task),
+            "results": [asdict(one) for one in results],
+            "ratio": results[0].images_per_second / results[1].images_per_second if len(results) == 2 else None,
+            "ratio_of_turns": asdict(of_turns(results)) if len(results) == 2 else None,
+        }
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    compiled = ", compiled" if training.compile else ""
+    console = Console(highlight=False)
+    console.print(
+        f"{what}: {training.micro_batch} x {training.accumulation} images of {task.recipe.data.resolution} pixels, "
+        f"{training.precision}, checkpointing {training.checkpointing}{compiled}, text "
+        f"{'cached' if task.cached_text else 'online'} and {'an average' if task.keep_average else 'no average'}, "
+        f"{environment.hardware}, torch {environment.packages['torch']}; "
+        f"{yardstick.cost.total / 1e12:.4g} TFLOP per image, products reach {yardstick.peak / 1e12:.4g} TFLOP/s",
+        soft_wrap=True,
+    )
+    console.print(_table(results))
+
+
+def of_turns(results: list[Result]) -> Spread:
+    """How many times as fast the first is as the second, turn by turn: what slows a whole machine is in both."""
+    return Spread.of([second / first for first, second in zip(results[0].turns, results[1].turns, strict=True)])
+
+
+def _planned(task: Task) -> float | None:
+    """What the planner says of our peak, where it speaks of the same device."""
+    if task.device.type != "cuda":
+        return None
+    return own_cut(task.recipe, float("inf")).memory.total / 2**30
+
+
+def _table(results: list[Result]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for one in results:
+        table.add_column(one.name, justify="right")
+    ratio = len(results) == 2
+    if ratio:
+        table.add_column("ratio", justify="right")
+    rows: list[tuple[str, str, list[float | None]]] = [
+        ("images per second", ".2f", [one.images_per_second for one in results]),
+        ("UNet, TFLOP/s", ".3g", [one.tflops for one in results]),
+        ("MFU, %", ".1f", [100 * one.mfu for one in results]),
+        ("HFU, %", ".1f", [100 * one.hfu for one in results]),
+        ("step: median, s", ".4f", [one.step.median for one in results]),
+        ("      fastest", ".4f", [one.step.low for one in results]),
+        ("      slowest", ".4f", [one.step.high for one in results]),
+        ("processor time, s", ".4f", [one.processor.median for one in results]),
+        *((f"{'in it: ' if name == PARTS[0] else '       '}{name}", ".4f", [one.parts[name] for one in results])
+          for name in PARTS),
+        ("peak memory, GiB", ".2f", [one.peak_gib for one in results]),
+        ("first step", ".2f", [one.first_step for one in results]),
+    ]  # fmt: skip
+    for name, form, values in rows:
+        cells = ["-" if value is None else format(value, form) for value in values]
+        first, second = values[0], values[-1]
+        if ratio:
+            small = name[7:] in PARTS and max(value or 0.0 for value in values) < _WORTH * results[0].step.median
+            cells.append("-" if first is None or not second or small else f"{first / second:.2f}")
+        table.add_row(name, *cells)
+        if ratio and name == "images per second":
+            pairs = of_turns(results)
+            table.add_row("  turn by turn", "", "", f"{pairs.low:.2f} .. {pairs.median:.2f} .. {pairs.high:.2f}")
+    return table
