@@ -10,7 +10,8 @@ import pytest
 from PIL import Image, ImageCms
 
 from terminus.conditioning import Size
-from terminus.decode import Decoded, Dropped, Limits, decode, read
+from terminus.decode import Decoded, Limits, decode, read
+from terminus.pictures import Dropped
 
 LIMITS = Limits(file_bytes=10_000_000, pixels=1_000_000)
 

@@ -24,6 +24,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from terminus.conditioning import Size
+from terminus.pictures import Color, Dropped
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 HARD_PIXEL_LIMIT = 89_478_485
@@ -58,18 +59,6 @@ _TURNS: Mapping[int, Callable[[np.ndarray], np.ndarray]] = {
     8: np.rot90,
 }
 """What makes an image upright, by the orientation it was stored in; 1 is upright."""
-
-
-Color = tuple[int, int, int]
-"""sRGB, each 0..255."""
-
-
-@dataclass(frozen=True)
-class Dropped:
-    """Why an image is not used: a reason out of a short list, and the particulars of this image."""
-
-    reason: str
-    detail: str = ""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
 
 from terminus.conditioning import time_ids
+from terminus.config.load import load
 from terminus.diffusion.objective import VelocityObjective
 from terminus.diffusion.weighting import min_snr
 from terminus.errors import UserError
@@ -26,8 +27,11 @@ from terminus.model.header import read_header
 from terminus.model.unet import predict
 from terminus.runtime import Precision
 from terminus.sampling.schedule import noise_schedule
-from terminus.training.adapting import AdapterConfig, TrainedAdapter, attach, is_adapter
+from terminus.training.adapting import AdapterConfig, TrainedAdapter, adapter_size, attach, is_adapter
+from terminus.training.counting import config_of
+from terminus.training.memory import own_cut
 from terminus.training.optimizer import AdamW, build_optimizer, set_rate
+from terminus.training.recipe import Recipe
 from terminus.training.step import DiffusionStep
 from terminus.training.together import Together
 
@@ -121,6 +125,16 @@ def test_exactly_the_adapter_is_trained(base: Components, algorithm: str, precis
     assert {name.split(".")[0] for name in listed} == {"unet", "tower_1", "tower_2"}
 
 
+def test_magnitudes_do_not_decay(base: Components):
+    """One number per output of a layer that is not trained, in four dimensions where it is a convolution."""
+    unet = attach(copied(base), settings("dora"), False, seed=3).components.unet
+    magnitudes = {id(p): p for name, p in unet.named_parameters() if "magnitude" in name}
+    assert {p.ndim for p in magnitudes.values()} == {1, 4}
+    for group in build_optimizer(unet, AdamW(weight_decay=0.1)).param_groups:
+        inside = sum(id(parameter) in magnitudes for parameter in group["params"])
+        assert inside == (0 if group["weight_decay"] else len(group["params"]))
+
+
 def test_targets_are_nested(base: Components):
     sizes = []
     for targets in TARGETS:
@@ -129,6 +143,26 @@ def test_targets_are_nested(base: Components):
     attentions = sum(name.endswith(("attn1", "attn2")) for name, _ in base.unet.named_modules())
     layers = sum(isinstance(one, torch.nn.Linear | torch.nn.Conv2d) for one in base.unet.modules())
     assert sizes == [2 * 4 * attentions, 2 * 5 * attentions, 2 * layers]
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_planner_counts_what_is_trained(base: Components, algorithm: str):
+    config = settings(algorithm)
+    unet = attach(copied(base), config, False, seed=3).components.unet
+    trained = sum(parameter.numel() for parameter in unet.parameters() if parameter.requires_grad)
+    assert adapter_size(config_of(base.unet), config) == trained
+
+
+def test_the_plan_of_an_adapter(random_nano: Path):
+    """The network is held once and has no state; the adapter has all of it."""
+    whole = load("nano", Recipe, [f"model.start={random_nano}"]).value
+    adapted = load("lora", Recipe, [f"model.start={random_nano}", "training.micro_batch=32"]).value
+    one, two = own_cut(whole, 1e12).memory, own_cut(adapted, 1e12).memory
+    config = adapted.model.adapter
+    assert config is not None
+    size = adapter_size(config_of(load_components(random_nano).unet), config)
+    assert (two.weights, two.gradients, two.moments, two.average) == (4 * size, 4 * size, 8 * size, 4 * size)
+    assert two.frozen == one.frozen + one.weights
 
 
 # Round trips

@@ -26,8 +26,8 @@ from terminus.data.geometry import Plan, Transform
 from terminus.data.record import Candidate, ImageRow, Rejection, Split
 from terminus.data.settings import DataConfig
 from terminus.data.store import IMAGES, LATENTS, Store
-from terminus.decode import Dropped
 from terminus.errors import UserError
+from terminus.pictures import Dropped
 
 GROUP = 2048
 """Candidates per commit."""

@@ -16,7 +16,7 @@ from terminus.data import filters, geometry
 from terminus.data.filters import Filters, Measures
 from terminus.data.geometry import Plan, Transform
 from terminus.data.record import content_hash
-from terminus.decode import Color, Dropped
+from terminus.pictures import Color, Dropped
 
 THUMBNAIL = 96
 """Longest side of a picture in the report, in pixels."""

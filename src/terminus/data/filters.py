@@ -15,7 +15,8 @@ from pydantic import Field
 
 from terminus.conditioning import Size
 from terminus.config.base import Config
-from terminus.decode import HARD_PIXEL_LIMIT, Dropped
+from terminus.decode import HARD_PIXEL_LIMIT
+from terminus.pictures import Dropped
 
 HASH_DISTANCE = 3
 """Bits of 64 in which near duplicates may differ: re-encoding and mild scaling change 0 to 3."""

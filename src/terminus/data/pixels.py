@@ -16,7 +16,8 @@ from terminus.data import geometry
 from terminus.data.loader import Batch, Grouped, batch_of
 from terminus.data.record import parse_color
 from terminus.data.store import GEOMETRY, View, plan_of, quoted
-from terminus.decode import HARD_PIXEL_LIMIT, Dropped, Limits, decode
+from terminus.decode import HARD_PIXEL_LIMIT, Limits, decode
+from terminus.pictures import Dropped
 
 _TRUSTED = Limits(file_bytes=1 << 31, pixels=HARD_PIXEL_LIMIT)
 """Rows passed the recipe's own limits when they were curated."""

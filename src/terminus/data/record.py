@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from terminus.data.geometry import Plan
-from terminus.decode import Color, Dropped
+from terminus.pictures import Color, Dropped
 
 Split = Literal["train", "validation"]
 

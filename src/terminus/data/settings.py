@@ -12,7 +12,7 @@ from terminus.data.geometry import CropRule, Transform
 from terminus.data.record import parse_color
 from terminus.data.sources.embedded import EmbeddedSource
 from terminus.data.sources.folder import FolderSource
-from terminus.decode import Color
+from terminus.pictures import Color
 
 Source = Annotated[EmbeddedSource | FolderSource, Field(discriminator="kind")]
 

@@ -22,9 +22,10 @@ from torch.nn import functional
 
 from terminus.conditioning import Size
 from terminus.config.errors import did_you_mean
-from terminus.decode import HARD_PIXEL_LIMIT, Dropped, Limits, decode
+from terminus.decode import HARD_PIXEL_LIMIT, Limits, decode
 from terminus.errors import UserError
 from terminus.model.components import Components
+from terminus.pictures import Dropped
 from terminus.sampling.files import read_file
 from terminus.sampling.masks import FILLS, Fill, feathered, filled
 from terminus.sampling.settings import Aspect, Settings, nearest_size, size_multiple, size_of

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from terminus import decode
 from terminus.errors import UserError
+from terminus.pictures import Dropped
 
 PICTURE_BYTES = 1 << 28
 """Of the largest picture that is read."""
@@ -20,7 +21,7 @@ def read_file(path: Path, limit: int = PICTURE_BYTES) -> bytes:
     except (OSError, RuntimeError) as error:
         raise UserError(f"This file cannot be read ({error})", where=str(path)) from error
     data = decode.read(target, target.parent, limit)
-    if isinstance(data, decode.Dropped):
+    if isinstance(data, Dropped):
         detail = f" ({data.detail})" if data.detail else ""
         raise UserError(f"This file cannot be read: {data.reason}{detail}", where=str(path))
     return data

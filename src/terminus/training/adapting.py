@@ -127,10 +127,14 @@ def attach(components: Components, settings: AdapterConfig, text: bool, seed: in
     return adapter
 
 
-@lru_cache(maxsize=16)
 def adapter_size(unet: str, settings: AdapterConfig) -> int:
     """Parameters of an adapter of a UNet with this `config.json`; nothing is loaded."""
-    peft = _peft()
+    return _size(unet, settings.model_dump_json())
+
+
+@lru_cache(maxsize=16)
+def _size(unet: str, chosen: str) -> int:
+    peft, settings = _peft(), AdapterConfig.model_validate_json(chosen)
     with torch.device("meta"):
         network = make_module(UNet, cast(Mapping[str, Any], json.loads(unet)), "the network to be adapted")
         names = sorted(_targets(network, "unet", settings))

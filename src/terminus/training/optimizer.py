@@ -155,7 +155,9 @@ def _groups(module: nn.Module, decay: float) -> list[dict[str, Any]]:
     groups: defaultdict[tuple[float, bool], list[tuple[str, nn.Parameter]]] = defaultdict(list)
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            groups[rate_factor(module, name), parameter.ndim < 2].append((name, parameter))
+            # DoRA's magnitudes of a convolution have four dimensions; decayed, they would shrink what is not trained.
+            vector = parameter.ndim < 2 or "magnitude" in name
+            groups[rate_factor(module, name), vector].append((name, parameter))
     return [
         {"params": members, "weight_decay": 0.0 if vector else decay, "factor": factor}
         for (factor, vector), members in sorted(groups.items(), key=lambda item: item[0])

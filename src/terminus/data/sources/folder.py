@@ -15,8 +15,8 @@ from typing import Literal
 
 from terminus.config.base import Config
 from terminus.data.record import Candidate, Caption
-from terminus.decode import Dropped
 from terminus.errors import UserError
+from terminus.pictures import Dropped
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 SIDECAR_SUFFIXES = (".txt", ".json")

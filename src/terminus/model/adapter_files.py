@@ -1,0 +1,152 @@
+"""A trained adapter written for other programs: one file in kohya's layout, and what diffusers or peft reads.
+
+Numbers are written as they were trained, in float32: a factor is small beside the weight that it changes, and half
+precision would round away what is smallest in it. The other way round, `model.adapters` reads all of these files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from terminus.model.adapter_keys import Part, Target
+from terminus.model.architecture import SDXL
+from terminus.model.components import Components
+from terminus.model.header import read_header
+from terminus.model.keys import ldm_unet_name
+from terminus.model.record import write_json
+from terminus.model.writing import HASH, write_safetensors
+
+Algorithm = Literal["lora", "dora", "loha", "lokr"]
+DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
+PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+FOLDERS: dict[Part, str] = {"unet": "unet", "tower_1": "text_encoder", "tower_2": "text_encoder_2"}
+"""diffusers' names of the networks."""
+
+_KOHYA = {"unet": "lora_unet_", "tower_1": "lora_te1_", "tower_2": "lora_te2_"}
+_KOHYA_SLOTS = {"down": "lora_down.weight", "up": "lora_up.weight", "magnitude": "dora_scale"}
+_PEFT_SLOTS = {"down": "lora_A.weight", "up": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training made: the factors of each module, named as in `model.adapter_deltas`."""
+
+    algorithm: Algorithm
+    rank: int
+    alpha: float
+    layers: Mapping[Target, Mapping[str, Tensor]]
+    configs: Mapping[Part, Mapping[str, Any]]
+    """peft's settings of each network, as JSON."""
+
+
+def write_adapter(trained: Trained, components: Components, folder: Path, name: str) -> None:
+    """Writes `<name>.safetensors` (kohya), and beside it what else reads this algorithm.
+
+    LoRA and DoRA: `pytorch_lora_weights.safetensors` (diffusers). LoHa and LoKr, which diffusers does not know: a
+    folder of peft's for each network. `components` is the model with its own names, without the adapter's layers.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_kohya(trained, components, folder / f"{name}.safetensors", name)
+    if trained.algorithm in ("lora", "dora"):
+        configs = {
+            f"{FOLDERS[part]}.{key}": value for part, one in trained.configs.items() for key, value in one.items()
+        }
+        metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(configs, sort_keys=True)}
+        tensors = {f"{FOLDERS[target.part]}.{key}": value for target, key, value in _as_peft(trained)}
+        write_safetensors(folder / DIFFUSERS_FILE, tensors, metadata)
+        return
+    for part, config in trained.configs.items():
+        (folder / FOLDERS[part]).mkdir()
+        tensors = {f"base_model.model.{key}": value for target, key, value in _as_peft(trained) if target.part == part}
+        write_safetensors(folder / FOLDERS[part] / PEFT_FILE, tensors, {"format": "pt"})
+        write_json(folder / FOLDERS[part] / PEFT_CONFIG, dict(config))
+
+
+def kohya_tensors(trained: Trained, layers: int) -> dict[str, Tensor]:
+    """Under LDM's names flattened with underscores, each module with its alpha; `layers` is the UNet's per block."""
+    tensors: dict[str, Tensor] = {}
+    for target, factors in trained.layers.items():
+        stem = _kohya_name(target, layers)
+        # Readers scale a product of low rank alone. Whole factors of LoKr have none, so theirs is multiplied in.
+        ranked = not factors.keys() <= {"lokr_w1", "lokr_w2"}
+        if ranked:
+            tensors[f"{stem}.alpha"] = torch.tensor(float(trained.alpha))
+        for slot, value in factors.items():
+            if slot == "magnitude":  # per output, in the shape that LyCORIS broadcasts
+                value = value.reshape(-1, *(1,) * (factors["down"].ndim - 1))
+            if slot == "lokr_w1" and not ranked:
+                value = value * (trained.alpha / trained.rank)
+            tensors[f"{stem}.{_KOHYA_SLOTS.get(slot, slot)}"] = value
+    return tensors
+
+
+def _kohya_name(target: Target, layers: int) -> str:
+    name = target.module
+    if target.part == "unet":
+        name = ldm_unet_name(name, layers)
+    elif not name.startswith("text_model."):  # newer transformers have dropped it, files have not
+        name = f"text_model.{name}"
+    return _KOHYA[target.part] + name.replace(".", "_")
+
+
+def _as_peft(trained: Trained) -> list[tuple[Target, str, Tensor]]:
+    found: list[tuple[Target, str, Tensor]] = []
+    for target, factors in trained.layers.items():
+        for slot, value in factors.items():
+            key = f"{target.module}.{_PEFT_SLOTS.get(slot, slot)}"
+            # Of a text tower, transformers finds the magnitude by its full name alone; peft finds it by both.
+            full = slot == "magnitude" and target.part != "unet"
+            found.append((target, f"{key}.weight" if full else key, value))
+    return found
+
+
+def _write_kohya(trained: Trained, components: Components, path: Path, title: str) -> None:
+    """Twice: kohya's key for the hash is not the one that the writer fills in."""
+    tensors = kohya_tensors(trained, cast(int, components.unet.config["layers_per_block"]))
+    metadata = _metadata(trained, components, title)
+    write_safetensors(path, tensors, metadata)
+    digest = read_header(path).metadata[HASH]
+    write_safetensors(path, tensors, metadata | {"sshs_model_hash": digest.removeprefix("0x")})
+
+
+def _metadata(trained: Trained, components: Components, title: str) -> dict[str, str]:
+    """kohya's and ModelSpec's keys, all text: which model it belongs to, and what that predicts on which schedule."""
+    record = components.record
+    schedule, pixels = record.schedule, components.native_pixels
+    velocity = schedule.prediction == "velocity"
+    plain = trained.algorithm == "lora"
+    found = {
+        "format": "pt",
+        HASH: "",
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.title": title,
+        "modelspec.resolution": f"{pixels}x{pixels}",
+        "modelspec.prediction_type": ("v-zsnr" if schedule.zero_terminal else "v") if velocity else "epsilon",
+        "modelspec.predict_key": "v" if velocity else "epsilon",
+        "ss_output_name": title,
+        "ss_network_module": "networks.lora" if plain else "lycoris.kohya",
+        "ss_network_dim": str(trained.rank),
+        "ss_network_alpha": str(trained.alpha),
+        "ss_v2": "False",
+        "ss_v_parameterization": str(velocity),
+        "ss_zero_terminal_snr": str(schedule.zero_terminal),
+    }
+    if not plain:
+        algorithm = {"algo": "lora", "dora_wd": "True"} if trained.algorithm == "dora" else {"algo": trained.algorithm}
+        found["ss_network_args"] = json.dumps(algorithm)
+    if components.unet.config["cross_attention_dim"] == SDXL.context_width:  # no program knows a smaller one
+        found["modelspec.architecture"] = "stable-diffusion-xl-v1-base/lora"
+        found["ss_base_model_version"] = "sdxl_base_v1-0"
+    if record.licence is not None:
+        found["modelspec.license"] = record.licence
+    if record.weighting.get("kind") == "min_snr" and "gamma" in record.weighting:
+        found["ss_min_snr_gamma"] = str(record.weighting["gamma"])
+    return found
