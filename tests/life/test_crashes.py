@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -19,7 +18,6 @@ CHANGES = (
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.skipif(importlib.util.find_spec("ckpt_chaos") is None, reason="needs ckpt-chaos from PyPI")
 def test_every_file_event(prepared: Path, tmp_path: Path):
     """Three saves, the log, the session, the finished model: before each event, and with each file cut in half."""
     from terminus.config.load import dump, load
