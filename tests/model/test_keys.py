@@ -16,7 +16,6 @@ from terminus.model.codec import build_codec
 from terminus.model.keys import (
     KeyMap,
     clip_map,
-    diffusers_unet_name,
     ldm_unet_name,
     modern_vae_name,
     open_clip_map,
@@ -158,7 +157,7 @@ def test_attention_of_the_vae_is_read_as_convolutions_and_as_matrices(channels: 
 def test_names_of_modules(here: str, there: str | None, layers: int):
     found = ldm_unet_name(here, layers)
     assert there in (None, found)
-    assert diffusers_unet_name(found, layers) == here
+    assert unet_map(3, layers).diffusers_name(found) == here
 
 
 @pytest.mark.parametrize(
@@ -184,7 +183,7 @@ def test_other_names_are_no_names(name: str):
 )
 def test_other_ldm_names_are_no_names(name: str):
     with pytest.raises(KeyError):
-        diffusers_unet_name(name)
+        unet_map().diffusers_name(name)
 
 
 @pytest.mark.parametrize("layout", [unet_map(), vae_map(), clip_map(), open_clip_map()], ids=lambda m: m.component)

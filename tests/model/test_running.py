@@ -170,7 +170,7 @@ def test_without_a_compiler_one_warning_and_the_same_picture(
 def test_blocks_are_compiled_and_the_rest_is_not(random_nano: Path, monkeypatch: pytest.MonkeyPatch):
     """Which modules: by a compiler that only counts. That the compiled picture is the same is in the slow test."""
     compiled: list[str] = []
-    monkeypatch.setattr("terminus.model.running._compiler_works", lambda _: True)
+    monkeypatch.setattr("terminus.model.running.compiler_problem", lambda _: None)
     monkeypatch.setattr(nn.Module, "compile", lambda self, **how: compiled.append(type(self).__name__))
     components = prepare(load_components(random_nano), CPU, Running(compile="blocks"))
     blocks = [type(module).__name__ for module in components.unet.modules()]

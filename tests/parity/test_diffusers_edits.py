@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def ours(components: Components, canvas: Canvas, strength: float) -> torch.Tenso
     return last.x
 
 
-def theirs(cls: type, folder: Path, **replaced: object) -> object:
+def theirs(cls: Any, folder: Path, **replaced: object) -> Any:
     pipeline = cls.from_pretrained(folder, local_files_only=True, dtype=torch.float32, **replaced)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -67,7 +68,7 @@ def signal(pixels: torch.Tensor) -> torch.Tensor:
 def test_image_to_image(random_nano: Path, components: Components, pixels: torch.Tensor, strength: float):
     pipeline = theirs(StableDiffusionXLImg2ImgPipeline, random_nano)
     start = latents(components, signal(pixels))
-    expected = pipeline(**TEXTS, image=start, strength=strength, generator=noise(), **HOW).images  # type: ignore[operator]
+    expected = pipeline(**TEXTS, image=start, strength=strength, generator=noise(), **HOW).images
     actual = ours(components, Canvas(pixels, None, lambda drawn: drawn), strength)
     torch.testing.assert_close(actual, expected, rtol=5e-4, atol=1e-3)
 
@@ -77,7 +78,7 @@ def test_inpainting_with_a_plain_unet(
     random_nano: Path, components: Components, pixels: torch.Tensor, mask: torch.Tensor, strength: float
 ):
     pipeline = theirs(StableDiffusionXLInpaintPipeline, random_nano)
-    expected = pipeline(  # type: ignore[operator]
+    expected = pipeline(
         **TEXTS,
         image=latents(components, signal(pixels)),
         mask_image=mask[None, None].float(),
@@ -98,7 +99,7 @@ def test_inpainting_with_a_unet_that_reads_the_picture(
         torch.manual_seed(1)
         unet = type(components.unet).from_config({**components.unet.config, "in_channels": 9}).eval()
     pipeline = theirs(StableDiffusionXLInpaintPipeline, random_nano, unet=unet)
-    expected = pipeline(  # type: ignore[operator]
+    expected = pipeline(
         **TEXTS,
         image=latents(components, signal(pixels)),
         mask_image=mask[None, None].float(),

@@ -153,7 +153,7 @@ def test_random_numbers_of_a_block_are_drawn_once():
 def test_only_the_blocks_are_compiled(weights: dict[str, Tensor], mode: Checkpointing, monkeypatch: pytest.MonkeyPatch):
     compiled: list[str] = []
     monkeypatch.setattr(nn.Module, "compile", lambda module, **_: compiled.append(type(module).__name__))
-    monkeypatch.setattr("terminus.training.speed._check_compiler", lambda _: None)
+    monkeypatch.setattr("terminus.model.running.compiler_problem", lambda _: None)
     compile_regions(network(weights, mode), CPU)
     assert set(compiled) == {"BasicTransformerBlock", "ResnetBlock2D"}
 

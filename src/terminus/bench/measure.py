@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from rich.table import Table
 from torch import nn
 
 _CLEAR_PEAK = "5"
@@ -62,6 +63,17 @@ class Networks:
             for parameter in module.parameters()
             if parameter.device.type == device.type
         )
+
+
+def comparison(names: Sequence[str]) -> Table:
+    """An empty table of one column for each contender, and the ratio of two."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for name in names:
+        table.add_column(name, justify="right")
+    if len(names) == 2:
+        table.add_column("ratio", justify="right")
+    return table
 
 
 def timed(run: Callable[[], object], device: torch.device) -> float:

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from terminus import runtime
 from terminus.bench.contenders import Contender, Work, components_of, diffusers, ours
-from terminus.bench.measure import Parts, Spread, parts_of, peak_bytes, timed
+from terminus.bench.measure import Parts, Spread, comparison, parts_of, peak_bytes, timed
 from terminus.conditioning import Size
 from terminus.errors import UserError
 from terminus.model.components import Components
@@ -178,13 +178,7 @@ def _report(
 
 
 def _table(results: list[Result]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("")
-    for one in results:
-        table.add_column(one.name, justify="right")
-    ratio = len(results) == 2
-    if ratio:
-        table.add_column("ratio", justify="right")
+    table, ratio = comparison([one.name for one in results]), len(results) == 2
     rows: list[tuple[str, str, list[float | None]]] = [
         ("seconds per picture", ".3f", [one.seconds_per_picture for one in results]),
         ("pictures per second", ".3f", [one.pictures_per_second for one in results]),

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from terminus import runtime
 from terminus.bench.contenders import RANDOM, components_of
-from terminus.bench.measure import Spread, peak_above, product_peak, timed
+from terminus.bench.measure import Spread, comparison, peak_above, product_peak, timed
 from terminus.bench.task import PARTS, Task, Trainer
 from terminus.bench.trainers import Ours, Theirs
 from terminus.config.load import load
@@ -301,13 +301,7 @@ def _planned(task: Task) -> float | None:
 
 
 def _table(results: list[Result]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("")
-    for one in results:
-        table.add_column(one.name, justify="right")
-    ratio = len(results) == 2
-    if ratio:
-        table.add_column("ratio", justify="right")
+    table, ratio = comparison([one.name for one in results]), len(results) == 2
     rows: list[tuple[str, str, list[float | None]]] = [
         ("images per second", ".2f", [one.images_per_second for one in results]),
         ("UNet, TFLOP/s", ".3g", [one.tflops for one in results]),

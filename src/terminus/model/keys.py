@@ -160,11 +160,6 @@ def ldm_unet_name(name: str, layers: int = 2, levels: int = 3) -> str:
     return unet_map(levels, layers).ldm_name(name)
 
 
-def diffusers_unet_name(name: str, layers: int = 2, levels: int = 3) -> str:
-    """The inverse of `ldm_unet_name`."""
-    return unet_map(levels, layers).diffusers_name(name)
-
-
 _UNET_RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",

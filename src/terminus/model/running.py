@@ -96,8 +96,11 @@ def prepare(components: Components, device: torch.device, running: Running | Non
         components = _in_turns(components, device)
     else:
         components.to(device)
-    if how.compile != "off" and _compiler_works(device):
-        _compile(unet, how.compile)
+    if how.compile != "off":
+        if problem := compiler_problem(device):
+            log.warning("torch.compile does not work here, so the networks run uncompiled: %s", problem)
+        else:
+            _compile(unet, how.compile)
     return components
 
 
@@ -112,15 +115,24 @@ def _compile(unet: nn.Module, how: Compile) -> None:
         compiled = torch.compile(unet.forward, mode="reduce-overhead", dynamic=False)
         cast(Any, unet).forward = compiled
         return
+    compile_regions(unet, _VARIANTS)
+
+
+def compile_regions(module: nn.Module, variants: int) -> None:
+    """Compiles its blocks one by one, each class for up to `variants` shapes, which are static."""
     limits = cast(Any, torch)._dynamo.config
-    limits.recompile_limit = max(limits.recompile_limit, _VARIANTS)
-    for block in unet.modules():
+    limits.recompile_limit = max(limits.recompile_limit, variants)
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 4 * variants)
+    for block in module.modules():
         if type(block).__name__ in REGIONS:
             block.compile(dynamic=False)
 
 
-def _compiler_works(device: torch.device) -> bool:
-    """Tried on the smallest function: what torch needs (a C++ compiler, Triton, headers) differs by machine."""
+def compiler_problem(device: torch.device) -> str | None:
+    """Why torch.compile does not work on this device; None if it does.
+
+    Tried on the smallest function: what torch needs (a C++ compiler, Triton, headers) differs by machine.
+    """
 
     def probe(x: Tensor) -> Tensor:
         return torch.sin(x) + x
@@ -128,10 +140,8 @@ def _compiler_works(device: torch.device) -> bool:
     try:
         torch.compile(probe, dynamic=False)(torch.ones(8, device=device))
     except (RuntimeError, OSError, ImportError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        log.warning("torch.compile does not work here, so the networks run uncompiled: %s", reason)
-        return False
-    return True
+        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return None
 
 
 @final

@@ -48,9 +48,6 @@ from terminus.training.step import DiffusionStep, Step
 from terminus.training.together import Together
 from terminus.training.towers_step import ContrastiveModel, TowersStep
 
-Views = Callable[[str], View]
-"""The pinned version of the table "images" or "latents"."""
-
 
 @dataclass(frozen=True)
 class Parts:

@@ -21,11 +21,11 @@ from torch.utils.checkpoint import (
 )
 
 from terminus.errors import UserError
-from terminus.model.running import REGIONS
+from terminus.model import running
 
 Checkpointing = Literal["none", "selective", "selective_ff", "full"]
 
-BLOCKS = (*REGIONS, "CLIPEncoderLayer")
+BLOCKS = (*running.REGIONS, "CLIPEncoderLayer")
 """Classes that are checkpointed one by one: a transformer block, a residual block, a layer of a text tower."""
 VARIANTS = 256
 """Shapes of one class that are compiled: SDXL's residual blocks have 13 per bucket, and torch stops at 8."""
@@ -86,12 +86,14 @@ def compile_regions(module: nn.Module, device: torch.device) -> None:
 
     Shapes are static, so every bucket has code of its own. UserError where torch's compiler does not work.
     """
-    _check_compiler(device)
-    limits = cast(Any, torch)._dynamo.config
-    limits.recompile_limit = max(limits.recompile_limit, VARIANTS)
-    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 4 * VARIANTS)
-    for block in _blocks(module, REGIONS):
-        block.compile(dynamic=False)
+    if problem := running.compiler_problem(device):
+        raise UserError(
+            f"torch.compile does not work here ({problem})",
+            where="training.compile",
+            rule="It needs a C++ compiler on a CPU, and Triton as well on a GPU",
+            fix="Install them, or set training.compile: false",
+        )
+    running.compile_regions(module, VARIANTS)
 
 
 def _blocks(module: nn.Module, classes: tuple[str, ...]) -> Iterator[nn.Module]:
@@ -152,21 +154,3 @@ class _Policy:
         if inner == _WIDE * outer:  # ends a transformer block, and is never computed again
             return False
         return not (self.feed_forward and outer in (_WIDE * inner, 2 * _WIDE * inner))
-
-
-def _check_compiler(device: torch.device) -> None:
-    """Tried on the smallest function: what torch needs (a C++ compiler, Triton, headers) differs by machine."""
-
-    def probe(x: Tensor) -> Tensor:
-        return torch.sin(x) + x
-
-    try:
-        torch.compile(probe, dynamic=False)(torch.ones(8, device=device))
-    except (RuntimeError, OSError, ImportError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"torch.compile does not work here ({reason})",
-            where="training.compile",
-            rule="It needs a C++ compiler on a CPU, and Triton as well on a GPU",
-            fix="Install them, or set training.compile: false",
-        ) from error
