@@ -23,7 +23,7 @@ def read_file(path: Path, limit: int = PICTURE_BYTES) -> bytes:
     data = decode.read(target, target.parent, limit)
     if isinstance(data, Dropped):
         detail = f" ({data.detail})" if data.detail else ""
-        raise UserError(f"This file cannot be read: {data.reason}{detail}", where=str(path))
+        raise UserError(f"This file is not used: {data.reason}{detail}", where=str(path))
     return data
 
 
