@@ -1,3 +1,6 @@
 """How fast, against what, on which machine."""
 
-import terminus.model  # noqa: F401 - before diffusers: it keeps quiet what is no news
+# before diffusers: it keeps quiet what is no news
+import terminus.model as terminus_model
+
+__all__ = ["terminus_model"]
