@@ -40,6 +40,7 @@ def latent(number: int) -> LatentRow:
         latent_width=shape[3],
         codec="codec" if number % 7 else "another",
         transform="a 'quoted' spec",
+        caption_weights=(1.0,),
     )
 
 

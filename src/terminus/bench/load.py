@@ -237,6 +237,7 @@ def _row(number: int, values: bytes, plan: Plan, side: int) -> LatentRow:
         latent_width=side,
         codec=_CODEC,
         transform=_TRANSFORM,
+        caption_weights=(1.0,),
     )
 
 

@@ -243,6 +243,14 @@ class _Curation:
             state=state[2],
             transform=self.spec,
             rules=self.data.rules,
+            caption_weights=tuple(caption.weight for caption in candidate.captions),
+            url=candidate.url,
+            watermark=candidate.said.watermark,
+            unsafe=candidate.said.unsafe,
+            aesthetic=candidate.said.aesthetic,
+            similarity=candidate.said.similarity,
+            tags=candidate.said.tags,
+            mask=candidate.mask,
         )
 
     def _refuse(self, candidate: Candidate, state: tuple[str, str, str], refused: Refused) -> None:
@@ -278,6 +286,7 @@ class _Curation:
             "image_key": [row.key for row in self.revised],
             "captions": [row.captions for row in self.revised],
             "caption_origins": [row.caption_origins for row in self.revised],
+            "caption_weights": [row.caption_weights for row in self.revised],
         }
         names = {name: LATENTS.field(name).type for name in texts}
         self.store.latents.revise(pa.table(texts, schema=pa.schema(names.items())), "image_key")

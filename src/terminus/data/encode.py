@@ -30,8 +30,8 @@ BATCH_PIXELS = 4 << 20
 """Pixels per call of the encoder: four images of 1024x1024."""
 
 _DESCRIPTION = (
-    "key", "image_hash", "source", "source_id", "split", "captions", "caption_origins", "background",
-    "transform", "data", *GEOMETRY,
+    "key", "image_hash", "source", "source_id", "split", "captions", "caption_origins", "caption_weights",
+    "background", "transform", "data", *GEOMETRY,
 )  # fmt: skip
 _INPUT = pa.schema([("data", pa.large_binary()), ("background", pa.string()), *((n, pa.int32()) for n in GEOMETRY)])
 _OUTPUT = pa.schema([("pixels", pa.large_binary())])
@@ -127,6 +127,7 @@ def _row(described: dict[str, object], moments: np.ndarray, codec: str) -> Laten
         split=cast(Split, described["split"]),
         captions=tuple(cast("list[str]", described["captions"])),
         caption_origins=tuple(cast("list[str]", described["caption_origins"])),
+        caption_weights=tuple(cast("list[float]", described["caption_weights"])),
         plan=plan_of(described),
         moments=pack_moments(moments),
         latent_channels=moments.shape[1],

@@ -133,12 +133,15 @@ def batch_of(found: list[dict[str, object]], values: Tensor, positions: Sequence
 
 @dataclass(frozen=True)
 class Loader:
-    """Micro-batches of a run, `accumulation` to a step."""
+    """Micro-batches of a run, `accumulation` to a step; of several processes each takes every `processes`-th."""
 
     rows: Rows
     order: Order
     accumulation: int
     threads: int
+    rank: int = 0
+    processes: int = 1
+    """Divides `accumulation`."""
 
     def batch(self, index: int) -> Batch:
         """Micro-batch `index` of the run."""
@@ -149,10 +152,11 @@ class Loader:
         return self.rows.read(place.bucket, place.rows, numbers, place.epoch)
 
     def steps(self, start: int, stop: int) -> Generator[list[Batch]]:
-        """The micro-batches of each step in [start, stop). Closing it ends its threads."""
-        with closing(self._stream(range(start * self.accumulation, stop * self.accumulation))) as stream:
+        """This process's micro-batches of each step in [start, stop). Closing it ends its threads."""
+        indices = range(start * self.accumulation + self.rank, stop * self.accumulation, self.processes)
+        with closing(self._stream(indices)) as stream:
             for _ in range(start, stop):
-                yield [next(stream) for _ in range(self.accumulation)]
+                yield [next(stream) for _ in range(self.accumulation // self.processes)]
 
     def _stream(self, indices: range) -> Generator[Batch]:
         if self.threads == 0:

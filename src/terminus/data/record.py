@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from terminus.conditioning import Size
 from terminus.data.geometry import Plan
 from terminus.pictures import Color, Dropped
 
@@ -22,11 +23,30 @@ class Caption:
 
     text: str
     origin: str
+    weight: float = 1.0
+    """How often it is drawn among the captions of its image, in proportion."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a source says of an image beside its captions; None where it says nothing."""
+
+    watermark: float | None = None
+    """Probability of a watermark, 0..1."""
+    unsafe: float | None = None
+    """Probability of content that is not safe for work, 0..1."""
+    aesthetic: float | None = None
+    """Score of an aesthetic predictor, most often 1..10."""
+    similarity: float | None = None
+    """Of image and text under CLIP, -1..1."""
+    tags: tuple[str, ...] = ()
+    size: Size | None = None
+    """In pixels: what is too small by its own account need not be downloaded."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """An image that a source offers. One of `path` (with `root`), `data` and `problem` is set."""
+    """An image that a source offers. One of `path` (with `root`), `data`, `url` and `problem` is set."""
 
     source: str
     """Name of the source in the recipe."""
@@ -37,6 +57,13 @@ class Candidate:
     root: Path | None = None
     """The folder that `path` must not lead out of."""
     data: bytes | None = None
+    url: str | None = None
+    """Where the image is downloaded from."""
+    checksum: str | None = None
+    """What the source says of the file's bytes: "sha256:<hex>" or "md5:<hex>"."""
+    said: Said = Said()
+    mask: bytes | None = None
+    """An image file of the same shape: where it is black, the loss is not counted."""
     stamp: str = ""
     """Changes when the content behind `source_id` may have changed: an unchanged one is not read again."""
     background: Color | None = None
@@ -53,6 +80,8 @@ class Candidate:
         """Changes with anything that a source says of the image; in the same state it is not judged again."""
         content = content_hash(self.data) if self.data else self.stamp
         said = (self.captions, self.background or background, self.split, self.licence, self.problem)
+        if (more := (self.url, self.checksum, self.said, self.mask)) != (None, None, Said(), None):
+            said += more
         return _digest(content, repr(said))[:16]
 
 
@@ -102,6 +131,18 @@ class ImageRow:
     transform: str
     rules: str
     """The filters that it passed, as canonical JSON."""
+    caption_weights: tuple[float, ...]
+    """How often each caption is drawn, in proportion."""
+    url: str | None = None
+    watermark: float | None = None
+    unsafe: float | None = None
+    aesthetic: float | None = None
+    similarity: float | None = None
+    tags: tuple[str, ...] = ()
+    camera: bool = False
+    """Whether its EXIF names a camera."""
+    mask: bytes | None = None
+    """Image file of the same shape: where it is black, the loss is not counted."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +165,9 @@ class LatentRow:
     latent_width: int
     codec: str
     transform: str
+    caption_weights: tuple[float, ...]
+    mask: bytes | None = None
+    """uint8 [latent_height, latent_width], 255 where the loss counts in full; null counts all of it."""
 
 
 def content_hash(data: bytes) -> str:

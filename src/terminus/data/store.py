@@ -34,18 +34,20 @@ _TEXTS = pa.list_(pa.string())
 _PLAN_FIELDS = [*((name, pa.int32()) for name in GEOMETRY), ("bucket", pa.string())]
 _COMMON_FIELDS = [
     ("image_hash", pa.string()), ("source", pa.string()), ("source_id", pa.string()), ("split", pa.string()),
-    ("captions", _TEXTS), ("caption_origins", _TEXTS),
+    ("captions", _TEXTS), ("caption_origins", _TEXTS), ("caption_weights", pa.list_(pa.float32())),
 ]  # fmt: skip
 
 IMAGES = pa.schema([
     ("key", pa.string()), *_COMMON_FIELDS, ("data", pa.large_binary()), ("background", pa.string()),
     *_PLAN_FIELDS, ("luminance", pa.float32()), ("dhash", pa.string()), ("thumbprint", pa.binary()),
     ("licence", pa.string()), ("state", pa.string()), ("transform", pa.string()), ("rules", pa.string()),
+    ("url", pa.string()), ("watermark", pa.float32()), ("unsafe", pa.float32()), ("aesthetic", pa.float32()),
+    ("similarity", pa.float32()), ("tags", _TEXTS), ("camera", pa.bool_()), ("mask", pa.large_binary()),
 ])  # fmt: skip
 LATENTS = pa.schema([
     ("key", pa.string()), ("image_key", pa.string()), *_COMMON_FIELDS, *_PLAN_FIELDS,
     ("moments", pa.binary()), ("latent_channels", pa.int32()), ("latent_height", pa.int32()),
-    ("latent_width", pa.int32()), ("codec", pa.string()), ("transform", pa.string()),
+    ("latent_width", pa.int32()), ("codec", pa.string()), ("transform", pa.string()), ("mask", pa.binary()),
 ])  # fmt: skip
 REJECTED = pa.schema([
     ("source", pa.string()), ("source_id", pa.string()), ("image_hash", pa.string()),
