@@ -257,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code if isinstance(code, int) else EXIT_DONE
     except UserError as error:
-        return _fail(str(error), EXIT_INPUT, debug)
+        return EXIT_INPUT if error.told else _fail(str(error), EXIT_INPUT, debug)
     except Stopped as stopped:
         reason = str(stopped) or "Stopped; everything is saved."
         return _fail(f"{reason} The same command continues: {_command(given)}", EXIT_STOPPED, debug)

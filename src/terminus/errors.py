@@ -20,6 +20,8 @@ class UserError(Exception):
 
     def __init__(self, what: str, *, where: str = "", rule: str = "", fix: str = "") -> None:
         self.what, self.where, self.rule, self.fix = what, where, rule, fix
+        self.told = False
+        """Another process of the same run prints it."""
         place = f"{where}: " if where else ""
         sentences = [f"{place}{what}", rule, fix]
         super().__init__(" ".join(_sentence(text) for text in sentences if text))

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from types import TracebackType
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -23,6 +28,7 @@ class Meter:
         status = TextColumn("{task.description}", markup=False)
         self.bar = Progress(*columns, status, console=console, disable=not console.is_terminal)
         self.task = self.bar.add_task("", total=total, completed=done)
+        self._logged = logged_above(self.bar)
 
     def advance(self, count: int, status: str = "") -> None:
         """`count` more are done; `status` is what else there is to say."""
@@ -34,13 +40,13 @@ class Meter:
             self._line(now, status)
 
     def __enter__(self) -> Meter:
-        self.bar.start()
+        self._logged.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.bar.stop()
+        self._logged.__exit__(None, None, None)
 
     def _rate(self, now: float) -> float:
         return (self.done - self.begun) / max(now - self.start, 1e-9)
@@ -52,3 +58,35 @@ class Meter:
             seconds = (self.total - self.done) / rate
             parts.append(f"{seconds:.0f} s left" if seconds < 120 else f"{seconds / 60:.0f} min left")
         self.console.print(Text(", ".join([*parts, status] if status else parts)), soft_wrap=True)
+
+
+class _Display(Protocol):
+    """A bar or a view that rich draws again and again."""
+
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+
+
+@contextmanager
+def logged_above(display: _Display) -> Generator[None]:
+    """Shows it; what is logged meanwhile is printed above it.
+
+    rich catches what goes through `sys.stderr`, but a log handler keeps the stream that it was made with.
+    """
+    stream = sys.stderr
+    display.start()
+    loggers = (logging.getLogger(), logging.getLogger("terminus"))
+    handlers = [
+        handler
+        for logger in loggers
+        for handler in logger.handlers
+        if isinstance(handler, logging.StreamHandler) and handler.stream is stream
+    ]
+    try:
+        for handler in handlers:
+            handler.setStream(sys.stderr)
+        yield
+    finally:
+        for handler in handlers:
+            handler.setStream(stream)
+        display.stop()

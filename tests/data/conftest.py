@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import socket
+import subprocess
+import sysconfig
+import time
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -66,3 +72,45 @@ def random_codec(seed: int) -> Codec:
     built = build_codec(NANO)
     built.vae.eval().requires_grad_(False)
     return built
+
+
+ACCOUNT = ("AKIATERMINUSTESTS", "secret-of-the-tests")
+
+
+@pytest.fixture(scope="session")
+def _object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """A folder, and the address of a server on loopback that serves it by the S3 protocol with signed requests."""
+    root = tmp_path_factory.mktemp("object-store")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    rclone = Path(sysconfig.get_path("scripts"), "rclone")
+    command = [rclone, "serve", "s3", "--config", os.devnull, "--addr", address, "--auth-key", ",".join(ACCOUNT)]
+    with subprocess.Popen([*command, "--dir-cache-time", "1ms", root], stderr=subprocess.DEVNULL) as server:
+        try:
+            for _ in range(500):
+                try:
+                    socket.create_connection(("127.0.0.1", int(address.partition(":")[2])), 1).close()
+                    break
+                except OSError:
+                    time.sleep(0.02)
+            yield root, f"http://{address}"
+        finally:
+            server.terminate()
+
+
+@pytest.fixture
+def bucket(_object_store: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty bucket `s3://<name of the folder>` whose objects are the files of the folder; the account is set."""
+    root, endpoint = _object_store
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCOUNT[0])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", ACCOUNT[1])
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+    folder = root / f"bucket-{uuid.uuid4().hex[:12]}"
+    folder.mkdir()
+    return folder

@@ -1,17 +1,11 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from terminus.conditioning import Size
 from terminus.data import filters
-from terminus.data.filters import Filters, NearDuplicates, measure
-
-
-def picture(seed: int, size: tuple[int, int] = (200, 160)) -> Image.Image:
-    blocks = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-    return Image.fromarray(blocks).resize(size, Image.Resampling.BICUBIC)
+from terminus.data.filters import Filters, measure
 
 
 def test_luminance_is_mean_rec_601_luma():
@@ -40,24 +34,22 @@ def test_shape():
     assert small.reason == "edge too short"
 
 
-def test_near_duplicates_are_found_in_shape_and_colour():
-    known = NearDuplicates()
-    for seed in range(50):
-        measures = measure(picture(seed))
-        assert known.find(measures.dhash, measures.thumbprint) is None
-        known.add(str(seed), measures.dhash, measures.thumbprint)
-    for seed in range(50):
-        copy = measure(picture(seed).resize((150, 120), Image.Resampling.LANCZOS))
-        assert known.find(copy.dhash, copy.thumbprint) == str(seed)
-
-
-def test_the_same_drawing_on_another_background_is_no_duplicate():
-    known = NearDuplicates()
-    drawing = Image.new("RGBA", (128, 128))
-    drawing.paste(picture(0, (60, 60)), (34, 34))
-    for color in ((255, 255, 255), (0, 0, 0), (200, 30, 30), (30, 30, 200)):
-        canvas = Image.new("RGB", (128, 128), color)
-        canvas.paste(drawing, mask=drawing.getchannel("A"))
-        measures = measure(canvas)
-        assert known.find(measures.dhash, measures.thumbprint) is None
-        known.add(str(color), measures.dhash, measures.thumbprint)
+@pytest.mark.parametrize(
+    ("limits", "values", "reason"),
+    [
+        ({"max_watermark": 0.5}, {"watermark": 0.5}, None),
+        ({"max_watermark": 0.5}, {"watermark": 0.51}, "watermark"),
+        ({"max_watermark": 0.5}, {"watermark": float("nan")}, "watermark"),
+        ({"max_watermark": 0.5}, {}, None),
+        ({}, {"watermark": 1.0, "unsafe": 1.0, "aesthetic": 0.0, "similarity": -1.0}, None),
+        ({"max_unsafe": 0.1}, {"unsafe": 0.9}, "unsafe content"),
+        ({"min_aesthetic": 5.0}, {"aesthetic": 5.0}, None),
+        ({"min_aesthetic": 5.0}, {"aesthetic": 4.9}, "low aesthetic score"),
+        ({"min_aesthetic": 5.0}, {"aesthetic": float("nan")}, "low aesthetic score"),
+        ({"min_similarity": 0.3}, {"similarity": 0.29}, "text and image differ"),
+    ],
+)
+def test_scores_and_their_limits(limits: dict[str, float], values: dict[filters.Score, float], reason: str | None):
+    dropped = filters.scores(values, Filters.model_validate(limits))
+    assert (dropped.reason if dropped else None) == reason
+    assert set(filters.asked(Filters.model_validate(limits))) == {name.split("_")[1] for name in limits}

@@ -7,7 +7,19 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from terminus.conditioning import Crop, Size
-from terminus.data.geometry import Plan, Position, Transform, apply, buckets, cover, nearest_bucket, plan
+from terminus.data.geometry import (
+    Plan,
+    Position,
+    Transform,
+    apply,
+    buckets,
+    cover,
+    cuts,
+    nearest_bucket,
+    plan,
+    position,
+    specs,
+)
 
 sides = st.integers(32, 3000)
 units = st.floats(0, 1, exclude_max=True)
@@ -106,3 +118,44 @@ def test_a_plan_for_another_image_is_refused():
     assert way is not None
     with pytest.raises(ValueError, match="the plan is for"):
         apply(np.zeros((100, 101, 3), np.uint8), way)
+
+
+@given(
+    st.integers(64, 90), st.integers(64, 90), st.integers(1, 20), st.text("0123456789abcdef", min_size=64, max_size=64)
+)
+def test_cuts_differ_lie_inside_and_do_not_depend_on_how_many_are_asked_for(height, width, count, image_hash):
+    transform = Transform(64, "native")
+    first = plan(Size(height, width), transform, position(image_hash, transform))
+    assert first is not None
+    found = cuts(first, image_hash, transform.spec, count)
+    assert found[0] == first
+    assert found == cuts(first, image_hash, transform.spec, 64)[:count]
+    assert len({way.crop for way in found}) == len(found) == min(count, (height - 63) * (width - 63))
+    for way in found:
+        assert (way.original, way.resized, way.target) == (first.original, first.resized, first.target)
+        assert 0 <= way.crop.top <= height - 64
+        assert 0 <= way.crop.left <= width - 64
+
+
+def test_cuts_cover_all_places_and_follow_the_image():
+    transform = Transform(64, "native")
+    first = plan(Size(66, 67), transform, Position(0.4, 0.4))
+    assert first is not None
+    found = cuts(first, "ab" * 32, transform.spec, 100)
+    assert {tuple(way.crop) for way in found} == {(top, left) for top in range(3) for left in range(4)}
+    assert cuts(first, "cd" * 32, transform.spec, 100) != found
+
+
+@pytest.mark.parametrize(("crop", "step"), [("native", None), ("native", 16), ("random", None), ("center", None)])
+def test_an_image_of_the_size_of_its_bucket_stays_as_it_is(crop, step):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    way = plan(Size(64, 64), Transform(64, crop, step), Position(0.7, 0.2))
+    assert way is not None
+    assert np.array_equal(apply(pixels, way), pixels)
+    assert (way.original, way.resized, way.crop, way.target, way.room) == (*[Size(64, 64)] * 2, (0, 0), (64, 64), 1)
+    assert cuts(way, "ab" * 32, "spec", 8) == (way,)
+
+
+def test_the_first_cut_bears_the_name_of_the_transform():
+    assert specs("spec", 1) == ("spec",)
+    assert specs("spec", 3) == ("spec", "spec cut 1", "spec cut 2")

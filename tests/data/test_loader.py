@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import lance
@@ -11,10 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from terminus.conditioning import Crop, Size
 from terminus.data.geometry import Plan
-from terminus.data.loader import Batch, LatentRows, Loader
+from terminus.data.loader import Batch, Grouped, LatentRows, Loader, Runs
 from terminus.data.order import Order
 from terminus.data.record import LatentRow
 from terminus.data.store import Store, View, pack_moments
@@ -158,3 +162,61 @@ def test_a_pinned_version_does_not_see_what_comes_later(store: Store):
     assert isinstance(view, View)
     store.latents.append([latent(41)])
     assert everything(LatentRows(store.latents.at(view.version), "codec", "a 'quoted' spec", "train")) == EXPECTED
+
+
+@given(
+    st.lists(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 9)), min_size=1, max_size=6), min_size=1, max_size=4)
+)
+def test_runs_are_the_rows_that_they_were_made_of(pieces: list[list[tuple[int, int]]]):
+    expected = [first + i for piece in pieces for first, length in piece for i in range(length)]
+    columns = [np.array(piece, dtype=np.int64).T for piece in pieces]
+    runs = Runs.joined([(first, lengths) for first, lengths in columns])
+    assert len(runs) == len(expected)
+    assert runs.numbers(range(len(expected))).tolist() == expected
+    touching = sum(a + 1 == b for a, b in pairwise(expected))
+    assert len(runs.first) == len(expected) - touching
+
+
+def test_sources_follow_each_other_and_consecutive_rows_are_one_run(tmp_path: Path):
+    store = Store(str(tmp_path / "store"))
+    for first in range(1, 40, 10):
+        rows = [replace(latent(2 * n + 1), split="train", codec="codec") for n in range(first, first + 10)]
+        store.latents.append([replace(row, source="second" if i % 2 else "first") for i, row in enumerate(rows)])
+    view = store.latents.latest()
+    assert view is not None
+    mixed = Grouped(view, "true")
+    assert mixed.sources == ({"first": 20, "second": 20},)
+    found = mixed.take(0, range(40), ["source", "source_id"])
+    assert [row["source"] for row in found] == ["first"] * 20 + ["second"] * 20
+    # Four commits, one run: the memory of a large table is that of its interruptions.
+    assert len(Grouped(view, "split = 'train'").rows[0].first) == 40
+    alone = [replace(latent(2 * n + 1), split="train") for n in range(30)]
+    other = Store(str(tmp_path / "other"))
+    for first in range(0, 30, 10):
+        other.latents.append(alone[first : first + 10])
+    view = other.latents.latest()
+    assert view is not None
+    assert [len(rows.first) for rows in Grouped(view, "true").rows] == [1]
+
+
+def test_masks_and_weights_of_captions_come_along(tmp_path: Path):
+    store = Store(str(tmp_path / "store"))
+    half = bytes([0, 51, 255, 255, 0, 0])
+    plain = [replace(latent(number), caption_weights=(0.5 * number,)) for number in (1, 3, 9, 11)]
+    store.latents.append([*plain[:2], replace(plain[2], mask=half), plain[3]])
+    rows = rows_of(store)
+    batch = rows.read(0, range(4), range(4), 0)
+    assert batch.caption_weights == ((0.5,), (1.5,), (4.5,), (5.5,))
+    assert batch.mask is not None
+    assert batch.mask.shape == (4, 1, 2, 3)
+    assert batch.mask[2].flatten().tolist() == pytest.approx([0, 0.2, 1, 1, 0, 0])
+    assert (batch.mask[[0, 1, 3]] == 1).all()
+    assert rows.read(0, [0, 3], range(2), 0).mask is None
+
+
+def test_other_cuts_are_read_only_where_asked_for(store: Store):
+    store.latents.append([replace(latent(1), key="key 1", transform="a 'quoted' spec cut 1")])
+    view = store.latents.latest()
+    assert view is not None
+    count = sum(rows_of(store).sizes)
+    assert sum(LatentRows(view, "codec", "a 'quoted' spec", "train", crops=2).sizes) == count + 1

@@ -1,7 +1,9 @@
 """Kills a training at every file event of its folder, continues each, and judges the end: run by test_crashes.py.
 
-    python crashes.py RECIPE WORK      prints one JSON row per crash point
+    python crashes.py RECIPE WORK [MODE ...]      prints one JSON row per crash point
 
+`before` kills before the event, `torn` cuts the file in half as well, `unsynced` takes away what was not forced to the
+disk (after a power cut), `term` asks to end by SIGTERM.
 The injector is that of ckpt-chaos, where it is installed. Everything is imported once, and each training runs in a
 fork of this process, which has not touched its data: a hundred kills take minutes and not an hour.
 """
@@ -68,6 +70,7 @@ def child(recipe: str, folder: Path, *, log: Path | None, crash_at: int | None, 
     code = 1
     try:
         if log is not None or crash_at is not None:
+            os.environ["CKPT_CHAOS_GRACE_S"] = "60"
             where = str(log) if log else None
             inject.arm(str(folder), crash_at=crash_at, mode=mode, log_path=where, torn_python=True)
         run.train(load(recipe, Recipe, [f"run.dir={folder}"]))

@@ -139,6 +139,15 @@ def test_the_second_tokenizer_pads_with_token_0_and_the_first_with_the_end(rando
     assert first.shape == second.shape == (1, 32)
 
 
+def test_captions_are_cut_and_padded_as_the_tokenizer_would(random_nano: Path, caplog: pytest.LogCaptureFixture):
+    text = load_components(random_nano).text
+    captions = ["", "a dog", "tree " * 30, "tree " * 31, "a" * 500, "日本語 🦊", "<|endoftext|> a"]
+    for tokenizer, ids in zip((text.tokenizer_1, text.tokenizer_2), text.tokens(captions), strict=True):
+        theirs = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        assert torch.equal(ids, theirs)
+    assert [record.args[0] for record in caplog.records if record.name == "terminus"] == [33, 502] * 2
+
+
 def use_pickle(folder: Path, component: str, stem: str) -> None:
     stored = folder / component / f"{stem}.safetensors"
     torch.save(load_file(stored), stored.with_name(f"{stem}.bin"))

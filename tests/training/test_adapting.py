@@ -21,15 +21,17 @@ from terminus.diffusion.objective import VelocityObjective
 from terminus.diffusion.weighting import min_snr
 from terminus.errors import UserError
 from terminus.model.adapter_files import DIFFUSERS_FILE, PEFT_FILE
+from terminus.model.adapter_keys import networks
 from terminus.model.adapters import Adapters, read_adapter
 from terminus.model.components import Components, load_components, save_components
 from terminus.model.header import read_header
 from terminus.model.unet import predict
 from terminus.runtime import Precision
 from terminus.sampling.schedule import noise_schedule
-from terminus.training.adapting import AdapterConfig, TrainedAdapter, adapter_size, attach, is_adapter
-from terminus.training.counting import config_of
-from terminus.training.memory import own_cut
+from terminus.training.adapting import AdapterConfig, TrainedAdapter, attach, is_adapter
+from terminus.training.counting import Shape, config_of, count
+from terminus.training.frozen import store_frozen
+from terminus.training.memory import Cut, own_cut
 from terminus.training.optimizer import AdamW, build_optimizer, set_rate
 from terminus.training.recipe import Recipe
 from terminus.training.step import DiffusionStep
@@ -150,19 +152,98 @@ def test_the_planner_counts_what_is_trained(base: Components, algorithm: str):
     config = settings(algorithm)
     unet = attach(copied(base), config, False, seed=3).components.unet
     trained = sum(parameter.numel() for parameter in unet.parameters() if parameter.requires_grad)
-    assert adapter_size(config_of(base.unet), config) == trained
+    cost = count(Shape(config_of(base.unet), 8, 8, 32, adapter=config.model_dump_json()), "none")
+    assert cost.trained == trained
+    assert cost.parameters == sum(parameter.numel() for parameter in base.unet.parameters())
 
 
-def test_the_plan_of_an_adapter(random_nano: Path):
-    """The network is held once and has no state; the adapter has all of it."""
-    whole = load("nano", Recipe, [f"model.start={random_nano}"]).value
-    adapted = load("lora", Recipe, [f"model.start={random_nano}", "training.micro_batch=32"]).value
-    one, two = own_cut(whole, 1e12).memory, own_cut(adapted, 1e12).memory
-    config = adapted.model.adapter
-    assert config is not None
-    size = adapter_size(config_of(load_components(random_nano).unet), config)
-    assert (two.weights, two.gradients, two.moments, two.average) == (4 * size, 4 * size, 8 * size, 4 * size)
-    assert two.frozen == one.frozen + one.weights
+def planned(random_nano: Path, *overrides: str) -> Cut:
+    small = f"model={{start: {random_nano}, adapter: {{rank: 4, targets: attention}}}}"
+    return own_cut(load("lora", Recipe, [small, "training.micro_batch=32", *overrides]).value, 1e12)
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_the_plan_of_an_adapter(random_nano: Path, base: Components, text: bool):
+    """The networks are held once and have no state; the adapter has all of it, its part in the towers too."""
+    both = ["objective.train_text=both"] if text else []
+    memory = planned(random_nano, *both).memory
+    adapter = attach(copied(base), AdapterConfig(rank=4), text, seed=3)
+    size = sum(p.numel() for network in adapter._networks.values() for p in network.parameters() if p.requires_grad)
+    state = memory.weights, memory.gradients, memory.moments, memory.average
+    assert state == (4 * size, 4 * size, 8 * size, 4 * size)
+    store_frozen(networks(adapter.components).values(), "bf16")
+    vision = load_components(random_nano).vision
+    assert vision is not None
+    every = [*networks(adapter.components).values(), base.codec.vae, vision]
+    held = sum(p.nbytes for network in every for p in network.parameters() if not p.requires_grad)
+    assert memory.frozen == held
+    assert planned(random_nano, "training.precision=fp32", *both).memory.frozen == 4 * held_numbers(every)
+    whole = planned(random_nano, "model.adapter=null", *both)
+    assert 0.6 * whole.cost.total < planned(random_nano).cost.total < 0.8 * whole.cost.total
+
+
+def held_numbers(modules: list[torch.nn.Module]) -> int:
+    return sum(p.numel() for module in modules for p in module.parameters() if not p.requires_grad)
+
+
+# What is frozen
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_frozen_weights_in_bf16_change_nothing(base: Components, algorithm: str):
+    """Losses and gradients bit for bit. DoRA alone reads a weight outside of a product: for the norms of its rows."""
+    adapter = shaken(base, settings(algorithm), text=True)
+    step = step_of(adapter, "bf16", text=True)
+    errors, gradients = learned(step)
+    frozen = store_frozen(networks(adapter.components).values(), "bf16")
+    assert len(frozen.originals) > 40
+    assert all(parameter.dtype == torch.bfloat16 for parameter in frozen.originals)
+    others = [p for network in networks(adapter.components).values() for p in network.parameters()]
+    assert all(p.dtype == torch.float32 for p in others if p not in frozen.originals)
+    errors_too, gradients_too = learned(step)
+    assert gradients.keys() == gradients_too.keys()
+    if algorithm == "dora":
+        torch.testing.assert_close(errors_too, errors, rtol=1e-2, atol=0)
+    else:
+        assert torch.equal(errors_too, errors)
+        assert same(gradients, gradients_too)
+
+
+def test_in_float32_nothing_is_narrowed_and_what_is_trained_never_is(base: Components):
+    for precision in ("fp32", "bf16"):
+        adapter = attach(copied(base), settings("lora", "attention"), False, seed=3)
+        frozen = store_frozen(networks(adapter.components).values(), precision)
+        assert bool(frozen.originals) == (precision == "bf16")
+        assert not any(parameter.requires_grad for parameter in frozen.originals)
+
+
+def learned(step: DiffusionStep) -> tuple[Tensor, dict[str, Tensor]]:
+    step.trained.zero_grad()
+    loss = step.loss(batch(), 0)
+    loss.weighted.mean().backward()
+    gradients = {name: p.grad.clone() for name, p in step.trained.named_parameters() if p.grad is not None}
+    return loss.error.detach(), gradients
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_model_is_never_written_from_rounded_weights(base: Components, tmp_path: Path, algorithm: str):
+    """The finished folder is the same bytes, whether the frozen weights were stored in float32 or in bfloat16."""
+    adapter = shaken(base, settings(algorithm), text=True)
+    odd = adapter.components.text.tower_1.encoder.layers[0].mlp.fc1.get_base_layer().weight
+    with torch.no_grad():
+        odd.mul_(1.0001)  # which half precision does not hold
+    with adapter.merged():
+        save_components(adapter.components, tmp_path / "one", torch.float32)
+    frozen = store_frozen(networks(adapter.components).values(), "bf16")
+    assert {one.dtype for one in frozen.originals.values()} == {torch.float16, torch.float32}
+    before = state(adapter.components)
+    with frozen.as_loaded(), adapter.merged():
+        save_components(adapter.components, tmp_path / "two", torch.float32)
+    assert same(state(adapter.components), before)
+    files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.safetensors"))
+    assert len(files) == 5
+    for file in files:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
 
 
 # Round trips

@@ -10,12 +10,18 @@ import torch
 
 from terminus.errors import UserError
 from terminus.training import checkpoint
-from terminus.training.checkpoint import Position
+from terminus.training.checkpoint import Pieces, Position
 from terminus.training.guards import Health
+from terminus.training.shards import Stored, held, write
 
 
-def tensors(value: float) -> dict[str, dict[str, torch.Tensor]]:
-    return {"weights": {"a": torch.full((3,), value)}, "average": {"a": torch.zeros(3)}, "optimizer": {}}
+def tensors(value: float) -> Pieces:
+    return {"weights": {"a": held(torch.full((3,), value))}, "average": {"a": held(torch.zeros(3))}, "optimizer": {}}
+
+
+def loaded(saved: checkpoint.Saved, part: str) -> dict[str, torch.Tensor]:
+    with saved.tensors(part) as stored:
+        return dict(stored.items())
 
 
 def save(folder: Path, images: int, keep: int = 2) -> Path:
@@ -31,7 +37,7 @@ def test_round_trip_and_pruning(tmp_path: Path):
     saved = checkpoint.latest(tmp_path)
     assert saved is not None
     assert saved.position == Position(3, 12, 1.5)
-    assert torch.equal(saved.tensors["weights"]["a"], torch.full((3,), 12.0))
+    assert torch.equal(loaded(saved, "weights")["a"], torch.full((3,), 12.0))
 
 
 def test_milestones_stay(tmp_path: Path):
@@ -125,15 +131,16 @@ def test_a_failed_save_leaves_the_last_one(tmp_path: Path, monkeypatch: pytest.M
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint.shards, "write", full)
     with pytest.raises(UserError, match="No space left"):
         save(tmp_path, 8)
     assert [path.name for path in tmp_path.iterdir()] == ["images-000000000004"]
 
 
 def test_the_tensors_of_another_network_are_refused_and_nothing_is_broadcast(tmp_path: Path):
-    target = {"a": torch.zeros(3)}
-    for other in ({"a": torch.ones(1)}, {"b": torch.ones(3)}, {}):
-        with pytest.raises(UserError, match="of another network"):
-            checkpoint.copy_into(target, other)
-    assert not target["a"].any()
+    target = torch.zeros(3)
+    for number, other in enumerate(({"a": torch.ones(1)}, {"b": torch.ones(3)}, {})):
+        write(tmp_path / f"{number}", {name: held(value) for name, value in other.items()})
+        with Stored([tmp_path / f"{number}"]) as stored, pytest.raises(UserError, match="of another network"):
+            checkpoint.copy_into({"a": held(target)}, stored)
+    assert not target.any()

@@ -15,13 +15,20 @@ from torch.utils.flop_counter import FlopCounterMode
 from terminus import cli, runtime
 from terminus.config.load import load
 from terminus.errors import UserError
+from terminus.model.adapter_files import Algorithm
 from terminus.model.architecture import NANO, SDXL, Architecture
+from terminus.model.components import load_components
+from terminus.model.foreign import sdxl_configs
+from terminus.model.parts import TOWERS
 from terminus.model.text import TextFeatures
+from terminus.model.towers import make_tower
 from terminus.model.unet import UNet, build_unet, predict
+from terminus.training.adapting import AdapterConfig, inject
 from terminus.training.counting import Cost, Living, Shape, config_of, count, run_once
+from terminus.training.frozen import frozen_weights, store_frozen
 from terminus.training.gpus import GPUS, find_gpu
 from terminus.training.memory import MODES, RESERVE, best_cut, largest, out_of_memory, own_cut, refuse_what_cannot_fit
-from terminus.training.planned import networks_of
+from terminus.training.planned import in_towers, networks_of
 from terminus.training.recipe import Recipe
 from terminus.training.speed import Checkpointing, recompute
 
@@ -71,16 +78,16 @@ def test_sdxl_keeps_what_was_counted_by_hand(sdxl: dict[Checkpointing, Cost]):
         assert cost.kept < cost.peak < cost.kept + 0.1e9
 
 
-def tensors(samples: int) -> tuple[Tensor, Tensor, TextFeatures, Tensor]:
+def tensors(unet: UNet, samples: int) -> tuple[Tensor, Tensor, TextFeatures, Tensor]:
     torch.manual_seed(0)
-    text = TextFeatures(
-        torch.randn(samples, NANO.positions, NANO.context_width), torch.randn(samples, NANO.tower_2.projection)
-    )
+    pooled = unet.config["projection_class_embeddings_input_dim"] - 6 * unet.config["addition_time_embed_dim"]
+    context = torch.randn(samples, NANO.positions, unet.config["cross_attention_dim"])
+    text = TextFeatures(context, torch.randn(samples, pooled))
     return torch.randn(samples, 4, 16, 16), torch.zeros(samples, dtype=torch.int64), text, torch.randn(samples, 6)
 
 
 def loss_of(unet: UNet, precision: runtime.Precision) -> Tensor:
-    inputs = tensors(2)
+    inputs = tensors(unet, 2)
     with runtime.autocast(CPU, precision):
         return predict(unet, *inputs).square().mean()
 
@@ -114,25 +121,67 @@ def test_saved_bytes_of_a_real_step_are_those_predicted(nano: UNet, precision: r
     assert run_once(shape(NANO, precision=precision, kind="cpu"), "none", 2).kept == equal(real, precision)
 
 
+def living_bytes(unet: UNet, precision: runtime.Precision) -> tuple[int, int]:
+    """Between the passes of a real step, and at its highest point."""
+    trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    there = [*unet.parameters(), *(parameter.grad for parameter in trained if parameter.grad is not None)]
+    with Living(there) as living:
+        loss = loss_of(unet, precision)
+        kept = living.now - loss.nbytes
+        loss.backward()
+    return kept, living.peak
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_living_bytes_of_a_real_step_are_those_predicted(nano: UNet, mode: Checkpointing, precision: runtime.Precision):
     """Also what selective checkpointing hides from autograd, and the highest point of both passes."""
     recompute(nano, mode)
-    for parameter in nano.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    there = [tensor for p in nano.parameters() for tensor in (p, p.grad) if tensor is not None]
-    with Living(there) as living:
-        loss = loss_of(nano, precision)
-        kept = living.now - loss.nbytes
-        loss.backward()
+    kept, peak = living_bytes(nano, precision)
     predicted = run_once(shape(NANO, precision=precision, kind="cpu"), mode, 2)
     assert predicted.kept == equal(kept, precision)
-    assert predicted.peak == pytest.approx(living.peak, rel=0.02)
+    assert predicted.peak == pytest.approx(peak, rel=0.02)
 
 
-def test_flops_are_those_of_torchs_counter(nano: UNet):
-    """But for attention, which torch does not count on a CPU: scores and values, 2 FLOPs each, and twice backwards."""
+@pytest.mark.parametrize(
+    ("algorithm", "mode", "precision"),
+    [("lora", "none", "bf16"), ("lora", "full", "bf16"), ("dora", "none", "bf16"), ("loha", "selective", "bf16"),
+     ("lokr", "full", "fp32")],
+)  # fmt: skip
+def test_a_real_step_of_an_adapter_is_predicted(
+    random_nano: Path, algorithm: Algorithm, mode: Checkpointing, precision: runtime.Precision
+):
+    """With what is frozen stored as it is multiplied."""
+    unet = load_components(random_nano).unet.train()
+    adapted = Shape(config_of(unet), 16, 16, 32, precision, kind="cpu", adapter=adapter(algorithm))
+    inject(unet, "unet", AdapterConfig.model_validate_json(adapter(algorithm)))
+    assert bool(store_frozen([unet], precision).originals) == (precision == "bf16")
+    recompute(unet, mode)
+    kept, peak = living_bytes(unet, precision)
+    predicted = run_once(adapted, mode, 2)
+    assert predicted.kept == equal(kept, precision)
+    assert predicted.peak == pytest.approx(peak, rel=0.02)
+
+
+def adapter(algorithm: Algorithm) -> str:
+    return AdapterConfig(algorithm=algorithm, rank=4, targets="all").model_dump_json()
+
+
+@pytest.mark.parametrize("algorithm", ["lora", "dora"])
+def test_what_an_adapter_makes_of_weights_does_not_grow_with_the_batch(random_nano: Path, algorithm: Algorithm):
+    adapted = Shape(config_of(load_components(random_nano).unet), 8, 8, 32, adapter=adapter(algorithm))
+    cost = count(adapted, "none")
+    assert cost.fixed + 30 * cost.peak == pytest.approx(run_once(adapted, "none", 30).peak, rel=0.005)
+
+
+@pytest.mark.parametrize("algorithm", [None, "lora"])
+def test_flops_are_those_of_torchs_counter(nano: UNet, algorithm: Algorithm | None):
+    """But for attention, which torch does not count on a CPU: scores and values, 2 FLOPs each, and twice backwards.
+
+    With an adapter there are no products for the gradients of frozen weights: a third less, and the adapter's own.
+    """
     attention: list[int] = []
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor | None], _: object) -> None:
@@ -140,24 +189,28 @@ def test_flops_are_those_of_torchs_counter(nano: UNet):
         context = named.get("encoder_hidden_states")
         attention.append(3 * 4 * batch * rows * (rows if context is None else context.shape[1]) * module.inner_dim)
 
+    trained = None if algorithm is None else AdapterConfig(algorithm=algorithm, rank=4).model_dump_json()
+    if trained is not None:
+        inject(nano, "unet", AdapterConfig.model_validate_json(trained))
     for module in nano.modules():
         if type(module).__name__ == "Attention":
             module.register_forward_hook(note, with_kwargs=True)
     with FlopCounterMode(display=False) as counter:
         loss_of(nano, "fp32").backward()
     assert len(attention) == 14
-    both = run_once(shape(NANO, precision="fp32", kind="cpu"), "none", 2).total
-    assert both == counter.get_total_flops() + sum(attention)
+    both = run_once(shape(NANO, precision="fp32", kind="cpu", adapter=trained), "none", 2)
+    assert both.total == counter.get_total_flops() + sum(attention)
+    assert both.total / both.forward == pytest.approx(3.0 if trained is None else 1.9, abs=0.1)
 
 
-def test_the_seeds_setting_fits_80_gb_with_full_checkpointing_only(tmp_path: Path):
+def test_the_seeds_settings_fit_80_gb_with_much_computed_again_only(tmp_path: Path):
     room = GPUS["h100"].memory
-    for micro, accumulation in ((24, 15), (12, 8)):
+    for micro, accumulation, expected in ((24, 15, ["full"]), (12, 8, ["selective_ff", "full"])):
         cut = f"training.micro_batch={micro}", f"training.accumulation={accumulation}"
         fitting = [
             mode for mode in MODES if own_cut(recipe(tmp_path, *cut, f"training.checkpointing={mode}"), room).fits
         ]
-        assert fitting == ["full"]
+        assert fitting == expected
     own = own_cut(recipe(tmp_path), room)
     assert own.memory.total < 76e9
     assert own.memory.state == pytest.approx(41.1e9, rel=0.01)
@@ -180,22 +233,23 @@ def test_what_is_chosen_fits_and_the_next_larger_does_not(tmp_path: Path):
 
 
 def test_storing_less_is_planned_as_less(tmp_path: Path):
-    whole = own_cut(recipe(tmp_path), 0.0).memory
-    lean = own_cut(recipe(tmp_path, "training.optimizer.moments=bf16", "training.weights=bf16"), 0.0).memory
+    nano = "model.architecture=nano"  # for which this takes a tenth of the time
+    whole = own_cut(recipe(tmp_path, nano), 0.0).memory
+    lean = own_cut(recipe(tmp_path, nano, "training.optimizer.moments=bf16", "training.weights=bf16"), 0.0).memory
     assert lean.moments == whole.moments / 2
     assert lean.weights == whole.weights / 2
     assert lean.compute < whole.compute / 100
-    here = own_cut(recipe(tmp_path, "training.ema.device=model"), 0.0).memory
+    here = own_cut(recipe(tmp_path, nano, "training.ema.device=model"), 0.0).memory
     assert here.average == here.weights
 
 
 def test_a_cuda_run_that_cannot_fit_is_refused_before_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (int(60e9), int(80e9)))
     device = torch.device("cuda")
-    with pytest.raises(UserError, match=r"needs 69\.9 GB of GPU memory, and 60\.0 GB are free") as caught:
+    with pytest.raises(UserError, match=r"needs 68\.5 GB of GPU memory, and 60\.0 GB are free") as caught:
         refuse_what_cannot_fit(recipe(tmp_path), device)
-    assert "training.micro_batch=9 training.accumulation=40 training.checkpointing=full" in str(caught.value)
-    refuse_what_cannot_fit(recipe(tmp_path, "training.micro_batch=9", "training.accumulation=40"), device)
+    assert "training.micro_batch=10 training.accumulation=36 training.checkpointing=full" in str(caught.value)
+    refuse_what_cannot_fit(recipe(tmp_path, "training.micro_batch=10", "training.accumulation=36"), device)
     refuse_what_cannot_fit(recipe(tmp_path), CPU)
 
 
@@ -226,7 +280,20 @@ def test_networks_are_read_without_loading_them(random_nano: Path, tmp_path: Pat
     assert networks.frozen - both.frozen == both.trained_text > 0
     absent = networks_of(recipe(tmp_path, "model.start=someone/something"))
     assert absent.assumed
+    assert absent.text_blocks == sum(map(in_blocks, sdxls_towers()))
+    text = load_components(random_nano).text
+    assert networks.text_blocks == in_blocks(text.tower_1) + in_blocks(text.tower_2)
     assert absent.frozen == 123_060_480 + 694_659_840 + 83_653_863
+
+
+def in_blocks(tower: nn.Module) -> int:
+    return sum(weight.numel() for weight in frozen_weights(tower))
+
+
+def sdxls_towers() -> list[nn.Module]:
+    configs = sdxl_configs()
+    with torch.device("meta"):
+        return [make_tower(*TOWERS[name], configs[name], None, name) for name in ("text_encoder", "text_encoder_2")]
 
 
 def test_a_single_file_is_the_same_networks_as_its_folder(random_nano: Path, tmp_path: Path):
@@ -234,6 +301,9 @@ def test_a_single_file_is_the_same_networks_as_its_folder(random_nano: Path, tmp
     folder = networks_of(recipe(tmp_path, f"model.start={random_nano}"))
     file = networks_of(recipe(tmp_path, f"model.start={tmp_path / 'model-vpred.safetensors'}"))
     assert (file.tokens, file.factor, file.assumed) == (folder.tokens, folder.factor, False)
+    assert file.text_blocks == folder.text_blocks > 0
+    adapter = AdapterConfig(rank=4, targets="attention_and_feed_forward")
+    assert in_towers(file, adapter) == in_towers(folder, adapter) > 0
     assert json.loads(file.unet)["block_out_channels"] == json.loads(folder.unet)["block_out_channels"]
 
 

@@ -8,7 +8,7 @@ import torch
 from terminus.diffusion.objective import EpsilonObjective, VelocityObjective, huber_widths
 from terminus.diffusion.schedule import NoiseSchedule
 from terminus.diffusion.weighting import constant, debiased, min_snr, soft_min_snr
-from terminus.training.assemble import build_objective
+from terminus.training.diffusion_step import build_objective
 from terminus.training.objectives import (
     Constant,
     Debiased,

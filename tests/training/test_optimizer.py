@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from terminus.training import shards
 from terminus.training.lean import LeanOptimizer
 from terminus.training.moments import levels
 from terminus.training.optimizer import (
@@ -24,6 +24,7 @@ from terminus.training.optimizer import (
 )
 from terminus.training.precision import state_bytes, store_weights
 from terminus.training.recipe import Training
+from terminus.training.shards import Stored
 
 KINDS = {
     "fp32": (AdamW(), "fp32"),
@@ -58,6 +59,10 @@ def teach(module: nn.Module, optimizer: torch.optim.Optimizer, first: int, last:
         optimizer.zero_grad()
 
 
+def plain(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
+    return {name: one.local for name, one in optimizer_tensors(optimizer, names(module)).items()}
+
+
 def names(module: nn.Module) -> dict[Tensor, str]:
     return {parameter: name for name, parameter in module.named_parameters()}
 
@@ -86,7 +91,7 @@ def test_min_above_max_is_refused():
         LearningRate(max=1e-5, min=1e-4)
 
 
-def test_a_restored_optimizer_takes_the_same_next_step():
+def test_a_restored_optimizer_takes_the_same_next_step(tmp_path: Path):
     torch.manual_seed(0)
     one, two = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
     two.load_state_dict(one.state_dict())
@@ -101,7 +106,8 @@ def test_a_restored_optimizer_takes_the_same_next_step():
     step(one, first)
     two.load_state_dict(one.state_dict())
     names = [{p: name for name, p in module.named_parameters()} for module in (one, two)]
-    restore_optimizer(second, names[1], optimizer_tensors(first, names[0]))
+    shards.write(tmp_path / "optimizer.safetensors", optimizer_tensors(first, names[0]))
+    restore_optimizer(second, names[1], Stored([tmp_path / "optimizer.safetensors"]))
     step(one, first)
     step(two, second)
     torch.testing.assert_close(two.weight, one.weight, rtol=1e-6, atol=1e-7)
@@ -119,14 +125,14 @@ def test_a_restart_continues_bit_for_bit(settings: Optimizer, weights: str, tmp_
     teach(whole, optimizer, 0, 6)
     stopped = build_optimizer(cut, settings, seed=5)
     teach(cut, stopped, 0, 3)
-    save_file(optimizer_tensors(stopped, names(cut)), tmp_path / "optimizer.safetensors")
+    shards.write(tmp_path / "optimizer.safetensors", optimizer_tensors(stopped, names(cut)))
     continued = build_optimizer(again, settings, seed=5)
     again.load_state_dict(cut.state_dict())
-    restore_optimizer(continued, names(again), load_file(tmp_path / "optimizer.safetensors"))
-    assert same(optimizer_tensors(continued, names(again)), optimizer_tensors(stopped, names(cut)))
+    restore_optimizer(continued, names(again), Stored([tmp_path / "optimizer.safetensors"]))
+    assert same(plain(continued, again), plain(stopped, cut))
     teach(again, continued, 3, 6)
     assert same(again.state_dict(), whole.state_dict())
-    assert same(optimizer_tensors(continued, names(again)), optimizer_tensors(optimizer, names(whole)))
+    assert same(plain(continued, again), plain(optimizer, whole))
 
 
 @every_kind
@@ -264,8 +270,7 @@ def test_moments_in_eight_bits_are_within_a_level():
     reference = build_optimizer(exact, AdamW())
     teach(module, own, 0, 1)
     teach(exact, reference, 0, 1)
-    kept = optimizer_tensors(own, names(module))
-    wide = optimizer_tensors(reference, names(exact))
+    kept, wide = plain(own, module), plain(reference, exact)
     assert kept["3.weight/exp_avg"].dtype == torch.uint8
     assert kept["3.weight/exp_avg_scale"].shape == (8 * 64 * 16 // 256,)
     assert kept["0.weight/exp_avg"].dtype == torch.float32  # small ones stay

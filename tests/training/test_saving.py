@@ -20,6 +20,7 @@ from terminus.training.disk import DiskFull
 from terminus.training.journal import Journal, Row, read_journal
 from terminus.training.recipe import Checkpoints
 from terminus.training.saving import Saver, require_checkpoint_room
+from terminus.training.shards import Held, held
 
 MB = 1 << 20
 
@@ -28,8 +29,8 @@ def position(images: int) -> Position:
     return Position(images // 4, images, 1.0)
 
 
-def tensors(value: float, size: int = 4) -> dict[str, dict[str, torch.Tensor]]:
-    return {"weights": {"a": torch.full((size,), value)}}
+def tensors(value: float, size: int = 4) -> dict[str, dict[str, Held]]:
+    return {"weights": {"a": held(torch.full((size,), value))}}
 
 
 def saver(folder: Path, flush: Callable[[], None] = lambda: None) -> Saver:
@@ -39,19 +40,20 @@ def saver(folder: Path, flush: Callable[[], None] = lambda: None) -> Saver:
 def newest(folder: Path) -> tuple[int, float]:
     saved = checkpoint.latest(folder)
     assert saved is not None
-    return saved.position.images, saved.tensors["weights"]["a"][0].item()
+    with saved.tensors("weights") as stored:
+        return saved.position.images, stored.read("a")[0].item()
 
 
 def test_what_is_written_is_the_state_of_the_moment_it_was_asked_for(tmp_path: Path):
     go = threading.Event()
     state = tensors(1.0)
 
-    def held() -> None:
+    def waiting() -> None:
         go.wait(10)
 
-    with saver(tmp_path, flush=held) as one:
+    with saver(tmp_path, flush=waiting) as one:
         one.save(position(4), state)
-        state["weights"]["a"].fill_(9.0)
+        state["weights"]["a"].local.fill_(9.0)
         assert checkpoint.whole(tmp_path) == []
         go.set()
     assert newest(tmp_path) == (4, 1.0)

@@ -168,3 +168,40 @@ def test_offset_noise_moves_whole_channels_and_the_perturbation_only_the_input(
     assert perturbation is not None
     assert float(perturbation.std()) == pytest.approx(0.1, rel=0.02)
     assert abs(float((perturbation * plain).mean())) < 0.001, "independent of the noise"
+
+
+def test_what_a_mask_leaves_out_is_not_learned(step: DiffusionStep):
+    """The loss's gradient at each place of the prediction: that without a mask, times the mask."""
+    mask = torch.zeros(8, 1, 8, 8)
+    mask[:, :, 2:5, 1:7] = 1.0
+    mask[3] = 0.25
+    mask[4] = 0.0
+    plain, whole = replace(batch(), mask=None), replace(batch(), mask=torch.ones(8, 1, 8, 8))
+    everywhere, error = slopes(step, plain)
+    inside, same_error = slopes(step, replace(batch(), mask=mask))
+    assert bool((everywhere != 0).all())
+    assert torch.equal(inside, everywhere * mask), "not divided by the mask's mean: a place counts the same"
+    assert not bool(inside[mask.expand_as(inside) == 0].any())
+    assert torch.equal(same_error, error), "the plain error is that of the whole picture"
+    assert torch.equal(slopes(step, whole)[0], everywhere)
+
+
+def slopes(step: DiffusionStep, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the loss, at each place of what the network predicted; and the plain errors."""
+    made: list[torch.Tensor] = []
+
+    def keep(_: object, __: object, result: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        made.append(result[0].detach().requires_grad_())
+        return (made[0],)
+
+    handle = step.components.unet.register_forward_hook(keep)
+    try:
+        loss = step.loss(batch, 0)
+    finally:
+        handle.remove()
+    return torch.autograd.grad(loss.weighted.sum(), made[0])[0], loss.error.detach()
+
+
+def test_validation_measures_whole_pictures(step: DiffusionStep):
+    masked = replace(batch(), mask=torch.zeros(8, 1, 8, 8))
+    assert Validation((masked,)).measure(step) == Validation((batch(),)).measure(step)

@@ -27,16 +27,14 @@ from terminus.model.components import Components
 from terminus.model.record import scheduler_config
 from terminus.model.text import TextFeatures, TextTowers
 from terminus.model.unet import UNet
-from terminus.sampling.schedule import noise_schedule
-from terminus.training.assemble import build_objective
 from terminus.training.checkpoint import Position
+from terminus.training.diffusion_step import diffusion_step
 from terminus.training.ema import Average
 from terminus.training.loop import Hooks, State, run_loop
 from terminus.training.objectives import MinSnr
 from terminus.training.optimizer import AdamW, LearningRate, build_optimizer
 from terminus.training.precision import store_weights
 from terminus.training.speed import run_as, trainable
-from terminus.training.step import DiffusionStep
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ def _watched(text: TextTowers, laps: Laps) -> _Towers:
 class _WatchedLoader(Loader):
     """A loader that tells how long the loop waits for it."""
 
-    laps: Laps
+    laps: Laps = field(kw_only=True)
 
     def steps(self, start: int, stop: int) -> Generator[list[Batch]]:
         """As a loader does."""
@@ -98,7 +96,10 @@ class Ours:
         if task.cached_text:
             towers.learn(rows.captions)
         self.components = replace(components, text=towers)
-        self.step = _step(task, self.components)
+        # The other drops captions before it starts, and knows neither bands nor further noise.
+        plain = {"caption_dropout": 0.0, "offset_noise": 0.0, "input_perturbation": 0.0, "timestep_bands": ()}
+        objective = task.objective.model_copy(update=plain)
+        self.step = diffusion_step(self.components, objective, training, task.device)
         module = self.step.trained
         trainable(module, task.device)
         store_weights(module, training.weights)
@@ -112,7 +113,7 @@ class Ours:
         self.average_here = task.keep_average and training.ema.device == "model"
         rate = training.learning_rate.max
         self.training = training.model_copy(update={"learning_rate": LearningRate(max=rate, min=rate)})
-        self.loader = _WatchedLoader(rows, task.order(), training.accumulation, training.loader_threads, laps)
+        self.loader = _WatchedLoader(rows, task.order(), training.accumulation, training.loader_threads, laps=laps)
         self.hooks = _hooks(laps, self.losses)
         _watch(module, laps)
 
@@ -127,22 +128,8 @@ class Ours:
         """On the device."""
         text = self.components.text
         modules = [self.components.unet, self.components.codec.vae, text.tower_1, text.tower_2]
-        average = 4 * sum(p.numel() for p in self.state.average.live.values()) if self.average_here else 0
+        average = 4 * sum(value.numel() for value in self.state.average.tensors.values()) if self.average_here else 0
         return _bytes(modules, self.state.optimizer) + average
-
-
-def _step(task: Task, components: Components) -> DiffusionStep:
-    objective, training = task.objective, task.recipe.training
-    return DiffusionStep(
-        components=components,
-        objective=build_objective(objective, noise_schedule(components.record.schedule)),
-        seed=training.seed,
-        global_batch=training.global_batch,
-        stratified=objective.timesteps == "stratified",
-        caption_dropout=0.0,  # which the other would do before it starts
-        device=task.device,
-        precision=training.precision,
-    )
 
 
 def _watch(module: nn.Module, laps: Laps) -> None:

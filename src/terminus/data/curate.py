@@ -6,42 +6,38 @@ added in between, so an interrupted preparation that is repeated ends like an un
 
 from __future__ import annotations
 
-import itertools
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import pyarrow as pa
 
-from terminus.conditioning import Crop, Size
-from terminus.data import engine, record
-from terminus.data.examine import Examined, Refused, examine
-from terminus.data.filters import Filters, Measures, NearDuplicates
-from terminus.data.geometry import Plan, Transform
+from terminus.data import claims, record
+from terminus.data.addresses import Address, is_global
+from terminus.data.blocklist import Blocklist
+from terminus.data.download import MAY_PASS
+from terminus.data.duplicates import Twin
+from terminus.data.examine import Examined, Refused
+from terminus.data.known import KEPT, Known, room_for_scratch
 from terminus.data.record import Candidate, ImageRow, Rejection, Split
 from terminus.data.settings import DataConfig
 from terminus.data.store import IMAGES, LATENTS, Store
+from terminus.data.worker import Worker
 from terminus.errors import UserError
 from terminus.pictures import Dropped
 
 GROUP = 2048
-"""Candidates per commit."""
+"""Candidates that are judged together."""
+DOWNLOADED_GROUP = 1024
+"""Of them, such as are downloaded: the bytes of a group may all wait for its slowest host."""
+GROUP_BYTES = 128 << 20
+"""A group is cut short when its candidates carry this many bytes."""
 COMMIT_BYTES = 256 << 20
 """A commit comes earlier when this much image data waits for it."""
-
-_INPUT = pa.schema([
-    ("data", pa.large_binary()), ("path", pa.binary()), ("root", pa.binary()), ("background", pa.string()),
-])  # fmt: skip
-_OUTPUT = pa.schema([
-    ("reason", pa.string()), ("detail", pa.string()), ("image_hash", pa.string()), ("thumbnail", pa.binary()),
-    ("data", pa.large_binary()), ("transparent", pa.bool_()), ("luminance", pa.float64()),
-    ("dhash", pa.string()), ("thumbprint", pa.binary()), ("plan", pa.list_(pa.int32())),
-])  # fmt: skip
+UNWRITTEN = 20_000
+"""Rejections that wait in memory, at most, for the first image that is kept."""
 
 
 @dataclass
@@ -56,16 +52,35 @@ class Curated:
     """Of the unchanged, those that their source describes otherwise since (captions, licence)."""
     dropped: Counter[str] = field(default_factory=Counter[str])
     """By reason, whether judged now or by an earlier run."""
+    sources: dict[str, Counter[str]] = field(default_factory=dict[str, "Counter[str]"])
+    """By source: how many were dropped for each reason, and under `KEPT` how many were kept."""
+
+    def drop(self, candidate: Candidate, reason: str) -> None:
+        """One more is dropped."""
+        self.dropped[reason] += 1
+        self.sources[candidate.source][reason] += 1
 
 
-def curate(data: DataConfig, store: Store, advance: Callable[[int], None]) -> Curated:
-    """Judges every candidate of every source that has not been judged in its present state."""
+def curate(
+    data: DataConfig, store: Store, advance: Callable[[int], None], allow: Callable[[Address], bool] = is_global
+) -> Curated:
+    """Judges every candidate of every source that has not been judged in its present state.
+
+    `allow` says which addresses may be downloaded from. Raises `UserError` and writes nothing if nothing can be used.
+    """
     check_rules(data, store)
-    curation = _Curation(data, store)
-    for source in data.sources:
-        for group in _groups(source.candidates(data.seed)):
-            curation.judge(group, advance)
-    curation.finish()
+    if data.filters.classifiers:
+        from terminus.data import classify
+
+        for classifier in data.filters.classifiers:
+            classify.check(classifier)
+    with room_for_scratch():
+        curation = _Curation(data, store, allow)
+        for source in data.sources:
+            curation.counts.sources[source.name] = Counter()
+            for group in _groups(source.candidates(data.seed)):
+                curation.judge(group, advance)
+        curation.finish()
     return curation.counts
 
 
@@ -93,93 +108,65 @@ def check_rules(data: DataConfig, store: Store) -> None:
 class _Curation:
     """One run's memory: what is known already, what waits for the next commit, and the counts."""
 
-    def __init__(self, data: DataConfig, store: Store) -> None:
+    def __init__(self, data: DataConfig, store: Store, allow: Callable[[Address], bool]) -> None:
         self.data, self.store, self.transform = data, store, data.transform
         self.spec = self.transform.spec
         self.counts = Curated()
-        self.kept: set[tuple[str, str, str]] = set()
-        self.refused: dict[tuple[str, str, str], str] = {}
-        self.keys: dict[str, str] = {}
-        self.near = NearDuplicates()
+        self.worker = Worker(data.filters, self.transform, data.background_color, data.download, allow)
+        self.blocked = Blocklist(data.filters.blocklists)
+        self.known = Known(near=data.filters.duplicates == "near")
+        self.known.recall(store, self.spec)
         self.images: list[ImageRow] = []
         self.rejected: list[Rejection] = []
         self.revised: list[ImageRow] = []
         self.waiting_bytes = 0
-        self._recall()
 
     def judge(self, group: Sequence[Candidate], advance: Callable[[int], None]) -> None:
         """Decides on each of the group in order, and commits."""
-        states = [self._identity(candidate) for candidate in group]
-        unknown = [
-            candidate
-            for candidate, state in zip(group, states, strict=True)
-            if state not in self.kept and state not in self.refused and _unusable(candidate) is None
-        ]
-        verdicts = self._examine(unknown)
-        for candidate, state in zip(group, states, strict=True):
+        triaged = [self._triage(candidate) for candidate in group]
+        verdicts = self.worker.look([found for found in triaged if isinstance(found, Candidate)])
+        for candidate, found in zip(group, triaged, strict=True):
             self.counts.candidates += 1
-            if state in self.kept:
+            state = candidate.state(self.data.background_color)
+            if found == KEPT:
                 self.counts.unchanged += 1
-            elif state in self.refused:
-                self.counts.dropped[self.refused[state]] += 1
-            elif dropped := _unusable(candidate):
-                self._refuse(candidate, state, Refused(dropped))
+                self.counts.sources[candidate.source][KEPT] += 1
+            elif isinstance(found, str):
+                self.counts.drop(candidate, found)
+            elif isinstance(found, Dropped):
+                self._refuse(candidate, state, Refused(found))
             else:
-                self._decide(candidate, state, next(verdicts))
+                self._decide(found, state, next(verdicts))
             advance(1)
         self._commit()
 
     def finish(self) -> None:
-        """An error if the sources gave nothing at all to train on; the store is untouched then."""
+        """An error if the sources gave nothing at all to train on."""
         if self.counts.added or self.counts.unchanged:
             return
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.counts.dropped.most_common())
+        written = "what was dropped is listed in the store" if self.store.rejected.latest() else "nothing was written"
         raise UserError(
             f"none of {self.counts.candidates} candidates can be used ({reasons})"
             if self.counts.candidates
             else "the sources hold no images",
             where=f"data.sources ({', '.join(source.name for source in self.data.sources)})",
             rule="An image needs a caption, must decode, and must pass data.filters",
-            fix="Correct the folder or the filters; nothing was written.",
+            fix=f"Correct the sources or the filters; {written}.",
         )
 
-    def _recall(self) -> None:
-        """What earlier runs decided under the same transform."""
-        columns = ["key", "source", "source_id", "state", "dhash", "thumbprint"]
-        same = f"transform = '{self.spec}'"
-        near = self.data.filters.duplicates == "near"
-        if view := self.store.images.latest():
-            for batch in view.batches(columns, same):
-                for row in batch.to_pylist():
-                    name = f"{row['source']}/{row['source_id']}"
-                    self.kept.add((row["source"], row["source_id"], row["state"]))
-                    self.keys[row["key"]] = name
-                    if near:
-                        self.near.add(name, row["dhash"], row["thumbprint"])
-        if view := self.store.rejected.latest():
-            for batch in view.batches(["source", "source_id", "state", "reason"], same):
-                for row in batch.to_pylist():
-                    self.refused[(row["source"], row["source_id"], row["state"])] = row["reason"]
+    def _triage(self, candidate: Candidate) -> Candidate | Dropped | str:
+        """What is known without looking: an earlier verdict, a reason to drop it, or the candidate to look at."""
+        if not self.known.meet(candidate):
+            return "offered twice"
+        verdict = self.known.verdict(candidate, candidate.state(self.data.background_color))
+        if verdict is not None and verdict not in MAY_PASS:
+            return verdict
+        if candidate.url is not None and (listed := self.blocked.address(candidate.url)):
+            return listed
+        return claims.judged(candidate, self.data.filters, self.transform)
 
-    def _identity(self, candidate: Candidate) -> tuple[str, str, str]:
-        return candidate.source, candidate.source_id, candidate.state(self.data.background_color)
-
-    def _examine(self, candidates: Sequence[Candidate]) -> Iterator[Examined | Refused]:
-        if not candidates:
-            return
-        default = self.data.background_color
-        columns: dict[str, list[object]] = {
-            "data": [candidate.data for candidate in candidates],
-            "path": [_encoded(candidate.path) for candidate in candidates],
-            "root": [_encoded(candidate.root) for candidate in candidates],
-            "background": [record.hex_color(candidate.background or default) for candidate in candidates],
-        }
-
-        task = partial(_examined, filters=self.data.filters, transform=self.transform)
-        for row in engine.run(columns, _INPUT, task, _OUTPUT):
-            yield _unpacked(row)
-
-    def _decide(self, candidate: Candidate, state: tuple[str, str, str], verdict: Examined | Refused) -> None:
+    def _decide(self, candidate: Candidate, state: str, verdict: Examined | Refused) -> None:
         if isinstance(verdict, Refused):
             self._refuse(candidate, state, verdict)
             return
@@ -187,92 +174,93 @@ class _Curation:
         if verdict.transparent:
             background = record.hex_color(candidate.background or self.data.background_color)
         key = record.image_key(verdict.image_hash, background, self.spec)
+        name = f"{candidate.source}/{candidate.source_id}"
         measures = verdict.measures
-        judged = self.data.filters.duplicates == "near" and not candidate.near_duplicates
-        twin = self.keys.get(key)
-        if twin == _name(candidate):
+        twin = self.known.same(key)
+        if twin is not None and twin.name == name:
             self.counts.unchanged += 1
             self.counts.revised += 1
-            self.revised.append(self._image_row(candidate, state, verdict, key, background))
+            self.counts.sources[candidate.source][KEPT] += 1
+            self.revised.append(replace(self._image_row(candidate, state, verdict, key, background), data=b""))
             return
-        if twin is not None:
-            dropped = Dropped("exact duplicate", f"of {twin}")
-        elif judged and (twin := self.near.find(measures.dhash, measures.thumbprint)) is not None:
-            dropped = Dropped("near duplicate", f"of {twin}")
-        else:
-            self._keep(candidate, state, verdict, key, background)
+        dropped = self.blocked.content(verdict.image_hash, verdict.seen.md5, measures.dhash)
+        if dropped is None and twin is not None:
+            dropped = Dropped("exact duplicate", f"of {twin.name}")
+        elif dropped is None and not candidate.near_duplicates and (twin := self.known.alike(measures)):
+            dropped = Dropped("near duplicate", f"of {twin.name}")
+        if dropped is not None:
+            self._refuse(candidate, state, Refused(dropped, verdict.seen), twin)
             return
-        self._refuse(candidate, state, Refused(dropped, verdict.image_hash, verdict.thumbnail))
-
-    def _keep(
-        self,
-        candidate: Candidate,
-        state: tuple[str, str, str],
-        seen: Examined,
-        key: str,
-        background: str | None,
-    ) -> None:
-        name = _name(candidate)
-        self.keys[key] = name
-        if self.data.filters.duplicates == "near":
-            self.near.add(name, seen.measures.dhash, seen.measures.thumbprint)
+        self.known.keep(Twin(key, name), measures)
         self.counts.added += 1
-        self.images.append(self._image_row(candidate, state, seen, key, background))
-        self.waiting_bytes += len(seen.data)
+        self.counts.sources[candidate.source][KEPT] += 1
+        self.images.append(self._image_row(candidate, state, verdict, key, background))
+        self.waiting_bytes += len(verdict.data)
         if self.waiting_bytes > COMMIT_BYTES:
             self._commit()
 
     def _image_row(
-        self, candidate: Candidate, state: tuple[str, str, str], seen: Examined, key: str, background: str | None
+        self, candidate: Candidate, state: str, verdict: Examined, key: str, background: str | None
     ) -> ImageRow:
+        measures, scores = verdict.measures, verdict.seen.scores | claims.said_scores(candidate.said)
         return ImageRow(
             key=key,
-            image_hash=seen.image_hash,
+            image_hash=verdict.image_hash,
             source=candidate.source,
             source_id=candidate.source_id,
-            split=candidate.split or split(seen.image_hash, self.data.validation_fraction),
+            split=candidate.split or split(verdict.image_hash, self.data.validation_fraction),
             captions=tuple(caption.text for caption in candidate.captions),
             caption_origins=tuple(caption.origin for caption in candidate.captions),
-            data=seen.data,
+            data=verdict.data,
             background=background,
-            plan=seen.plan,
-            luminance=seen.measures.luminance,
-            dhash=seen.measures.dhash,
-            thumbprint=seen.measures.thumbprint,
+            plan=verdict.plan,
+            luminance=measures.luminance,
+            dhash=measures.dhash,
+            thumbprint=measures.thumbprint,
             licence=candidate.licence,
-            state=state[2],
+            state=state,
             transform=self.spec,
             rules=self.data.rules,
             caption_weights=tuple(caption.weight for caption in candidate.captions),
             url=candidate.url,
-            watermark=candidate.said.watermark,
-            unsafe=candidate.said.unsafe,
-            aesthetic=candidate.said.aesthetic,
-            similarity=candidate.said.similarity,
+            **scores,
             tags=candidate.said.tags,
+            camera=measures.camera,
             mask=candidate.mask,
         )
 
-    def _refuse(self, candidate: Candidate, state: tuple[str, str, str], refused: Refused) -> None:
-        self.counts.dropped[refused.dropped.reason] += 1
+    def _refuse(self, candidate: Candidate, state: str, refused: Refused, twin: Twin | None = None) -> None:
+        """Counts it, and writes it down unless an earlier run has, for the same reason."""
+        seen, reason = refused.seen, refused.dropped.reason
+        self.counts.drop(candidate, reason)
+        if self.known.verdict(candidate, state) == reason:
+            return
+        size = seen.size or candidate.said.size
         self.rejected.append(
             Rejection(
                 source=candidate.source,
                 source_id=candidate.source_id,
-                image_hash=refused.image_hash,
-                state=state[2],
+                image_hash=seen.image_hash,
+                state=state,
                 transform=self.spec,
                 rules=self.data.rules,
-                reason=refused.dropped.reason,
+                reason=reason,
                 detail=refused.dropped.detail,
-                thumbnail=refused.thumbnail,
+                thumbnail=seen.thumbnail,
+                twin=twin.key if twin else None,
+                url=candidate.url,
+                licence=candidate.licence,
+                original_height=size.height if size else None,
+                original_width=size.width if size else None,
+                luminance=seen.measures.luminance if seen.measures else None,
+                **(seen.scores | claims.said_scores(candidate.said)),
             )
         )
 
     def _commit(self) -> None:
         """Images first: a kill between the two commits costs only the judging of the rejected again."""
-        if not (self.counts.added or self.counts.unchanged):
-            return  # nothing may be written before there is something to train on
+        if not (self.counts.added or self.counts.unchanged) and len(self.rejected) < UNWRITTEN:
+            return  # nothing should be written before there is something to train on
         self.store.images.append(self.images)
         self.store.rejected.append(self.rejected)
         self._revise()
@@ -301,19 +289,18 @@ def split(image_hash: str, validation_fraction: float) -> Split:
     return "validation" if int(image_hash[-13:], 16) < validation_fraction * 16**13 else "train"
 
 
-def _name(candidate: Candidate) -> str:
-    return f"{candidate.source}/{candidate.source_id}"
-
-
-def _unusable(candidate: Candidate) -> Dropped | None:
-    if candidate.problem is not None:
-        return candidate.problem
-    return None if candidate.captions else Dropped("no caption")
-
-
 def _groups(candidates: Iterable[Candidate]) -> Iterator[Sequence[Candidate]]:
-    iterator = iter(candidates)
-    while group := tuple(itertools.islice(iterator, GROUP)):
+    """In order; none holds more than a bounded number of candidates, downloads and bytes."""
+    group: list[Candidate] = []
+    downloads = weight = 0
+    for candidate in candidates:
+        group.append(candidate)
+        downloads += candidate.url is not None
+        weight += len(candidate.data or b"") + len(candidate.mask or b"")
+        if len(group) >= GROUP or downloads >= DOWNLOADED_GROUP or weight >= GROUP_BYTES:
+            yield group
+            group, downloads, weight = [], 0, 0
+    if group:
         yield group
 
 
@@ -325,52 +312,3 @@ def _leaves(rules: dict[str, object], prefix: str = "") -> dict[str, object]:
         else:
             found[prefix + key] = value
     return found
-
-
-def _encoded(path: Path | None) -> bytes | None:
-    return None if path is None else os.fsencode(path)
-
-
-def _examined(row: dict[str, object], filters: Filters, transform: Transform) -> dict[str, object]:
-    color = record.parse_color(cast(str, row["background"]))
-    return _packed(examine(_source(row), color, filters, transform))
-
-
-def _source(row: dict[str, object]) -> bytes | tuple[Path, Path]:
-    if row["data"] is not None:
-        return cast(bytes, row["data"])
-    return Path(os.fsdecode(cast(bytes, row["path"]))), Path(os.fsdecode(cast(bytes, row["root"])))
-
-
-def _packed(verdict: Examined | Refused) -> dict[str, object]:
-    blank: dict[str, object] = {name: None for name in _OUTPUT.names}
-    if isinstance(verdict, Refused):
-        dropped = verdict.dropped
-        return blank | {
-            "reason": dropped.reason, "detail": dropped.detail,
-            "image_hash": verdict.image_hash, "thumbnail": verdict.thumbnail,
-        }  # fmt: skip
-    plan, measures = verdict.plan, verdict.measures
-    return blank | {
-        "image_hash": verdict.image_hash, "thumbnail": verdict.thumbnail, "data": verdict.data,
-        "transparent": verdict.transparent, "luminance": measures.luminance, "dhash": measures.dhash,
-        "thumbprint": measures.thumbprint, "plan": [*plan.original, *plan.resized, *plan.crop, *plan.target],
-    }  # fmt: skip
-
-
-def _unpacked(row: dict[str, object]) -> Examined | Refused:
-    thumbnail = cast("bytes | None", row["thumbnail"])
-    if row["reason"] is not None:
-        dropped = Dropped(cast(str, row["reason"]), cast(str, row["detail"]))
-        return Refused(dropped, cast("str | None", row["image_hash"]), thumbnail)
-    numbers = cast("list[int]", row["plan"])
-    plan = Plan(Size(*numbers[0:2]), Size(*numbers[2:4]), Crop(*numbers[4:6]), Size(*numbers[6:8]))
-    measures = Measures(cast(float, row["luminance"]), cast(str, row["dhash"]), cast(bytes, row["thumbprint"]))
-    return Examined(
-        cast(bytes, row["data"]),
-        cast(str, row["image_hash"]),
-        bool(row["transparent"]),
-        measures,
-        plan,
-        thumbnail or b"",
-    )

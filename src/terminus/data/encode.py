@@ -7,16 +7,20 @@ scale factor costs nothing and another codec never meets these rows: the codec's
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float16, UInt8
 
-from terminus.data import engine, record
-from terminus.data.pixels import render
+from terminus.conditioning import Crop, Size
+from terminus.data import engine, geometry, record
+from terminus.data.geometry import Plan
+from terminus.data.pixels import latent_mask, resized, resized_mask
 from terminus.data.record import LatentRow, Split
 from terminus.data.store import GEOMETRY, Store, View, pack_moments, plan_of, quoted
 from terminus.errors import UserError
@@ -25,34 +29,70 @@ if TYPE_CHECKING:
     from terminus.model.codec import Codec
 
 GROUP = 256
-"""Images per commit."""
+"""Latents per commit."""
 BATCH_PIXELS = 4 << 20
-"""Pixels per call of the encoder: four images of 1024x1024."""
+"""Pixels per call of the encoder: four images of 1024x1024. (Of a larger one the codec encodes tiles.)"""
 
 _DESCRIPTION = (
     "key", "image_hash", "source", "source_id", "split", "captions", "caption_origins", "caption_weights",
-    "background", "transform", "data", *GEOMETRY,
+    "background", "transform", "data", "mask", *GEOMETRY,
 )  # fmt: skip
-_INPUT = pa.schema([("data", pa.large_binary()), ("background", pa.string()), *((n, pa.int32()) for n in GEOMETRY)])
-_OUTPUT = pa.schema([("pixels", pa.large_binary())])
+_INPUT = pa.schema([
+    ("key", pa.string()), ("data", pa.large_binary()), ("background", pa.string()), ("mask", pa.large_binary()),
+    *((name, pa.int32()) for name in GEOMETRY), ("corners", pa.list_(pa.int32())),
+])  # fmt: skip
+_OUTPUT = pa.schema([("pixels", pa.list_(pa.large_binary())), ("masks", pa.list_(pa.binary()))])
 
 
-def waiting(store: Store, transform: str, codec: str) -> list[int]:
-    """Indices of the images that have no latent of this codec yet, in row order."""
+class Wanted(NamedTuple):
+    """A latent to be made."""
+
+    image: int
+    """Index of the row of `images`."""
+    cut: int
+    """Which cut of the image, 0-based."""
+
+
+@dataclass(frozen=True)
+class _Cut:
+    row: dict[str, object]
+    """Of the `images` table."""
+    plan: Plan
+    transform: str
+
+
+@dataclass(frozen=True)
+class _Rendered:
+    pixels: UInt8[np.ndarray, "height width 3"]
+    mask: bytes | None
+
+
+def waiting(store: Store, transform: str, codec: str, crops: int = 1) -> list[Wanted]:
+    """What has no latent of this codec yet, in row order: `crops` cuts of each image to train on, where there is room.
+
+    Images that are held out are cut once: they measure, and more cuts would only weigh some of them more.
+    """
     images, latents = store.images.latest(), store.latents.latest()
     if images is None:
         return []
-    done: set[str] = set()
+    names = geometry.specs(transform, crops)
+    done: set[tuple[str, str]] = set()
     if latents is not None:
-        same = f"codec = {quoted(codec)} and transform = {quoted(transform)}"
-        done.update(latents.scan(["image_key"], same).column("image_key").to_pylist())
-    table = images.scan(["key", "transform"])
-    rows = zip(table.column("key").to_pylist(), table.column("transform").to_pylist(), strict=True)
-    return [index for index, (key, spec) in enumerate(rows) if spec == transform and key not in done]
+        same = f"codec = {quoted(codec)} and transform in ({', '.join(quoted(name) for name in names)})"
+        found = latents.scan(["image_key", "transform"], same)
+        done.update(zip(found.column("image_key").to_pylist(), found.column("transform").to_pylist(), strict=True))
+    wanted: list[Wanted] = []
+    table = images.scan(["key", "transform", "split", *GEOMETRY])
+    for index, row in enumerate(row for batch in table.to_batches() for row in batch.to_pylist()):
+        if row["transform"] != transform:
+            continue
+        count = min(crops, plan_of(row).room) if row["split"] == "train" else 1
+        wanted += [Wanted(index, cut) for cut in range(count) if (row["key"], names[cut]) not in done]
+    return wanted
 
 
-def encode(store: Store, rows: Sequence[int], codec: Codec, advance: Callable[[int], None]) -> int:
-    """Writes one latent for each of the images with these indices; returns how many.
+def encode(store: Store, rows: Sequence[Wanted], codec: Codec, advance: Callable[[int], None]) -> int:
+    """Writes each of these latents; returns how many.
 
     Commits follow the order of the images, so that an interrupted run, repeated, forms the same batches.
     """
@@ -65,82 +105,113 @@ def encode(store: Store, rows: Sequence[int], codec: Codec, advance: Callable[[i
 
 
 def _encode_group(
-    images: View, indices: Sequence[int], codec: Codec, advance: Callable[[int], None]
+    images: View, wanted: Sequence[Wanted], codec: Codec, advance: Callable[[int], None]
 ) -> list[LatentRow]:
-    """The latents of one commit: encoded bucket by bucket, returned in the images' order."""
-    described = cast("list[dict[str, object]]", images.take(indices, _DESCRIPTION).to_pylist())
-    # A stable sort: batches are of one size, and the engine renders in the order in which they are used.
-    order = sorted(range(len(described)), key=lambda place: _target(described[place]))
-    rendered = _render([described[place] for place in order])
-    latents: dict[int, LatentRow] = {}
-    for (height, width), places in groupby(order, key=lambda place: _target(described[place])):
-        for batch in _batches(list(places), max(1, BATCH_PIXELS // (height * width))):
-            pixels = np.stack([next(rendered) for _ in batch])
-            moments = _moments(codec, pixels, [described[place] for place in batch])
-            for place, latent in zip(batch, moments, strict=True):
-                latents[place] = _row(described[place], latent, codec.id)
+    """The latents of one commit, bucket by bucket: what is alike lies together, and a loader keeps runs of rows."""
+    indices = list(dict.fromkeys(image for image, _ in wanted))
+    rows = dict(zip(indices, images.take(indices, _DESCRIPTION).to_pylist(), strict=True))
+    # A stable sort: the cuts of an image stay together, and images of one kind in their order.
+    cuts = sorted((_planned(rows[image], cut) for image, cut in wanted), key=_kind)
+    rendered = _render(cuts, codec.factor)
+    latents: list[LatentRow] = []
+    for target, alike in groupby(cuts, key=lambda cut: cut.plan.target):
+        for batch in _batches(list(alike), max(1, BATCH_PIXELS // (target.height * target.width))):
+            pictures = [next(rendered) for _ in batch]
+            moments = _moments(codec, np.stack([picture.pixels for picture in pictures]), batch)
+            for cut, picture, latent in zip(batch, pictures, moments, strict=True):
+                latents.append(_row(cut, picture.mask, latent, codec.id))
             advance(len(batch))
-    return [latents[place] for place in range(len(described))]
+    return latents
 
 
-def _render(rows: Sequence[dict[str, object]]) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
-    """The pixels that each row's plan describes, in order."""
-    columns = {name: [row[name] for row in rows] for name in _INPUT.names}
-    for row, result in zip(rows, engine.run(columns, _INPUT, _pixels, _OUTPUT), strict=True):
-        height, width = _target(row)
-        yield np.frombuffer(cast(bytes, result["pixels"]), np.uint8).reshape(height, width, 3)
+def _planned(row: dict[str, object], number: int) -> _Cut:
+    image_hash, transform = cast(str, row["image_hash"]), cast(str, row["transform"])
+    plan = geometry.cuts(plan_of(row), image_hash, transform, number + 1)[number]
+    return _Cut(row, plan, geometry.specs(transform, number + 1)[number])
 
 
-def _pixels(row: dict[str, object]) -> dict[str, object]:
-    return {"pixels": render(row).tobytes()}
+def _kind(cut: _Cut) -> tuple[Size, str, str]:
+    return cut.plan.target, cast(str, cut.row["split"]), cast(str, cut.row["source"])
+
+
+def _render(cuts: Sequence[_Cut], factor: int) -> Iterator[_Rendered]:
+    """The pixels and masks that the plans describe, in order; all neighbouring cuts of an image from one decoding."""
+    images = [list(some) for _, some in groupby(cuts, key=lambda cut: cut.row["key"])]
+    columns = {name: [some[0].row[name] for some in images] for name in _INPUT.names if name != "corners"}
+    columns["corners"] = [[side for cut in some for side in cut.plan.crop] for some in images]
+    for some, result in zip(images, engine.run(columns, _INPUT, partial(_pixels, factor=factor), _OUTPUT), strict=True):
+        pixels, masks = cast("list[bytes]", result["pixels"]), cast("list[bytes | None]", result["masks"])
+        for cut, data, mask in zip(some, pixels, masks, strict=True):
+            yield _Rendered(np.frombuffer(data, np.uint8).reshape(*cut.plan.target, 3), mask)
+
+
+def _pixels(row: dict[str, object], factor: int) -> dict[str, object]:
+    first, corners = plan_of(row), cast("list[int]", row["corners"])
+    ways = [first.at(Crop(*corner)) for corner in zip(corners[::2], corners[1::2], strict=True)]
+    picture, mask = resized(row, first), resized_mask(row, first)
+    return {
+        "pixels": [geometry.cut(picture, way).tobytes() for way in ways],
+        "masks": [None if mask is None else latent_mask(geometry.cut(mask, way), factor).tobytes() for way in ways],
+    }
 
 
 @torch.inference_mode()
 def _moments(
-    codec: Codec, pixels: UInt8[np.ndarray, "batch height width 3"], rows: Sequence[dict[str, object]]
-) -> np.ndarray:
-    """float16 [batch, 2, channels, height, width]."""
+    codec: Codec, pixels: UInt8[np.ndarray, "batch height width 3"], cuts: Sequence[_Cut]
+) -> Float16[np.ndarray, "batch 2 channels rows columns"]:
+    """Of each picture; what does not fit into the device's memory at once is encoded in halves."""
     from terminus.model.codec import to_signal  # not at the top: the first stage needs no networks
 
-    moments = codec.encode(to_signal(torch.from_numpy(pixels).permute(0, 3, 1, 2)))
+    try:
+        moments = codec.encode(to_signal(torch.from_numpy(pixels).permute(0, 3, 1, 2)))
+    except torch.OutOfMemoryError:
+        if len(pixels) == 1:
+            raise UserError(
+                f"encoding one image of {pixels.shape[2]}x{pixels.shape[1]} pixels needs more memory than there is",
+                rule="The codec encodes whole images, and in tiles only those of more than 4 megapixels",
+                fix="Free the device of other work, lower data.resolution, or encode on the CPU.",
+            ) from None
+        moments = None
+    if moments is None:  # outside of the handler, which would keep what did not fit
+        half = len(pixels) // 2
+        return np.concatenate(
+            [_moments(codec, pixels[:half], cuts[:half]), _moments(codec, pixels[half:], cuts[half:])]
+        )
     stacked = torch.stack([moments.mean, moments.logvar], dim=1).to(torch.float16).cpu()
-    for index, row in enumerate(rows):
-        if not bool(torch.isfinite(stacked[index]).all()):
+    for cut, one in zip(cuts, stacked, strict=True):
+        if not bool(torch.isfinite(one).all()):
             raise UserError(
                 "the codec's moments of this image do not fit into float16",
-                where=f"{row['source']}/{row['source_id']}",
+                where=f"{cut.row['source']}/{cut.row['source_id']}",
                 rule="Moments are stored as finite float16 numbers",
                 fix="The codec's weights are damaged, or overflow in the precision they run in.",
             )
     return stacked.numpy()
 
 
-def _row(described: dict[str, object], moments: np.ndarray, codec: str) -> LatentRow:
-    background = cast("str | None", described["background"])
-    image_hash, transform = cast(str, described["image_hash"]), cast(str, described["transform"])
+def _row(cut: _Cut, mask: bytes | None, moments: np.ndarray, codec: str) -> LatentRow:
+    row = cut.row
+    background, image_hash = cast("str | None", row["background"]), cast(str, row["image_hash"])
     return LatentRow(
-        key=record.latent_key(image_hash, background, transform, codec),
-        image_key=cast(str, described["key"]),
+        key=record.latent_key(image_hash, background, cut.transform, codec),
+        image_key=cast(str, row["key"]),
         image_hash=image_hash,
-        source=cast(str, described["source"]),
-        source_id=cast(str, described["source_id"]),
-        split=cast(Split, described["split"]),
-        captions=tuple(cast("list[str]", described["captions"])),
-        caption_origins=tuple(cast("list[str]", described["caption_origins"])),
-        caption_weights=tuple(cast("list[float]", described["caption_weights"])),
-        plan=plan_of(described),
+        source=cast(str, row["source"]),
+        source_id=cast(str, row["source_id"]),
+        split=cast(Split, row["split"]),
+        captions=tuple(cast("list[str]", row["captions"])),
+        caption_origins=tuple(cast("list[str]", row["caption_origins"])),
+        caption_weights=tuple(cast("list[float]", row["caption_weights"])),
+        plan=cut.plan,
         moments=pack_moments(moments),
         latent_channels=moments.shape[1],
         latent_height=moments.shape[2],
         latent_width=moments.shape[3],
         codec=codec,
-        transform=transform,
+        transform=cut.transform,
+        mask=mask,
     )
 
 
-def _target(row: dict[str, object]) -> tuple[int, int]:
-    return cast(int, row["target_height"]), cast(int, row["target_width"])
-
-
-def _batches(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+def _batches(items: Sequence[_Cut], size: int) -> Iterator[Sequence[_Cut]]:
     return (items[start : start + size] for start in range(0, len(items), size))

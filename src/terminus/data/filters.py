@@ -1,12 +1,13 @@
 """Which images are kept: small pure functions, each of which knows one reason to drop.
 
-An image that passes returns None. Measures are taken on the whole upright image, before any crop.
+An image that passes returns None. Measures are taken on the whole upright image, before any crop. What can be
+decided from what the source says is decided in `claims`, before a file is read or downloaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -18,10 +19,32 @@ from terminus.config.base import Config
 from terminus.decode import HARD_PIXEL_LIMIT
 from terminus.pictures import Dropped
 
-HASH_DISTANCE = 3
-"""Bits of 64 in which near duplicates may differ: re-encoding and mild scaling change 0 to 3."""
-COLOR_DISTANCE = 4.0
-"""Mean absolute difference of their 8x8 thumbnails in levels of 255; another background is far above it."""
+Score = Literal["watermark", "unsafe", "aesthetic", "similarity"]
+"""What a source may say of an image as a number: a field of `record.Said`, a column of `images`."""
+
+
+class Classifier(Config):
+    """An image classifier that gives the scores which a source does not."""
+
+    score: Literal["watermark", "unsafe"]
+    """Which score it gives, as the sum of the probabilities of `labels`; a source's own number comes first."""
+    model: str
+    """A transformers image classifier with safetensors weights: a folder, or a hub id."""
+    labels: tuple[str, ...] = Field(min_length=1)
+    """The classes that count, as its config.json names them."""
+
+
+class CaptionRules(Config):
+    """Which captions are used; an image without any that passes is dropped."""
+
+    min_words: int = Field(default=1, ge=1)
+    """Fewest words, counted by the spaces between them."""
+    max_characters: int = Field(default=65536, ge=1)
+    """Longest caption."""
+    script: Literal["any", "latin"] = "any"
+    """latin: at least nine of ten letters are Latin ones."""
+    forbidden: tuple[str, ...] = ()
+    """Texts that may not occur anywhere in a caption, in any case."""
 
 
 class Filters(Config):
@@ -41,6 +64,28 @@ class Filters(Config):
     """Highest mean Rec.601 luma, 0 to 1; Gamma v2 was trained with 0.5."""
     duplicates: Literal["exact", "near"] = "exact"
     """What counts as a duplicate: the same bytes, or also pictures that look the same in shape and colour."""
+    require_exif_camera: bool = False
+    """Whether only photographs whose EXIF names a camera are kept."""
+    max_watermark: float | None = Field(default=None, ge=0.0, le=1.0)
+    """Highest probability of a watermark; null does not ask."""
+    max_unsafe: float | None = Field(default=None, ge=0.0, le=1.0)
+    """Highest probability of content that is not safe for work; null does not ask."""
+    min_aesthetic: float | None = None
+    """Lowest aesthetic score, on the scale of the source's column; null does not ask."""
+    min_similarity: float | None = Field(default=None, ge=-1.0, le=1.0)
+    """Lowest CLIP similarity of image and text; null does not ask."""
+    unscored: Literal["drop", "keep"] = "drop"
+    """What becomes of an image without a score that one of these four limits asks for."""
+    classifiers: tuple[Classifier, ...] = ()
+    """Give scores where the source has none."""
+    require_tags: tuple[str, ...] = ()
+    """Only images with at least one of these tags, in any case; none named asks for none."""
+    exclude_tags: tuple[str, ...] = ()
+    """No image with any of these tags, in any case."""
+    captions: CaptionRules = CaptionRules()
+    """Which captions are used."""
+    blocklists: tuple[str, ...] = ()
+    """Text files or URIs, a line each: sha256, md5 or dhash in hex, a URL, or a host with all below it."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +98,17 @@ class Measures:
     """16 hex digits."""
     thumbprint: bytes
     """8x8 RGB."""
+    camera: bool = False
+    """Whether its EXIF names a camera."""
 
 
-def measure(image: Image.Image) -> Measures:
-    """Of an RGB image."""
+def measure(image: Image.Image, camera: bool = False) -> Measures:
+    """Of an RGB image; `camera` is passed on."""
     small = image.resize((72, 64), Image.Resampling.BOX)
     grey = np.asarray(small.convert("L").resize((9, 8), Image.Resampling.BOX)).astype(np.int16)
     bits = np.packbits(grey[:, 1:] > grey[:, :-1])
     luminance = ImageStat.Stat(image.convert("L")).mean[0] / 255
-    return Measures(luminance, bits.tobytes().hex(), small.resize((8, 8), Image.Resampling.BOX).tobytes())
+    return Measures(luminance, bits.tobytes().hex(), small.resize((8, 8), Image.Resampling.BOX).tobytes(), camera)
 
 
 def shape(size: Size, filters: Filters) -> Dropped | None:
@@ -74,6 +121,13 @@ def shape(size: Size, filters: Filters) -> Dropped | None:
     return None
 
 
+def camera(measures: Measures, filters: Filters) -> Dropped | None:
+    """Whether a photograph says what took it."""
+    if filters.require_exif_camera and not measures.camera:
+        return Dropped("no camera in EXIF", "neither Make nor Model")
+    return None
+
+
 def luminance(measures: Measures, filters: Filters) -> Dropped | None:
     """Mean luma."""
     if measures.luminance < filters.min_luminance:
@@ -83,40 +137,31 @@ def luminance(measures: Measures, filters: Filters) -> Dropped | None:
     return None
 
 
-@dataclass
-class NearDuplicates:
-    """Finds an earlier image that looks the same.
-
-    Two hashes within 3 bits of each other agree in at least one of their four 16-bit quarters, so only
-    images that share a quarter are compared.
-    """
-
-    names: list[str] = field(default_factory=list[str])
-    _prints: list[tuple[int, bytes]] = field(default_factory=list[tuple[int, bytes]])
-    _quarters: dict[tuple[int, int], list[int]] = field(default_factory=dict[tuple[int, int], list[int]])
-
-    def add(self, name: str, dhash: str, thumbprint: bytes) -> None:
-        """Remembers an image that is kept."""
-        value = int(dhash, 16)
-        for quarter in _quarters(value):
-            self._quarters.setdefault(quarter, []).append(len(self.names))
-        self.names.append(name)
-        self._prints.append((value, thumbprint))
-
-    def find(self, dhash: str, thumbprint: bytes) -> str | None:
-        """The name of the first remembered image that looks the same."""
-        value = int(dhash, 16)
-        nearby = {place for quarter in _quarters(value) for place in self._quarters.get(quarter, ())}
-        colors = np.frombuffer(thumbprint, np.uint8).astype(np.int16)
-        for place in sorted(nearby):
-            other, other_print = self._prints[place]
-            if (value ^ other).bit_count() > HASH_DISTANCE:
-                continue
-            difference = np.abs(colors - np.frombuffer(other_print, np.uint8))
-            if float(difference.mean()) <= COLOR_DISTANCE:
-                return self.names[place]
-        return None
+def scores(values: Mapping[Score, float], filters: Filters) -> Dropped | None:
+    """The scores that are there, against their limits; NaN is beyond every limit."""
+    highest: dict[Score, tuple[float | None, str]] = {
+        "watermark": (filters.max_watermark, "watermark"),
+        "unsafe": (filters.max_unsafe, "unsafe content"),
+    }
+    for name, (limit, reason) in highest.items():
+        if limit is not None and name in values and not values[name] <= limit:
+            return Dropped(reason, f"score {values[name]:.3f}, the limit is {limit:g}")
+    lowest: dict[Score, tuple[float | None, str]] = {
+        "aesthetic": (filters.min_aesthetic, "low aesthetic score"),
+        "similarity": (filters.min_similarity, "text and image differ"),
+    }
+    for name, (limit, reason) in lowest.items():
+        if limit is not None and name in values and not values[name] >= limit:
+            return Dropped(reason, f"score {values[name]:.3f}, the limit is {limit:g}")
+    return None
 
 
-def _quarters(value: int) -> Iterable[tuple[int, int]]:
-    return ((index, value >> (16 * index) & 0xFFFF) for index in range(4))
+def asked(filters: Filters) -> tuple[Score, ...]:
+    """The scores that a limit asks for."""
+    limits: dict[Score, float | None] = {
+        "watermark": filters.max_watermark,
+        "unsafe": filters.max_unsafe,
+        "aesthetic": filters.min_aesthetic,
+        "similarity": filters.min_similarity,
+    }
+    return tuple(name for name, limit in limits.items() if limit is not None)

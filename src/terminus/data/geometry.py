@@ -8,7 +8,7 @@ Nothing is ever enlarged.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import log
 from typing import Literal, NamedTuple
@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from terminus import runtime
 from terminus.conditioning import Crop, MicroConditioning, Size
+from terminus.data.order import permuted
 
 CropRule = Literal["center", "random", "native"]
 
@@ -72,6 +73,15 @@ class Plan:
     def bucket(self) -> str:
         """ "HxW", the bucket's name in the store."""
         return f"{self.target.height}x{self.target.width}"
+
+    @property
+    def room(self) -> int:
+        """How many different cuts of the same size the resized image has; 1 if it is cut to its own size."""
+        return (self.resized.height - self.target.height + 1) * (self.resized.width - self.target.width + 1)
+
+    def at(self, corner: Crop) -> Plan:
+        """The same image cut elsewhere."""
+        return replace(self, crop=corner)
 
     @property
     def conditioning(self) -> MicroConditioning:
@@ -136,18 +146,51 @@ def cover(original: Size, target: Size) -> Size:
     return Size(max(target.height, round(original.height * target.width / original.width)), target.width)
 
 
+def cuts(way: Plan, image_hash: str, spec: str, count: int) -> tuple[Plan, ...]:
+    """Up to `count` different cuts of one resized image, the first of them `way`.
+
+    The others are drawn without repetition from all places that are left, by the image's hash and the spec alone, so
+    cut k is the same however many are asked for. Where there is no room there are fewer: an unaltered square is one.
+    """
+    columns = way.resized.width - way.target.width + 1
+    taken = way.crop.top * columns + way.crop.left
+    found = [way]
+    for number in range(min(count, way.room) - 1):
+        place = permuted(number, way.room - 1, f"{image_hash}:{spec}")
+        place += place >= taken
+        found.append(way.at(Crop(*divmod(place, columns))))
+    return tuple(found)
+
+
+def specs(spec: str, count: int) -> tuple[str, ...]:
+    """What the cuts of one image are called in the store; the first is the transform's own spec."""
+    return (spec, *(f"{spec} cut {number}" for number in range(1, count)))
+
+
 def apply(pixels: UInt8[np.ndarray, "height width 3"], way: Plan) -> UInt8[np.ndarray, "rows columns 3"]:
-    """The pixels that `way` describes, from the decoded upright image.
+    """The pixels that `way` describes, from the decoded upright image."""
+    return cut(resize(pixels, way), way)
+
+
+def resize(pixels: UInt8[np.ndarray, "height width 3"], way: Plan) -> UInt8[np.ndarray, "rows columns 3"]:
+    """The whole image at the size from which `way` cuts.
 
     torch's antialiased LANCZOS on channels-last bytes is within one level of Pillow's (its weights have 16
     bits: two levels at hard edges) and several times faster. Both work on the gamma-encoded values.
     """
     if pixels.shape[:2] != way.original:
         raise ValueError(f"the plan is for {way.original}, the image is {pixels.shape[:2]}")
-    if way.resized != way.original:
-        # HWC seen as NCHW has exactly torch's channels-last strides: no copy.
-        image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-        image = functional.interpolate(image, size=tuple(way.resized), mode="lanczos", antialias=True)
-        pixels = image[0].permute(1, 2, 0).numpy()
+    if way.resized == way.original:
+        return pixels
+    # HWC seen as NCHW has exactly torch's channels-last strides: no copy.
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    image = functional.interpolate(image, size=tuple(way.resized), mode="lanczos", antialias=True)
+    return image[0].permute(1, 2, 0).numpy()
+
+
+def cut(resized: UInt8[np.ndarray, "height width ..."], way: Plan) -> UInt8[np.ndarray, "rows columns ..."]:
+    """The crop of `way` out of the resized image."""
+    if resized.shape[:2] != way.resized:
+        raise ValueError(f"the plan cuts from {way.resized}, the image is {resized.shape[:2]}")
     (top, left), (height, width) = way.crop, way.target
-    return np.ascontiguousarray(pixels[top : top + height, left : left + width])
+    return np.ascontiguousarray(resized[top : top + height, left : left + width])

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Protocol, runtime_checkable
 
 _ROUNDS = 4
 
@@ -45,6 +46,20 @@ class Place:
     epoch: int
 
 
+@runtime_checkable
+class Places(Protocol):
+    """What a loader follows: any rule that says what is in which micro-batch, in constant memory."""
+
+    @property
+    def micro_batch(self) -> int:
+        """Rows in each micro-batch."""
+        ...
+
+    def __getitem__(self, index: int) -> Place:
+        """Micro-batch `index` of the whole run, for any index >= 0."""
+        ...
+
+
 @dataclass(frozen=True)
 class Order:
     """`order[i]` is micro-batch i of the whole run, for any i >= 0."""
@@ -59,7 +74,7 @@ class Order:
             raise ValueError(f"an order needs rows: buckets {self.sizes}, micro-batch {self.micro_batch}")
 
     def __getitem__(self, index: int) -> Place:
-        epoch = self._epoch(index)
+        epoch = self.epoch(index)
         start = self._batches_before(epoch)
         counts = [self._bucket_batches(size, epoch + 1) - self._bucket_batches(size, epoch) for size in self.sizes]
         slot = permuted(index - start, sum(counts), f"{self.seed}:epoch:{epoch}")
@@ -81,7 +96,7 @@ class Order:
     def _batches_before(self, epoch: int) -> int:
         return sum(self._bucket_batches(size, epoch) for size in self.sizes)
 
-    def _epoch(self, index: int) -> int:
+    def epoch(self, index: int) -> int:
         """The last epoch that starts at or before micro-batch `index`."""
         low, high = 0, 1
         while self._batches_before(high) <= index:

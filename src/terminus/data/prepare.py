@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
 
 from terminus import runtime
-from terminus.data import report
+from terminus.data import geometry, report
+from terminus.data.addresses import Address, is_global
 from terminus.data.curate import Curated, check_rules, curate
 from terminus.data.encode import encode, waiting
-from terminus.data.report import PrepareReport
+from terminus.data.known import KEPT
+from terminus.data.report import PrepareReport, Tally
 from terminus.data.settings import DataConfig
 from terminus.data.store import Store, quoted
+from terminus.data.survey import Holdings, survey
 from terminus.errors import UserError
 from terminus.progress import Meter
 
@@ -21,9 +26,15 @@ if TYPE_CHECKING:
     from terminus.model.codec import Codec
 
 
-def prepare(data: DataConfig, model: str | None, console: Console | None = None) -> PrepareReport:
+def prepare(
+    data: DataConfig,
+    model: str | None,
+    console: Console | None = None,
+    allow: Callable[[Address], bool] = is_global,
+) -> PrepareReport:
     """Brings the store up to date with the sources; `model` names the codec, None stops before encoding.
 
+    `allow` decides which addresses images may be downloaded from; no recipe can, since recipes are passed around.
     Raises `UserError` (and writes nothing) if no image can be used, or if the store was made by other rules.
     """
     console = console or Console(stderr=True)
@@ -32,10 +43,11 @@ def prepare(data: DataConfig, model: str | None, console: Console | None = None)
     # Loaded before the first stage, so that a wrong model is known in seconds and not after hours of curation.
     codec = None if model is None else _codec(data, model)
     with Meter(console, "curate", sum(source.count() for source in data.sources)) as meter:
-        curated = curate(data, store, meter.advance)
+        curated = curate(data, store, meter.advance, allow)
     added = 0 if codec is None else _encode(data, store, codec, console)
-    result = _result(data, store, curated, codec.id if codec else None, added)
-    place = report.write(result, store)
+    found = survey(store, data.transform.spec, data.filters)
+    result = _result(data, store, curated, found.holdings, codec.id if codec else None, added)
+    place = report.write(result, found, store)
     _say(console, result, place)
     return result
 
@@ -58,15 +70,18 @@ def _codec(data: DataConfig, model: str) -> Codec:
 
 
 def _encode(data: DataConfig, store: Store, codec: Codec, console: Console) -> int:
-    rows = waiting(store, data.transform.spec, codec.id)
+    rows = waiting(store, data.transform.spec, codec.id, data.crops)
     with Meter(console, "encode", len(rows)) as meter:
         return encode(store, rows, codec, meter.advance)
 
 
-def _result(data: DataConfig, store: Store, curated: Curated, codec: str | None, added: int) -> PrepareReport:
+def _result(
+    data: DataConfig, store: Store, curated: Curated, holdings: Holdings, codec: str | None, added: int
+) -> PrepareReport:
     spec = data.transform.spec
     latents = store.latents.latest()
-    same = f"transform = {quoted(spec)} and codec = {quoted(codec or '')}"
+    specs = ", ".join(quoted(one) for one in geometry.specs(spec, data.crops))
+    same = f"transform in ({specs}) and codec = {quoted(codec or '')}"
     return PrepareReport(
         store=data.store,
         transform=spec,
@@ -76,15 +91,21 @@ def _result(data: DataConfig, store: Store, curated: Curated, codec: str | None,
         added=curated.added,
         revised=curated.revised,
         dropped=dict(curated.dropped.most_common()),
+        sources={name: _tally(counts) for name, counts in curated.sources.items()},
         latents_added=added,
-        latents=latents.scan(["key"], same).num_rows if latents else 0,
+        latents=int(latents.dataset.count_rows(filter=same)) if latents else 0,
         versions={
             "images": store.images.version(),
             "latents": store.latents.version(),
             "rejected": store.rejected.version(),
         },
-        holdings=report.holdings(store, spec),
+        holdings=holdings,
     )
+
+
+def _tally(counts: Counter[str]) -> Tally:
+    dropped = {reason: count for reason, count in counts.most_common() if reason != KEPT}
+    return Tally(counts.total(), counts[KEPT], dropped)
 
 
 def _say(console: Console, result: PrepareReport, place: str) -> None:

@@ -101,6 +101,17 @@ class Rejection:
     detail: str
     thumbnail: bytes | None = None
     """Small JPEG for the report, where the image could be decoded."""
+    twin: str | None = None
+    """Key of the kept image that it duplicates."""
+    url: str | None = None
+    licence: str | None = None
+    original_height: int | None = None
+    original_width: int | None = None
+    luminance: float | None = None
+    watermark: float | None = None
+    unsafe: float | None = None
+    aesthetic: float | None = None
+    similarity: float | None = None
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,11 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 from pyarrow import fs
@@ -22,34 +20,22 @@ from pyarrow import fs
 from terminus.data.examine import thumbnail
 from terminus.data.record import parse_color
 from terminus.data.store import Store, View, quoted
+from terminus.data.survey import Holdings, Survey
 from terminus.decode import HARD_PIXEL_LIMIT, Decoded, Limits, decode
+from terminus.errors import UserError
 
-KEPT_EXAMPLES = 24
-DROPPED_EXAMPLES = 12
-"""Per reason."""
-BINS = 20
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """`counts[i]` values lie in [edges[i], edges[i + 1]); the last interval includes its end."""
-
-    edges: tuple[float, ...]
-    counts: tuple[int, ...]
+PAIRS = 12
+"""Duplicates that are shown beside the image they repeat."""
 
 
 @dataclass(frozen=True)
-class Holdings:
-    """Counts over all images of one transform in a store."""
+class Tally:
+    """What became of the candidates of one source: candidates = kept + sum of dropped."""
 
-    images: int
-    """More than were kept, if a source no longer offers some."""
-    buckets: dict[str, int]
-    sources: dict[str, int]
-    splits: dict[str, int]
-    licences: dict[str, int]
-    """By the licence that the source states; "not stated" otherwise."""
-    histograms: dict[str, Histogram]
+    candidates: int
+    kept: int
+    dropped: dict[str, int]
+    """By reason, most frequent first."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +55,8 @@ class PrepareReport:
     """How many of the kept are described otherwise than before (captions, licence)."""
     dropped: dict[str, int]
     """By reason, most frequent first."""
+    sources: dict[str, Tally]
+    """The same for each source."""
     latents_added: int
     latents: int
     """Rows of this transform and codec."""
@@ -83,35 +71,11 @@ class Picture:
 
     uri: str | None
     """A data URI; None where nothing could be decoded."""
-    title: str
+    name: str
+    text: str = ""
 
 
-def holdings(store: Store, transform: str) -> Holdings:
-    """What the store holds for one transform."""
-    columns = ("bucket", "source", "split", "licence", "luminance", "original_height", "original_width", "captions")
-    view = store.images.latest()
-    assert view is not None, "a report follows a curation that kept something"
-    table = view.scan(columns, f"transform = {quoted(transform)}")
-    found = {name: cast("list[object]", table.column(name).to_pylist()) for name in columns}
-    heights = np.array(found["original_height"], dtype=np.float64)
-    widths = np.array(found["original_width"], dtype=np.float64)
-    captions = cast("list[list[str]]", found["captions"])
-    return Holdings(
-        images=table.num_rows,
-        buckets=_counted(found["bucket"]),
-        sources=_counted(found["source"]),
-        splits=_counted(found["split"]),
-        licences=_counted(licence or "not stated" for licence in found["licence"]),
-        histograms={
-            "luminance (mean Rec.601 luma)": _histogram(np.array(found["luminance"]), 0.0, 1.0),
-            "size (square root of the pixels)": _histogram(np.sqrt(heights * widths)),
-            "aspect (log2 of width / height)": _histogram(np.log2(widths / heights), -2.0, 2.0),
-            "caption length (characters)": _histogram(np.array([len(text) for texts in captions for text in texts])),
-        },
-    )
-
-
-def write(report: PrepareReport, store: Store) -> str:
+def write(report: PrepareReport, survey: Survey, store: Store) -> str:
     """`report.json` and `report.html` in the store; returns the page's place."""
     text = json.dumps(dataclasses.asdict(report), indent=2, ensure_ascii=False) + "\n"
     _save(store.location, "report.json", text)
@@ -119,60 +83,59 @@ def write(report: PrepareReport, store: Store) -> str:
         loader=PackageLoader("terminus", "assets"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     page = environment.get_template("report.html.j2").render(
-        report=report, kept=_kept_examples(store, report.transform), dropped=_dropped_examples(store, report)
+        report=report,
+        kept=_kept_examples(store, survey),
+        dropped={reason: _dropped_examples(store, survey.dropped.get(reason, ())) for reason in report.dropped},
+        pairs=_pairs(store, survey),
     )
     return _save(store.location, "report.html", page)
 
 
-def _kept_examples(store: Store, transform: str) -> list[Picture]:
+def _kept_examples(store: Store, survey: Survey) -> list[Picture]:
     view = store.images.latest()
-    if view is None:
-        return []
-    transforms = cast("list[str]", view.scan(["transform"]).column("transform").to_pylist())
-    rows = [index for index, spec in enumerate(transforms) if spec == transform]
-    chosen = rows[:: max(1, len(rows) // KEPT_EXAMPLES)][:KEPT_EXAMPLES]
-    return [_kept_picture(view, row) for row in chosen]
+    assert view is not None, "a report follows a curation that kept something"
+    return [_kept_picture(_row(view, index)) for index in survey.kept]
 
 
-def _kept_picture(view: View, index: int) -> Picture:
-    row = view.take([index], ["source_id", "captions", "data", "background"]).to_pylist()[0]
-    decoded = decode(row["data"], Limits(len(row["data"]), HARD_PIXEL_LIMIT))
+def _row(view: View, index: int) -> dict[str, object]:
+    columns = ["source", "source_id", "captions", "data", "background"]
+    return cast("dict[str, object]", view.take([index], columns).to_pylist()[0])
+
+
+def _kept_picture(row: Mapping[str, object]) -> Picture:
+    data = cast(bytes, row["data"])
+    decoded = decode(data, Limits(len(data), HARD_PIXEL_LIMIT))
     assert isinstance(decoded, Decoded), "what was kept decodes"
-    small = thumbnail(Image.fromarray(decoded.on(parse_color(row["background"] or "#000000"))))
-    return Picture(_uri(small), f"{row['source_id']}: {'; '.join(row['captions'])}")
+    background = parse_color(cast("str | None", row["background"]) or "#000000")
+    small = thumbnail(Image.fromarray(decoded.on(background)))
+    return Picture(_uri(small), cast(str, row["source_id"]), "; ".join(cast("list[str]", row["captions"])))
 
 
-def _dropped_examples(store: Store, report: PrepareReport) -> dict[str, list[Picture]]:
-    """The newest of each reason that occurred in this run."""
+def _dropped_examples(store: Store, indices: tuple[int, ...]) -> list[Picture]:
     view = store.rejected.latest()
-    if view is None:
-        return {}
-    here = view.scan(["transform", "reason"]).to_pylist()
-    examples: dict[str, list[Picture]] = {}
-    for reason in report.dropped:
-        rows = [i for i, row in enumerate(here) if row["reason"] == reason and row["transform"] == report.transform]
-        taken = view.take(rows[-DROPPED_EXAMPLES:], ["source_id", "detail", "thumbnail"]).to_pylist()
-        examples[reason] = [
-            Picture(
-                _uri(row["thumbnail"]), f"{row['source_id']}: {row['detail']}" if row["detail"] else row["source_id"]
-            )
-            for row in taken
-        ]
-    return examples
+    if view is None or not indices:
+        return []
+    rows = cast("list[dict[str, object]]", view.take(indices, ["source_id", "detail", "thumbnail"]).to_pylist())
+    return [_dropped_picture(row) for row in rows]
 
 
-def _counted(values: Iterable[object]) -> dict[str, int]:
-    counter: Mapping[object, int] = Counter(values)
-    return {str(value): count for value, count in sorted(counter.items(), key=lambda item: (-item[1], str(item[0])))}
+def _dropped_picture(row: Mapping[str, object]) -> Picture:
+    return Picture(_uri(cast("bytes | None", row["thumbnail"])), cast(str, row["source_id"]), cast(str, row["detail"]))
 
 
-def _histogram(values: np.ndarray, low: float | None = None, high: float | None = None) -> Histogram:
-    """Values outside [low, high] count in the outermost bins."""
-    low = float(values.min()) if low is None else low
-    high = float(values.max()) if high is None else high
-    edges = np.linspace(low, high if high > low else low + 1.0, BINS + 1)
-    counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
-    return Histogram(tuple(float(edge) for edge in edges), tuple(int(count) for count in counts))
+def _pairs(store: Store, survey: Survey) -> list[tuple[Picture, Picture]]:
+    """The newest duplicates, each with the kept image that it repeats; near ones first, being less certain."""
+    images, rejected = store.images.latest(), store.rejected.latest()
+    indices = [*survey.dropped.get("near duplicate", ()), *survey.dropped.get("exact duplicate", ())][:PAIRS]
+    if images is None or rejected is None or not indices:
+        return []
+    columns = ["source_id", "detail", "thumbnail", "twin"]
+    rows = cast("list[dict[str, object]]", rejected.take(indices, columns).to_pylist())
+    keys = sorted({str(row["twin"]) for row in rows})
+    where = f"key IN ({', '.join(quoted(key) for key in keys)})"
+    found = images.scan(["key", "source_id", "captions", "data", "background"], where).to_pylist()
+    twins = {str(row["key"]): _kept_picture(row) for row in cast("list[dict[str, object]]", found)}
+    return [(_dropped_picture(row), twins[str(row["twin"])]) for row in rows if row["twin"] in twins]
 
 
 def _uri(jpeg: bytes | None) -> str | None:
@@ -180,12 +143,23 @@ def _uri(jpeg: bytes | None) -> str | None:
 
 
 def _save(location: str, name: str, text: str) -> str:
-    if "://" not in location:
-        path = Path(location, name)
-        path.write_text(text, encoding="utf-8")
-        return str(path)
-    uri = f"{location.rstrip('/')}/{name}"
-    filesystem, path = fs.FileSystem.from_uri(uri)
-    with filesystem.open_output_stream(path) as stream:
-        stream.write(text.encode())
-    return uri
+    """Whole or not at all: what an earlier run wrote stays until this is complete."""
+    place = f"{location.rstrip('/')}/{name}"
+    try:
+        if "://" not in location:
+            path = Path(location, name)
+            partial = path.with_name(f".{name}.partial")
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(path)
+            return str(path)
+        filesystem, key = fs.FileSystem.from_uri(place)
+        with filesystem.open_output_stream(key) as stream:
+            stream.write(text.encode())
+        return place
+    except OSError as error:
+        raise UserError(
+            f"the report cannot be written ({error.strerror or error})",
+            where=place,
+            rule="The tables are complete; only the report is missing",
+            fix="Make room, or correct the permissions; the same command writes it.",
+        ) from None

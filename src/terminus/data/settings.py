@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from terminus.config.base import Config
+from terminus.data.download import Policy
 from terminus.data.filters import Filters
 from terminus.data.geometry import CropRule, Transform
 from terminus.data.record import parse_color
+from terminus.data.sources.coco import CocoSource
 from terminus.data.sources.embedded import EmbeddedSource
 from terminus.data.sources.folder import FolderSource
+from terminus.data.sources.huggingface import HuggingfaceSource
+from terminus.data.sources.laion import LaionSource
+from terminus.data.sources.midjourney import MidjourneySource
+from terminus.data.sources.webdataset import WebdatasetSource
 from terminus.pictures import Color
 
-Source = Annotated[EmbeddedSource | FolderSource, Field(discriminator="kind")]
+Source = Annotated[
+    EmbeddedSource | FolderSource | CocoSource | LaionSource | MidjourneySource | WebdatasetSource | HuggingfaceSource,
+    Field(discriminator="kind"),
+]
 
 
 class SquareBuckets(Config):
@@ -35,6 +45,9 @@ class AspectBuckets(Config):
 
 Buckets = Annotated[SquareBuckets | AspectBuckets, Field(discriminator="kind")]
 
+Share = Annotated[float, Field(gt=0, lt=1, multiple_of=0.001)]
+Repeats = Annotated[int, Field(ge=1)]
+
 
 class DataConfig(Config):
     """What to train on, and how its pixels are prepared."""
@@ -47,12 +60,19 @@ class DataConfig(Config):
     """Side in pixels of the square whose area every training image approaches."""
     crop: CropRule = "center"
     """center, random: LANCZOS down to cover the bucket, then cut there; native: random cut, no resampling."""
+    crops: int = Field(default=1, ge=1, le=64)
+    """Different random cuts of each image, all seen in each epoch; fewer where it has no room for them."""
     buckets: Buckets = SquareBuckets(kind="square")
     """The shapes that images are cut to."""
     background: str = Field(default="#ffffff", pattern=r"^#[0-9a-f]{6}$")
     """Put under transparent pixels, where the source names no background."""
     filters: Filters = Filters()
     """Which images are kept."""
+    download: Policy = Policy()
+    """How images are fetched whose source gives a URL."""
+    mix: dict[str, Share | Repeats] = Field(default={})
+    """By name of the source: its exact share of what training sees (0.1), or how often its images come in each epoch
+    (3); all that have no share divide the rest by their images."""
     validation_fraction: float = Field(default=0.01, ge=0.0, le=0.5)
     """Share of images held out of training, chosen by content hash so that it never changes."""
     seed: int = Field(default=0, ge=0)
@@ -67,7 +87,23 @@ class DataConfig(Config):
             raise ValueError("filters.min_luminance is above filters.max_luminance: nothing can pass")
         if isinstance(self.buckets, AspectBuckets) and self.resolution % self.buckets.step:
             raise ValueError(f"buckets.step {self.buckets.step} does not divide resolution {self.resolution}")
+        if self.crops > 1 and self.crop == "center":
+            raise ValueError("crops above 1 needs crop: random or native; an image has one center")
+        if unknown := sorted(set(self.mix) - set(names)):
+            raise ValueError(f"mix names {', '.join(unknown)}; the sources are {', '.join(names)}")
+        if sum(self.shares.values()) > 1:
+            raise ValueError(f"the shares in mix add up to {float(sum(self.shares.values())):g}, which is more than 1")
         return self
+
+    @property
+    def shares(self) -> dict[str, Fraction]:
+        """The sources in `mix` that have a share, exactly as it was written: 0.1 is one tenth."""
+        return {name: Fraction(repr(part)) for name, part in self.mix.items() if isinstance(part, float)}
+
+    @property
+    def repeats(self) -> dict[str, int]:
+        """The sources in `mix` that are repeated."""
+        return {name: part for name, part in self.mix.items() if isinstance(part, int)}
 
     @property
     def transform(self) -> Transform:

@@ -52,7 +52,10 @@ LATENTS = pa.schema([
 REJECTED = pa.schema([
     ("source", pa.string()), ("source_id", pa.string()), ("image_hash", pa.string()),
     ("state", pa.string()), ("transform", pa.string()), ("rules", pa.string()),
-    ("reason", pa.string()), ("detail", pa.string()), ("thumbnail", pa.binary()),
+    ("reason", pa.string()), ("detail", pa.string()), ("thumbnail", pa.binary()), ("twin", pa.string()),
+    ("url", pa.string()), ("licence", pa.string()), ("original_height", pa.int32()), ("original_width", pa.int32()),
+    ("luminance", pa.float32()), ("watermark", pa.float32()), ("unsafe", pa.float32()), ("aesthetic", pa.float32()),
+    ("similarity", pa.float32()),
 ])  # fmt: skip
 
 Row = TypeVar("Row", ImageRow, LatentRow, Rejection)

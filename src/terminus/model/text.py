@@ -76,14 +76,17 @@ class TextTowers:
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Int[Tensor, "batch tokens"]:
-    """Ids padded to `model_max_length`."""
+    """Ids padded to `model_max_length`. What is longer is cut before its end-of-text token, which stays the last."""
     length = tokenizer.model_max_length
-    ids = cast(list[list[int]], tokenizer(list(captions), truncation=False).input_ids)
-    for caption, row in zip(captions, ids, strict=True):
+    # Asked for whole rows once, it also says which are too long; with truncation it would have to be asked again.
+    ids = cast(list[list[int]], tokenizer(list(captions), truncation=False, verbose=False).input_ids)
+    rows = torch.full((len(ids), length), cast(int, tokenizer.pad_token_id))
+    for caption, row, padded in zip(captions, ids, rows, strict=True):
         if len(row) > length:
             log.warning("prompt has %d tokens, the model reads %d; cut: %.60s...", len(row), length, caption)
-    batch = tokenizer(list(captions), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-    return cast(Tensor, batch.input_ids)
+            row = [*row[: length - 1], row[-1]]
+        padded[: len(row)] = torch.tensor(row)
+    return rows
 
 
 def build_towers(architecture: Architecture, tokenizers: tuple[CLIPTokenizer, CLIPTokenizer]) -> TextTowers:

@@ -6,12 +6,10 @@ of a run the change is worked into the weights for a while, and the networks hav
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -25,8 +23,6 @@ from terminus.errors import UserError
 from terminus.model.adapter_files import Algorithm, Trained, write_adapter
 from terminus.model.adapter_keys import Part, Target, networks
 from terminus.model.components import Components
-from terminus.model.unet import UNet
-from terminus.model.weights import make_module
 
 _NAME = "default"
 """peft's name of the one adapter there is, part of the name of each of its parameters."""
@@ -68,7 +64,8 @@ class TrainedAdapter:
     def merged(self) -> Generator[None]:
         """Within the context the networks are plain: the change is in their weights, the layers have their own names.
 
-        Afterwards everything is as before, bit for bit. Costs a copy on the CPU of every weight that is changed.
+        It is worked in in float32, whatever format a weight was in, and each weight stays on its device. Afterwards
+        everything is as before, bit for bit. Costs a copy on the CPU of every weight that is changed.
         """
         undo: list[tuple[nn.Module, str, Any, Tensor]] = []
         try:
@@ -79,14 +76,17 @@ class TrainedAdapter:
                         weight = cast(Tensor, base.weight)
                         parent_path, _, name = path.rpartition(".")
                         parent = network.get_submodule(parent_path)
+                        home, factor = weight.device, next(p for key, p in layer.named_parameters() if is_adapter(key))
                         undo.append((parent, name, layer, weight.detach().to("cpu", copy=True)))
+                        weight.data = weight.data.to(factor.device, torch.float32)
                         layer.merge()
+                        weight.data = weight.data.to(home)
                         setattr(parent, name, base)
             yield
         finally:
             for parent, name, layer, original in undo:
-                with torch.no_grad():
-                    cast(Tensor, layer.get_base_layer().weight).copy_(original)
+                weight = cast(Tensor, layer.get_base_layer().weight)
+                weight.data = original.to(weight.device)
                 layer.merged_adapters.clear()
                 setattr(parent, name, layer)
 
@@ -115,31 +115,21 @@ def attach(components: Components, settings: AdapterConfig, text: bool, seed: in
 
     Its random numbers follow from the seed alone, if the networks are on the CPU.
     """
-    peft = _peft()
     parts: tuple[Part, ...] = ("unet", "tower_1", "tower_2") if text else ("unet",)
     found = networks(components)
     torch.manual_seed(runtime.key(seed, 0, "adapter"))
     for part in parts:
-        names = sorted(_targets(found[part], part, settings))
-        peft.inject_adapter_in_model(_config(peft, settings, names), found[part], _NAME)
-    adapter = TrainedAdapter(settings, components, parts)
-    adapter.freeze()
-    return adapter
+        inject(found[part], part, settings)
+    return TrainedAdapter(settings, components, parts)
 
 
-def adapter_size(unet: str, settings: AdapterConfig) -> int:
-    """Parameters of an adapter of a UNet with this `config.json`; nothing is loaded."""
-    return _size(unet, settings.model_dump_json())
-
-
-@lru_cache(maxsize=16)
-def _size(unet: str, chosen: str) -> int:
-    peft, settings = _peft(), AdapterConfig.model_validate_json(chosen)
-    with torch.device("meta"):
-        network = make_module(UNet, cast(Mapping[str, Any], json.loads(unet)), "the network to be adapted")
-        names = sorted(_targets(network, "unet", settings))
-        peft.inject_adapter_in_model(_config(peft, settings, names), network, _NAME)
-    return sum(parameter.numel() for name, parameter in network.named_parameters() if is_adapter(name))
+def inject(network: nn.Module, part: Part, settings: AdapterConfig) -> None:
+    """Puts a new adapter into one network; its random numbers are torch's. Gradients are left to the adapter alone."""
+    peft = _peft()
+    names = sorted(_targets(network, part, settings))
+    peft.inject_adapter_in_model(_config(peft, settings, names), network, _NAME)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(is_adapter(name))
 
 
 def is_adapter(name: str) -> bool:

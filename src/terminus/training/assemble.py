@@ -127,7 +127,7 @@ def _diffusion(recipe: Recipe, objective: Diffusion, view: View, device: torch.d
         adapter.write(whole, folder / "adapter", recipe.run.name)
 
     spec, codec = recipe.data.transform.spec, components.codec.id
-    train, held_out = _splits(recipe.data, lambda split: LatentRows(view, codec, spec, split))
+    train, held_out = _splits(recipe.data, lambda split: LatentRows(view, codec, spec, split, recipe.data.crops))
     return Parts(step, train, held_out, "latents", export, components)
 
 

@@ -3,6 +3,9 @@
 Protocol: write into a temporary folder, fsync every file, write the manifest (size and SHA-256 of each file), fsync,
 rename, fsync the parent; only then prune. The newest folder whose manifest verifies is used; one that does not is
 set aside under another name with a warning. At no instant is there less than one whole checkpoint, once there is one.
+
+One process writes `weights.safetensors` and its like; of several each writes what it holds into a folder of that name,
+and the first one does the rest once all have. Any number of processes reads either.
 """
 
 from __future__ import annotations
@@ -17,14 +20,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from terminus.errors import UserError
-from terminus.training.disk import fsync, require_room, writing
+from terminus.training import shards
+from terminus.training.disk import DiskFull, fsync, require_room, writing
 from terminus.training.guards import Health
+from terminus.training.shards import Held, Stored
+from terminus.training.world import World
 
 log = logging.getLogger("terminus")
+
+PARTS = ("weights", "average", "optimizer")
+"""Of which a checkpoint consists."""
 
 _MANIFEST = "manifest.json"
 _PREFIX = "images-"
@@ -48,45 +55,88 @@ class Saved:
     """A verified checkpoint."""
 
     position: Position
-    tensors: dict[str, dict[str, Tensor]]
-    """By file: "weights", "average", "optimizer"."""
+    folder: Path
+
+    def tensors(self, part: str) -> Stored:
+        """Those of "weights", "average" or "optimizer"."""
+        return Stored(sorted([*self.folder.glob(f"{part}.safetensors"), *self.folder.glob(f"{part}/*.safetensors")]))
 
 
-def save(folder: Path, position: Position, tensors: Mapping[str, Mapping[str, Tensor]]) -> Path:
-    """Writes a checkpoint of `folder`, unless it is there."""
+Pieces = Mapping[str, Mapping[str, Held]]
+"""What this process adds to a checkpoint: by part ("weights", ...) and name."""
+
+
+def save(folder: Path, position: Position, pieces: Pieces, world: World | None = None) -> Path:
+    """Writes a checkpoint of `folder`, unless it is there. All processes call it, each with what it holds.
+
+    Raises `DiskFull` or `UserError`, in all of them, if one of them cannot write; nothing of it is left then.
+    """
+    world = world or World()
     target = folder / f"{_PREFIX}{position.images:012d}"
-    if target.exists():
+    temporary = world.once(lambda: None if target.exists() else _begin(folder, pieces, world.size))
+    if temporary is None:
         return target
-    with writing("A checkpoint", folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        require_room(folder, size_of(tensors))
-        _write(folder, target, position, tensors)
+    try:
+        written = world.gather(_written(temporary, pieces, world))
+        world.once(lambda: _finish(temporary, target, position, written))
+    finally:
+        if world.first:
+            shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 
-def size_of(tensors: Mapping[str, Mapping[str, Tensor]]) -> int:
-    """Bytes that a checkpoint of these takes, near enough."""
-    return sum(value.numel() * value.element_size() for values in tensors.values() for value in values.values())
+def size_of(pieces: Pieces) -> int:
+    """Bytes that this process adds to a checkpoint, near enough."""
+    return sum(piece.size for some in pieces.values() for piece in some.values())
 
 
-def _write(folder: Path, target: Path, position: Position, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-    temporary = folder / f".tmp-{uuid.uuid4().hex}"
-    temporary.mkdir()
+_Written = dict[str, list[int | str]] | DiskFull | UserError
+"""The fingerprints of what a process wrote, or why it could not."""
+
+
+def _begin(folder: Path, pieces: Pieces, processes: int) -> Path:
+    with writing("A checkpoint", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        require_room(folder, size_of(pieces) * processes)
+        temporary = folder / f".tmp-{uuid.uuid4().hex}"
+        temporary.mkdir()
+        for part in pieces if processes > 1 else ():
+            (temporary / part).mkdir()
+    return temporary
+
+
+def _written(temporary: Path, pieces: Pieces, world: World) -> _Written:
+    one_of = f"{world.rank + 1:05d}-of-{world.size:05d}"
+    files = [f"{part}.safetensors" if world.size == 1 else f"{part}/{one_of}.safetensors" for part in pieces]
     try:
-        for name, values in tensors.items():
-            plain = {key: value.detach().cpu().contiguous() for key, value in values.items()}
-            save_file(plain, temporary / f"{name}.safetensors")
-        (temporary / "position.json").write_text(json.dumps(asdict(position)), encoding="utf-8")
-        manifest = {file.name: _fingerprint(file) for file in sorted(temporary.iterdir())}
-        for file in temporary.iterdir():
-            fsync(file)
-        (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        with writing("A checkpoint", temporary.parent):
+            for name, some in zip(files, pieces.values(), strict=True):
+                shards.write(temporary / name, some)
+                fsync(temporary / name)
+            return {name: _fingerprint(temporary / name) for name in files}
+    except UserError as error:
+        return error
+
+
+def _finish(temporary: Path, target: Path, position: Position, written: list[_Written]) -> None:
+    for one in written:
+        if isinstance(one, UserError):
+            raise one
+    with writing("A checkpoint", temporary.parent):
+        place = temporary / "position.json"
+        place.write_text(json.dumps(asdict(position)), encoding="utf-8")
+        fsync(place)
+        manifest = {place.name: _fingerprint(place)}
+        for one in written:
+            manifest |= {} if isinstance(one, UserError) else one
+        (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
         fsync(temporary / _MANIFEST)
+        for inner in temporary.iterdir():
+            if inner.is_dir():
+                fsync(inner)
         fsync(temporary)
         temporary.rename(target)
-        fsync(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        fsync(target.parent)
 
 
 def latest(folder: Path, last_good: int | None = None) -> Saved | None:
@@ -100,7 +150,7 @@ def latest(folder: Path, last_good: int | None = None) -> Saved | None:
         problem = _problem(candidate)
         if problem is None:
             if last_good is None or _is_good(_position(candidate), last_good):
-                return _read(candidate)
+                return Saved(_position(candidate), candidate)
             continue
         aside = candidate.with_name(f"{candidate.name}-{uuid.uuid4().hex[:6]}.bad")
         candidate.rename(aside)
@@ -119,10 +169,6 @@ def _is_good(position: Position, last_good: int) -> bool:
     return position.step <= last_good and position.health.failed == 0
 
 
-def _read(folder: Path) -> Saved:
-    return Saved(_position(folder), {file.stem: load_file(file) for file in folder.glob("*.safetensors")})
-
-
 def _position(folder: Path) -> Position:
     fields = json.loads((folder / "position.json").read_text(encoding="utf-8"))
     health = fields.pop("health", {})  # checkpoints of before there were guards have none
@@ -133,7 +179,7 @@ def _position(folder: Path) -> Position:
 def _problem(folder: Path) -> str | None:
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        files = {file.name for file in folder.iterdir()} - {_MANIFEST}
+        files = {str(file.relative_to(folder)) for file in folder.rglob("*") if not file.is_dir()} - {_MANIFEST}
         if not files or files != manifest.keys():
             return "its files are not those of its manifest"
         for name, expected in manifest.items():
@@ -168,11 +214,15 @@ def images_of(path: Path) -> int:
     return int(path.name.removeprefix(_PREFIX))
 
 
-def copy_into(targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Restores weights or averages in place, so that whatever points at them keeps doing so."""
-    theirs, ours = ({name: list(value.shape) for name, value in some.items()} for some in (tensors, targets))
-    if theirs != ours:
-        odd = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
+def copy_into(targets: Mapping[str, Held], stored: Stored, some: bool = False) -> None:
+    """Restores weights or averages in place, so that whatever points at them keeps doing so.
+
+    With `some`, the targets are a part of what was stored. Raises `UserError` for a checkpoint of another network.
+    """
+    theirs = {name: stored.shape(name) for name in stored.names}
+    ours = {name: target.shape for name, target in targets.items()}
+    names = ours.keys() if some else theirs.keys() | ours.keys()
+    if odd := sorted(name for name in names if theirs.get(name) != ours.get(name)):
         raise UserError(
             f"This checkpoint is of another network ({len(odd)} tensors differ, the first is {odd[0]})",
             rule="A run continues with the networks that it was begun with",
@@ -180,7 +230,7 @@ def copy_into(targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> N
         )
     with torch.no_grad():
         for name, target in targets.items():
-            target.copy_(tensors[name])
+            target.local.copy_(stored.read(name, target.rows))
 
 
 def whole(folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any, Literal, cast, no_type_check
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -24,6 +24,8 @@ from terminus.model.text import TextFeatures
 from terminus.model.unet import UNet, predict
 from terminus.model.weights import make_module
 from terminus.runtime import Precision
+from terminus.training.adapting import AdapterConfig, inject
+from terminus.training.frozen import frozen_weights
 from terminus.training.precision import WeightFormat, store_weights
 from terminus.training.speed import BLOCKS, Checkpointing, recompute
 
@@ -49,6 +51,8 @@ class Shape:
     weights: WeightFormat = "fp32"
     """Number format in which the weights are stored."""
     kind: Kind = "cuda"
+    adapter: str | None = None
+    """`AdapterConfig` as JSON: what is trained in place of the UNet."""
 
     @property
     def deepest(self) -> int:
@@ -62,6 +66,11 @@ class Cost:
     """Of a forward and a backward pass. Weights and their gradients are not among the bytes."""
 
     parameters: int
+    """Of the UNet, without an adapter's."""
+    trained: int
+    """Those with gradients: all of them, or an adapter's."""
+    narrow: int
+    """Frozen ones that are stored in the format of the arithmetic (`frozen`)."""
     forward: float
     """FLOPs per sample."""
     total: float
@@ -71,7 +80,8 @@ class Cost:
     peak: float
     """Bytes per sample at the highest point of both passes."""
     fixed: float
-    """Bytes at that point that do not depend on the number of samples: copies of weights in the compute format."""
+    """Bytes at that point that do not depend on the number of samples: copies of weights in the compute format, and
+    what an adapter makes of weights alone."""
 
 
 def config_of(unet: UNet) -> str:
@@ -83,13 +93,20 @@ def config_of(unet: UNet) -> str:
 def count(shape: Shape, mode: Checkpointing) -> Cost:
     """Runs several samples on the meta device, which takes as long as one, and divides what is not fixed."""
     run = run_once(shape, mode, _SAMPLES)
+    kept, peak, fixed = run.kept - run.kept_fixed, run.peak - run.peak_fixed, run.peak_fixed
+    if shape.adapter is not None:  # changes are computed from weights as large as these, and no mark tells them apart
+        more = run_once(shape, mode, 2 * _SAMPLES)
+        kept, peak = more.kept - run.kept, more.peak - run.peak
+        fixed = run.peak - peak
     return Cost(
         parameters=run.parameters,
+        trained=run.trained,
+        narrow=run.narrow,
         forward=run.forward / _SAMPLES,
         total=run.total / _SAMPLES,
-        kept=(run.kept - run.kept_fixed) / _SAMPLES,
-        peak=(run.peak - run.peak_fixed) / _SAMPLES,
-        fixed=float(run.peak_fixed),
+        kept=kept / _SAMPLES,
+        peak=peak / _SAMPLES,
+        fixed=float(fixed),
     )
 
 
@@ -98,6 +115,8 @@ class Run:
     """FLOPs and bytes of a forward and a backward pass, all samples together; see `Cost`."""
 
     parameters: int
+    trained: int
+    narrow: int
     forward: int
     total: int
     kept: int
@@ -110,10 +129,17 @@ def run_once(shape: Shape, mode: Checkpointing, samples: int) -> Run:
     """The second and every later micro-batch of a step: gradients are there already."""
     with torch.device("meta"):
         unet = make_module(UNet, cast(Mapping[str, Any], json.loads(shape.config)), "the network to be counted")
-    store_weights(unet.requires_grad_(True).train(), shape.weights)
-    for parameter in unet.parameters():
+        parameters = _numbers(unet.requires_grad_(True).train().parameters())
+        if shape.adapter is not None:
+            inject(unet, "unet", AdapterConfig.model_validate_json(shape.adapter))
+    store_weights(unet, shape.weights)
+    narrow = list(frozen_weights(unet)) if shape.precision == "bf16" else []
+    for parameter in narrow:
+        parameter.data = parameter.data.to(torch.bfloat16)
+    trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    for parameter in trained:
         parameter.grad = torch.empty_like(parameter, dtype=torch.float32)
-    living = Living(tensor for p in unet.parameters() for tensor in (p, cast(Tensor, p.grad)))
+    living = Living([*unet.parameters(), *(cast(Tensor, parameter.grad) for parameter in trained)])
     formats = _Formats(shape.kind, shape.precision, living)
     for block in unet.modules():
         if type(block).__name__ in BLOCKS:
@@ -125,8 +151,14 @@ def run_once(shape: Shape, mode: Checkpointing, samples: int) -> Run:
         formats.copies = None
         forward, kept, kept_fixed = living.flops, living.now - loss.nbytes, living.fixed
         loss.backward()
-    parameters = sum(parameter.numel() for parameter in unet.parameters())
-    return Run(parameters, forward, living.flops, kept, kept_fixed, living.peak, living.peak_fixed)
+    return Run(
+        parameters, _numbers(trained), _numbers(narrow),
+        forward, living.flops, kept, kept_fixed, living.peak, living.peak_fixed,
+    )  # fmt: skip
+
+
+def _numbers(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors)
 
 
 def _loss(unet: UNet, shape: Shape, samples: int) -> Tensor:
@@ -242,7 +274,7 @@ class _Formats(TorchFunctionMode):
     def _format(self, func: Callable[..., Any]) -> torch.dtype | None:
         if not self.active:
             return None
-        if func in (functional.linear, functional.conv2d, functional.scaled_dot_product_attention):
+        if func in _PRODUCTS:
             return torch.bfloat16
         if self.kind == "cuda" and func in (functional.group_norm, functional.layer_norm):
             return torch.float32
@@ -252,13 +284,13 @@ class _Formats(TorchFunctionMode):
     def _cast(self, value: object, dtype: torch.dtype) -> object:
         if not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype == dtype:
             return value
-        if not (value.is_leaf and value.requires_grad):
+        if not isinstance(value, nn.Parameter):
             return value.to(dtype)
         if self.copies is not None and id(value) in self.copies:
             return self.copies[id(value)]
         copy = value.to(dtype)
         self.living.mark(copy)
-        if self.copies is not None:
+        if self.copies is not None and value.requires_grad:  # of frozen weights autocast keeps nothing
             self.copies[id(value)] = copy
         return copy
 
@@ -268,6 +300,17 @@ class _Formats(TorchFunctionMode):
         return kernel(query, key, value)[0]
 
 
+_PRODUCTS: frozenset[object] = frozenset(
+    (
+        functional.linear,
+        functional.conv2d,
+        functional.scaled_dot_product_attention,
+        torch.matmul,
+        Tensor.matmul,
+        Tensor.__matmul__,
+        torch.einsum,
+    )
+)
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention.default
 _FLASH_ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 """Saves what the float32 kernel of a GPU does: query, key, value, result, and one number per row."""

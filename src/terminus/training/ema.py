@@ -13,6 +13,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from terminus.config.base import Config, unsaid
+from terminus.training.parallel import Alone, Engine
+from terminus.training.shards import local
 
 
 class _Kept(Config):
@@ -72,14 +74,17 @@ def power(width: float) -> float:
 
 
 class Average:
-    """Float32 copies of a module's trainable parameters, averaged over images."""
+    """Float32 copies of a module's trainable parameters, averaged over images.
 
-    def __init__(self, module: nn.Module, settings: ConstantEma | PowerEma) -> None:
-        self.settings = settings
-        self.live = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    Of several processes each averages what the engine says is its own: whole parameters, or its rows of all of them.
+    """
+
+    def __init__(self, module: nn.Module, settings: ConstantEma | PowerEma, engine: Engine | None = None) -> None:
+        self.settings, self.engine = settings, engine or Alone()
+        self.trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
         there = "cpu" if settings.device == "cpu" else None
-        self._tensors = {name: p.detach().to(there, torch.float32, copy=True) for name, p in self.live.items()}
-        self._mail = _Mail(self.live) if settings.device == "cpu" else None
+        self._tensors = {name: p.to(there, torch.float32, copy=True) for name, p in self._live().items()}
+        self._mail = _Mail() if settings.device == "cpu" else None
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -96,9 +101,9 @@ class Average:
             return
         weight = 1.0 - decay(self.settings, images, every * step_images)
         if self._mail:
-            self._mail.send(self._tensors, weight)
+            self._mail.send(self._live(), self._tensors, weight)
             return
-        for name, parameter in self.live.items():
+        for name, parameter in self._live().items():
             self._tensors[name].lerp_(parameter.float(), weight)
 
     @contextmanager
@@ -107,23 +112,30 @@ class Average:
 
         Parameters that are not float32 are float32 within it: rounding the average would undo what it is for.
         """
-        narrow = {name: p.data for name, p in self.live.items() if p.dtype != torch.float32}
-        live = {name: p.detach().clone() for name, p in self.live.items() if name not in narrow}
         tensors = self.tensors
-        for name in narrow:
-            self.live[name].data = tensors[name].to(narrow[name].device)
-        self._load({name: tensors[name] for name in live})
+        narrow = {name: p.data for name, p in self.trained.items() if p.dtype != torch.float32}
+        kept = {name: p.clone() for name, p in self._live().items() if name not in narrow}
+        for name, own in narrow.items():
+            self.trained[name].data = tensors[name].to(own.device) if name in tensors else own.float()
+        self._load({name: tensors[name] for name in kept})
+        self.engine.share_weights()
         try:
             yield
         finally:
-            self._load(live)
             for name, own in narrow.items():
-                self.live[name].data = own
+                self.trained[name].data = own
+            self._load(kept)
+            self.engine.share_weights()
 
     @torch.no_grad()
     def _load(self, tensors: dict[str, Tensor]) -> None:
+        live = self._live()
         for name, tensor in tensors.items():
-            self.live[name].copy_(tensor)
+            live[name].copy_(tensor)
+
+    def _live(self) -> dict[str, Tensor]:
+        """What is averaged here, in the parameters' own memory."""
+        return {name: local(p) for name, p in self.trained.items() if self.engine.mine(name)}
 
 
 class _Mail:
@@ -133,21 +145,20 @@ class _Mail:
     is the time of the copy. The rest happens in a thread; there is never more than one letter under way.
     """
 
-    def __init__(self, live: dict[str, nn.Parameter]) -> None:
-        self._live = live
+    def __init__(self) -> None:
         self._letter: dict[str, Tensor] = {}
         self._thread = ThreadPoolExecutor(1, "average")
         self._moving: Future[None] | None = None
 
-    def send(self, average: dict[str, Tensor], weight: float) -> None:
+    def send(self, live: dict[str, Tensor], average: dict[str, Tensor], weight: float) -> None:
         """Begins to move an average on the CPU towards the live weights of this moment."""
         self.wait()
-        for name, parameter in self._live.items():
+        for name, parameter in live.items():
             if name not in self._letter:
                 # Page-locked, or the copy would wait for the device.
                 self._letter[name] = torch.empty_like(parameter, device="cpu", pin_memory=parameter.is_cuda)
             self._letter[name].copy_(parameter, non_blocking=True)
-        devices = {parameter.device for parameter in self._live.values() if parameter.is_cuda}
+        devices = {parameter.device for parameter in live.values() if parameter.is_cuda}
         arrived = [torch.cuda.current_stream(device).record_event().synchronize for device in devices]
         self._moving = self._thread.submit(_move, average, self._letter, weight, arrived)
 

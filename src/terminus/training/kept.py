@@ -17,7 +17,7 @@ from terminus.training.recipe import Recipe
 # another device.
 _MAY_CHANGE = (
     "run.", "training.images", "training.loader_threads", "training.checkpoints.", "training.preview.",
-    "training.checkpointing", "training.compile",
+    "training.checkpointing", "training.compile", "training.parallel.",
 )  # fmt: skip
 
 
@@ -64,10 +64,19 @@ def _leaves(tree: object, prefix: str = "") -> dict[str, object]:
     return {key: value for start, child in items for key, value in _leaves(child, start).items()}
 
 
+def at_version(recipe: Recipe, version: int) -> View:
+    """A version of the table that this recipe reads."""
+    return _table(recipe).at(version)
+
+
+def _table(recipe: Recipe) -> Table:  # pyright: ignore[reportMissingTypeArgument, reportUnknownParameterType]
+    store = Store(recipe.data.store)
+    return store.latents if table_of(recipe) == "latents" else store.images
+
+
 def pinned(folder: Path, recipe: Recipe) -> View:
     """The version of the data that this run was begun with, or the newest for a new run."""
-    store, name = Store(recipe.data.store), table_of(recipe)
-    table: Table = store.latents if name == "latents" else store.images  # pyright: ignore[reportMissingTypeArgument]
+    name, table = table_of(recipe), _table(recipe)
     pin = folder / "data.json"
     if not pin.is_file():
         return table.required()

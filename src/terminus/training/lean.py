@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float32
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.optim.adamw import adamw
 
 from terminus.errors import UserError
 from terminus.training.moments import Moments, State
 from terminus.training.rounding import Dice, stochastic
+from terminus.training.shards import held
 
 
 @runtime_checkable
@@ -161,15 +162,20 @@ class LeanOptimizer(torch.optim.Optimizer):
 
     def _held(self, name: str, tensor: Tensor) -> tuple[Tensor, int]:
         """What this process holds of a tensor, and the number of its first element in the whole."""
-        if not isinstance(tensor, DTensor):
-            return tensor.detach(), 0
-        sharded = [placement for placement in tensor.placements if not placement.is_replicate()]
-        if any(not placement.is_shard(0) for placement in sharded) or (sharded and self.rule.whole):
-            raise UserError(
-                f"{name} is sharded ({tensor.placements}), which this optimizer cannot follow",
-                where="training.optimizer",
-                rule="AdamW needs shards of whole rows, and Adafactor the whole parameter",
-                fix="Use adamw, or do not shard",
-            )
-        _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-        return tensor.to_local().detach(), offset[0] * tensor[0].numel() if offset else 0
+        problem = f"{name} is sharded"
+        if self.rule.whole and isinstance(tensor, DTensor) and not all(one.is_replicate() for one in tensor.placements):
+            raise _cannot_follow(problem)
+        try:
+            mine = held(tensor)
+        except ValueError as error:
+            raise _cannot_follow(f"{problem} ({error})") from error
+        return mine.local, mine.start * prod(mine.shape[1:])
+
+
+def _cannot_follow(problem: str) -> UserError:
+    return UserError(
+        f"{problem}, which this optimizer cannot follow",
+        where="training.optimizer",
+        rule="AdamW needs shards of whole rows, and Adafactor the whole parameter",
+        fix="Use adamw, or training.parallel.shard: optimizer",
+    )

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -23,8 +23,10 @@ from terminus.training.ema import Average
 from terminus.training.guards import Health, Reason
 from terminus.training.journal import Row, by_band
 from terminus.training.optimizer import learning_rate, set_rate
+from terminus.training.parallel import Alone, Engine
 from terminus.training.recipe import Training
 from terminus.training.step import Step, StepLoss
+from terminus.training.world import World
 
 log = logging.getLogger("terminus")
 
@@ -36,6 +38,9 @@ class State:
     position: Position
     average: Average
     optimizer: torch.optim.Optimizer
+    engine: Engine = field(default_factory=Alone)
+    """How the processes exchange gradients and weights."""
+    world: World = field(default_factory=World)
 
 
 @dataclass(frozen=True)
@@ -61,15 +66,18 @@ def run_loop(step: Step, state: State, loader: Loader, settings: Training, hooks
         started = time.perf_counter()
         for batches in stream:
             rate = learning_rate(state.position.images, settings.learning_rate, settings.images)
-            losses = _accumulate(step, batches, state.position.step, hooks.alive)
+            own = _accumulate(step, batches, state.position.step, hooks.alive)
+            state.engine.average_gradients()
             norm = _gradient_norm(step, settings.optimizer.clip_norm)
+            # From here on every process knows what one alone would know, and so decides alike.
+            losses = state.world.interleaved([part.on_cpu() for part in own])
             loss = torch.cat([part.weighted for part in losses]).double().mean().item()
             reason = guards.judge(loss, norm, state.position.health, settings.guards)
             if reason is None:
                 _apply(state, rate)
-            state.optimizer.zero_grad(set_to_none=True)
+            step.trained.zero_grad(set_to_none=True)  # also what another process's optimizer moves
             seconds = time.perf_counter() - started
-            skipped = _culprits(batches, losses) if reason else ()
+            skipped = _culprits(state.world.interleaved([batch.keys for batch in batches]), losses) if reason else ()
             health = guards.after(state.position.health, loss, norm, reason, settings.guards)
             state.position = _advance(state.position, settings.global_batch, seconds, health)
             if reason:
@@ -77,11 +85,12 @@ def run_loop(step: Step, state: State, loader: Loader, settings: Training, hooks
             else:
                 state.average.update(state.position.images, settings.global_batch)
             validation = hooks.validate(state.position)
-            row = _row(state.position, batches, losses, loss, rate, norm, validation, seconds)
+            epoch = loader.order[state.position.step * loader.accumulation - 1].epoch
+            row = _row(state.position, epoch, losses, loss, rate, norm, validation, seconds)
             hooks.record(replace(row, skipped=skipped, reason=reason))
             if guards.must_go_back(health):
                 hooks.go_back(state)
-            stop = hooks.stop_asked() and state.position.step < last
+            stop = state.world.any(hooks.stop_asked()) and state.position.step < last
             hooks.checkpoint(state.position, stop or state.position.step == last)
             if stop:
                 raise Stopped
@@ -89,8 +98,8 @@ def run_loop(step: Step, state: State, loader: Loader, settings: Training, hooks
             started = time.perf_counter()
 
 
-def _culprits(batches: list[Batch], losses: list[StepLoss]) -> tuple[str, ...]:
-    keys = [key for batch in batches for key in batch.keys]
+def _culprits(batches: list[tuple[str, ...]], losses: list[StepLoss]) -> tuple[str, ...]:
+    keys = [key for batch in batches for key in batch]
     finite = torch.cat([part.weighted for part in losses]).isfinite().tolist()
     return tuple(key for key, good in zip(keys, finite, strict=True) if not good) or tuple(keys)
 
@@ -118,6 +127,7 @@ def _gradient_norm(step: Step, limit: float) -> float:
 def _apply(state: State, rate: float) -> None:
     set_rate(state.optimizer, rate)
     state.optimizer.step()
+    state.engine.share_weights()
 
 
 def _advance(position: Position, images: int, seconds: float, health: Health) -> Position:
@@ -132,7 +142,7 @@ def _advance(position: Position, images: int, seconds: float, health: Health) ->
 
 
 def _row(
-    position: Position, batches: list[Batch], losses: list[StepLoss], loss: float, rate: float, norm: float,
+    position: Position, epoch: int, losses: list[StepLoss], loss: float, rate: float, norm: float,
     validation: dict[str, float] | None, seconds: float,
 ) -> Row:  # fmt: skip
     error = torch.cat([part.error for part in losses])
@@ -141,13 +151,13 @@ def _row(
     return Row(
         step=position.step,
         images_seen=position.images,
-        epoch=batches[-1].epoch,
+        epoch=epoch,
         loss=loss,
         error=error.double().mean().item(),
         learning_rate=rate,
         gradient_norm=norm,
         bands=by_band(error, torch.cat(t)) if t else {},
         seconds=seconds,
-        images_per_second=sum(len(batch.keys) for batch in batches) / seconds,
+        images_per_second=len(error) / seconds,
         validation=validation,
     )

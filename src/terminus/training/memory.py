@@ -14,11 +14,10 @@ import torch
 
 from terminus.data.geometry import buckets
 from terminus.errors import UserError
-from terminus.training.adapting import adapter_size
 from terminus.training.counting import Cost, Shape, count
 from terminus.training.gpus import Gpu
 from terminus.training.objectives import Diffusion
-from terminus.training.planned import Networks, networks_of
+from terminus.training.planned import Networks, in_towers, networks_of
 from terminus.training.precision import state_bytes
 from terminus.training.recipe import Recipe
 from terminus.training.speed import Checkpointing
@@ -40,9 +39,9 @@ class Memory:
     average: float
     """0 where it is kept on the CPU."""
     compute: float
-    """The copy of the weights in the format of the arithmetic."""
+    """The copy of the weights in the format of the arithmetic, and what an adapter computes from weights alone."""
     frozen: float
-    """Text towers and codec."""
+    """What is used and not trained: codec, text towers, and the network under an adapter."""
     activations: float
 
     @property
@@ -178,13 +177,16 @@ def _cut(recipe: Recipe, networks: Networks, mode: Checkpointing, micro_batch: i
     each = state_bytes(training.optimizer, training.weights, training.precision)
     trained = trained_parameters(recipe, cost)
     held = cost.parameters + networks.trained_text + networks.frozen - (0 if recipe.model.adapter else trained)
+    narrow = cost.narrow
+    if training.precision == "bf16" and (recipe.model.adapter or not networks.trained_text):
+        narrow += networks.text_blocks
     memory = Memory(
         weights=each.weights * trained,
         gradients=each.gradients * trained,
         moments=each.moments * trained,
         average=4.0 * trained if training.ema.device == "model" else 0.0,
         compute=cost.fixed,
-        frozen=4.0 * held,
+        frozen=4.0 * held - 2.0 * narrow,
         activations=cost.peak * micro_batch,
     )
     accumulation = training.global_batch // micro_batch
@@ -192,11 +194,11 @@ def _cut(recipe: Recipe, networks: Networks, mode: Checkpointing, micro_batch: i
 
 
 def trained_parameters(recipe: Recipe, cost: Cost) -> int:
-    """What has gradients and an optimizer: the networks, or an adapter; its part in text towers is not counted."""
+    """What has gradients and an optimizer: the networks, or an adapter in them."""
     networks, adapter = networks_of(recipe), recipe.model.adapter
-    if adapter is not None:
-        return adapter_size(networks.unet, adapter)
-    return cost.parameters + networks.trained_text
+    if adapter is None or not networks.trained_text:
+        return cost.trained + networks.trained_text
+    return cost.trained + in_towers(networks, adapter)
 
 
 def _cost(recipe: Recipe, mode: Checkpointing) -> Cost:
@@ -212,7 +214,8 @@ def shape_of(recipe: Recipe) -> Shape:
     training = recipe.training
     return Shape(
         networks.unet, size.height // factor, size.width // factor, networks.tokens,
-        training.precision, training.weights,
+        training.precision, training.weights, "cuda",
+        recipe.model.adapter.model_dump_json() if recipe.model.adapter else None,
     )  # fmt: skip
 
 

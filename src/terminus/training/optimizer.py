@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from terminus.config.base import Config, unsaid
 from terminus.training.lean import AdafactorRule, AdamWRule, LeanOptimizer
 from terminus.training.moments import MomentFormat, build_moments
+from terminus.training.parallel import Alone, Engine
+from terminus.training.shards import Held, Stored, held, local
 from terminus.training.together import rate_factor
 
 
@@ -93,12 +95,14 @@ def period_images(settings: LearningRate, run_images: int) -> int:
     return settings.period_images or max(1, run_images - settings.warmup_images)
 
 
-def build_optimizer(module: nn.Module, settings: Optimizer, seed: int = 0) -> torch.optim.Optimizer:
-    """The optimizer of a module's trainable parameters; only matrices and kernels decay.
+def build_optimizer(
+    module: nn.Module, settings: Optimizer, seed: int = 0, engine: Engine | None = None
+) -> torch.optim.Optimizer:
+    """The optimizer of a module's trainable parameters, or of this process's; only matrices and kernels decay.
 
     With weights and moments in float32 that is torch's fused AdamW. `seed` is what stochastic rounding follows from.
     """
-    groups = _groups(module, settings.weight_decay)
+    groups = _groups(module, settings.weight_decay, engine or Alone())
     if isinstance(settings, Adafactor):
         return LeanOptimizer(groups, AdafactorRule(settings.beta2_decay, settings.clip_update), seed)
     betas = (settings.beta1, settings.beta2)
@@ -115,29 +119,32 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group["factor"]
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
-    """The optimizer's memory by parameter name: "unet.conv.weight/exp_avg". Plain tensors, exactly as they are kept."""
-    return {
-        f"{names[parameter]}/{key}": value
-        for parameter, state in optimizer.state.items()
-        for key, value in state.items()
-    }
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> dict[str, Held]:
+    """The optimizer's memory by parameter name ("unet.conv.weight/exp_avg"), exactly as it is kept."""
+    found: dict[str, Held] = {}
+    for parameter, state in optimizer.state.items():
+        place = held(parameter)
+        found |= {f"{names[parameter]}/{key}": place.of(local(value)) for key, value in state.items()}
+    return found
 
 
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], tensors: Mapping[str, Tensor]
-) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], stored: Stored) -> None:
     """The inverse of `optimizer_tensors`. A parameter that never had a gradient has no state."""
-    states: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
-    for key, value in tensors.items():
+    parts: defaultdict[str, list[str]] = defaultdict(list)
+    for key in stored.names:
         name, _, part = key.rpartition("/")
-        states[name][part] = value
-    for parameter, name in names.items():
-        if name in states:
-            optimizer.state[parameter] = {
-                part: _placed(value, part, parameter, isinstance(optimizer, LeanOptimizer))
-                for part, value in states[name].items()
-            }
+        parts[name].append(part)
+    lean = isinstance(optimizer, LeanOptimizer)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            name, place = names[parameter], held(parameter)
+            state = {}
+            for part in parts[name]:
+                key = f"{name}/{part}"
+                value = stored.read(key, place.rows if stored.shape(key) == place.shape else None)
+                state[part] = _placed(value, part, parameter, lean)
+            if state:
+                optimizer.state[parameter] = state
 
 
 def _placed(value: Tensor, part: str, parameter: Tensor, lean: bool) -> Tensor:
@@ -147,18 +154,20 @@ def _placed(value: Tensor, part: str, parameter: Tensor, lean: bool) -> Tensor:
     if part == "step":
         return value.to(parameter.device, copy=True)  # the fused kernel counts in it
     # In the parameter's memory format (channels last), which the fused kernel relies on.
-    return torch.empty_like(parameter, requires_grad=False).copy_(value)
+    kept = torch.empty_like(parameter, requires_grad=False)
+    local(kept).copy_(value)
+    return kept
 
 
-def _groups(module: nn.Module, decay: float) -> list[dict[str, Any]]:
+def _groups(module: nn.Module, decay: float, engine: Engine) -> list[dict[str, Any]]:
     """Named parameters by what they share: decay or none, and the factor on their rate."""
     groups: defaultdict[tuple[float, bool], list[tuple[str, nn.Parameter]]] = defaultdict(list)
     for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and engine.mine(name):
             # DoRA's magnitudes of a convolution have four dimensions; decayed, they would shrink what is not trained.
             vector = parameter.ndim < 2 or "magnitude" in name
             groups[rate_factor(module, name), vector].append((name, parameter))
     return [
         {"params": members, "weight_decay": 0.0 if vector else decay, "factor": factor}
         for (factor, vector), members in sorted(groups.items(), key=lambda item: item[0])
-    ]
+    ] or [{"params": [], "weight_decay": 0.0, "factor": 1.0}]

@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from terminus.errors import UserError
+from terminus.model.adapter_keys import Part
 from terminus.model.architecture import ARCHITECTURES, SDXL
-from terminus.model.foreign import infer_configs
-from terminus.model.header import Header, read_header
+from terminus.model.foreign import infer_configs, sdxl_configs
+from terminus.model.header import Header, TensorInfo, read_header
+from terminus.model.parts import TOWERS
 from terminus.model.single_file import OURS
+from terminus.model.towers import make_tower
 from terminus.model.unet import build_unet
 from terminus.model.weights import SHIPPED, at_home, parse_json, read_json
+from terminus.training.adapting import AdapterConfig, inject
 from terminus.training.counting import config_of
 from terminus.training.objectives import Diffusion
 from terminus.training.recipe import Recipe
 
 SDXL_TEXT, SDXL_CODEC = 123_060_480 + 694_659_840, 83_653_863
 """Parameters of SDXL's text towers and codec, for a model that is not on this machine yet."""
+SDXL_TEXT_BLOCKS = 84_934_656 + 629_145_600
+"""Of the towers' parameters those that are multiplied within blocks."""
+_IN_BLOCKS = re.compile(r"\.(layers|resblocks)\.\d+\.")
 _UNET_OF_FILE = "model.diffusion_model."
+_TEXT = ("text_encoder", "text_encoder_2")
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,10 @@ class Networks:
     """Parameters that are used and not trained."""
     trained_text: int
     """Parameters of text towers that are trained with the UNet."""
+    text_blocks: int
+    """Parameters of text towers that are stored in the format of the arithmetic where they are frozen."""
+    towers: tuple[str, str] | None
+    """The text towers' `config.json`; None where they are not read from `model.start`."""
     assumed: bool
     """The model is not on this machine, and SDXL's shapes stand in for it."""
 
@@ -57,6 +70,37 @@ def networks_of(recipe: Recipe) -> Networks:
     return _networks(model.start, model.architecture, model.codec, model.text, objective.train_text == "both")
 
 
+def in_towers(networks: Networks, adapter: AdapterConfig) -> int:
+    """Parameters of this adapter in both text towers; nothing is loaded."""
+    configs = networks.towers
+    if configs is None:
+        whole = sdxl_configs()
+        configs = json.dumps(whole["text_encoder"]), json.dumps(whole["text_encoder_2"])
+    return _in_towers(configs, adapter.model_dump_json())
+
+
+@lru_cache(maxsize=16)
+def _in_towers(configs: tuple[str, str], adapter: str) -> int:
+    settings, parts = AdapterConfig.model_validate_json(adapter), ("tower_1", "tower_2")
+    total = 0
+    for name, part, config in zip(_TEXT, parts, configs, strict=True):
+        with torch.device("meta"):
+            tower = make_tower(*TOWERS[name], json.loads(config), None, "the tower to be counted")
+            inject(tower, cast(Part, part), settings)
+        total += sum(parameter.numel() for parameter in tower.parameters() if parameter.requires_grad)
+    return total
+
+
+@dataclass(frozen=True)
+class _Towers:
+    parameters: int
+    blocks: int
+    configs: tuple[str, str] | None = None
+
+
+_SDXLS = _Towers(SDXL_TEXT, SDXL_TEXT_BLOCKS)
+
+
 @lru_cache(maxsize=16)
 def _networks(start: str | None, architecture: str, codec: str | None, text: str | None, trained: bool) -> Networks:
     if start is None:
@@ -64,41 +108,59 @@ def _networks(start: str | None, architecture: str, codec: str | None, text: str
         with torch.device("meta"):
             config = config_of(build_unet(shapes))
         towers, codecs = _folder(text), _folder(codec)
-        in_text = _parameters(towers, ("text_encoder", "text_encoder_2")) if towers else SDXL_TEXT
         in_codec = _parameters(codecs, ("vae",)) if codecs else SDXL_CODEC
+        in_text = _towers(towers) if towers else _SDXLS
         return _made(config, shapes.positions, shapes.codec.factor, in_text, in_codec, trained, towers is None)
     folder = _folder(start)
     if folder is None:
         with torch.device("meta"):
             config = config_of(build_unet(SDXL))
-        return _made(config, SDXL.positions, SDXL.codec.factor, SDXL_TEXT, SDXL_CODEC, trained, True)
+        return _made(config, SDXL.positions, SDXL.codec.factor, _SDXLS, SDXL_CODEC, trained, True)
     if folder.is_file():
         return _of_file(folder, trained)
     config = json.dumps(read_json(folder / "unet" / "config.json"), sort_keys=True)
     tokens = int(read_json(folder / "text_encoder" / "config.json").get("max_position_embeddings", SDXL.positions))
     factor = 2 ** (len(read_json(folder / "vae" / "config.json")["block_out_channels"]) - 1)
-    in_text = _parameters(folder, ("text_encoder", "text_encoder_2"))
-    others = _parameters(folder, ("vae", "vision"))
-    return _made(config, tokens, factor, in_text, others, trained, False)
+    return _made(config, tokens, factor, _towers(folder), _parameters(folder, ("vae", "vision")), trained, False)
 
 
 def _of_file(path: Path, trained: bool) -> Networks:
     header = read_header(path)
     ours = header.metadata.get(OURS)
     configs: dict[str, Any] = parse_json(ours, str(path))["configs"] if ours else infer_configs(header)
-    towers = sum(info.count for name, info in header.tensors.items() if name.startswith("conditioner."))
+    first, second = (json.dumps(configs[name], sort_keys=True) for name in _TEXT)
+    towers = _towers_of_file(header, (first, second))
     unet = sum(info.count for name, info in header.tensors.items() if name.startswith(_UNET_OF_FILE))
-    others = _count(header) - towers - unet
+    others = _count(header) - towers.parameters - unet
     tokens = int(configs["text_encoder"].get("max_position_embeddings", SDXL.positions))
     factor = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
     return _made(json.dumps(configs["unet"], sort_keys=True), tokens, factor, towers, others, trained, False)
 
 
 def _made(
-    config: str, tokens: int, factor: int, in_text: int, others: int, trained: bool, assumed: bool
+    config: str, tokens: int, factor: int, text: _Towers, others: int, trained: bool, assumed: bool
 ) -> Networks:  # fmt: skip
-    frozen = others + (0 if trained else in_text)
-    return Networks(config, tokens, factor, frozen, in_text if trained else 0, assumed)
+    frozen = others + (0 if trained else text.parameters)
+    in_text = text.parameters if trained else 0
+    return Networks(config, tokens, factor, frozen, in_text, text.blocks, text.configs, assumed)
+
+
+def _towers(folder: Path) -> _Towers:
+    """Of a model folder, or a single file that the towers are taken from."""
+    if folder.is_file():
+        return _towers_of_file(read_header(folder), None)
+    headers = [read_header(file) for file in _files(folder, _TEXT)]
+    first, second = (json.dumps(read_json(folder / name / "config.json"), sort_keys=True) for name in _TEXT)
+    return _Towers(sum(map(_count, headers)), sum(_in_blocks(header.tensors) for header in headers), (first, second))
+
+
+def _towers_of_file(header: Header, configs: tuple[str, str] | None) -> _Towers:
+    tensors = {name: info for name, info in header.tensors.items() if name.startswith("conditioner.")}
+    return _Towers(sum(info.count for info in tensors.values()), _in_blocks(tensors), configs)
+
+
+def _in_blocks(tensors: Mapping[str, TensorInfo]) -> int:
+    return sum(info.count for name, info in tensors.items() if _IN_BLOCKS.search(name) and len(info.shape) == 2)
 
 
 def _folder(name: str | None) -> Path | None:
@@ -110,9 +172,13 @@ def _folder(name: str | None) -> Path | None:
 
 
 def _parameters(folder: Path, networks: Iterable[str]) -> int:
-    files = (file for network in networks for file in sorted((folder / network).glob("*.safetensors")))
+    return sum(_count(read_header(file)) for file in _files(folder, networks))
+
+
+def _files(folder: Path, networks: Iterable[str]) -> Iterator[Path]:
     # a folder may hold the same weights in two precisions, of which diffusers names one `.fp16`
-    return sum(_count(read_header(file)) for file in files if ".fp16." not in file.name)
+    found = (file for network in networks for file in sorted((folder / network).glob("*.safetensors")))
+    return (file for file in found if ".fp16." not in file.name)
 
 
 def _count(header: Header) -> int:

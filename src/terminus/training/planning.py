@@ -108,12 +108,10 @@ def _notes(recipe: Recipe, gpu: Gpu, own: Cut) -> tuple[str, ...]:
         notes.append(f"no measured peak of {gpu.name}: the share of its sheet that an H100 reaches")
     if networks_of(recipe).assumed:
         notes.append("the model or its text towers are not on this machine: SDXL's sizes stand in for them")
-    if recipe.model.adapter is not None:
-        notes.append(
-            "FLOPs and activations are those of training the whole network: an adapter needs about 2/3 of the FLOPs"
-        )
     if networks_of(recipe).trained_text:
-        notes.append("activations of the trained text towers are not counted")
+        notes.append("activations and FLOPs of the trained text towers are not counted")
+    if recipe.model.adapter is not None and recipe.training.precision == "bf16":
+        notes.append("what is frozen is stored in bf16, and waits on the CPU as it was loaded for the end of the run")
     if recipe.training.compile:
         notes.append("counted as uncompiled; compiled blocks keep less, by how much is not measured")
     elif own.checkpointing.startswith("selective"):

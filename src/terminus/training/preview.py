@@ -19,13 +19,20 @@ from terminus.training.recipe import Preview
 _COLUMNS = 8
 
 
-def draw(folder: Path, settings: Preview, components: Components, position: Position, journal: Journal) -> Path:
-    """One picture per prompt, with seeds 0, 1, 2, ..., into `previews/` and TensorBoard; returns the sheet's path."""
+def draw(
+    folder: Path, settings: Preview, components: Components, position: Position, journal: Journal | None
+) -> Path | None:
+    """One picture per prompt, with seeds 0, 1, 2, ..., into `previews/` and TensorBoard; returns the sheet's path.
+
+    Without a journal it only computes: a process that holds a part of the network takes part, and another one writes.
+    """
     prompts = settings.prompts
     how = Settings(steps=settings.steps, guidance=settings.guidance)
     components.unet.eval()
     *_, last = text2img(components, prompts, range(len(prompts)), how)
     components.unet.train()
+    if journal is None:
+        return None
     pictures = [Image.fromarray(one.numpy()) for one in to_bytes(components, last.x)]
     page = sheet(pictures, prompts, columns=min(len(prompts), _COLUMNS))
     path = folder / "previews" / f"images-{position.images:012d}.png"

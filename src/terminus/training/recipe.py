@@ -17,6 +17,7 @@ from terminus.training.ema import ConstantEma, Ema
 from terminus.training.guards import Guards
 from terminus.training.objectives import Diffusion, Objective
 from terminus.training.optimizer import AdamW, LearningRate, Optimizer
+from terminus.training.parallel import Parallel
 from terminus.training.speed import Checkpointing
 
 
@@ -35,6 +36,8 @@ class RunConfig(Config):
     """Grams of CO2 per kWh where the run took place; null leaves the emissions "not measured" on the card."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    trackers: tuple[Literal["wandb", "trackio"], ...] = ()
+    """Services that get curves and previews as well; each must be installed. `log.jsonl` has all without them."""
 
 
 class ModelConfig(Config):
@@ -114,7 +117,7 @@ class Training(Config):
     micro_batch: int = Field(default=32, gt=0)
     """Images per forward pass."""
     accumulation: int = Field(default=1, gt=0)
-    """Forward passes per optimizer step."""
+    """Micro-batches per optimizer step, over all processes: a recipe means the same on any number of them."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Number format of the networks' arithmetic; loss and averages are float32."""
     weights: Literal["fp32", "bf16"] = "fp32"
@@ -134,6 +137,8 @@ class Training(Config):
     """The averaged weights."""
     guards: Guards = Guards()
     """Steps that are left out."""
+    parallel: Parallel = Parallel()
+    """What several processes divide between them."""
     checkpoints: Checkpoints = Checkpoints()
     """Saving."""
     validation: Validation = Validation()

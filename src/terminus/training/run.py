@@ -11,7 +11,7 @@ import logging
 import signal
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -23,30 +23,35 @@ from torch import Tensor
 from terminus import runtime
 from terminus.config.load import Loaded, dump
 from terminus.data.loader import Loader
-from terminus.data.order import Order
+from terminus.data.mixing import order_of
 from terminus.errors import Stopped, UserError
-from terminus.progress import Meter
 from terminus.training import checkpoint, guards
 from terminus.training.assemble import Parts, assemble
 from terminus.training.checkpoint import Position
+from terminus.training.dashboard import Dashboard, dashboard
 from terminus.training.disk import whole_folder, write_whole, writing
 from terminus.training.ema import Average
 from terminus.training.facts import finished_images, write_facts
 from terminus.training.journal import Journal, Row
-from terminus.training.kept import pin, pinned, same_run
+from terminus.training.kept import at_version, pin, pinned, same_run
 from terminus.training.loop import Hooks, State, run_loop
 from terminus.training.memory import out_of_memory, refuse_what_cannot_fit
 from terminus.training.opening import weight_table
 from terminus.training.optimizer import AdamW, Optimizer, build_optimizer, optimizer_tensors, restore_optimizer
+from terminus.training.parallel import engage
 from terminus.training.precision import store_weights
 from terminus.training.preview import draw
 from terminus.training.recipe import Recipe, Training
 from terminus.training.saving import Saver, require_checkpoint_room
 from terminus.training.sessions import begin_session
+from terminus.training.several import check_agreement, check_several, check_shared
+from terminus.training.shards import Held, held
 from terminus.training.speed import run_as
 from terminus.training.step import DiffusionStep
+from terminus.training.trackers import Trackers
 from terminus.training.validation import Validation, build_validation
 from terminus.training.watchdog import Watchdog
+from terminus.training.world import World, joined
 
 log = logging.getLogger("terminus")
 
@@ -57,26 +62,44 @@ MOMENT_BYTES = {"fp32": 8, "bf16": 4, "int8": 2}
 def train(loaded: Loaded[Recipe]) -> Path:
     """Trains, or continues, the run in `run.dir`; returns the folder of the finished model.
 
-    Raises `UserError` for what the user must change, and `Stopped` after a signal, with everything saved.
+    Started several times by a launcher, the processes train it together. Raises `UserError` for what the user must
+    change, and `Stopped` after a signal, with everything saved.
     """
     started = time.time()
     recipe = loaded.value
     folder = Path(recipe.run.dir)
     check(recipe)
+    with joined(recipe.run.device) as world:
+        check_several(recipe, world)
+        if world.once(lambda: _nothing_to_do(folder, recipe)):
+            return folder / "model"
+        world.together(lambda: refuse_what_cannot_fit(recipe, runtime.pick_device(recipe.run.device)))
+        version = world.once(lambda: pinned(folder, recipe).version)
+        parts = world.together(lambda: assemble(recipe, at_version(recipe, version)))
+        check_agreement(world, parts)
+        with ExitStack() as stack:
+            world.once(lambda: stack.enter_context(_begun(folder, recipe, parts, version)))
+            check_shared(folder, world)
+            return _train(recipe, folder, parts, started, world)
+
+
+def _nothing_to_do(folder: Path, recipe: Recipe) -> bool:
     seen = finished_images(folder)
     over = seen is not None and seen >= recipe.training.images
     same = same_run(folder, recipe, over)
     if over and same:
         log.info("nothing to do: %s has seen %d images, and %d are asked for", folder, seen, recipe.training.images)
-        return folder / "model"
-    refuse_what_cannot_fit(recipe, runtime.pick_device(recipe.run.device))
-    view = pinned(folder, recipe)
-    parts = assemble(recipe, view)
+    return over and same
+
+
+@contextmanager
+def _begun(folder: Path, recipe: Recipe, parts: Parts, version: int) -> Generator[None]:
+    """The run's folder is this run's alone, and says what it is."""
     with _locked(folder):
         with writing("The run's folder", folder):
             write_whole(folder / "recipe.yaml", dump(recipe))
-            pin(folder, parts.table, view)
-        return _train(recipe, folder, parts, started)
+            pin(folder, parts.table, at_version(recipe, version))
+        yield
 
 
 def check(recipe: Recipe) -> None:
@@ -90,43 +113,34 @@ def check(recipe: Recipe) -> None:
         )
 
 
-def _train(recipe: Recipe, folder: Path, parts: Parts, started: float) -> Path:
-    training = recipe.training
-    module = parts.step.trained
-    store_weights(module, training.weights)
-    run_as(module, training.checkpointing, training.compile)
-    optimizer = build_optimizer(module, training.optimizer, training.seed)
-    state = State(Position(0, 0, 0.0), Average(module, training.ema), optimizer)
-    saved = checkpoint.latest(folder / "checkpoints")
-    if saved is not None:
-        _restore(state, module, saved)
-        state.position = saved.position
-        log.info("continuing at %d images", state.position.images)
-    saves = -(-(training.images - state.position.images) // training.checkpoints.every_images)
-    size = _checkpoint_size(state, module, training.optimizer)
-    require_checkpoint_room(folder / "checkpoints", size, training.checkpoints.keep, saves)
+def _train(recipe: Recipe, folder: Path, parts: Parts, started: float, world: World) -> Path:
+    state = _state(recipe, parts, world)
+    training, begun = recipe.training, _continued(folder, state, parts)
+    _require_room(folder, training, state, parts)
     validation = build_validation(parts.held_out, training.validation.images, training.micro_batch)
-    order = Order(training.seed, parts.train.sizes, training.micro_batch)
-    loader = Loader(parts.train, order, training.accumulation, training.loader_threads)
-    begun = state.position
-    with writing("The run's folder", folder):
-        begin_session(folder, started, begun.step)
-    if begun.step == 0 and isinstance(parts.step, DiffusionStep):
-        table = weight_table(parts.step.objective, parts.step.density)
-        Console(stderr=True, highlight=False).print("\n".join(table), markup=False)
+    order = order_of(parts.train, recipe.data, training.seed, training.micro_batch)
+    loader = Loader(parts.train, order, training.accumulation, training.loader_threads, world.rank, world.size)
+    if world.first:
+        with writing("The run's folder", folder):
+            begin_session(folder, started, begun.step)
+        if begun.step == 0 and isinstance(parts.step, DiffusionStep):
+            table = weight_table(parts.step.objective, parts.step.density)
+            Console(stderr=True, highlight=False).print("\n".join(table), markup=False)
     with _signals() as asked, Watchdog() as watchdog:
         with (
-            Journal(folder, begun.step) as journal,
-            _meter(training, begun) as meter,
-            Saver(folder / "checkpoints", training.checkpoints, journal.sync) as saver,
+            _trackers(folder, recipe) if world.first else nullcontext() as trackers,
+            Journal(folder, begun.step) if world.first else nullcontext() as journal,
+            dashboard(recipe, folder, begun.images, world.size) if world.first else nullcontext() as meter,
+            Saver(folder / "checkpoints", training.checkpoints, journal.sync if journal else _nothing, world) as saver,
         ):
-            before = validation.measure(parts.step) if begun.step == 0 else None
-            watch = _Watch(recipe, folder, parts, state, validation, journal, meter, saver, watchdog, before)
+            watch = _Watch(recipe, folder, parts, state, validation, journal, meter, trackers, saver, watchdog)
+            if begun.step == 0:
+                watch.before = validation.measure(parts.step, world)
             hooks = Hooks(
                 watch.validate, watch.record, watch.checkpoint, lambda: bool(asked), watch.go_back, watchdog.alive
             )
             try:
-                if asked:
+                if world.any(bool(asked)):
                     raise Stopped
                 run_loop(parts.step, state, loader, training, hooks)
             except Stopped:
@@ -135,11 +149,45 @@ def _train(recipe: Recipe, folder: Path, parts: Parts, started: float) -> Path:
             except torch.OutOfMemoryError as error:
                 raise out_of_memory(recipe, error) from error
         # A signal does not interrupt this: what is left is short, and then there is nothing to continue.
-        with watchdog.patient(), writing("The finished model", folder / "model"):
-            with state.average.swapped_in(), whole_folder(folder / "model") as target:
-                parts.export(target, state.position.images)
-            write_facts(folder, recipe, parts, state.position)
+        with watchdog.patient(), state.average.swapped_in(), state.engine.whole():
+            world.once(lambda: _finish(recipe, folder, parts, state))
     return folder / "model"
+
+
+def _state(recipe: Recipe, parts: Parts, world: World) -> State:
+    training, module = recipe.training, parts.step.trained
+    store_weights(module, training.weights)
+    run_as(module, training.checkpointing, training.compile)
+    engine = engage(module, training.parallel, world, runtime.pick_device(recipe.run.device))
+    optimizer = build_optimizer(module, training.optimizer, training.seed, engine)
+    return State(Position(0, 0, 0.0), Average(module, training.ema, engine), optimizer, engine, world)
+
+
+def _continued(folder: Path, state: State, parts: Parts) -> Position:
+    """Where the run goes on: at its newest checkpoint, which the state then is, or at the beginning."""
+    saved = state.world.once(lambda: checkpoint.latest(folder / "checkpoints"))
+    if saved is not None:
+        state.world.together(lambda: _restore(state, parts.step.trained, saved))
+        state.position = saved.position
+        log.info("continuing at %d images", state.position.images)
+    return state.position
+
+
+def _require_room(folder: Path, training: Training, state: State, parts: Parts) -> None:
+    saves = -(-(training.images - state.position.images) // training.checkpoints.every_images)
+    size = sum(state.world.gather(_checkpoint_size(state, parts.step.trained, training.optimizer)))
+    state.world.once(lambda: require_checkpoint_room(folder / "checkpoints", size, training.checkpoints.keep, saves))
+
+
+def _finish(recipe: Recipe, folder: Path, parts: Parts, state: State) -> None:
+    with writing("The finished model", folder / "model"):
+        with whole_folder(folder / "model") as target:
+            parts.export(target, state.position.images)
+        write_facts(folder, recipe, parts, state.position)
+
+
+def _nothing() -> None:
+    """What a process that writes no log does to have it on the disk."""
 
 
 @dataclass
@@ -151,13 +199,13 @@ class _Watch:
     parts: Parts
     state: State
     validation: Validation
-    journal: Journal
-    meter: Meter
+    journal: Journal | None
+    """Of the first process; the others write nothing but their parts of checkpoints."""
+    meter: Dashboard | None
+    trackers: Trackers | None
     saver: Saver
     watchdog: Watchdog
-    before: dict[str, float] | None
-    validated: str = ""
-    """The last validation error, for the progress line."""
+    before: dict[str, float] | None = None
     owed: bool = False
     """A save was due when the last steps had been left out: no state to return to."""
 
@@ -166,14 +214,16 @@ class _Watch:
         if not (self._due(position, settings.every_images) or self._last(position)):
             return None
         with self.watchdog.patient(), self.state.average.swapped_in():
-            return self.validation.measure(self.parts.step)
+            return self.validation.measure(self.parts.step, self.state.world)
 
     def record(self, row: Row) -> None:
-        self.journal.write(row, self.before if row.step == 1 else None)
-        if row.validation:
-            self.validated = f"  validation {row.validation['all']:.4f}"
-        status = f"loss {row.loss:.4f}  lr {row.learning_rate:.1e}{self.validated}"
-        self.meter.advance(self.recipe.training.global_batch, status)
+        if self.journal is None or self.meter is None:
+            return
+        before = self.before if row.step == 1 else None
+        self.journal.write(row, before)
+        self.meter.row(row, before)
+        if self.trackers is not None:
+            self.trackers.row(row)
 
     def checkpoint(self, position: Position, now: bool) -> None:
         settings = self.recipe.training
@@ -187,14 +237,15 @@ class _Watch:
                 patient = self._last(position) or not now
                 returned = position.health.returns and position.health.returns[-1][1] == position.step
                 prune = sound and not returned
-                self.saver.save(position, self._tensors(), wait=now, patient=patient, prune=prune)
+                self.saver.save(position, self._pieces(), wait=now, patient=patient, prune=prune)
             self.owed = False
 
     def go_back(self, state: State) -> None:
         """To the last good checkpoint's weights. What was seen since counts as left out, and is not seen again."""
         here, health = state.position, state.position.health
         self.saver.join()
-        good = checkpoint.latest(self.folder / "checkpoints", guards.good_before(here.step, health))
+        last = guards.good_before(here.step, health)
+        good = state.world.once(lambda: checkpoint.latest(self.folder / "checkpoints", last))
         if good is None or len(health.returns) == guards.RETURNS:
             raise guards.no_way_back(here.step, health)
         there = good.position
@@ -210,15 +261,21 @@ class _Watch:
             skipped=there.skipped + here.step - there.step,
             health=replace(there.health, returns=returns),
         )
-        self.journal.undo(there.step, len(returns))
+        if self.journal is not None:
+            self.journal.undo(there.step, len(returns))
+        if self.meter is not None:
+            self.meter.reread()
         # At once, and without removing any: from here on it is decided, whatever ends the process next.
-        self.saver.save(state.position, self._tensors(), prune=False)
+        self.saver.save(state.position, self._pieces(), prune=False)
 
-    def _tensors(self) -> dict[str, dict[str, Tensor]]:
-        module = self.parts.step.trained
+    def _pieces(self) -> checkpoint.Pieces:
+        """What this process adds to a checkpoint."""
+        if not self.state.engine.writes:
+            return {part: {} for part in checkpoint.PARTS}
+        module, average = self.parts.step.trained, self.state.average
         return {
-            "weights": _weights(module),
-            "average": self.state.average.tensors,
+            "weights": {name: one for name, one in _weights(module).items() if self.state.engine.mine(name)},
+            "average": {name: held(average.trained[name]).of(one) for name, one in average.tensors.items()},
             "optimizer": optimizer_tensors(self.state.optimizer, _names(module)),
         }
 
@@ -232,7 +289,9 @@ class _Watch:
             return
         try:
             with self.watchdog.patient(), self.state.average.swapped_in():
-                draw(self.folder, settings, whole, position, self.journal)
+                path = draw(self.folder, settings, whole, position, self.journal)
+            if path is not None and self.trackers is not None:
+                self.trackers.picture(path, position.step)
         except OSError as error:
             log.warning("a preview cannot be written (%s); training goes on", error.strerror or error)
 
@@ -245,29 +304,34 @@ class _Watch:
         return position.images >= self.recipe.training.images
 
 
-def _meter(training: Training, begun: Position) -> Meter:
-    total = -(-training.images // training.global_batch) * training.global_batch
-    return Meter(Console(stderr=True, highlight=False), "train", total, begun.images, "images")
+def _trackers(folder: Path, recipe: Recipe) -> Trackers:
+    return Trackers(folder, recipe.run.trackers, recipe.run.name, recipe.model_dump(mode="json"))
 
 
 def _restore(state: State, module: torch.nn.Module, saved: checkpoint.Saved) -> None:
-    checkpoint.copy_into(_weights(module), saved.tensors["weights"])
-    checkpoint.copy_into(state.average.tensors, saved.tensors["average"])
+    average = state.average
+    with saved.tensors("weights") as stored:
+        checkpoint.copy_into(_weights(module), stored)
+    with saved.tensors("average") as stored:
+        averages = {name: held(average.trained[name]).of(one) for name, one in average.tensors.items()}
+        checkpoint.copy_into(averages, stored, some=True)
     state.optimizer.state.clear()
-    restore_optimizer(state.optimizer, _names(module), saved.tensors["optimizer"])
+    with saved.tensors("optimizer") as stored:
+        restore_optimizer(state.optimizer, _names(module), stored)
 
 
 def _checkpoint_size(state: State, module: torch.nn.Module, settings: Optimizer) -> int:
-    """Bytes of a checkpoint to come; the optimizer has no memory yet."""
-    trained = list(_names(module))
-    per_weight = MOMENT_BYTES[settings.moments] if isinstance(settings, AdamW) else 0
-    moments = per_weight * sum(parameter.numel() for parameter in trained)
-    known = {"weights": _weights(module), "average": state.average.tensors}
-    return checkpoint.size_of(known) + moments
+    """Bytes that this process will add to each checkpoint; the optimizer has no memory yet."""
+    engine = state.engine
+    if not engine.writes:
+        return 0
+    mine = [one for name, one in _weights(module).items() if engine.mine(name)]
+    per_weight = 4 + (MOMENT_BYTES[settings.moments] if isinstance(settings, AdamW) else 0)
+    return sum(one.size + per_weight * one.local.numel() for one in mine)
 
 
-def _weights(module: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: parameter for parameter, name in _names(module).items()}
+def _weights(module: torch.nn.Module) -> dict[str, Held]:
+    return {name: held(parameter) for parameter, name in _names(module).items()}
 
 
 def _names(module: torch.nn.Module) -> dict[Tensor, str]:

@@ -10,17 +10,16 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
-from torch import Tensor
-
 from terminus.training import checkpoint
-from terminus.training.checkpoint import Position
+from terminus.training.checkpoint import Pieces, Position
 from terminus.training.disk import DiskFull, require_room, writing
 from terminus.training.recipe import Checkpoints
+from terminus.training.world import World
 
 log = logging.getLogger("terminus")
 
@@ -36,22 +35,23 @@ MARGIN_BYTES = 16 << 20
 MEMORY_SHARE = 0.5
 """The copy may take this share of the memory that is free; a larger one is not made, and training waits instead."""
 
-Tensors = Mapping[str, Mapping[str, Tensor]]
-
 
 class Saver:
     """Writes the checkpoints of one run. Leaving the context waits for the save that is under way."""
 
-    def __init__(self, folder: Path, settings: Checkpoints, flush: Callable[[], None]) -> None:
+    def __init__(
+        self, folder: Path, settings: Checkpoints, flush: Callable[[], None], world: World | None = None
+    ) -> None:
         """`flush` forces the log to the disk: a checkpoint may not be newer than its log."""
         self.folder, self.settings, self._flush = folder, settings, flush
+        self._world = (world or World()).second()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="saving")
         self._save: Future[None] | None = None
         self._give_way = threading.Event()
         self._full_since: float | None = None
 
     def save(
-        self, position: Position, tensors: Tensors, *, wait: bool = False, patient: bool = True, prune: bool = True
+        self, position: Position, pieces: Pieces, *, wait: bool = False, patient: bool = True, prune: bool = True
     ) -> None:
         """Copies and writes; with `wait`, it is on the disk when this returns.
 
@@ -61,11 +61,12 @@ class Saver:
         self._give_way.set()
         self.join()
         self._give_way.clear()
-        if not wait and checkpoint.size_of(tensors) <= MEMORY_SHARE * free_memory():
-            copies = {file: {name: _copy(value) for name, value in some.items()} for file, some in tensors.items()}
+        room = MEMORY_SHARE * free_memory() / self._world.local_size
+        if not wait and checkpoint.size_of(pieces) <= room:
+            copies = {part: {name: piece.copied() for name, piece in some.items()} for part, some in pieces.items()}
             self._save = self._pool.submit(self._write, position, copies, patient, prune)
         else:
-            self._write(position, tensors, patient, prune)
+            self._write(position, pieces, patient, prune)
 
     def join(self) -> None:
         """Waits for the save that is under way; raises what it met."""
@@ -78,23 +79,23 @@ class Saver:
         if self._save is not None and self._save.done():
             self.join()
 
-    def _write(self, position: Position, tensors: Tensors, patient: bool, prune: bool) -> None:
+    def _write(self, position: Position, pieces: Pieces, patient: bool, prune: bool) -> None:
         while True:
             try:
-                self._flush()
-                checkpoint.save(self.folder, position, tensors)
+                self._world.together(self._flush)
+                checkpoint.save(self.folder, position, pieces, self._world)
             except DiskFull as error:
                 self._full_since = self._full_since or time.monotonic()
-                if not patient or time.monotonic() - self._full_since > LIMIT_SECONDS:
+                if self._world.any(not patient or time.monotonic() - self._full_since > LIMIT_SECONDS):
                     raise
                 log.warning("%s Trying again every %.0f s", error, RETRY_SECONDS)
-                if self._give_way.wait(RETRY_SECONDS):
+                if self._world.any(self._give_way.wait(RETRY_SECONDS)):
                     return  # a newer state is about to be written
                 continue
             if self._full_since is not None:
                 log.warning("there is room again: saved at %d images", position.images)
                 self._full_since = None
-            if prune:
+            if prune and self._world.first:
                 checkpoint.prune(self.folder, self.settings.keep, self.settings.milestone_images)
             return
 
@@ -135,7 +136,3 @@ def free_memory() -> int:
     if limit.is_file() and used.is_file() and (allowed := limit.read_text().strip()) != "max":
         free = min(free, int(allowed) - int(used.read_text()))
     return free
-
-
-def _copy(value: Tensor) -> Tensor:
-    return value.detach().to("cpu", copy=True)

@@ -6,8 +6,10 @@ or computed again after a restart gives the same loss.
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -32,6 +34,10 @@ class StepLoss:
     error: Float[Tensor, " batch"]
     t: Int[Tensor, " batch"] | None = None
     """Timestep of each sample; None where there are no timesteps."""
+
+    def on_cpu(self) -> StepLoss:
+        """The same, where the log reads it."""
+        return StepLoss(self.weighted.cpu(), self.error.cpu(), None if self.t is None else self.t.cpu())
 
 
 @runtime_checkable
@@ -79,7 +85,7 @@ class DiffusionStep:
         return self.components.unet if self.together is None else self.together
 
     def loss(self, batch: Batch, step: int) -> StepLoss:
-        """The weighted error of each sample."""
+        """The weighted error of each sample, of what its mask counts; the plain error is that of the whole picture."""
         moments = batch.values.to(self.device)
         shape = moments.shape[2:]
         posterior = Moments(moments[:, 0], moments[:, 1])
@@ -99,7 +105,8 @@ class DiffusionStep:
         perturbation = None
         if self.input_perturbation:
             perturbation = self.input_perturbation * self._normal(batch, "input perturbation", shape)
-        losses = self.objective.loss(network, x0, epsilon, t, perturbation)
+        mask = None if batch.mask is None else batch.mask.to(self.device)
+        losses = self.objective.loss(network, x0, epsilon, t, perturbation, mask)
         return StepLoss(losses.weighted, losses.unweighted, t)
 
     def seeded(self, seed: int) -> DiffusionStep:
@@ -111,10 +118,9 @@ class DiffusionStep:
 
     def _captions(self, batch: Batch) -> list[str]:
         return [
-            "" if runtime.uniform(self.seed, position, "caption dropout") < self.caption_dropout
-            else choose(captions, self.seed, position)
-            for position, captions in zip(batch.positions, batch.captions, strict=True)
-        ]  # fmt: skip
+            "" if runtime.uniform(self.seed, position, "caption dropout") < self.caption_dropout else caption
+            for position, caption in zip(batch.positions, drawn(batch, self.seed), strict=True)
+        ]
 
     def _timesteps(self, batch: Batch, step: int) -> Int[Tensor, " batch"]:
         draws = [runtime.uniform(self.seed, position, "timestep") for position in batch.positions]
@@ -131,8 +137,20 @@ class DiffusionStep:
         return torch.stack(rows).to(self.device)
 
 
-def choose(captions: Sequence[str], seed: int, position: int) -> str:
-    """One caption of an image, equally likely; "" if it has none."""
+def drawn(batch: Batch, seed: int) -> list[str]:
+    """One caption for each sample."""
+    weights = batch.caption_weights or ((),) * len(batch.captions)
+    each = zip(batch.captions, weights, batch.positions, strict=True)
+    return [choose(captions, seed, position, some) for captions, some, position in each]
+
+
+def choose(captions: Sequence[str], seed: int, position: int, weights: Sequence[float] = ()) -> str:
+    """One caption of an image, drawn in proportion to its weight (no weights: all alike); "" if it has none."""
     if not captions:
         return ""
-    return captions[int(runtime.uniform(seed, position, "caption") * len(captions))]
+    u = runtime.uniform(seed, position, "caption")
+    weights = weights[: len(captions)]
+    if len(set(weights)) <= 1:
+        return captions[int(u * len(captions))]
+    up_to = list(accumulate(weights))
+    return captions[bisect(up_to[:-1], u * up_to[-1])]

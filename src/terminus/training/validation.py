@@ -15,6 +15,7 @@ import torch
 from terminus.data.loader import Batch, Rows
 from terminus.training.journal import by_band
 from terminus.training.step import Step
+from terminus.training.world import World
 
 SEED = 0
 """Of every validation, whatever the run's."""
@@ -32,11 +33,16 @@ class Validation:
         return sum(len(batch.keys) for batch in self.batches)
 
     @torch.no_grad()
-    def measure(self, step: Step) -> dict[str, float]:
-        """Mean plain error over all held-out images ("all") and by timestep band."""
+    def measure(self, step: Step, world: World | None = None) -> dict[str, float]:
+        """Mean plain error over all held-out images ("all") and by timestep band. Processes share the work."""
+        world = world or World()
         step.trained.eval()
         fixed = step.seeded(SEED)
-        losses = [fixed.loss(batch, step=0) for batch in self.batches]
+        # All call the network equally often, as shards need; what was repeated for that is not counted.
+        turns = -(-len(self.batches) // world.size)
+        own = [self.batches[(turn * world.size + world.rank) % len(self.batches)] for turn in range(turns)]
+        mine = [fixed.loss(batch, step=0) for batch in own]
+        losses = world.interleaved([loss.on_cpu() for loss in mine])[: len(self.batches)]
         step.trained.train()
         error = torch.cat([loss.error for loss in losses])
         result = {"all": error.double().mean().item()}

@@ -1,0 +1,90 @@
+"""The captions in force become columns of `images` and `latents`, which is where training reads them.
+
+Idempotent: what is there is compared with what should be there, and only rows that differ are revised. So it can
+follow a kill, an edited sidecar or a changed weight alike.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import pyarrow as pa
+
+from terminus.data.captioning.table import Generated, generated
+from terminus.data.record import Caption
+from terminus.data.store import IMAGES, LATENTS, Store, Table, View
+
+TEXTS = ("captions", "caption_origins", "caption_weights")
+PIECE = 200_000
+"""Rows per commit: bounds the memory that their texts take."""
+
+
+def merge(store: Store) -> int:
+    """Brings both tables up to date with the answers; returns how many images have other captions than before."""
+    texts = generated(store)
+    if not texts.origins:
+        return 0
+    changed = 0
+    if view := store.images.latest():
+        for piece in _pieces(_differing(view, texts)):
+            changed += len(piece)
+            _revise(store.images, IMAGES, piece, "key")
+    images, latents = store.images.latest(), store.latents.latest()
+    if images and latents:
+        for piece in _pieces(_outdated(images, latents)):
+            _revise(store.latents, LATENTS, piece, "image_key")
+    return changed
+
+
+def captions_of(row: Mapping[str, Any]) -> tuple[Caption, ...]:
+    """The captions that the three columns of a row hold."""
+    return tuple(Caption(*parts) for parts in zip(*(row[name] for name in TEXTS), strict=True))
+
+
+def _differing(view: View, texts: Generated) -> Iterator[tuple[str, tuple[Caption, ...]]]:
+    for batch in view.batches(["key", *TEXTS]):
+        for row in batch.to_pylist():
+            before = captions_of(row)
+            after = texts.beside(row["key"], before)
+            if after != before:
+                yield row["key"], after
+
+
+def _outdated(images: View, latents: View) -> Iterator[tuple[str, tuple[Caption, ...]]]:
+    """Images whose latents hold other captions than they do."""
+    columns = ("image_key", *TEXTS)
+    held: defaultdict[str, set[int]] = defaultdict(set)  # several, where several codecs encoded the image
+    for batch in latents.batches(columns):
+        for row in batch.to_pylist():
+            held[row["image_key"]].add(hash(captions_of(row)))
+    for batch in images.batches(["key", *TEXTS]):
+        for row in batch.to_pylist():
+            captions = captions_of(row)
+            if held.get(row["key"], set()) - {hash(captions)}:
+                yield row["key"], captions
+
+
+def _pieces(
+    changes: Iterator[tuple[str, tuple[Caption, ...]]],
+) -> Iterator[dict[str, tuple[Caption, ...]]]:
+    piece: dict[str, tuple[Caption, ...]] = {}
+    for key, captions in changes:
+        piece[key] = captions
+        if len(piece) == PIECE:
+            yield piece
+            piece = {}
+    if piece:
+        yield piece
+
+
+def _revise(table: Table[Any], schema: pa.Schema, piece: Mapping[str, tuple[Caption, ...]], on: str) -> None:  # pyright: ignore[reportUnknownParameterType]
+    columns: dict[str, object] = {
+        on: list(piece),
+        "captions": [[caption.text for caption in captions] for captions in piece.values()],
+        "caption_origins": [[caption.origin for caption in captions] for captions in piece.values()],
+        "caption_weights": [[caption.weight for caption in captions] for captions in piece.values()],
+    }
+    types = pa.schema([schema.field(name) for name in columns])
+    table.revise(pa.table(cast("dict[str, Any]", columns), schema=types), on)

@@ -1,0 +1,120 @@
+"""A question about one image: the pixels that training will see, and the prompt with its placeholders filled.
+
+The model is shown the planned crop and not the whole file, so a caption never names what the crop has cut away. Only
+where an image has several crops (`data.crops`), which share its captions, is it shown the whole picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Protocol, cast, runtime_checkable
+
+from PIL import Image
+
+from terminus.data.captioning.answer import Answer
+from terminus.data.captioning.settings import MAX_SIDE
+from terminus.data.pixels import render, resized
+from terminus.data.store import GEOMETRY, View, plan_of
+
+COLUMNS = (
+    "key", "source", "source_id", "captions", "caption_origins", "caption_weights", "tags", "data", "background",
+    *GEOMETRY,
+)  # fmt: skip
+"""Of the `images` table."""
+QUOTED = 1000
+"""Characters of a source's description that a prompt may quote: what strangers wrote must not drown the question."""
+QUALITY = 90
+
+
+@dataclass(frozen=True)
+class Question:
+    """One image and what is asked about it."""
+
+    key: str
+    """Of its row in `images`."""
+    source: str
+    source_id: str
+    row: dict[str, object]
+    """The columns that `render` needs."""
+    prompt: str
+    whole: bool = False
+    """Whether the picture is all of the image, and not the crop."""
+
+    @property
+    def name(self) -> str:
+        """What people call the image."""
+        return f"{self.source}/{self.source_id}"
+
+    def picture(self, max_side: int = MAX_SIDE) -> Image.Image:
+        """The training pixels, reduced to `max_side` where they are larger; never enlarged."""
+        pixels = resized(self.row, plan_of(self.row)) if self.whole else render(self.row)
+        picture = Image.fromarray(pixels)
+        picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+        return picture
+
+    def jpeg(self, max_side: int = MAX_SIDE) -> bytes:
+        """`picture` as a JPEG file: a few hundred kilobytes, without any of the original's metadata."""
+        file = BytesIO()
+        self.picture(max_side).save(file, "JPEG", quality=QUALITY)
+        return file.getvalue()
+
+
+@dataclass(frozen=True)
+class Failure:
+    """No answer came. Nothing is recorded, so that the next run asks again."""
+
+    reason: str
+    """Short and stable: "HTTP 500", "timed out", "no connection", ..."""
+    detail: str = ""
+
+
+@runtime_checkable
+class Asking(Protocol):
+    """Somebody who answers."""
+
+    at_once: int
+    """Groups of questions to keep submitted."""
+    batch: int
+    """Questions in a group."""
+
+    def submit(self, questions: Sequence[Question]) -> Future[list[Answer | Failure]]:
+        """One result for each question, in order. UserError where no further question makes sense."""
+        ...
+
+    def close(self) -> None:
+        """What is still under way ends as soon as it can."""
+        ...
+
+
+def questions(
+    images: View, rows: Sequence[int], prompt: str, generated: frozenset[str], whole: bool = False
+) -> list[Question]:
+    """The questions about the images with these row numbers; `generated` origins are not quoted in prompts."""
+    found = cast("list[dict[str, object]]", images.take(rows, COLUMNS).to_pylist())
+    return [
+        Question(
+            cast(str, row["key"]),
+            cast(str, row["source"]),
+            cast(str, row["source_id"]),
+            row,
+            filled(prompt, own_texts(row, generated), cast("list[str] | None", row["tags"]) or []),
+            whole,
+        )
+        for row in found
+    ]
+
+
+def own_texts(row: dict[str, object], generated: frozenset[str]) -> list[str]:
+    """What the image's source says of it."""
+    texts, origins = cast("list[str]", row["captions"]), cast("list[str]", row["caption_origins"])
+    return [text for text, origin in zip(texts, origins, strict=True) if origin not in generated]
+
+
+def filled(prompt: str, captions: Sequence[str], tags: Sequence[str]) -> str:
+    """The prompt with `{captions}` and `{tags}` replaced; what is put in is not searched for placeholders again."""
+    pieces = prompt.split("{captions}")
+    told, listed = "; ".join(captions)[:QUOTED], ", ".join(tags)[:QUOTED]
+    return told.join(piece.replace("{tags}", listed) for piece in pieces)

@@ -1,0 +1,184 @@
+"""How sources mix: exact shares of the images that training sees, not shares of the files that happen to be there.
+
+`data.mix: {anchor: 0.1}` gives the source `anchor` one of every ten units. A unit is a sample where all rows are of one
+bucket, else a whole micro-batch, since a micro-batch holds one bucket and two sources may have no bucket in common.
+
+The units follow a cycle as long as the least common denominator of the shares; whatever repeats itself every ten units
+has the same content in every window of ten. Each source's units are filled from its own endless passes, so one that
+runs out begins another pass. Nothing is drawn and nothing is kept: as in `Order`, any place is computed directly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from math import lcm
+from typing import Protocol, runtime_checkable
+
+from terminus import runtime
+from terminus.data.loader import Rows
+from terminus.data.order import Order, Place, Places
+from terminus.data.settings import DataConfig
+from terminus.errors import UserError
+
+
+@runtime_checkable
+class Sourced(Rows, Protocol):
+    """Rows that know where they come from."""
+
+    @property
+    def sources(self) -> tuple[dict[str, int], ...]:
+        """How many rows of each bucket are of each source, in the order in which they are numbered."""
+        ...
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive rows of one bucket, each of which comes `repeats` times in a pass."""
+
+    first: int
+    count: int
+    repeats: int = 1
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Endless passes over some of the rows."""
+
+    share: Fraction
+    """Of all units."""
+    seed: int
+    buckets: tuple[int, ...]
+    """Those in which it has rows."""
+    parts: tuple[tuple[Part, ...], ...]
+    """Its rows in each of these."""
+
+    def order(self, unit: int) -> Order:
+        """Its units of so many samples, counted as if it were alone."""
+        sizes = tuple(sum(part.count * part.repeats for part in parts) for parts in self.parts)
+        return Order(self.seed, sizes, unit)
+
+    def row(self, bucket: int, place: int) -> int:
+        """The row of the bucket (an index into `buckets`) at a place among its rows and their repeats."""
+        for part in self.parts[bucket]:
+            if place < part.count * part.repeats:
+                return part.first + place % part.count
+            place -= part.count * part.repeats
+        raise ValueError(f"place {place} lies behind the last row of bucket {self.buckets[bucket]}")
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """`mixed[i]` is micro-batch i of the whole run, for any i >= 0, as of an `Order`."""
+
+    streams: tuple[Stream, ...]
+    """Their shares add up to 1."""
+    micro_batch: int
+    unit: int
+    """Samples that are of one stream: 1 where there is one bucket, else the whole micro-batch."""
+
+    def __post_init__(self) -> None:
+        if sum(stream.share for stream in self.streams) != 1 or self.unit not in (1, self.micro_batch):
+            raise ValueError(f"shares {[str(stream.share) for stream in self.streams]}, units of {self.unit}")
+
+    @cached_property
+    def cycle(self) -> tuple[int, ...]:
+        """Which stream has each unit, from the first until it repeats itself.
+
+        Each unit goes to the stream that has had least of what it should have. What is owed to any stream stays above
+        -1 (the one chosen is owed something, since all debts add up to one unit) and is a whole number at the end of
+        the cycle, where all add up to 0: there every stream has had exactly its share.
+        """
+        length = lcm(*(stream.share.denominator for stream in self.streams))
+        had = [0] * len(self.streams)
+        chosen: list[int] = []
+        for unit in range(length):
+            owed = [(unit + 1) * stream.share - units for stream, units in zip(self.streams, had, strict=True)]
+            chosen.append(owed.index(max(owed)))
+            had[chosen[-1]] += 1
+        return tuple(chosen)
+
+    @cached_property
+    def _orders(self) -> tuple[Order, ...]:
+        return tuple(stream.order(self.unit) for stream in self.streams)
+
+    @cached_property
+    def _before(self) -> tuple[tuple[int, ...], ...]:
+        """How many units of each stream there are before each unit of the cycle, and in all of it."""
+        counts = [[0] * len(self.streams)]
+        for chosen in self.cycle:
+            counts.append([count + (stream == chosen) for stream, count in enumerate(counts[-1])])
+        return tuple(map(tuple, counts))
+
+    def __getitem__(self, index: int) -> Place:
+        each = self.micro_batch // self.unit
+        bucket, rows = 0, list[int]()
+        for unit in range(index * each, (index + 1) * each):
+            chosen = self.cycle[unit % len(self.cycle)]
+            stream, place = self.streams[chosen], self._orders[chosen][self._passed(chosen, unit)]
+            bucket = stream.buckets[place.bucket]
+            rows += [stream.row(place.bucket, row) for row in place.rows]
+        return Place(bucket, tuple(rows), self._epoch(index * each))
+
+    def _passed(self, stream: int, unit: int) -> int:
+        """How many units the stream has had before this one."""
+        cycles, place = divmod(unit, len(self.cycle))
+        return cycles * self._before[-1][stream] + self._before[place][stream]
+
+    def _epoch(self, unit: int) -> int:
+        """The pass of the stream with the largest share."""
+        largest = max(range(len(self.streams)), key=lambda stream: self.streams[stream].share)
+        return self._orders[largest].epoch(self._passed(largest, unit))
+
+
+def order_of(rows: Rows, data: DataConfig, seed: int, micro_batch: int) -> Places:
+    """The order in which training sees the rows: by their number, or as `data.mix` says.
+
+    `UserError` if a source that it names has no rows, or shares leave nothing for the others.
+    """
+    if not data.mix:
+        return Order(seed, rows.sizes, micro_batch)
+    if not isinstance(rows, Sourced):
+        raise TypeError("rows that do not know their sources cannot be mixed")
+    present = {name for bucket in rows.sources for name in bucket}
+    for name in data.mix:
+        if name not in present:
+            raise UserError(
+                f"the source {name} has no images to train on",
+                where="data.mix",
+                rule="A source that is mixed in has images of this transform and codec",
+                fix="Correct the source, and run `terminus prepare` with this recipe, or do not name it there.",
+            )
+    shares, repeats = data.shares, data.repeats
+    streams = [_stream(rows, {name: 1}, part, runtime.key(seed, 0, f"source {name}")) for name, part in shares.items()]
+    others = {name: repeats.get(name, 1) for name in sorted(present - set(shares))}
+    rest = Fraction(1) - sum(shares.values())
+    if bool(others) != (rest > 0):
+        raise UserError(
+            f"the shares add up to {float(1 - rest):g}, and "
+            + (f"{', '.join(others)} would never be seen" if others else "no other source has images for the rest"),
+            where="data.mix",
+            rule="What has no share there divides the rest by its number of images; if everything has one, the sum is 1",
+            fix="Change the shares.",
+        )
+    if others:
+        streams.append(_stream(rows, others, rest, seed))
+    return Mixed(tuple(streams), micro_batch, 1 if len(rows.sizes) == 1 else micro_batch)
+
+
+def _stream(rows: Sourced, repeats: Mapping[str, int], part: Fraction, seed: int) -> Stream:
+    found = [_parts(bucket, repeats) for bucket in rows.sources]
+    buckets = [bucket for bucket, parts in enumerate(found) if parts]
+    return Stream(part, seed, tuple(buckets), tuple(found[bucket] for bucket in buckets))
+
+
+def _parts(bucket: Mapping[str, int], repeats: Mapping[str, int]) -> tuple[Part, ...]:
+    parts: list[Part] = []
+    first = 0
+    for name, count in bucket.items():
+        if name in repeats:
+            parts.append(Part(first, count, repeats[name]))
+        first += count
+    return tuple(parts)

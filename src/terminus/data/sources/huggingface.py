@@ -1,0 +1,216 @@
+"""Data sets of the Hugging Face hub and of the `datasets` library: Parquet and Arrow files, read as what they are.
+
+The library itself is not needed, and nothing of a data set is ever executed: a repository that consists of a loading
+script has no files to read, and is refused. A repository is read at one commit, which the recipe names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal, cast
+
+import pyarrow as pa
+from pydantic import Field, model_validator
+
+from terminus.config.base import Config
+from terminus.data import places
+from terminus.data.record import Candidate
+from terminus.data.sources import tables
+from terminus.data.sources.columns import FACTS, BadRow, Columns, Row, checksum, said
+from terminus.data.sources.folder import printable
+from terminus.errors import UserError
+from terminus.pictures import Dropped
+
+Role = Literal[
+    "url", "image", "caption", "width", "height", "similarity", "unsafe", "nsfw", "watermark", "aesthetic",
+    "md5", "sha256", "licence", "tags",
+]  # fmt: skip
+"""What a column can be for."""
+
+NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType({
+    **FACTS,
+    "url": ("url", "image_url", "link"),
+    "image": ("image", "img", "jpg", "png"),
+    "caption": ("text", "caption", "captions", "prompt", "sentence", "alt_text"),
+})  # fmt: skip
+"""The names that each role goes by, the best first."""
+
+ENDINGS = (".parquet", ".arrow")
+ROWS = 32
+"""Decoded at once of an Arrow file, whose batches may hold a thousand images."""
+MAX_CARD_BYTES = 262_144
+
+_BROKEN = (OSError, pa.ArrowException, ValueError, NotImplementedError)
+_LICENCE = re.compile(r"^license:[ \t]*[\"']?([\w.+-]{1,60})[\"']?[ \t]*$", re.MULTILINE)
+
+
+class HuggingfaceSource(Config):
+    """A data set of the Hugging Face hub, or a folder of one: a clone, or what `save_to_disk` wrote."""
+
+    kind: Literal["huggingface"]
+    """Parquet or Arrow files laid out as the hub does it."""
+    name: str
+    """What the rows of this source are called in the store; keep it when the folder moves."""
+    path: str | None = None
+    """The folder: a path, s3:// or gs://."""
+    repo: str | None = Field(default=None, pattern=r"^\w[\w.-]*(/\w[\w.-]*)?$")
+    """Instead of a folder: the id of a data set on the hub. Its files are fetched once, into the hub's cache."""
+    revision: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$")
+    """The commit of `repo` to read, so that every run reads the same."""
+    split: str | None = "train"
+    """Read the files whose names or folders say so (`data/train-00000.parquet`); null is all files."""
+    columns: dict[Role, str] = Field(default_factory=dict)
+    """Which column is what, where it is not called as usual: {image: photo, caption: description}."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> HuggingfaceSource:
+        if (self.path is None) == (self.repo is None):
+            raise ValueError("a huggingface source has either a path or a repo")
+        if (self.repo is None) != (self.revision is None):
+            raise ValueError("repo and revision (a commit, 40 hexadecimal digits) go together")
+        return self
+
+    def count(self) -> int:
+        """About how many rows there are; `UserError` if the first file has no images or no captions."""
+        found = self._files(root := self._root())
+        first = found[0]
+        if first.endswith(".parquet"):
+            return tables.estimate(first, self._columns()) * len(found)
+        next(self._arrow(first, root), None)
+        return 0
+
+    def candidates(self, seed: int) -> Iterator[Candidate]:
+        """One per row, files in the order of their names; unreadable files and rows with the reason."""
+        root = self._root()
+        licence = _card_licence(root)
+        for number, uri in enumerate(self._files(root)):
+            name = printable(uri.removeprefix(root.rstrip("/") + "/"))
+            try:
+                for candidate in self._rows(uri, root):
+                    yield replace(candidate, licence=candidate.licence or licence)
+            except UserError as error:
+                if number == 0:
+                    raise
+                yield Candidate(self.name, f"{name}#0", problem=Dropped("table cannot be read", error.what))
+
+    def _root(self) -> str:
+        return _fetched(self.repo, self.revision or "") if self.repo else str(self.path)
+
+    def _files(self, root: str) -> list[str]:
+        every = places.files(root, ENDINGS)
+        # The hub's rule: the split's name stands between separators, in the file's name or a folder's.
+        said = None if self.split is None else re.compile(rf"(?:^|[/._ -]){re.escape(self.split)}(?=[/._ -]|$)")
+        found = [uri for uri in every if said is None or said.search(uri[len(root) :])]
+        named = any(
+            re.search(r"(?:^|[/._ -])(train|test|validation|dev|val)(?=[/._ -])", uri[len(root) :]) for uri in every
+        )
+        if found or (every and not named and self.split == "train"):
+            return found or every
+        listed = ", ".join(printable(uri[len(root) :].lstrip("/")) for uri in every[:10])
+        raise UserError(
+            f"there are no files of the split {self.split!r} here"
+            if every
+            else "there are no Parquet or Arrow files here",
+            where=f"data.sources ({self.name}): {root}",
+            rule=f"The files are {listed}" if every else "Loading scripts are never executed",
+            fix="Set `split` to one of them, or to null for all."
+            if every
+            else "Use the commit of the repository's branch refs/convert/parquet, where it has one.",
+        )
+
+    def _columns(self) -> Columns:
+        return Columns(NAMES, {role: name for role, name in self.columns.items()}, (("image", "url"), ("caption",)))
+
+    def _rows(self, uri: str, root: str) -> Iterator[Candidate]:
+        if uri.lower().endswith(".arrow"):
+            yield from self._arrow(uri, root)
+            return
+        below = printable(uri.removeprefix(root.rstrip("/") + "/"))
+        folder, slash, _ = below.rpartition("/")
+        for candidate in tables.candidates(self.name, uri, self._columns(), self._candidate):
+            yield replace(candidate, source_id=f"{folder}{slash}{candidate.source_id}")
+
+    def _arrow(self, uri: str, root: str) -> Iterator[Candidate]:
+        """Of an IPC stream, as `save_to_disk` writes it."""
+        name = printable(uri.removeprefix(root.rstrip("/") + "/"))
+        number = 0
+        with closing(places.open_input(uri)) as file:
+            try:
+                reader = pa.ipc.open_stream(file)
+                present: list[str] = reader.schema.names
+                found = self._columns().find(present, uri)
+                for batch in reader:
+                    batch.validate(full=True)
+                    for row in _unpacked(batch, found):
+                        yield self._read(Row(f"{name}#{number}", row, found))
+                        number += 1
+            except _BROKEN as error:
+                detail = (str(error).splitlines() or [type(error).__name__])[0]
+                problem = Dropped("table cannot be read", f"from this row on: {printable(detail[:300])}")
+                yield Candidate(self.name, f"{name}#{number}", problem=problem, stamp=places.stamp(uri))
+
+    def _read(self, row: Row) -> Candidate:
+        try:
+            return self._candidate(row)
+        except BadRow as error:
+            return Candidate(self.name, row.id, problem=error.dropped)
+
+    def _candidate(self, row: Row) -> Candidate:
+        data, url = row.image()
+        return Candidate(
+            self.name,
+            row.id,
+            row.captions("caption"),
+            data=data,
+            url=url,
+            checksum=checksum(row),
+            said=said(row),
+            licence=row.licence(),
+        )
+
+
+def _unpacked(batch: pa.RecordBatch, found: Mapping[str, str]) -> Iterator[dict[str, object]]:  # pyright: ignore[reportUnknownParameterType]
+    for start in range(0, batch.num_rows, ROWS):
+        part = batch.slice(start, ROWS)
+        columns = [cast("list[object]", part.column(name).to_pylist()) for name in found.values()]
+        for values in zip(*columns, strict=True):
+            yield dict(zip(found, values, strict=True))
+
+
+def _card_licence(root: str) -> str | None:
+    """What the head of README.md says, if it is one plain word."""
+    uri = f"{root.rstrip('/')}/README.md"
+    try:
+        with closing(places.open_input(uri)) as file:
+            text = bytes(file.read(MAX_CARD_BYTES)).decode(errors="replace")
+    except (UserError, OSError):
+        return None
+    head = text.split("\n---", 1)[0] if text.startswith("---") else ""
+    found = _LICENCE.search(head)
+    return found[1] if found else None
+
+
+def _fetched(repo: str, revision: str) -> str:
+    """The folder of the repository's tables at that commit; what is there already is not fetched again."""
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    # Plain files of their own: the hub's snapshots are links that lead out of their folder.
+    folder = Path(constants.HF_HOME, "terminus", repo.replace("/", "--"), revision)
+    try:
+        patterns = [f"*{ending}" for ending in ENDINGS] + ["README.md"]
+        snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=patterns, local_dir=folder)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"this data set cannot be fetched ({reason})",
+            where=f"data.sources: {repo}@{revision}",
+            rule="It must exist at that commit; a gated one needs HF_TOKEN of an account that may read it",
+            fix="Correct repo and revision, or log in with `hf auth login`; the same command continues.",
+        ) from None
+    return str(folder)

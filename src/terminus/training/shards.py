@@ -1,0 +1,148 @@
+"""Which part of a tensor a process holds, how it is stored, and how another number of processes reads it.
+
+A process holds whole tensors, or whole rows of them (FSDP2 cuts along the first dimension). Each writes what it holds
+into a file of its own in safetensors, with the place of each piece in the header, as `torch.distributed.checkpoint`
+does (`HuggingFaceStorageReader` reads these folders). Readers take the rows they need from whichever files have them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, cast
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+_PLACES = "DCP_SHARDING_INFO"
+"""The header's key for where pieces begin: {"name": {"saved_offsets": [row, 0, ...]}}."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """What this process holds of a tensor: all of it, or rows from `start` on."""
+
+    local: Tensor
+    start: int
+    shape: tuple[int, ...]
+    """Of the whole tensor."""
+
+    @property
+    def rows(self) -> slice:
+        """The rows of the whole that are here."""
+        return slice(self.start, self.start + (len(self.local) if self.local.ndim else 0))
+
+    def of(self, other: Tensor) -> Held:
+        """Another tensor that belongs to the same rows if it has as many (an average, a moment), else to none."""
+        if other.shape == self.local.shape:
+            return Held(other, self.start, self.shape)
+        return Held(other, 0, tuple(other.shape))
+
+    def copied(self) -> Held:
+        """The same on the CPU, on its own."""
+        return Held(self.local.detach().to("cpu", copy=True), self.start, self.shape)
+
+    @property
+    def size(self) -> int:
+        """Bytes held here."""
+        return self.local.numel() * self.local.element_size()
+
+
+def held(tensor: Tensor) -> Held:
+    """What this process holds of `tensor`. The local tensor is no copy.
+
+    Raises `ValueError` for a tensor that is cut along another dimension than the first.
+    """
+    if not isinstance(tensor, DTensor):
+        return Held(local(tensor), 0, tuple(tensor.shape))
+    if any(not (place.is_replicate() or place.is_shard(0)) for place in tensor.placements):
+        raise ValueError(f"cut along another dimension than the first: {tensor.placements}")
+    _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return Held(local(tensor), offset[0] if offset else 0, tuple(tensor.shape))
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process holds of `tensor`, in the tensor's own memory."""
+    return cast(DTensor, tensor.detach()).to_local() if isinstance(tensor, DTensor) else tensor.detach()
+
+
+def write(path: Path, pieces: Mapping[str, Held]) -> None:
+    """One safetensors file of whole tensors and pieces; those without rows are left out."""
+    kept = {name: piece for name, piece in pieces.items() if piece.local.numel() or not piece.shape}
+    places = {
+        name: {"saved_offsets": [piece.start, *[0] * (len(piece.shape) - 1)] if piece.shape else []}
+        for name, piece in kept.items()
+    }
+    whole = all(tuple(piece.local.shape) == piece.shape for piece in kept.values())
+    header = None if whole else {_PLACES: json.dumps(places)}
+    save_file({name: piece.local.detach().cpu().contiguous() for name, piece in kept.items()}, path, header)
+
+
+class Stored:
+    """The tensors of some files, read piece by piece. Use as a context manager."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self._paths, self._stack = files, ExitStack()
+
+    def __enter__(self) -> Stored:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    @cached_property
+    def _pieces(self) -> dict[str, list[tuple[int, int, Any]]]:
+        """By name: first row, rows, and the slice of the file that reads them."""
+        found: dict[str, list[tuple[int, int, Any]]] = {}
+        for path in self._paths:
+            file = cast(Any, self._stack.enter_context(safe_open(path, "pt")))
+            places = json.loads((file.metadata() or {}).get(_PLACES, "{}"))
+            names: list[str] = file.keys()
+            for name in names:
+                offsets = places.get(name, {}).get("saved_offsets") or [0]
+                part = file.get_slice(name)
+                shape = part.get_shape()
+                # A scalar has no rows, and safetensors cannot cut it.
+                whole = part if shape else file.get_tensor(name)
+                found.setdefault(name, []).append((offsets[0], shape[0] if shape else 0, whole))
+        return {name: sorted(pieces, key=lambda piece: piece[:2]) for name, pieces in found.items()}
+
+    @property
+    def names(self) -> list[str]:
+        """Of all tensors, sorted."""
+        return sorted(self._pieces)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of the whole tensor."""
+        start, rows, part = self._pieces[name][-1]
+        return () if isinstance(part, Tensor) else (start + rows, *part.get_shape()[1:])
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """A tensor, or these rows of it, on the CPU."""
+        pieces = self._pieces[name]
+        if isinstance(pieces[0][2], Tensor):
+            return pieces[0][2]
+        first, last = (rows.start, rows.stop) if rows else (0, self.shape(name)[0])
+        found = [
+            part[max(first, start) - start : min(last, start + count) - start]
+            for start, count, part in pieces
+            if start < last and first < start + count
+        ]
+        if not found:
+            return pieces[0][2][:0]
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def items(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor, whole."""
+        return ((name, self.read(name)) for name in self.names)

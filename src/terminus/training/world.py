@@ -1,0 +1,166 @@
+"""The processes of one run: who this one is, and how they agree.
+
+A launcher (`torchrun`, or any that sets its variables) starts the same command several times; `joined` finds out and
+connects them. Alone, every method answers at once, so that nothing else needs to know how many there are.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar, cast
+
+import torch
+from torch import distributed
+
+from terminus.errors import Stopped, UserError
+
+log = logging.getLogger("terminus")
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(hours=6)
+"""How long a process waits for the others. A hang is the watchdog's business; this only bounds what it allows."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes, as one of them sees them. Every method must be called by all of them, in the same order."""
+
+    rank: int = 0
+    size: int = 1
+    local_size: int = 1
+    """Processes on this machine."""
+    _group: distributed.ProcessGroup | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes what is written once."""
+        return self.rank == 0
+
+    def gather(self, mine: T) -> list[T]:
+        """What every process gave, by rank."""
+        if self.size == 1:
+            return [mine]
+        found: list[T | None] = [None] * self.size
+        distributed.all_gather_object(found, mine, group=self._group)
+        return cast("list[T]", found)
+
+    def interleaved(self, mine: Sequence[T]) -> list[T]:
+        """What all processes gave, in the order in which one alone would have made it: rank by rank, turn by turn."""
+        return [one for turn in zip(*self.gather(list(mine)), strict=True) for one in turn]
+
+    def any(self, mine: bool) -> bool:
+        """Whether it is true for any process."""
+        return any(self.gather(mine))
+
+    def together(self, do: Callable[[], T]) -> T:
+        """Does it everywhere; if it fails anywhere, all raise what the first of those that failed did."""
+        result, error = _tried(do)
+        self._raise(self.gather(error), error)
+        return cast(T, result)
+
+    def once(self, do: Callable[[], T]) -> T:
+        """Does it in the first process, and gives its result, or raises its error, in all."""
+        result, error = _tried(do) if self.first else (None, None)
+        if self.size > 1:
+            said = [(result, _portable(error))]
+            distributed.broadcast_object_list(said, src=0, group=self._group)
+            if not self.first:
+                result, error = said[0]
+        self._raise([error], error if self.first else None)
+        return cast(T, result)
+
+    def second(self) -> World:
+        """The same processes on a line of their own, for a thread that must not mix with the main one."""
+        if self.size == 1:
+            return self
+        return World(self.rank, self.size, self.local_size, _line())
+
+    def _raise(self, errors: Sequence[BaseException | None], own: BaseException | None) -> None:
+        """Raises the first error there is; only the process that it came from tells the user."""
+        for rank, error in enumerate(errors):
+            if error is None:
+                continue
+            if error is own or rank == self.rank:
+                raise own or error
+            if isinstance(error, UserError):
+                error.told = True
+            raise error
+
+
+def _tried(do: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    try:
+        return do(), None
+    except Exception as error:  # noqa: BLE001 - it is raised again, in every process
+        return None, error
+
+
+def _portable(error: Exception | None) -> Exception | None:
+    """Other processes can read only what has no open files and no frames in it."""
+    if error is None or isinstance(error, UserError | Stopped):
+        return error
+    return RuntimeError(f"the first process failed: {type(error).__name__}: {error}")
+
+
+@contextmanager
+def joined(device: str) -> Generator[World]:
+    """The processes that the launcher started; alone if it started none. `device` is the recipe's `run.device`.
+
+    Raises `UserError` for variables that contradict each other, a GPU that a process does not have, and a device that
+    all processes would share.
+    """
+    size = _number("WORLD_SIZE", 1)
+    if size == 1:
+        yield World()
+        return
+    rank, local, local_size = _number("RANK", None), _number("LOCAL_RANK", None), _number("LOCAL_WORLD_SIZE", size)
+    on_gpu = _choose(device, local)
+    if rank > 0:
+        log.setLevel(logging.ERROR)  # what all of them would say is said once
+    distributed.init_process_group("nccl" if on_gpu else "gloo", rank=rank, world_size=size, timeout=PATIENCE)
+    try:
+        yield World(rank, size, local_size, _line())
+    finally:
+        distributed.destroy_process_group()
+
+
+def _line() -> distributed.ProcessGroup:
+    return cast(distributed.ProcessGroup, distributed.new_group(backend="gloo", timeout=PATIENCE))
+
+
+def _choose(device: str, local: int) -> bool:
+    """Takes this process's GPU, if GPUs are what the run is on."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(
+            f"run.device is {device}, and several processes were started",
+            rule="Each process takes the GPU of its local rank",
+            fix="Set run.device: auto",
+        )
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return False
+    if local >= torch.cuda.device_count():
+        raise UserError(
+            f"Local process {local} has no GPU: this machine has {torch.cuda.device_count()}",
+            rule="One process trains on one GPU",
+            fix="Start as many processes as there are GPUs (torchrun --nproc-per-node), or set run.device: cpu",
+        )
+    torch.cuda.set_device(local)
+    return True
+
+
+def _number(name: str, default: int | None) -> int:
+    text = os.environ.get(name)
+    if text is None and default is not None:
+        return default
+    if text is None or not text.isdigit():
+        raise UserError(
+            f"{name} is {'not set' if text is None else repr(text)} in the environment, and WORLD_SIZE is",
+            rule="A launcher sets RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT",
+            fix="Start with torchrun, or set them all; unset WORLD_SIZE to train with one process",
+        )
+    return int(text)

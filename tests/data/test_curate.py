@@ -1,0 +1,309 @@
+from __future__ import annotations
+
+import hashlib
+import signal
+import time
+from collections.abc import Callable, Iterator
+from io import BytesIO, StringIO
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from terminus.data.curate import curate
+from terminus.data.download import Policy
+from terminus.data.filters import Classifier
+from terminus.data.prepare import PrepareReport, prepare
+from terminus.data.record import Candidate
+from terminus.data.settings import DataConfig
+from terminus.data.sources.folder import FolderSource
+from terminus.data.sources.laion import LaionSource
+from terminus.data.store import Store, Table
+from terminus.errors import UserError
+
+from .children import Children
+from .conftest import noise, save
+from .loopback import Answer, Loopback, anywhere, redirect
+from .test_classify import classifier
+
+Build = Callable[..., DataConfig]
+PATIENCE = Policy(timeout=2.0, retries=0)
+
+
+@pytest.fixture
+def server() -> Iterator[Loopback]:
+    with Loopback() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def children() -> Iterator[Children]:
+    with Children() as running:
+        yield running
+
+
+def jpeg(seed: int, height: int = 80, width: int = 100, camera: str | None = None, quality: int = 90) -> bytes:
+    image, file = Image.fromarray(noise(seed, height, width)), BytesIO()
+    exif = Image.Exif()
+    if camera is not None:
+        exif[0x0110] = camera
+    image.save(file, "JPEG", quality=quality, exif=exif)
+    return file.getvalue()
+
+
+def table(path: Path, rows: list[dict[str, object]]) -> LaionSource:
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+    return LaionSource(kind="laion", name="laion", path=str(path))
+
+
+def settings(folder: Path, source: object, **changes: object) -> DataConfig:
+    plain: dict[str, object] = {
+        "store": str(folder / "store"), "sources": (source,), "resolution": 64, "download": PATIENCE,
+        "validation_fraction": 0.3,
+    }  # fmt: skip
+    return DataConfig.model_validate(plain | changes)
+
+
+def quiet(data: DataConfig) -> PrepareReport:
+    report = prepare(data, None, Console(file=StringIO()), anywhere)
+    assert report.candidates == report.kept + sum(report.dropped.values())
+    for tally in report.sources.values():
+        assert tally.candidates == tally.kept + sum(tally.dropped.values())
+    assert sum(tally.candidates for tally in report.sources.values()) == report.candidates
+    return report
+
+
+def rows(table: Table, *columns: str) -> list[dict[str, object]]:
+    view = table.latest()
+    return view.scan(columns or table.schema.names).to_pylist() if view else []
+
+
+def reasons(data: DataConfig) -> dict[str, str]:
+    return {str(row["url"]).rpartition("/")[2]: str(row["reason"]) for row in rows(Store(data.store).rejected)}
+
+
+def test_what_lies_in_the_web_is_prepared_to_the_end(tmp_path: Path, server: Loopback):
+    good = jpeg(1)
+    served = {
+        "good.jpg": Answer(good), "same.jpg": Answer(good), "moved.jpg": redirect("/elsewhere.jpg"),
+        "page.jpg": Answer(b"<html>sorry</html>"), "gone.jpg": Answer(status=404), "half.jpg": Answer(jpeg(2)[:900]),
+        "noai.jpg": Answer(jpeg(3), headers=(("X-Robots-Tag", "noai"),)), "busy.jpg": Answer(status=503),
+        "wrong.jpg": Answer(jpeg(4)), "right.jpg": Answer(jpeg(5)), "small.jpg": Answer(jpeg(6, 50, 50)),
+        "claimed.jpg": Answer(jpeg(7)), "slow.jpg": Answer(jpeg(8), wait=30), "plain.jpg": Answer(jpeg(9)),
+    }  # fmt: skip
+    listed: list[dict[str, object]] = []
+    for name, answer in served.items():
+        server.serve(f"/{name}", answer)
+        listed.append({"URL": server.url(f"/{name}"), "TEXT": f"a picture called {name}", "md5": None, "WIDTH": None})
+    server.serve("/elsewhere.jpg", Answer(jpeg(10)))
+    by_name = {str(row["URL"]).rpartition("/")[2]: row for row in listed}
+    by_name["wrong.jpg"]["md5"] = hashlib.md5(b"another file").hexdigest()
+    by_name["right.jpg"]["md5"] = hashlib.md5(jpeg(5)).hexdigest()
+    by_name["claimed.jpg"] |= {"WIDTH": 40, "HEIGHT": 40}
+    by_name["plain.jpg"]["TEXT"] = None
+    listed.append({"URL": "file:///etc/passwd", "TEXT": "no web address"})
+    data = settings(tmp_path, table(tmp_path / "rows.parquet", listed))
+    report = quiet(data)
+    assert reasons(data) == {
+        "same.jpg": "exact duplicate", "page.jpg": "not a JPEG, PNG or WebP image", "gone.jpg": "not found",
+        "half.jpg": "truncated", "noai.jpg": "opted out", "busy.jpg": "server error", "wrong.jpg": "checksum differs",
+        "small.jpg": "smaller than its bucket", "claimed.jpg": "smaller than its bucket", "slow.jpg": "timed out",
+        "plain.jpg": "no caption", "passwd": "not a web address",
+    }  # fmt: skip
+    kept = {str(row["url"]).rpartition("/")[2]: row for row in rows(Store(data.store).images)}
+    assert set(kept) == {"good.jpg", "moved.jpg", "right.jpg"}
+    assert kept["good.jpg"]["data"] == good
+    assert server.hits["/claimed.jpg"] == server.hits["/plain.jpg"] == 0, "never asked for"
+    assert report.holdings.hosts == {"127.0.0.1": 3}
+
+
+def test_only_what_may_pass_is_asked_for_again(tmp_path: Path, server: Loopback):
+    server.serve("/good.jpg", Answer(jpeg(1)))
+    server.serve("/noai.jpg", Answer(jpeg(2), headers=(("X-Robots-Tag", "noai"),)))
+    server.serve("/gone.jpg", Answer(status=404))
+    server.serve("/busy.jpg", Answer(status=503), Answer(status=503), Answer(jpeg(3)))
+    names = ("good", "noai", "gone", "busy")
+    listed: list[dict[str, object]] = [{"URL": server.url(f"/{name}.jpg"), "TEXT": name} for name in names]
+    data = settings(tmp_path, table(tmp_path / "rows.parquet", listed))
+    assert quiet(data).dropped == {"opted out": 1, "not found": 1, "server error": 1}
+    store = Store(data.store)
+    before = store.rejected.version()
+    assert quiet(data).dropped == {"opted out": 1, "not found": 1, "server error": 1}
+    assert store.rejected.version() == before, "the same reason is not written twice"
+    third = quiet(data)
+    assert (third.kept, third.added, third.dropped) == (2, 1, {"opted out": 1, "not found": 1})
+    assert quiet(data).added == 0
+    assert dict(server.hits) == {"/good.jpg": 1, "/noai.jpg": 1, "/gone.jpg": 1, "/busy.jpg": 3}
+
+
+def test_private_addresses_are_not_connected_to_by_default(tmp_path: Path, server: Loopback):
+    save(tmp_path / "folder" / "a.png", Image.fromarray(noise(1, 80, 80)))
+    source = table(tmp_path / "rows.parquet", [{"URL": server.serve("/a.jpg", Answer(jpeg(1))), "TEXT": "a"}])
+    folder = FolderSource(kind="folder", name="folder", path=tmp_path / "folder")
+    data = settings(tmp_path, source, sources=(source, folder))
+    report = prepare(data, None, Console(file=StringIO()))
+    assert (report.kept, report.dropped) == (1, {"address not allowed": 1})
+    assert server.connections == 0
+
+
+def test_every_filter_counts_and_shows_what_it_drops(tmp_path: Path):
+    def row(name: str, seed: int, **said: object) -> dict[str, object]:
+        plain: dict[str, object] = {
+            "image": jpeg(seed, camera="Box Brownie"), "TEXT": f"a fine picture of {name}", "key": name,
+            "pwatermark": 0.1, "punsafe": 0.0, "AESTHETIC_SCORE": 6.0, "similarity": 0.33, "tags": ["photo"],
+        }  # fmt: skip
+        return plain | said
+
+    listed = [
+        row("kept", 0), row("mark", 1, pwatermark=0.9), row("unsafe", 2, punsafe=0.8),
+        row("ugly", 3, AESTHETIC_SCORE=2.0), row("unlike", 4, similarity=0.1), row("silent", 5, pwatermark=None),
+        row("untagged", 6, tags=["drawing"]), row("barred", 7, tags=["photo", "logo"]), row("short", 8, TEXT="hm"),
+        row("plain", 9, image=jpeg(9)), row("listed", 10), row("twin", 0, image=jpeg(0, camera="X", quality=80)),
+    ]  # fmt: skip
+    (tmp_path / "block.txt").write_text(hashlib.sha256(jpeg(10, camera="Box Brownie")).hexdigest())
+    source = table(tmp_path / "rows.parquet", listed).model_copy(update={"columns": {"id": "key"}})
+    filters = {
+        "max_watermark": 0.5, "max_unsafe": 0.5, "min_aesthetic": 5.0, "min_similarity": 0.2, "duplicates": "near",
+        "require_tags": ("photo",), "exclude_tags": ("logo",), "captions": {"min_words": 3},
+        "require_exif_camera": True, "blocklists": (str(tmp_path / "block.txt"),),
+    }  # fmt: skip
+    data = settings(tmp_path, source, filters=filters)
+    report = quiet(data)
+    assert {str(row["source_id"]): row["reason"] for row in rows(Store(data.store).rejected)} == {
+        "mark": "watermark", "unsafe": "unsafe content", "ugly": "low aesthetic score",
+        "unlike": "text and image differ", "silent": "no watermark score", "untagged": "no required tag",
+        "barred": "excluded tag", "short": "caption too short", "plain": "no camera in EXIF",
+        "listed": "on a block-list", "twin": "near duplicate",
+    }  # fmt: skip
+    assert (report.kept, report.holdings.cameras) == (1, 1)
+    found = report.holdings.histograms
+    assert found["watermark score"].limits == (0.5,)
+    assert (sum(found["watermark score"].counts), sum(found["watermark score"].dropped)) == (1, 10)
+    assert sum(found["luminance (mean Rec.601 luma)"].dropped) == 3, "of what was decoded"
+    [twin] = [row for row in rows(Store(data.store).rejected) if row["reason"] == "near duplicate"]
+    assert twin["twin"] == rows(Store(data.store).images)[0]["key"]
+    assert quiet(data).dropped == report.dropped
+
+
+def test_a_classifier_gives_the_scores_that_a_source_does_not(tmp_path: Path):
+    model = classifier(tmp_path / "classifier")
+    listed: list[dict[str, object]] = [
+        {"image": jpeg(1), "TEXT": "scored", "pwatermark": 0.25}, {"image": jpeg(2), "TEXT": "not", "pwatermark": None},
+    ]  # fmt: skip
+    source = table(tmp_path / "rows.parquet", listed)
+    judge = Classifier(score="watermark", model=str(model), labels=("marked", "clean", "stamped"))
+    asked = {"max_watermark": 0.5, "classifiers": (judge.model_dump(),)}
+    data = settings(tmp_path, source, filters=asked)
+    report = quiet(data)
+    assert (report.kept, report.dropped) == (1, {"watermark": 1}), "all labels together are certain"
+    [row] = rows(Store(data.store).rejected)
+    assert row["watermark"] == pytest.approx(1.0)
+    wrong = Classifier(score="watermark", model=str(model), labels=("absent",)).model_dump()
+    with pytest.raises(UserError, match="no class named absent"):
+        quiet(settings(tmp_path, source, store=str(tmp_path / "other"), filters={"classifiers": (wrong,)}))
+    assert not (tmp_path / "other").exists()
+
+
+def test_what_is_offered_twice_in_one_run_counts_once(tmp_path: Path):
+    listed: list[dict[str, object]] = [
+        {"image": jpeg(1), "TEXT": "first", "key": "a"}, {"image": jpeg(1), "TEXT": "other", "key": "a"},
+        {"image": jpeg(2), "TEXT": "third", "key": "a"}, {"image": jpeg(3), "TEXT": "fourth", "key": "b"},
+    ]  # fmt: skip
+    source = table(tmp_path / "rows.parquet", listed).model_copy(update={"columns": {"id": "key"}})
+    data = settings(tmp_path, source)
+    for added in (2, 0, 0):
+        report = quiet(data)
+        assert (report.kept, report.added, report.revised, report.dropped) == (2, added, 0, {"offered twice": 2})
+    assert [row["captions"] for row in rows(Store(data.store).images, "captions")] == [["first"], ["fourth"]]
+
+
+def test_masks_must_fit(tmp_path: Path):
+    def png(height: int, width: int) -> bytes:
+        file = BytesIO()
+        Image.fromarray(np.zeros((height, width), np.uint8)).save(file, "PNG")
+        return file.getvalue()
+
+    masks = {"fits": png(80, 100), "other": png(80, 99), "broken": b"no image"}
+
+    class Masked(FolderSource):
+        def candidates(self, seed: int) -> Iterator[Candidate]:
+            from dataclasses import replace
+
+            for candidate in super().candidates(seed):
+                yield replace(candidate, mask=masks.get(Path(candidate.source_id).stem))
+
+    for seed, name in enumerate((*masks, "none")):
+        save(tmp_path / "folder" / f"{name}.png", Image.fromarray(noise(seed, 80, 100)))
+    source = Masked(kind="folder", name="folder", path=tmp_path / "folder")
+    data = settings(tmp_path, source).model_copy(update={"sources": (source,)})
+    counts = curate(data, Store(data.store), lambda _: None)
+    assert (counts.added, dict(counts.dropped)) == (2, {"mask cannot be used": 2})
+    assert {row["source_id"]: row["mask"] for row in rows(Store(data.store).images)} == {
+        "fits.png": masks["fits"], "none.png": None,
+    }  # fmt: skip
+
+
+def test_a_full_disk_is_one_paragraph_and_the_same_command_continues(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    """A limit on the size of files stops writing as a full disk does."""
+    for index in range(6):
+        save(tmp_path / "folder" / f"{index}.png", Image.fromarray(noise(index, 200, 200)))
+    data = settings(tmp_path, FolderSource(kind="folder", name="folder", path=tmp_path / "folder"))
+    with Children() as children:  # after `capfd`, which is to read what it says
+        assert children.run(data, group=2, largest=1000) == 2
+    assert "make room" in capfd.readouterr().err
+    assert Store(data.store).images.count() == 0
+    assert quiet(data).kept == 6
+
+
+def killed_again_and_again(folder: Path, server: Loopback, children: Children, count: int, kills: int) -> None:
+    """All kinds of trouble, and kills at random moments; the end must be that of an undisturbed run."""
+    generator = np.random.default_rng(kills)
+    listed: list[dict[str, object]] = []
+    for index in range(count):
+        kind = index % 10
+        body = jpeg(index if kind else index // 20, 70, 70)
+        answer = Answer(status=404) if kind == 1 else Answer(body[:300]) if kind == 2 else Answer(body, wait=0.01)
+        url = server.serve(f"/{index}.jpg", answer)
+        listed.append({"URL": url, "TEXT": None if kind == 3 else f"picture {index}", "WIDTH": 20 if kind == 4 else 70})
+        listed[-1]["HEIGHT"] = 70
+    source = table(folder / "rows.parquet", listed)
+    # Nothing may time out on a busy machine: then the web itself would have answered otherwise.
+    same = {"filters": {"duplicates": "near", "min_edge": 60}, "download": Policy(timeout=120.0)}
+    straight = settings(folder, source, store=str(folder / "straight"), **same)
+    killed = settings(folder, source, store=str(folder / "killed"), **same)
+    assert children.run(straight, group=10) == 0
+    final = Store(straight.store).images.count()
+    seen: list[int] = []
+    for share in generator.uniform(0.0, 2.0, kills):
+        asked, pause = server.hits.total() + share * 0.7 * count / kills, generator.uniform(0.0, 0.1)
+
+        def now(asked: float = asked, pause: float = pause) -> bool:
+            if server.hits.total() < asked:
+                return False
+            time.sleep(pause)
+            return True
+
+        if children.run(killed, 10, kill_when=now) == -signal.SIGKILL:
+            seen.append(Store(killed.store).images.count())
+    assert children.run(killed, 10) == 0
+    for name in ("images", "rejected"):
+        assert rows(getattr(Store(killed.store), name)) == rows(getattr(Store(straight.store), name))
+    assert seen == sorted(seen)
+    assert any(0 < value < final for value in seen), f"no kill hit the work: {seen} of {final}"
+    assert 0 < final < count
+
+
+def test_three_kills_change_nothing(tmp_path: Path, server: Loopback, children: Children):
+    killed_again_and_again(tmp_path, server, children, count=120, kills=3)
+
+
+@pytest.mark.slow
+def test_twenty_kills_change_nothing(tmp_path: Path, server: Loopback, children: Children):
+    killed_again_and_again(tmp_path, server, children, count=600, kills=20)
