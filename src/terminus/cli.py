@@ -13,17 +13,14 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast, get_args
+from typing import Annotated, cast, get_args
 
 import typer
 
-from terminus import options
+from terminus import cli_data, options
 from terminus.cli_bench import bench_app
+from terminus.cli_data import load_recipe
 from terminus.errors import EXIT_DEFECT, EXIT_DONE, EXIT_INPUT, EXIT_STOPPED, Stopped, UserError
-
-if TYPE_CHECKING:
-    from terminus.config.load import Loaded
-    from terminus.training.recipe import Recipe
 
 EXIT_PIPE_CLOSED = 141
 """What a shell reports for a writer whose reader went away (128 + SIGPIPE)."""
@@ -66,34 +63,46 @@ def demo(out: Annotated[Path, typer.Option(help="Folder of the results.")] = Pat
     run_demo(out)
 
 
-@app.command()
-def prepare(recipe: options.RecipeName, overrides: options.Overrides = None) -> None:
-    """Turn the recipe's sources into a store of latents, with a report of every image."""
-    from terminus.data.prepare import prepare as run_prepare
-
-    loaded = _load(recipe, overrides)
-    run_prepare(loaded.value.data, model=loaded.value.model.codec_from)
+app.command()(cli_data.prepare)
+app.command()(cli_data.caption)
+app.command("data")(cli_data.show_data)
 
 
 @app.command()
 def train(
     recipe: options.RecipeName,
     overrides: options.Overrides = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Only say what it needs: memory, time, energy.")] = False,
-    gpu: Annotated[str | None, typer.Option(metavar="NAME", help="With --plan: h100, h200, a100, l40s, 4090.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="With --plan: one JSON object.")] = False,
+    plan: options.Plan = False,
+    gpu: options.PlanGpu = None,
+    as_json: options.PlanJson = False,
+    watch: options.Watch = False,
+    plots: options.Plots = False,
 ) -> None:
     """Train, or continue: the same command picks up where the run was stopped."""
+    loaded = load_recipe(recipe, overrides)
     if plan:
         from terminus.training.planning import show_plan
 
-        show_plan(_load(recipe, overrides).value, gpu, as_json)
+        show_plan(loaded.value, gpu, as_json)
         return
     if gpu is not None or as_json:
         raise UserError("--gpu and --json belong to --plan", fix="Add --plan, or set run.device to train on a device")
-    from terminus.training.run import train as run_train
+    if watch:
+        from rich.console import Console
 
-    print(run_train(_load(recipe, overrides)))
+        from terminus.training.dashboard import watch as watch_run
+
+        watch_run(Path(loaded.value.run.dir), Console(highlight=False))
+    elif plots:
+        from terminus.training.plots import write_plots
+
+        print(write_plots(Path(loaded.value.run.dir)))
+    else:
+        from terminus.training.run import train as run_train
+
+        finished = run_train(loaded)
+        if _answers():
+            print(finished)
 
 
 @app.command()
@@ -218,7 +227,7 @@ def config_show(recipe: options.RecipeName, overrides: options.Overrides = None)
     """Every value in force, and who set it: a file's line, the command line, or the default."""
     from terminus.config.show import show
 
-    _print_lines(show(_load(recipe, overrides)))
+    _print_lines(show(load_recipe(recipe, overrides)))
 
 
 @config_app.command("explain")
@@ -226,7 +235,7 @@ def config_explain(recipe: options.RecipeName, overrides: options.Overrides = No
     """Every setting there is: type, default, meaning; `*` marks those that the recipe sets."""
     from terminus.config.show import explain
 
-    _print_lines(explain(_load(recipe, overrides)))
+    _print_lines(explain(load_recipe(recipe, overrides)))
 
 
 @config_app.command("schema")
@@ -241,7 +250,7 @@ def config_schema(
     from terminus.training.recipe import Recipe
 
     if recipe is not None:
-        _load(recipe, overrides)
+        load_recipe(recipe, overrides)
     print(json.dumps(schema(Recipe), indent=2))
 
 
@@ -259,6 +268,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         return EXIT_INPUT if error.told else _fail(str(error), EXIT_INPUT, debug)
     except Stopped as stopped:
+        if not _answers():
+            return EXIT_STOPPED
         reason = str(stopped) or "Stopped; everything is saved."
         return _fail(f"{reason} The same command continues: {_command(given)}", EXIT_STOPPED, debug)
     except typer.TyperException as error:
@@ -274,11 +285,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _defect(error, given, debug)
 
 
-def _load(recipe: str, overrides: Sequence[str] | None) -> Loaded[Recipe]:
-    from terminus.config.load import load
-    from terminus.training.recipe import Recipe
-
-    return load(recipe, Recipe, overrides or ())
+def _answers() -> bool:
+    """Whether this process speaks for all that a launcher started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _fail(paragraph: str, code: int, debug: bool) -> int:

@@ -131,3 +131,12 @@ BenchText = Annotated[str, typer.Option("--text", help="cached, or online: throu
 BenchAverage = Annotated[str, typer.Option("--average", help="both, or none: keep a moving average of the weights.")]
 BenchRows = Annotated[int, typer.Option("--rows", help="Rows whose order is drawn.")]
 BenchStored = Annotated[int, typer.Option("--stored", help="Rows that are written and read, 262 kB each.")]
+CaptionLimit = Annotated[int | None, typer.Option("--limit", min=0, help="Ask about at most this many images.")]
+CaptionTrial = Annotated[bool, typer.Option("--trial", help="Ask about a few, show the answers, write nothing.")]
+Plan = Annotated[bool, typer.Option("--plan", help="Only say what it needs: memory, time, energy.")]
+PlanGpu = Annotated[
+    str | None, typer.Option("--gpu", metavar="NAME", help="With --plan: h100, h200, a100, l40s, 4090.")
+]
+PlanJson = Annotated[bool, typer.Option("--json", help="With --plan: one JSON object.")]
+Watch = Annotated[bool, typer.Option("--watch", help="Only look on while another process trains this run.")]
+Plots = Annotated[bool, typer.Option("--plots", help="Only draw plots.html in the run's folder, from its log.")]

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import signal
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from io import BytesIO, StringIO
@@ -222,6 +224,53 @@ def test_what_is_offered_twice_in_one_run_counts_once(tmp_path: Path):
         report = quiet(data)
         assert (report.kept, report.added, report.revised, report.dropped) == (2, added, 0, {"offered twice": 2})
     assert [row["captions"] for row in rows(Store(data.store).images, "captions")] == [["first"], ["fourth"]]
+
+
+def test_the_books_balance_for_every_kind_of_source(tmp_path: Path, server: Loopback):
+    """Good and bad of each kind, in one recipe; prepared, grown, prepared again, and once more."""
+    folder, broken = tmp_path / "folder", b"no image"
+    for seed in range(3):
+        save(folder / f"{seed}.png", Image.fromarray(noise(seed, 80, 80)))
+    save(folder / "mute.png", Image.fromarray(noise(3, 80, 80)), caption=None)
+    images = [{"id": seed, "file_name": f"{seed}.jpg"} for seed in range(10, 14)]
+    notes = [{"image_id": seed, "id": seed, "caption": f"picture {seed}"} for seed in (10, 11, 12, 99)]
+    (tmp_path / "coco.json").write_text(json.dumps({"images": images, "annotations": notes}))
+    (tmp_path / "photos").mkdir()
+    for seed, data in ((10, jpeg(10)), (11, broken), (13, jpeg(13))):
+        (tmp_path / "photos" / f"{seed}.jpg").write_bytes(data)
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name, data in (("a.jpg", jpeg(20)), ("a.txt", b"one"), ("b.jpg", broken), ("b.txt", b"two")):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, BytesIO(data))
+    hub = [{"image": {"bytes": jpeg(30), "path": "x"}, "text": "a hub"}, {"image": {"bytes": broken}, "text": "bad"}]
+    (tmp_path / "hub").mkdir()
+    pq.write_table(pa.Table.from_pylist(hub), tmp_path / "hub" / "train-0.parquet")
+    url = server.serve("/40.jpg", Answer(jpeg(40)))
+    table(tmp_path / "mid.parquet", [{"url": url, "prompt": "a fox --ar 1:1"}, {"url": url + "x", "prompt": "a dog"}])
+    laion = table(tmp_path / "laion.parquet", [{"URL": url + "y", "TEXT": "gone"}, {"URL": url, "TEXT": "again"}])
+    sources = (
+        {"kind": "folder", "name": "folder", "path": folder},
+        {"kind": "embedded", "limit": 2, "backgrounds": 1},
+        {"kind": "coco", "name": "coco", "path": str(tmp_path / "coco.json"), "images": str(tmp_path / "photos")},
+        {"kind": "webdataset", "name": "tar", "path": str(tmp_path / "0.tar")},
+        {"kind": "huggingface", "name": "hub", "path": str(tmp_path / "hub")},
+        {"kind": "midjourney", "name": "mid", "path": str(tmp_path / "mid.parquet")},
+        laion.model_dump(),
+    )
+    data = settings(tmp_path, None, sources=sources)
+    first = quiet(data)
+    found = {name: (tally.candidates, tally.kept) for name, tally in first.sources.items()}
+    assert found == {
+        "folder": (4, 3), "embedded": (2, 2), "coco": (5, 1), "tar": (2, 1), "hub": (2, 1), "mid": (2, 1),
+        "laion": (2, 0),
+    }  # fmt: skip
+    assert first.sources["laion"].dropped == {"not found": 1, "exact duplicate": 1}
+    save(folder / "00-new.png", Image.fromarray(noise(90, 80, 80)))
+    for added in (1, 0):
+        again = quiet(data)
+        assert (again.added, again.kept, again.dropped) == (added, first.kept + 1, first.dropped)
+    assert [row["source_id"] for row in rows(Store(data.store).images, "source_id")][-1] == "00-new.png"
 
 
 def test_masks_must_fit(tmp_path: Path):

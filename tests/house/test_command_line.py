@@ -17,7 +17,9 @@ SURFACE = {
     "": ["--version", "--debug"],
     "demo": ["--out"],
     "prepare": ["RECIPE", "KEY.PATH=VALUE"],
-    "train": ["RECIPE", "KEY.PATH=VALUE", "--plan", "--gpu", "--json"],
+    "caption": ["RECIPE", "KEY.PATH=VALUE", "--limit", "--trial"],
+    "data": ["RECIPE", "KEY.PATH=VALUE", "--json"],
+    "train": ["RECIPE", "KEY.PATH=VALUE", "--plan", "--gpu", "--json", "--watch", "--plots"],
     "sample": [
         *("MODEL", "--prompt", "--out", "--negative", "--seed", "--steps", "--count", "--size"),
         *("--guidance", "--rescale", "--interval", "--solver", "--spacing", "--variation"),
@@ -124,7 +126,7 @@ def fails_with(error: BaseException, monkeypatch: pytest.MonkeyPatch, *options: 
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "_load", fail)
+    monkeypatch.setattr(cli, "load_recipe", fail)
     return cli.main(["config", "show", "nano", *options])
 
 

@@ -118,3 +118,14 @@ def test_an_adapter_is_for_diffusion(prepared: Path):
     overrides = ["model.adapter.rank=4", "objective={kind: codec}"]
     with pytest.raises(UserError, match=r"model\.adapter is for the objective diffusion"):
         load(prepared / "recipe.yaml", Recipe, overrides)
+
+
+def test_frozen_weights_are_stored_as_they_are_multiplied(prepared: Path, tmp_path: Path, random_nano: Path):
+    """A whole run in bf16, previews included; what it leaves alone is written as it was loaded."""
+    narrow = ("training.precision=bf16", "training.images=16", "training.preview={every_images: 8, prompts: [a, b]}")
+    model = run.train(with_adapter(prepared, tmp_path / "run", "objective.train_text=none", *narrow))
+    assert list((tmp_path / "run" / "previews").glob("*.png"))
+    start, end = weights(load_components(random_nano)), weights(load_components(model))
+    moved = {name for name in start if not torch.equal(start[name], end[name])}
+    assert moved
+    assert all(name.startswith("unet.") and start[name].ndim >= 2 for name in moved)

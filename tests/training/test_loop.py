@@ -87,7 +87,9 @@ def run(
 def test_a_step_with_a_nan_changes_nothing_and_names_its_sample(caplog: pytest.LogCaptureFixture):
     bad, rows, averages = run(frozenset({9}))
     same, others, _ = run(frozenset(), without=2)
-    assert all(torch.equal(a, b) for a, b in zip(bad.average.trained.values(), same.average.trained.values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(bad.average.trained.values(), same.average.trained.values(), strict=True)
+    )
     assert all(torch.equal(bad.average.tensors[name], same.average.tensors[name]) for name in bad.average.tensors)
     assert all(torch.equal(averages[2][name], averages[1][name]) for name in averages[1])
     assert bad.position == replace(same.position, skipped=1, seconds=bad.position.seconds)

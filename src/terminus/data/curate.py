@@ -123,11 +123,11 @@ class _Curation:
 
     def judge(self, group: Sequence[Candidate], advance: Callable[[int], None]) -> None:
         """Decides on each of the group in order, and commits."""
-        triaged = [self._triage(candidate) for candidate in group]
+        states = [candidate.state(self.data.background_color) for candidate in group]
+        triaged = [self._triage(candidate, state) for candidate, state in zip(group, states, strict=True)]
         verdicts = self.worker.look([found for found in triaged if isinstance(found, Candidate)])
-        for candidate, found in zip(group, triaged, strict=True):
+        for candidate, state, found in zip(group, states, triaged, strict=True):
             self.counts.candidates += 1
-            state = candidate.state(self.data.background_color)
             if found == KEPT:
                 self.counts.unchanged += 1
                 self.counts.sources[candidate.source][KEPT] += 1
@@ -155,11 +155,11 @@ class _Curation:
             fix=f"Correct the sources or the filters; {written}.",
         )
 
-    def _triage(self, candidate: Candidate) -> Candidate | Dropped | str:
+    def _triage(self, candidate: Candidate, state: str) -> Candidate | Dropped | str:
         """What is known without looking: an earlier verdict, a reason to drop it, or the candidate to look at."""
         if not self.known.meet(candidate):
             return "offered twice"
-        verdict = self.known.verdict(candidate, candidate.state(self.data.background_color))
+        verdict = self.known.verdict(candidate, state)
         if verdict is not None and verdict not in MAY_PASS:
             return verdict
         if candidate.url is not None and (listed := self.blocked.address(candidate.url)):

@@ -12,6 +12,7 @@ from rich.console import Console
 from terminus import runtime
 from terminus.data import geometry, report
 from terminus.data.addresses import Address, is_global
+from terminus.data.captioning.merge import merge
 from terminus.data.curate import Curated, check_rules, curate
 from terminus.data.encode import encode, waiting
 from terminus.data.known import KEPT
@@ -44,6 +45,7 @@ def prepare(
     codec = None if model is None else _codec(data, model)
     with Meter(console, "curate", sum(source.count() for source in data.sources)) as meter:
         curated = curate(data, store, meter.advance, allow)
+    merge(store)  # captions that models wrote survive a change of those that the sources bring
     added = 0 if codec is None else _encode(data, store, codec, console)
     found = survey(store, data.transform.spec, data.filters)
     result = _result(data, store, curated, found.holdings, codec.id if codec else None, added)

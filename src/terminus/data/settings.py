@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from terminus.config.base import Config
+from terminus.data.captioning.settings import Captioner
 from terminus.data.download import Policy
 from terminus.data.filters import Filters
 from terminus.data.geometry import CropRule, Transform
@@ -70,6 +71,8 @@ class DataConfig(Config):
     """Which images are kept."""
     download: Policy = Policy()
     """How images are fetched whose source gives a URL."""
+    captioner: Captioner | None = None
+    """Who writes captions when `terminus caption` runs; null: nobody."""
     mix: dict[str, Share | Repeats] = Field(default={})
     """By name of the source: its exact share of what training sees (0.1), or how often its images come in each epoch
     (3); all that have no share divide the rest by their images."""

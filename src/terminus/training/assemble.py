@@ -6,6 +6,7 @@ One function per objective; each checks the recipe against the checkpoint before
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -17,35 +18,23 @@ from terminus.data.loader import LatentRows, Rows
 from terminus.data.pixels import PixelRows
 from terminus.data.settings import DataConfig
 from terminus.data.store import View
-from terminus.diffusion import weighting
-from terminus.diffusion.objective import EpsilonObjective, Objective, VelocityObjective, huber_widths
-from terminus.diffusion.schedule import NoiseSchedule
-from terminus.diffusion.timesteps import density
 from terminus.errors import UserError
+from terminus.model.adapter_keys import networks
 from terminus.model.architecture import ARCHITECTURES
 from terminus.model.codec import build_codec, load_codec, to_signal
 from terminus.model.components import Components, save_components
 from terminus.model.text import build_towers, build_vision
 from terminus.model.towers import load_tokenizer, load_towers, load_vision, save_towers, save_vision
 from terminus.model.weights import resolve, save_module
-from terminus.sampling.schedule import noise_schedule
 from terminus.training.adapting import TrainedAdapter, attach
 from terminus.training.begin import begin
 from terminus.training.codec_step import CodecStep
-from terminus.training.objectives import (
-    Autoencoding,
-    Constant,
-    Contrast,
-    Debiased,
-    Diffusion,
-    Huber,
-    MinSnr,
-    SoftMinSnr,
-)
+from terminus.training.diffusion_step import diffusion_step
+from terminus.training.frozen import store_frozen
+from terminus.training.objectives import Autoencoding, Contrast, Diffusion
 from terminus.training.recipe import Recipe
 from terminus.training.speed import trainable
-from terminus.training.step import DiffusionStep, Step
-from terminus.training.together import Together
+from terminus.training.step import Step
 from terminus.training.towers_step import ContrastiveModel, TowersStep
 
 
@@ -87,24 +76,10 @@ def _diffusion(recipe: Recipe, objective: Diffusion, view: View, device: torch.d
     adapter = _adapter(recipe, objective, components)
     components = components.to(device)
     trainable(components.unet, device)
-    schedule = noise_schedule(components.record.schedule)
-    training = recipe.training
-    step = DiffusionStep(
-        components=components,
-        objective=build_objective(objective, schedule),
-        seed=training.seed,
-        global_batch=training.global_batch,
-        stratified=objective.timesteps == "stratified",
-        caption_dropout=objective.caption_dropout,
-        device=device,
-        precision=training.precision,
-        density=_density(objective, schedule),
-        offset_noise=objective.offset_noise,
-        input_perturbation=objective.input_perturbation,
-        together=_together(components, objective),
-    )
+    step = diffusion_step(components, objective, recipe.training, device)
     if adapter is not None:
         adapter.freeze()
+    frozen = store_frozen(networks(components).values(), recipe.training.precision)
     before = components.record
     parent = (recipe.model.start,) if recipe.model.start else ()
 
@@ -119,12 +94,10 @@ def _diffusion(recipe: Recipe, objective: Diffusion, view: View, device: torch.d
             native_pixels=recipe.data.resolution,
         )
         whole = replace(components, record=record)
-        if adapter is None:
+        with frozen.as_loaded(), adapter.merged() if adapter else nullcontext():
             save_components(whole, folder)
-            return
-        with adapter.merged():
-            save_components(whole, folder)
-        adapter.write(whole, folder / "adapter", recipe.run.name)
+        if adapter is not None:
+            adapter.write(whole, folder / "adapter", recipe.run.name)
 
     spec, codec = recipe.data.transform.spec, components.codec.id
     train, held_out = _splits(recipe.data, lambda split: LatentRows(view, codec, spec, split, recipe.data.crops))
@@ -159,11 +132,11 @@ def _codec(recipe: Recipe, objective: Autoencoding, view: View, device: torch.de
 
 def _towers(recipe: Recipe, objective: Contrast, view: View, device: torch.device) -> Parts:
     architecture = ARCHITECTURES[recipe.model.architecture]
-    folder = resolve(objective.tokenizers)
     if recipe.model.start:
-        start = resolve(recipe.model.start)
+        start = _folder(recipe.model.start, "model.start", "text towers and vision tower")
         text, vision = load_towers(start), load_vision(start / "vision")
     else:
+        folder = _folder(objective.tokenizers, "objective.tokenizers", "tokenizer and tokenizer_2")
         text = build_towers(
             architecture, (load_tokenizer(folder / "tokenizer"), load_tokenizer(folder / "tokenizer_2"))
         )
@@ -185,6 +158,18 @@ def _towers(recipe: Recipe, objective: Contrast, view: View, device: torch.devic
 
     step = TowersStep(model, recipe.training.seed, device, recipe.training.precision)
     return Parts(step, train, held_out, "images", export)
+
+
+def _folder(name: str, where: str, parts: str) -> Path:
+    folder = resolve(name)
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder} is a single file",
+            where=where,
+            rule=f"{parts} are read from a folder",
+            fix="Name a model's folder, or make one of the file with `terminus convert`",
+        )
+    return folder
 
 
 def _splits(data: DataConfig, rows: Callable[[str], Rows]) -> tuple[Rows, Rows]:
@@ -212,46 +197,3 @@ def _adapter(recipe: Recipe, objective: Diffusion, components: Components) -> Tr
     if settings is None:
         return None
     return attach(components, settings, objective.train_text == "both", recipe.training.seed)
-
-
-def _together(components: Components, objective: Diffusion) -> Together | None:
-    text = components.text
-    if objective.train_text == "none":
-        return None
-    return Together(components.unet, text.tower_1, text.tower_2, objective.text_rate)
-
-
-def build_objective(settings: Diffusion, schedule: NoiseSchedule) -> Objective:
-    """The loss that these settings describe, on this schedule."""
-    build = EpsilonObjective if settings.prediction == "epsilon" else VelocityObjective
-    huber = None
-    if isinstance(settings.loss, Huber):
-        huber = huber_widths(schedule, settings.loss.c, settings.loss.schedule)
-    return build(schedule, weights(settings, schedule), huber)
-
-
-def weights(settings: Diffusion, schedule: NoiseSchedule) -> torch.Tensor:
-    """The weight of each timestep, float64 [T]."""
-    snr, prediction = schedule.snr, settings.prediction
-    match settings.weighting:
-        case MinSnr(gamma=gamma, form=form, floor=floor):
-            return weighting.min_snr(snr, gamma, form, floor, prediction)
-        case SoftMinSnr(gamma=gamma):
-            return weighting.soft_min_snr(snr, gamma, prediction)
-        case Debiased():
-            return weighting.debiased(snr, prediction)
-        case Constant():
-            return weighting.constant(snr)
-
-
-def _density(settings: Diffusion, schedule: NoiseSchedule) -> torch.Tensor | None:
-    last = schedule.timesteps - 1
-    beyond = [band.high for band in settings.bands if band.high > last]
-    if beyond:
-        raise UserError(
-            f"A band of timesteps goes to {max(beyond)}",
-            where="objective.timestep_bands",
-            rule=f"The checkpoint's timesteps are 0 to {last}",
-            fix=f"Let no band end after {last}",
-        )
-    return density(settings.bands, schedule.timesteps) if settings.bands else None

@@ -135,11 +135,13 @@ class Sharded:
         # The networks, not what ties them together: that is never called, and FSDP acts on calls.
         networks = [*module.children()] if isinstance(module, Together) else [module]
         for network in networks:
+            # What is not trained stays whole; it may be stored in another format, and a group has one.
+            frozen = {parameter for parameter in network.parameters() if not parameter.requires_grad}
             for block in list(network.modules()):
                 if type(block).__name__ in BLOCKS:
-                    fully_shard(block, mesh=mesh, reshard_after_forward=True)
+                    fully_shard(block, mesh=mesh, reshard_after_forward=True, ignored_params=frozen)
             # Also the outermost: its parameters are looked at between steps.
-            fully_shard(network, mesh=mesh, reshard_after_forward=True)
+            fully_shard(network, mesh=mesh, reshard_after_forward=True, ignored_params=frozen)
         self._module, self._first = module, world.first
         self._units = [unit for unit in module.modules() if isinstance(unit, FSDPModule)]
 

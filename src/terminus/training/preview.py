@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from terminus.model.components import Components
+from terminus.runtime import Precision
 from terminus.sampling.settings import Settings
 from terminus.sampling.sheet import sheet
 from terminus.sampling.tasks import text2img, to_bytes
@@ -20,14 +21,19 @@ _COLUMNS = 8
 
 
 def draw(
-    folder: Path, settings: Preview, components: Components, position: Position, journal: Journal | None
+    folder: Path,
+    settings: Preview,
+    components: Components,
+    position: Position,
+    journal: Journal | None,
+    precision: Precision,
 ) -> Path | None:
     """One picture per prompt, with seeds 0, 1, 2, ..., into `previews/` and TensorBoard; returns the sheet's path.
 
     Without a journal it only computes: a process that holds a part of the network takes part, and another one writes.
     """
     prompts = settings.prompts
-    how = Settings(steps=settings.steps, guidance=settings.guidance)
+    how = Settings(steps=settings.steps, guidance=settings.guidance, precision=precision)
     components.unet.eval()
     *_, last = text2img(components, prompts, range(len(prompts)), how)
     components.unet.train()

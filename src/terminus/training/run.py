@@ -289,7 +289,7 @@ class _Watch:
             return
         try:
             with self.watchdog.patient(), self.state.average.swapped_in():
-                path = draw(self.folder, settings, whole, position, self.journal)
+                path = draw(self.folder, settings, whole, position, self.journal, self.recipe.training.precision)
             if path is not None and self.trackers is not None:
                 self.trackers.picture(path, position.step)
         except OSError as error:

@@ -17,7 +17,7 @@ from typing import TypeVar, cast
 import torch
 from torch import distributed
 
-from terminus.errors import Stopped, UserError
+from terminus.errors import UserError
 
 log = logging.getLogger("terminus")
 
@@ -59,16 +59,16 @@ class World:
         return any(self.gather(mine))
 
     def together(self, do: Callable[[], T]) -> T:
-        """Does it everywhere; if it fails anywhere, all raise what the first of those that failed did."""
+        """Does it everywhere; a `UserError` anywhere is raised by all, that of the first process that has one."""
         result, error = _tried(do)
         self._raise(self.gather(error), error)
         return cast(T, result)
 
     def once(self, do: Callable[[], T]) -> T:
-        """Does it in the first process, and gives its result, or raises its error, in all."""
+        """Does it in the first process, and gives its result, or raises its `UserError`, in all."""
         result, error = _tried(do) if self.first else (None, None)
         if self.size > 1:
-            said = [(result, _portable(error))]
+            said = [(result, error)]
             distributed.broadcast_object_list(said, src=0, group=self._group)
             if not self.first:
                 result, error = said[0]
@@ -81,30 +81,23 @@ class World:
             return self
         return World(self.rank, self.size, self.local_size, _line())
 
-    def _raise(self, errors: Sequence[BaseException | None], own: BaseException | None) -> None:
+    def _raise(self, errors: Sequence[UserError | None], own: UserError | None) -> None:
         """Raises the first error there is; only the process that it came from tells the user."""
         for rank, error in enumerate(errors):
             if error is None:
                 continue
-            if error is own or rank == self.rank:
-                raise own or error
-            if isinstance(error, UserError):
-                error.told = True
+            if own is not None and rank == self.rank:
+                raise own
+            error.told = True
             raise error
 
 
-def _tried(do: Callable[[], T]) -> tuple[T | None, Exception | None]:
+def _tried(do: Callable[[], T]) -> tuple[T | None, UserError | None]:
+    """Any other error ends this process, and the launcher then ends the others."""
     try:
         return do(), None
-    except Exception as error:  # noqa: BLE001 - it is raised again, in every process
+    except UserError as error:
         return None, error
-
-
-def _portable(error: Exception | None) -> Exception | None:
-    """Other processes can read only what has no open files and no frames in it."""
-    if error is None or isinstance(error, UserError | Stopped):
-        return error
-    return RuntimeError(f"the first process failed: {type(error).__name__}: {error}")
 
 
 @contextmanager
