@@ -229,6 +229,7 @@ def _energy(recipe: Document, facts: Document) -> Energy:
     hardware = facts.text("environment.hardware") or ""
     board = next((watts for name, watts in BOARD_WATTS.items() if name in hardware), None)
     if board is not None and (recipe.text("run.device") or "auto") != "cpu":
+        seconds = facts.number("device_seconds") or seconds  # one board for each process
         watts, assumption = float(board), "the rated power of the board, all the time"
     elif board is None and not re.search(r"NVIDIA|GeForce|RTX|Radeon|Instinct", hardware) and cores is not None:
         watts, assumption = WATTS_PER_CORE * cores, f"{WATTS_PER_CORE:.0f} W for each of {cores:.0f} CPU cores"

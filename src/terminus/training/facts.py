@@ -45,6 +45,10 @@ class Facts:
     data_version: int
     train_seconds: float
     """In steps that are part of the model."""
+    processes: int
+    """The most that shared a step."""
+    device_seconds: float
+    """Seconds in steps that are part of the model, each times the processes that shared it."""
     images_per_second_median: float
     parameters: dict[str, int]
     """Count per network of the finished model."""
@@ -89,6 +93,10 @@ def write_facts(folder: Path, recipe: Recipe, parts: Parts, position: Position) 
         validation_rows=sum(parts.held_out.sizes),
         data_version=int(json.loads((folder / "data.json").read_text(encoding="utf-8"))["version"]),
         train_seconds=position.seconds,
+        processes=max((cast(int, row.get("processes", 1)) for row in rows), default=1),
+        device_seconds=sum(
+            cast(float, row["seconds"]) * cast(int, row.get("processes", 1)) for row in rows if "undone" not in row
+        ),
         images_per_second_median=statistics.median(rates) if rates else 0.0,
         parameters=_parameters(parts),
         model_bytes=_size(folder / "model"),

@@ -57,6 +57,8 @@ class Row:
     """Of a step that was left out: keys of the samples whose loss is not finite; all, if it is for another reason."""
     reason: Reason | None = None
     """Why it was left out."""
+    processes: int | None = None
+    """That shared it; None, one alone."""
 
 
 class Journal:

@@ -87,7 +87,8 @@ def run_loop(step: Step, state: State, loader: Loader, settings: Training, hooks
             validation = hooks.validate(state.position)
             epoch = loader.order[state.position.step * loader.accumulation - 1].epoch
             row = _row(state.position, epoch, losses, loss, rate, norm, validation, seconds)
-            hooks.record(replace(row, skipped=skipped, reason=reason))
+            processes = state.world.size if state.world.size > 1 else None
+            hooks.record(replace(row, skipped=skipped, reason=reason, processes=processes))
             if guards.must_go_back(health):
                 hooks.go_back(state)
             stop = state.world.any(hooks.stop_asked()) and state.position.step < last

@@ -358,13 +358,17 @@ def _locked(folder: Path) -> Generator[None]:
 
 @contextmanager
 def _signals() -> Generator[list[int]]:
-    """Collects the signals that ask for an end; nothing is done inside a handler. A second one ends at once."""
+    """Collects the signals that ask for an end; nothing is done inside a handler. A second Ctrl-C ends at once.
+
+    A second SIGTERM does not: a scheduler and the launcher that it stops both send one, and who means it sends SIGKILL.
+    """
     asked: list[int] = []
     previous: dict[int, object] = {}
 
     def handle(number: int, frame: FrameType | None) -> None:
         asked.append(number)
-        signal.signal(number, signal.SIG_DFL)
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
 
     kinds = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
     for kind in kinds:
