@@ -1,0 +1,217 @@
+"""A recipe in the making: what was found, what means something else here, and what could not be carried over.
+
+The three lists stand in the file itself, so that whoever reads the recipe in a year still knows what it lacks.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import textwrap
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+
+from terminus.config.recipes import MAX_BYTES
+from terminus.config.source import Plain
+from terminus.data.sources.folder import printable
+from terminus.errors import UserError
+from terminus.importing.reading import Keys, Said, shown
+from terminus.training.recipe import Recipe
+
+MAX_SOURCES = 500
+WIDTH = 116
+"""Of a line of the lists."""
+_CHOICES = ("objective.weighting", "objective.loss", "data.buckets", "training.optimizer", "training.ema")
+"""Tagged choices, which are written whole or not at all."""
+_ROOMS = ("run", "model", "data", "objective", "training")
+
+
+@dataclass(frozen=True)
+class Left:
+    """A key that could not be carried over."""
+
+    key: str
+    value: str
+    """As it was, in a few characters; "" where the key is not set or stands for many."""
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.key} = {self.value}: {self.why}" if self.value else f"{self.key}: {self.why}"
+
+
+@dataclass
+class Draft:
+    """What an importer has found so far."""
+
+    what: str
+    """What was read, in words."""
+    name: str
+    """Of the run: letters, digits, dot, dash and underscore."""
+    settings: dict[str, Said[Plain]] = field(default_factory=dict[str, Said[Plain]])
+    """Dotted setting to value and origin."""
+    sources: list[dict[str, Said[Plain]]] = field(default_factory=list[dict[str, Said[Plain]]])
+    notes: list[str] = field(default_factory=list[str])
+    """What was carried over and means something else here, or what holds where nothing was said."""
+    left: list[Left] = field(default_factory=list[Left])
+    same: list[str] = field(default_factory=list[str])
+    """What was said and is the default here; filled by `settle`."""
+
+    def set(self, setting: str, value: Plain, origin: str) -> None:
+        """Lays down a setting; a later value replaces an earlier one."""
+        self.settings[setting] = Said(value, origin)
+
+    def leave(self, keys: Keys, key: str, why: str) -> None:
+        """Lists a key as not carried over."""
+        self.left.append(Left(keys.name(key), shown(keys.values.get(key), key), why))
+        keys.raw(key)
+
+    def source(self, kind: str, name: str, origin: str, **settings: Said[Plain]) -> str:
+        """Adds a source under a name that no other has, and returns that name. `UserError` if there are too many."""
+        if len(self.sources) == MAX_SOURCES:
+            raise UserError(f"more than {MAX_SOURCES} sources", where=self.what, fix="Import it in parts.")
+        taken = {source["name"].value for source in self.sources}
+        plain = slug(name)
+        free = next(one for one in (plain, *(f"{plain}-{n}" for n in range(2, MAX_SOURCES + 2))) if one not in taken)
+        self.sources.append({"kind": Said(kind, ""), "name": Said(free, origin), **settings})
+        return free
+
+
+def slug(text: str) -> str:
+    """A name for rows and runs: Unicode letters, digits, dot, dash, underscore, at most 60 of them."""
+    return re.sub(r"[^\w.-]+", "-", printable(text)).strip("-.")[:60] or "images"
+
+
+def settle(draft: Draft) -> dict[str, Any]:
+    """The draft as the tree of a recipe that is valid.
+
+    What its setting does not take (a batch of -1) is moved to what could not be carried over, and what is the default
+    here to `same`. `UserError` if nothing is left to train on, or if what remains contradicts itself.
+    """
+    if not draft.sources:
+        raise UserError(
+            "there is no source of images in it that Terminus can read",
+            where=draft.what,
+            rule="; ".join(str(left) for left in draft.left[:5]),
+        )
+    while True:
+        tree = _tree(draft)
+        try:
+            recipe = Recipe.model_validate_json(json.dumps(tree))
+        except ValidationError as error:
+            if not _drop(draft, tree, error):
+                raise UserError(f"these settings contradict each other: {error}", where=draft.what) from None
+        else:
+            _leave_out_defaults(draft, recipe)
+            return _tree(draft)
+
+
+def written(draft: Draft) -> str:
+    """The recipe as YAML with the origin of each setting and the three lists. `UserError` if that is too long."""
+    settle(draft)
+    stream = io.StringIO()
+    yaml = YAML()
+    yaml.width = 4096
+    yaml.allow_unicode = True
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.dump(_commented(draft), stream)
+    head = [f"Imported from {draft.what}.", "Look at what is not carried over, below, before you train."]
+    text = "\n".join([*(f"# {printable(line)}" for line in head), stream.getvalue().rstrip(), *_lists(draft), ""])
+    if len(text.encode()) > MAX_BYTES:
+        raise UserError("the recipe would be larger than 1 MB", where=draft.what, fix="Import it in parts.")
+    return text
+
+
+def _lists(draft: Draft) -> list[str]:
+    lines: list[str] = []
+    for heading, entries in (
+        ("What means something else here:", draft.notes),
+        ("Not carried over:", [str(left) for left in draft.left]),
+        ("What is the default here, and so is not repeated:", draft.same),
+    ):
+        if entries:
+            lines += ["", f"# {heading}"]
+        for entry in entries:
+            lines += textwrap.wrap(
+                printable(entry), WIDTH, initial_indent="# - ", subsequent_indent="#   ", break_on_hyphens=False
+            )
+    return lines
+
+
+def _tree(draft: Draft) -> dict[str, Any]:
+    tree: dict[str, Any] = {"data": {"sources": [{k: said.value for k, said in one.items()} for one in draft.sources]}}
+    for setting, said in draft.settings.items():
+        *way, last = setting.split(".", 2) if setting.startswith("data.mix.") else setting.split(".")
+        node = tree
+        for step in way:
+            node = node.setdefault(step, {})
+        node[last] = said.value
+    return tree
+
+
+def _drop(draft: Draft, tree: dict[str, Any], error: ValidationError) -> bool:
+    """Moves what the errors are about to what could not be carried over; False if no setting is meant."""
+    dropped = False
+    for problem in error.errors():
+        place, node = list[str](), cast(Any, tree)
+        for step in problem["loc"]:
+            inside = isinstance(node, dict) and step in node or isinstance(node, list) and isinstance(step, int)
+            if inside:  # what is not there is the tag of a choice
+                place.append(str(step))
+                node = node[step]
+        if place[:2] == ["data", "sources"] and len(place) > 2:
+            source = draft.sources[int(place[2])]
+            raise UserError(f"{source['name'].origin}: {problem['msg']}", where=draft.what)
+        meant = ".".join(place)
+        for setting in [s for s in draft.settings if len(place) > 1 and (s == meant or s.startswith(f"{meant}."))]:
+            said = draft.settings.pop(setting)
+            draft.left.append(Left(said.origin, "", f"{setting} does not take it: {problem['msg']}"))
+            dropped = True
+    return dropped
+
+
+def _leave_out_defaults(draft: Draft, recipe: Recipe) -> None:
+    bare = {"data": {"store": "x", "sources": [{"kind": "embedded", "name": "x"}]}}
+    default, ours = (_flat(one.model_dump(mode="json")) for one in (Recipe.model_validate(bare), recipe))
+    chosen = {choice for choice in _CHOICES if any(default.get(s) != ours[s] for s in ours if s.startswith(f"{choice}."))}
+    for setting, said in list(draft.settings.items()):
+        if setting in default and default[setting] == ours.get(setting) and setting.rpartition(".")[0] not in chosen:
+            del draft.settings[setting]
+            draft.same.append(f"{said.origin} ({setting})")
+
+
+def _flat(value: Any, key: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {key: value}
+    entries = cast("dict[str, Any]", value)
+    return {k: v for name, one in entries.items() for k, v in _flat(one, f"{key}.{name}".lstrip(".")).items()}
+
+
+def _commented(draft: Draft) -> CommentedMap:
+    root: Any = CommentedMap({room: CommentedMap() for room in _ROOMS})
+    for setting, said in sorted(draft.settings.items(), key=lambda one: one[0].startswith("data.mix.")):
+        *way, last = setting.split(".", 2) if setting.startswith("data.mix.") else setting.split(".")
+        node = root
+        for step in way:
+            node = node.setdefault(step, CommentedMap())
+        _put(node, last, said)
+        if setting == "data.store":
+            root["data"]["sources"] = CommentedSeq()
+    for source in draft.sources:
+        entry: Any = CommentedMap()
+        for key, said in source.items():
+            _put(entry, key, said)
+        root["data"]["sources"].append(entry)
+    for room in [room for room in _ROOMS if not root[room]]:
+        del root[room]
+    return root
+
+
+def _put(node: Any, key: str, said: Said[Plain]) -> None:
+    node[key] = said.value
+    if said.origin:
+        node.yaml_add_eol_comment(printable(said.origin), key, column=0)
