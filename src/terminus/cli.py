@@ -74,6 +74,7 @@ def train(
     overrides: options.Overrides = None,
     plan: options.Plan = False,
     gpu: options.PlanGpu = None,
+    processes: options.PlanProcesses = 1,
     as_json: options.PlanJson = False,
     watch: options.Watch = False,
     plots: options.Plots = False,
@@ -83,10 +84,13 @@ def train(
     if plan:
         from terminus.training.planning import show_plan
 
-        show_plan(loaded.value, gpu, as_json)
+        show_plan(loaded.value, gpu, as_json, processes)
         return
-    if gpu is not None or as_json:
-        raise UserError("--gpu and --json belong to --plan", fix="Add --plan, or set run.device to train on a device")
+    if gpu is not None or as_json or processes > 1:
+        raise UserError(
+            "--gpu, --processes and --json belong to --plan",
+            fix="Add --plan; to train on a device set run.device, and on several start the command with torchrun",
+        )
     if watch:
         from rich.console import Console
 

@@ -137,6 +137,7 @@ Plan = Annotated[bool, typer.Option("--plan", help="Only say what it needs: memo
 PlanGpu = Annotated[
     str | None, typer.Option("--gpu", metavar="NAME", help="With --plan: h100, h200, a100, l40s, 4090.")
 ]
+PlanProcesses = Annotated[int, typer.Option("--processes", min=1, help="With --plan: on so many such GPUs.")]
 PlanJson = Annotated[bool, typer.Option("--json", help="With --plan: one JSON object.")]
 Watch = Annotated[bool, typer.Option("--watch", help="Only look on while another process trains this run.")]
 Plots = Annotated[bool, typer.Option("--plots", help="Only draw plots.html in the run's folder, from its log.")]

@@ -92,7 +92,7 @@ def test_more_cuts_are_added_to_those_that_are_there(store: Store, codec: Codec)
     assert run(store, codec, crops=2) == 3
     assert latents(store)[:5] == before
     assert run(store, codec, crops=2) == run(store, codec) == 0
-    assert waiting(store, TRANSFORM.spec, codec.id, 3) == [Wanted(0, 2), Wanted(2, 2), Wanted(4, 2)]
+    assert list(waiting(store, TRANSFORM.spec, codec.id, 3)) == [Wanted(0, 2), Wanted(2, 2), Wanted(4, 2)]
 
 
 def test_a_stop_between_commits_changes_nothing(

@@ -19,7 +19,7 @@ SURFACE = {
     "prepare": ["RECIPE", "KEY.PATH=VALUE"],
     "caption": ["RECIPE", "KEY.PATH=VALUE", "--limit", "--trial"],
     "data": ["RECIPE", "KEY.PATH=VALUE", "--json"],
-    "train": ["RECIPE", "KEY.PATH=VALUE", "--plan", "--gpu", "--json", "--watch", "--plots"],
+    "train": ["RECIPE", "KEY.PATH=VALUE", "--plan", "--gpu", "--processes", "--json", "--watch", "--plots"],
     "sample": [
         *("MODEL", "--prompt", "--out", "--negative", "--seed", "--steps", "--count", "--size"),
         *("--guidance", "--rescale", "--interval", "--solver", "--spacing", "--variation"),

@@ -47,12 +47,12 @@ def ended(recipe: Build, tmp_path: Path, *more: str) -> Path:
 def test_a_signal_while_measuring(recipe: Build, tmp_path: Path, measurement: int, monkeypatch: pytest.MonkeyPatch):
     real, count = Validation.measure, 0
 
-    def measure(self, step):
+    def measure(self, step, world):
         nonlocal count
         count += 1
         if count == measurement:
             terminate()
-        return real(self, step)
+        return real(self, step, world)
 
     monkeypatch.setattr(Validation, "measure", measure)
     with pytest.raises(Stopped):

@@ -54,6 +54,9 @@ Reason = Literal[
 MAY_PASS: frozenset[str] = frozenset({"connection failed", "timed out", "rate limited", "server error"})
 """Reasons that may be gone tomorrow: a later preparation should ask again."""
 
+DEFERRED = "deferred"
+"""Instead of a `Reason`, where the byte budget of the caller was used up: ask again."""
+
 MAX_REDIRECTS = 5
 _RESOLVERS = 32
 """Threads that wait for name servers."""
@@ -96,15 +99,27 @@ class Downloaded:
     """Where it was in the end, after redirects."""
 
 
+@dataclass(frozen=True)
+class Budget:
+    """Bytes that the files of several calls may have together, in one process."""
+
+    name: str
+    """Calls with the same name share it."""
+    bytes: int
+
+
 def fetch_many(
-    requests: Sequence[Request], policy: Policy, allow: Callable[[Address], bool] = is_global
+    requests: Sequence[Request],
+    policy: Policy,
+    allow: Callable[[Address], bool] = is_global,
+    budget: Budget | None = None,
 ) -> list[Downloaded | Dropped]:
-    """The files, or why not (`Reason`), in the order of the requests; blocks until all are decided.
+    """The files, or why not (`Reason`, or `DEFERRED`), in the order of the requests; blocks until all are decided.
 
     May be called from several threads at once, which then share `policy.concurrency` and `policy.per_host`. Nothing
     that a server does raises. No socket is opened to an address that `allow` refuses.
     """
-    work = asyncio.run_coroutine_threadsafe(_fetch_all(requests, policy, allow), _event_loop())
+    work = asyncio.run_coroutine_threadsafe(_fetch_all(requests, policy, allow, budget), _event_loop())
     try:
         while not work.done():
             # With a limit, because a thread that waits without one may sleep through an interrupt.
@@ -118,7 +133,7 @@ def fetch_many(
 class _Failure(Exception):
     """An attempt came to nothing."""
 
-    def __init__(self, reason: Reason, detail: str = "", *, passing: bool = False, wait: float = 0.0) -> None:
+    def __init__(self, reason: str, detail: str = "", *, passing: bool = False, wait: float = 0.0) -> None:
         super().__init__(reason)
         self.dropped = Dropped(reason, detail)
         self.passing = passing
@@ -127,11 +142,36 @@ class _Failure(Exception):
         """Seconds for which the server wants to be left alone."""
 
 
+class _Purse:
+    """What is left of a budget; only the event loop takes from it."""
+
+    def __init__(self, size: int | None) -> None:
+        self.left = size
+        self.spent = False
+        """Once a file did not fit: what comes later is not begun."""
+
+    def take(self, count: int) -> None:
+        """Before so many more bytes are held. `_Failure` where there is no room for them."""
+        if self.left is None:
+            return
+        if self.spent or count > self.left:
+            self.spent = True
+            raise _Failure(DEFERRED)
+        self.left -= count
+
+    def give_back(self, count: int) -> None:
+        """Bytes that are held no longer."""
+        if self.left is not None:
+            self.left += count
+
+
 class _Downloader:
     """The requests of one call: their connections are never used under another `allow`."""
 
-    def __init__(self, policy: Policy, traffic: Traffic, pool: httpcore2.AsyncConnectionPool) -> None:
-        self.policy, self.traffic, self.pool = policy, traffic, pool
+    def __init__(
+        self, policy: Policy, traffic: Traffic, pool: httpcore2.AsyncConnectionPool, purse: _Purse
+    ) -> None:
+        self.policy, self.traffic, self.pool, self.purse = policy, traffic, pool, purse
         self.agent = re.split(r"[/ ]", policy.user_agent)[0]
         self.headers = [
             (b"User-Agent", policy.user_agent.encode()),
@@ -165,6 +205,7 @@ class _Downloader:
         clock = asyncio.get_running_loop().time
         for _ in range(MAX_REDIRECTS + 1):
             async with self.traffic.turn(address.host):
+                self.purse.take(0)
                 began = clock()
                 found = await self._within(seconds, address, request.max_bytes)
                 seconds -= clock() - began
@@ -209,7 +250,8 @@ class _Downloader:
                 raise _Failure("unexpected answer", f"HTTP {response.status}")
             if (encoding := dict(headers).get("content-encoding", "identity").strip()) not in ("", "identity"):
                 raise _Failure("unexpected answer", f"compressed ({encoding[:40]!a}), which was not asked for")
-            return Downloaded(await _body(response.aiter_stream(), dict(headers), max_bytes), str(address))
+            body = await _body(response.aiter_stream(), dict(headers), max_bytes, self.purse)
+            return Downloaded(body, str(address))
 
     def _refusal(self, address: WebAddress, status: int, wish: str) -> _Failure:
         detail = f"HTTP {status}"
@@ -242,17 +284,22 @@ def _redirected(address: WebAddress, location: str) -> WebAddress:
     return to
 
 
-async def _body(chunks: AsyncGenerator[bytes], headers: dict[str, str], max_bytes: int) -> bytes:
+async def _body(chunks: AsyncGenerator[bytes], headers: dict[str, str], max_bytes: int, purse: _Purse) -> bytes:
     """The whole body; not one byte is read of what says that it is too large."""
     large = _Failure("file too large", f"more than {max_bytes} bytes")
     length = headers.get("content-length", "")
     if length.isdecimal() and int(length) > max_bytes:
         raise large
     body = bytearray()
-    async for chunk in chunks:
-        body += chunk
-        if len(body) > max_bytes:
-            raise large
+    try:
+        async for chunk in chunks:
+            purse.take(len(chunk))
+            body += chunk
+            if len(body) > max_bytes:
+                raise large
+    except BaseException:
+        purse.give_back(len(body))
+        raise
     return bytes(body)
 
 
@@ -270,7 +317,7 @@ def _text(header: bytes) -> str:
 
 
 async def _fetch_all(
-    requests: Sequence[Request], policy: Policy, allow: Callable[[Address], bool]
+    requests: Sequence[Request], policy: Policy, allow: Callable[[Address], bool], budget: Budget | None
 ) -> list[Downloaded | Dropped]:
     traffic = _traffic.setdefault(policy, Traffic(policy.concurrency, policy.per_host, policy.max_wait))
     pool = httpcore2.AsyncConnectionPool(
@@ -280,7 +327,7 @@ async def _fetch_all(
         network_backend=CheckedConnections(allow),
     )
     async with pool, asyncio.TaskGroup() as group:
-        downloader = _Downloader(policy, traffic, pool)
+        downloader = _Downloader(policy, traffic, pool, _purse(budget))
         tasks = [group.create_task(downloader.fetch(request)) for request in requests]
     return [task.result() for task in tasks]
 
@@ -294,6 +341,17 @@ def _certificates() -> ssl.SSLContext:
 _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
 _traffic: dict[Policy, Traffic] = {}
+_purses: dict[Budget, _Purse] = {}
+_PURSES = 16
+"""Budgets that are remembered, the newest."""
+
+
+def _purse(budget: Budget | None) -> _Purse:
+    if budget is None:
+        return _Purse(None)
+    if budget not in _purses and len(_purses) >= _PURSES:
+        del _purses[next(iter(_purses))]
+    return _purses.setdefault(budget, _Purse(budget.bytes))
 
 
 def _event_loop() -> asyncio.AbstractEventLoop:
@@ -312,6 +370,7 @@ def _start_anew() -> None:
     global _lock, _loop
     _lock, _loop = threading.Lock(), None
     _traffic.clear()
+    _purses.clear()
 
 
 os.register_at_fork(after_in_child=_start_anew)

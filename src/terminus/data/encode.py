@@ -6,10 +6,10 @@ scale factor costs nothing and another codec never meets these rows: the codec's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
+from itertools import groupby, islice
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
@@ -19,6 +19,7 @@ from jaxtyping import Float16, UInt8
 
 from terminus.conditioning import Crop, Size
 from terminus.data import engine, geometry, record
+from terminus.data.duplicates import scratch
 from terminus.data.geometry import Plan
 from terminus.data.pixels import latent_mask, resized, resized_mask
 from terminus.data.record import LatentRow, Split
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 GROUP = 256
 """Latents per commit."""
+SCANNED = 8192
+"""Rows that are looked at together."""
 BATCH_PIXELS = 4 << 20
 """Pixels per call of the encoder: four images of 1024x1024. (Of a larger one the codec encodes tiles.)"""
 
@@ -67,41 +70,86 @@ class _Rendered:
     mask: bytes | None
 
 
-def waiting(store: Store, transform: str, codec: str, crops: int = 1) -> list[Wanted]:
+class Waiting:
+    """Latents that are to be made, in the order of the images: a list on disk, however long it is."""
+
+    def __init__(self) -> None:
+        self._database = scratch()
+        self._database.execute("CREATE TABLE wanted (number INTEGER PRIMARY KEY, image INTEGER, cut INTEGER)")
+
+    def __len__(self) -> int:
+        return self._database.execute("SELECT COUNT(*) FROM wanted").fetchone()[0]
+
+    def __iter__(self) -> Iterator[Wanted]:
+        rows = self._database.execute("SELECT image, cut FROM wanted ORDER BY number")
+        return (Wanted(image, cut) for image, cut in rows)
+
+    def add(self, wanted: Iterable[Wanted]) -> None:
+        """At the end."""
+        self._database.executemany("INSERT INTO wanted (image, cut) VALUES (?, ?)", wanted)
+
+
+def waiting(store: Store, transform: str, codec: str, crops: int = 1) -> Waiting:
     """What has no latent of this codec yet, in row order: `crops` cuts of each image to train on, where there is room.
 
     Images that are held out are cut once: they measure, and more cuts would only weigh some of them more.
     """
-    images, latents = store.images.latest(), store.latents.latest()
+    found = Waiting()
+    images = store.images.latest()
     if images is None:
-        return []
+        return found
     names = geometry.specs(transform, crops)
-    done: set[tuple[str, str]] = set()
-    if latents is not None:
+    done = _Done(store, names, codec)
+    start = 0
+    for batch in images.batches(["key", "transform", "split", *GEOMETRY], size=SCANNED):
+        rows = cast("list[dict[str, object]]", batch.to_pylist())
+        asked: list[tuple[str, Wanted]] = []
+        for index, row in enumerate(rows, start):
+            if row["transform"] == transform:
+                count = min(crops, plan_of(row).room) if crops > 1 and row["split"] == "train" else 1
+                asked += [(cast(str, row["key"]), Wanted(index, cut)) for cut in range(count)]
+        found.add(wanted for key, wanted in asked if not done.has(key, wanted.cut))
+        start += len(rows)
+    return found
+
+
+class _Done:
+    """The cuts that have a latent, in a scratch database."""
+
+    def __init__(self, store: Store, names: Sequence[str], codec: str) -> None:
+        self.database = scratch()
+        self.database.execute("CREATE TABLE done (id BLOB PRIMARY KEY) WITHOUT ROWID")
+        view = store.latents.latest()
+        cuts = {name: cut for cut, name in enumerate(names)}
         same = f"codec = {quoted(codec)} and transform in ({', '.join(quoted(name) for name in names)})"
-        found = latents.scan(["image_key", "transform"], same)
-        done.update(zip(found.column("image_key").to_pylist(), found.column("transform").to_pylist(), strict=True))
-    wanted: list[Wanted] = []
-    table = images.scan(["key", "transform", "split", *GEOMETRY])
-    for index, row in enumerate(row for batch in table.to_batches() for row in batch.to_pylist()):
-        if row["transform"] != transform:
-            continue
-        count = min(crops, plan_of(row).room) if row["split"] == "train" else 1
-        wanted += [Wanted(index, cut) for cut in range(count) if (row["key"], names[cut]) not in done]
-    return wanted
+        for batch in view.batches(["image_key", "transform"], same, SCANNED) if view else ():
+            pairs = zip(batch.column("image_key").to_pylist(), batch.column("transform").to_pylist(), strict=True)
+            # In the order of the tree: neighbours are written together.
+            self.database.executemany(
+                "INSERT OR IGNORE INTO done VALUES (?)", sorted((_cut_id(key, cuts[name]),) for key, name in pairs)
+            )
+
+    def has(self, key: str, cut: int) -> bool:
+        """Whether this cut of this image has a latent."""
+        return self.database.execute("SELECT 1 FROM done WHERE id = ?", (_cut_id(key, cut),)).fetchone() is not None
 
 
-def encode(store: Store, rows: Sequence[Wanted], codec: Codec, advance: Callable[[int], None]) -> int:
+def _cut_id(key: str, cut: int) -> bytes:
+    # Keys are hashes, of which 16 bytes are enough.
+    return bytes.fromhex(key)[:16] + bytes([cut])
+
+
+def encode(store: Store, wanted: Iterable[Wanted], codec: Codec, advance: Callable[[int], None]) -> int:
     """Writes each of these latents; returns how many.
 
     Commits follow the order of the images, so that an interrupted run, repeated, forms the same batches.
     """
-    images = store.images.latest()
-    assert images is not None or not rows
-    for start in range(0, len(rows), GROUP):
-        assert images is not None
-        store.latents.append(_encode_group(images, rows[start : start + GROUP], codec, advance))
-    return len(rows)
+    images, rows, count = store.images.latest(), iter(wanted), 0
+    while group := list(islice(rows, GROUP)):
+        assert images is not None, "what is wanted is a row of images"
+        store.latents.append(_encode_group(images, group, codec, advance))
+        count += len(group)
+    return count
 
 
 def _encode_group(

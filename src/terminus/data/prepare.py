@@ -15,7 +15,7 @@ from terminus.data.addresses import Address, is_global
 from terminus.data.captioning.merge import merge
 from terminus.data.curate import Curated, check_rules, curate
 from terminus.data.encode import encode, waiting
-from terminus.data.known import KEPT
+from terminus.data.known import KEPT, room_for_scratch
 from terminus.data.report import PrepareReport, Tally
 from terminus.data.settings import DataConfig
 from terminus.data.store import Store, quoted
@@ -72,9 +72,10 @@ def _codec(data: DataConfig, model: str) -> Codec:
 
 
 def _encode(data: DataConfig, store: Store, codec: Codec, console: Console) -> int:
-    rows = waiting(store, data.transform.spec, codec.id, data.crops)
-    with Meter(console, "encode", len(rows)) as meter:
-        return encode(store, rows, codec, meter.advance)
+    with room_for_scratch():
+        rows = waiting(store, data.transform.spec, codec.id, data.crops)
+        with Meter(console, "encode", len(rows)) as meter:
+            return encode(store, rows, codec, meter.advance)
 
 
 def _result(

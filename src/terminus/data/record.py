@@ -6,9 +6,10 @@ The fields of the row classes are the columns of the tables (`store`), so that a
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 from terminus.conditioning import Size
 from terminus.data.geometry import Plan
@@ -46,7 +47,8 @@ class Said:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An image that a source offers. One of `path` (with `root`), `data`, `url` and `problem` is set."""
+    """An image that a source offers. One of `path` (with `root`), `data`, `url` and `problem` is set; only a URL may
+    stand beside another."""
 
     source: str
     """Name of the source in the recipe."""
@@ -58,7 +60,7 @@ class Candidate:
     """The folder that `path` must not lead out of."""
     data: bytes | None = None
     url: str | None = None
-    """Where the image is downloaded from."""
+    """Where the image lies in the web. It is downloaded from there unless `data` or `path` brings it."""
     checksum: str | None = None
     """What the source says of the file's bytes: "sha256:<hex>" or "md5:<hex>"."""
     said: Said = Said()
@@ -76,6 +78,11 @@ class Candidate:
     problem: Dropped | None = None
     """Set where the source already knows that the image cannot be used."""
 
+    @property
+    def remote(self) -> bool:
+        """Whether it has to be downloaded."""
+        return self.url is not None and self.data is None and self.path is None
+
     def state(self, background: Color) -> str:
         """Changes with anything that a source says of the image; in the same state it is not judged again."""
         content = content_hash(self.data) if self.data else self.stamp
@@ -83,6 +90,41 @@ class Candidate:
         if (more := (self.url, self.checksum, self.said, self.mask)) != (None, None, Said(), None):
             said += more
         return _digest(content, repr(said))[:16]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a source that can be skipped as a whole: an archive, a table."""
+
+    id: str
+    """Unique within the source and the same in every run."""
+    stamp: str
+    """Changes when its content does; "" for what must be read every time."""
+    candidates: Callable[[], Iterator[Candidate]]
+
+
+@runtime_checkable
+class Parted(Protocol):
+    """A source that consists of parts."""
+
+    def parts(self) -> Iterator[Part]:
+        """In the order of `candidates`, which gives what all of them give."""
+        ...
+
+
+@dataclass(frozen=True)
+class PartRow:
+    """A row of the `parts` table: what became of the candidates of a part that was judged to its end."""
+
+    source: str
+    part: str
+    stamp: str
+    transform: str
+    rules: str
+    """Digest of all that decides about its candidates: the source's settings, the filters, the block-lists' content."""
+    reasons: tuple[str, ...]
+    """Why candidates were dropped; "" is the count of those that were kept."""
+    counts: tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The prepared data set on disk: three Lance tables in one folder or object-store URI.
+"""The prepared data set on disk: Lance tables in one folder or object-store URI.
 
 Lance because a commit is atomic (a kill loses at most the batch in flight) and every state has a version
 number, so a run can say exactly which rows it saw while preparation goes on adding more. Training imports
@@ -21,7 +21,7 @@ from jaxtyping import Float16
 
 from terminus.conditioning import Crop, Size
 from terminus.data.geometry import Plan
-from terminus.data.record import ImageRow, LatentRow, Rejection
+from terminus.data.record import ImageRow, LatentRow, PartRow, Rejection
 from terminus.errors import UserError
 
 GEOMETRY = (
@@ -57,8 +57,14 @@ REJECTED = pa.schema([
     ("luminance", pa.float32()), ("watermark", pa.float32()), ("unsafe", pa.float32()), ("aesthetic", pa.float32()),
     ("similarity", pa.float32()),
 ])  # fmt: skip
+PARTS = pa.schema([
+    ("source", pa.string()), ("part", pa.string()), ("stamp", pa.string()), ("transform", pa.string()),
+    ("rules", pa.string()), ("reasons", _TEXTS), ("counts", pa.list_(pa.int64())),
+])  # fmt: skip
 
-Row = TypeVar("Row", ImageRow, LatentRow, Rejection)
+Row = TypeVar("Row", ImageRow, LatentRow, Rejection, PartRow)
+KEYS_PER_CONDITION = 1000
+"""Of rows that are deleted by one condition."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +186,13 @@ class Table(Generic[Row]):
             operation = lance.LanceOperation.Update(updated_fragments=revised, fields_modified=sorted(fields))
             lance.LanceDataset.commit(self.uri, operation, read_version=view.version)
 
+    def delete(self, on: str, values: Sequence[str]) -> None:
+        """The newest version no longer has the rows with these values in column `on`; older versions keep them."""
+        view = self.latest()
+        for start in range(0, len(values), KEYS_PER_CONDITION) if view else ():
+            listed = ", ".join(quoted(value) for value in values[start : start + KEYS_PER_CONDITION])
+            lance.dataset(self.uri).delete(f"{on} IN ({listed})")
+
     def _checked(self, view: View) -> View:
         missing = set(self.schema.names) - set(view.dataset.schema.names)
         if missing:
@@ -193,7 +206,7 @@ class Table(Generic[Row]):
 
 
 class Store:
-    """The three tables of one `data.store`."""
+    """The tables of one `data.store`."""
 
     def __init__(self, location: str) -> None:
         self.location = location
@@ -201,6 +214,7 @@ class Store:
         self.images: Table[ImageRow] = Table(f"{root}/images.lance", IMAGES)
         self.latents: Table[LatentRow] = Table(f"{root}/latents.lance", LATENTS)
         self.rejected: Table[Rejection] = Table(f"{root}/rejected.lance", REJECTED)
+        self.parts: Table[PartRow] = Table(f"{root}/parts.lance", PARTS)
 
 
 def quoted(text: str) -> str:
@@ -233,7 +247,7 @@ def unpack_moments(
     return np.frombuffer(data, dtype="<f2").reshape(2, channels, height, width)
 
 
-def _columns(row: ImageRow | LatentRow | Rejection) -> dict[str, object]:
+def _columns(row: ImageRow | LatentRow | Rejection | PartRow) -> dict[str, object]:
     columns: dict[str, object] = {}
     for field in dataclasses.fields(row):
         value = getattr(row, field.name)

@@ -207,7 +207,16 @@ def nearest(path: str, file: str) -> str:
 
 
 def _is_secret(key: str) -> bool:
-    words = ("secret", "password", "api_key", "access_key", "hub_token", "session_token", "huggingface_token", "webhook")
+    words = (
+        "secret",
+        "password",
+        "api_key",
+        "access_key",
+        "hub_token",
+        "session_token",
+        "huggingface_token",
+        "webhook",
+    )
     return any(word in key.lower() for word in words)
 
 
@@ -235,7 +244,9 @@ def _object(value: object, file: str, place: str) -> dict[str, object]:
     if isinstance(value, dict):
         return cast("dict[str, object]", value)
     raise UserError(
-        f"{place or 'the file'} is {shown(value)}, and should be an object with keys", where=file, fix="Correct the file."
+        f"{place or 'the file'} is {shown(value)}, and should be an object with keys",
+        where=file,
+        fix="Correct the file.",
     )
 
 

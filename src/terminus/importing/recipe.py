@@ -176,8 +176,12 @@ def _drop(draft: Draft, tree: dict[str, Any], error: ValidationError) -> bool:
 
 def _leave_out_defaults(draft: Draft, recipe: Recipe) -> None:
     bare = {"data": {"store": "x", "sources": [{"kind": "embedded", "name": "x"}]}}
-    default, ours = (_flat(one.model_dump(mode="json")) for one in (Recipe.model_validate(bare), recipe))
-    chosen = {choice for choice in _CHOICES if any(default.get(s) != ours[s] for s in ours if s.startswith(f"{choice}."))}
+    default, ours = (
+        _flat(one.model_dump(mode="json")) for one in (Recipe.model_validate_json(json.dumps(bare)), recipe)
+    )
+    chosen = {
+        choice for choice in _CHOICES if any(default.get(s) != ours[s] for s in ours if s.startswith(f"{choice}."))
+    }
     for setting, said in list(draft.settings.items()):
         if setting in default and default[setting] == ours.get(setting) and setting.rpartition(".")[0] not in chosen:
             del draft.settings[setting]

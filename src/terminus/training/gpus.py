@@ -24,6 +24,8 @@ class Gpu:
     """TB/s by the maker's sheet."""
     watts: int
     """Power limit by the maker's sheet."""
+    link: float
+    """GB/s to another GPU of the same machine, one way, by the maker's sheet: NVLink, or PCI Express 4.0 x16."""
     measured: float | None = None
     """TFLOP/s reached in large matrix products; None where we know of no measurement."""
 
@@ -39,12 +41,12 @@ class Gpu:
 
 
 GPUS = {
-    "h100": Gpu("NVIDIA H100 SXM 80 GB", 78.0, 989.0, 3.35, 700, 790.0),
-    "h200": Gpu("NVIDIA H200 SXM 141 GB", 139.0, 989.0, 4.8, 700),
-    "a100": Gpu("NVIDIA A100 SXM 80 GB", 78.0, 312.0, 2.04, 400),
-    "a100-40": Gpu("NVIDIA A100 SXM 40 GB", 38.5, 312.0, 1.56, 400),
-    "l40s": Gpu("NVIDIA L40S 48 GB", 43.5, 362.0, 0.86, 350),
-    "4090": Gpu("NVIDIA GeForce RTX 4090 24 GB", 23.0, 165.0, 1.01, 450),
+    "h100": Gpu("NVIDIA H100 SXM 80 GB", 78.0, 989.0, 3.35, 700, 450.0, 790.0),
+    "h200": Gpu("NVIDIA H200 SXM 141 GB", 139.0, 989.0, 4.8, 700, 450.0),
+    "a100": Gpu("NVIDIA A100 SXM 80 GB", 78.0, 312.0, 2.04, 400, 300.0),
+    "a100-40": Gpu("NVIDIA A100 SXM 40 GB", 38.5, 312.0, 1.56, 400, 300.0),
+    "l40s": Gpu("NVIDIA L40S 48 GB", 43.5, 362.0, 0.86, 350, 32.0),
+    "4090": Gpu("NVIDIA GeForce RTX 4090 24 GB", 23.0, 165.0, 1.01, 450, 32.0),
 }
 
 

@@ -13,6 +13,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from terminus.errors import UserError
+from terminus.training.division import MACHINE, NETWORK, Traffic
 from terminus.training.gpus import GPUS, Gpu, find_gpu
 from terminus.training.memory import (
     RESERVE,
@@ -24,6 +26,7 @@ from terminus.training.memory import (
     seconds_per_image,
     shape_of,
     spoken,
+    traffic_of,
     trained_parameters,
 )
 from terminus.training.planned import networks_of
@@ -39,9 +42,11 @@ class Bound:
 
     efficiency: float
     images_per_second: float
+    """Of all processes together, what they send taken off."""
     hours: float
+    gpu_hours: float
     kwh: float
-    """The GPU's power limit for that long, and nothing of the machine around it."""
+    """The GPUs' power limit for that long, and nothing of the machines around them."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +62,13 @@ class Disk:
 
 @dataclass(frozen=True)
 class Plan:
-    """The recipe on one GPU."""
+    """The recipe on one GPU, or on several with a process each."""
 
     gpu: Gpu
+    processes: int
     own: Cut
+    traffic: Traffic
+    """Of the recipe's own choice."""
     choices: tuple[Cut, ...]
     """For each way of checkpointing, the largest micro-batch that fits."""
     best: Cut | None
@@ -69,25 +77,41 @@ class Plan:
     notes: tuple[str, ...]
 
 
-def make_plan(recipe: Recipe, gpu: Gpu) -> Plan:
-    """Counts for up to a minute at the size of SDXL; UserError for an objective other than diffusion."""
-    own = own_cut(recipe, gpu.memory)
-    choices = tuple(largest(recipe, gpu.memory))
+def make_plan(recipe: Recipe, gpu: Gpu, processes: int = 1) -> Plan:
+    """Counts for up to a minute at the size of SDXL.
+
+    Raises UserError for an objective other than diffusion, and for groups (`replicas`) of unequal size.
+    """
+    replicas = recipe.training.parallel.replicas
+    if recipe.training.parallel.shard == "full" and processes % replicas:
+        raise UserError(
+            f"{processes} processes cannot form {replicas} groups of equal size",
+            where="training.parallel.replicas",
+            fix=f"Plan for a multiple of {replicas} processes, or change it",
+        )
+    own = own_cut(recipe, gpu.memory, processes)
+    choices = tuple(largest(recipe, gpu.memory, processes))
     return Plan(
-        gpu, own, choices, best_cut(recipe, gpu), tuple(bound(recipe, own, gpu, share) for share in EFFICIENCIES),
-        _disk(recipe, own), _notes(recipe, gpu, own),
+        gpu, processes, own, traffic_of(recipe, own), choices, best_cut(recipe, gpu, processes=processes),
+        tuple(bound(recipe, own, gpu, share) for share in EFFICIENCIES), _disk(recipe, own), _notes(recipe, gpu, own),
     )  # fmt: skip
 
 
 def bound(recipe: Recipe, cut: Cut, gpu: Gpu, efficiency: float) -> Bound:
-    """Speed = efficiency × peak / FLOPs of an image, those that are computed again included."""
-    rate = efficiency * gpu.peak / cut.cost.total
+    """Speed = efficiency × peak / FLOPs of an image, those that are computed again included, on each GPU.
+
+    To the time that a step takes so comes what the processes send one another in it.
+    """
+    images = recipe.training.global_batch
+    computing = images / cut.processes * cut.cost.total / (efficiency * gpu.peak)
+    rate = images / (computing + traffic_of(recipe, cut).seconds(gpu))
     hours = recipe.training.images / rate / 3600
-    return Bound(efficiency, rate, hours, hours * gpu.watts / 1000)
+    gpu_hours = hours * cut.processes
+    return Bound(efficiency, rate, hours, gpu_hours, gpu_hours * gpu.watts / 1000)
 
 
 def _disk(recipe: Recipe, own: Cut) -> Disk:
-    training, memory = recipe.training, own.memory
+    training, memory = recipe.training, own_cut(recipe, 0.0).memory  # a checkpoint is whole, whoever holds what
     trained = trained_parameters(recipe, own.cost)
     checkpoint = memory.weights + memory.moments + 4.0 * trained
     milestones = (
@@ -101,9 +125,12 @@ def _disk(recipe: Recipe, own: Cut) -> Disk:
 
 
 def _notes(recipe: Recipe, gpu: Gpu, own: Cut) -> tuple[str, ...]:
-    notes = [f"the average is kept on the CPU ({spoken(4.0 * trained_parameters(recipe, own.cost))})"]
+    several = ", divided among the processes" if own.processes > 1 else ""
+    notes = [f"the average is kept on the CPU ({spoken(4.0 * trained_parameters(recipe, own.cost))}{several})"]
     if own.memory.average:
         notes = [f"training.ema.device=cpu would free {spoken(own.memory.average)}"]
+    if own.processes > 1:
+        notes.append(f"taken for sending: {_links(own.processes, gpu)}; what runs beside computing is not taken off")
     if gpu.measured is None:
         notes.append(f"no measured peak of {gpu.name}: the share of its sheet that an H100 reaches")
     if networks_of(recipe).assumed:
@@ -119,17 +146,22 @@ def _notes(recipe: Recipe, gpu: Gpu, own: Cut) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def show_plan(recipe: Recipe, gpu_name: str | None, as_json: bool) -> None:
+def _links(processes: int, gpu: Gpu) -> str:
+    inside = f"{gpu.link:.0f} GB/s each way within a machine of up to {MACHINE} GPUs (sheet)"
+    return inside if processes <= MACHINE else f"{inside}, {NETWORK:.0f} GB/s for each GPU between machines (assumed)"
+
+
+def show_plan(recipe: Recipe, gpu_name: str | None, as_json: bool, processes: int = 1) -> None:
     """Prints the plan: to standard output, as tables or as one JSON object."""
     gpu = _gpu(gpu_name)
-    plan = make_plan(recipe, gpu)
+    plan = make_plan(recipe, gpu, processes)
     if as_json:
         print(json.dumps(_object(recipe, plan), indent=1))
         return
     console = Console(highlight=False)
     for part in (
         *_facts(recipe, plan),
-        f"\nmemory of {plan.own}:",
+        f"\nmemory of {plan.own}{', on the fullest GPU' if processes > 1 else ''}:",
         _memory_table(plan),
         f"\nlargest micro-batches of {recipe.training.global_batch} images that fit; "
         f"images/s by the model at {EFFICIENCIES[-1]:.0%} of the peak:",
@@ -150,8 +182,9 @@ def _gpu(name: str | None) -> Gpu:
 def _facts(recipe: Recipe, plan: Plan) -> list[str]:
     cost, gpu, shape = plan.own.cost, plan.gpu, shape_of(recipe)
     peak = f"{gpu.peak / 1e12:.0f} TFLOP/s ({'measured' if gpu.measured else 'assumed'}; sheet {gpu.sheet:.0f})"
+    name = f"{plan.processes} × {gpu.name}" if plan.processes > 1 else gpu.name
     lines = [
-        f"{gpu.name}: {spoken(gpu.memory)} usable, {spoken(RESERVE)} of them in reserve, matrix products {peak}",
+        f"{name}: {spoken(gpu.memory)} usable, {spoken(RESERVE)} of them in reserve, matrix products {peak}",
         f"UNet: {cost.parameters:,} parameters, latents {shape.height} × {shape.width} (largest bucket)",
         f"per image: forward {cost.forward / 1e12:.3f} TFLOP, with backward and what is computed again "
         f"{cost.total / 1e12:.3f} TFLOP",
@@ -159,7 +192,14 @@ def _facts(recipe: Recipe, plan: Plan) -> list[str]:
     for each in plan.bounds:
         lines.append(
             f"at {each.efficiency:.0%} of the peak: {each.images_per_second:.1f} images/s, "
-            f"{_time(each.hours)} for {recipe.training.images:,} images, {each.kwh:,.1f} kWh"
+            f"{_time(each.hours)} for {recipe.training.images:,} images, {each.gpu_hours:,.0f} GPU hours, "
+            f"{each.kwh:,.1f} kWh"
+        )
+    if plan.processes > 1:
+        sent = plan.traffic.inside + plan.traffic.across
+        lines.append(
+            f"each GPU sends {spoken(sent)} in a step of {recipe.training.global_batch} images: "
+            f"{plan.traffic.seconds(gpu):.3g} s"
         )
     disk = plan.disk
     lines.append(
@@ -173,7 +213,8 @@ def _memory_table(plan: Plan) -> Table:
     table.add_column("part")
     table.add_column("", justify="right")
     for part in fields(Memory):
-        table.add_row(part.name, spoken(getattr(plan.own.memory, part.name)))
+        if size := getattr(plan.own.memory, part.name):
+            table.add_row(part.name, spoken(size))
     table.add_section()
     table.add_row("total", spoken(plan.own.memory.total))
     return table
@@ -198,8 +239,14 @@ def _cuts_table(recipe: Recipe, plan: Plan) -> Table:
 def _verdict(plan: Plan) -> list[str]:
     own, best = plan.own, plan.best
     fits = "fits" if own.fits else "does NOT fit"
+    whole = own.micro_batch * own.accumulation
     lines = [f"the recipe's {own} {fits}"]
-    if best is None:
+    if not own.shared:
+        lines = [f"{lines[0]} and can NOT be shared: {own.accumulation} is no multiple of {own.processes}"]
+    if best is None and whole % own.processes:
+        fewer = max(number for number in range(1, own.processes) if whole % number == 0)
+        lines.append(f"{whole} images cannot be divided among {own.processes} processes; {fewer} of them could")
+    elif best is None:
         lines.append(
             "nothing fits: lower data.resolution, or store less (training.optimizer.moments, training.weights)"
         )
@@ -216,12 +263,19 @@ def _verdict(plan: Plan) -> list[str]:
 def _object(recipe: Recipe, plan: Plan) -> dict[str, object]:
     def cut(value: Cut) -> dict[str, object]:
         modelled = 1 / seconds_per_image(recipe, value, plan.gpu)
-        return {**asdict(value), "total_bytes": value.memory.total, "modelled_images_per_second": modelled}
+        return {
+            **asdict(value),
+            "shared": value.shared,
+            "total_bytes": value.memory.total,
+            "modelled_images_per_second": modelled,
+        }
 
     shape = shape_of(recipe)
     return {
         "measured": False,
         "gpu": asdict(plan.gpu) | {"peak_flops": plan.gpu.peak},
+        "processes": plan.processes,
+        "traffic": asdict(plan.traffic) | {"seconds": plan.traffic.seconds(plan.gpu)},
         "latents": [shape.height, shape.width],
         "own": cut(plan.own),
         "best": None if plan.best is None else cut(plan.best),

@@ -1,0 +1,88 @@
+"""`terminus config import`: what another program's settings are, as a recipe, and what they were that it is not."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from terminus.config.load import load
+from terminus.errors import UserError
+from terminus.importing import img2dataset, kohya, simpletuner
+from terminus.importing.reading import read_json, read_toml
+from terminus.importing.recipe import Draft, written
+from terminus.training.recipe import Recipe
+
+KNOWN = (
+    "a dataset or training file of kohya's sd-scripts (.toml, .json), SimpleTuner's config.json or multidatabackend.json "
+    "(or their folder), and a folder that img2dataset wrote"
+)
+
+
+def import_recipe(source: Path, out: Path, console: Console) -> None:
+    """Writes the recipe of `source` to `out`, which must be new, and prints what could not be carried over.
+
+    `UserError` if it is none of the known, cannot be read, or names no images. Nothing is written then.
+    """
+    if out.exists() or out.is_symlink():
+        raise UserError("this file exists already", where=str(out), fix="Give another name to --out.")
+    if out.suffix not in (".yaml", ".yml"):
+        raise UserError(f"{out.name} is no name of a recipe", where="--out", fix=f"Call it {out.stem}.yaml.")
+    draft = read(source)
+    text = written(draft)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.stem}.{os.getpid()}.yaml")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        load(temporary, Recipe)
+        temporary.rename(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _show(draft, out, console)
+
+
+def read(source: Path) -> Draft:
+    """What the settings at a path say. `UserError` if they are none of the known."""
+    if source.is_dir():
+        if any((source / name).is_file() for name in (*simpletuner.CONFIGS, simpletuner.BACKENDS)):
+            return simpletuner.read(source)
+        if img2dataset.looks_like(source):
+            return img2dataset.read(source)
+    elif source.is_file():
+        ending = source.suffix.lower()
+        if ending == ".toml":
+            values = dict(read_toml(source).values)
+            if simpletuner.is_config(values):
+                return simpletuner.read(source)
+            if "datasets" in values or kohya.is_training(values):
+                return kohya.read(source)
+        elif ending == ".json":
+            found = read_json(source)
+            if isinstance(found, dict) and "datasets" in found:
+                return kohya.read(source)
+            if isinstance(found, list) or (isinstance(found, dict) and simpletuner.is_config(found)):  # pyright: ignore[reportUnknownArgumentType]
+                return simpletuner.read(source)
+    elif not source.exists():
+        raise UserError("there is no such file or folder", where=str(source))
+    raise UserError("this is nothing that can be imported", where=str(source), rule=f"What can be: {KNOWN}")
+
+
+def _show(draft: Draft, out: Path, console: Console) -> None:
+    for note in draft.notes:
+        console.print(Text(note), soft_wrap=True)
+    if draft.left:
+        table = Table(title="Not carried over", title_justify="left", box=None, header_style="bold")
+        for column in ("key", "value", "why"):
+            table.add_column(column, overflow="fold")
+        for left in draft.left:
+            table.add_row(Text(left.key), Text(left.value), Text(left.why))
+        console.print(table)
+    console.print(
+        f"{out}: {len(draft.sources)} sources, {len(draft.settings)} settings; {len(draft.left)} keys not carried over, "
+        f"{len(draft.same)} are the default here, {len(draft.notes)} remarks. All of it stands in the file.",
+        soft_wrap=True,
+        markup=False,
+    )

@@ -1,0 +1,219 @@
+"""A folder that img2dataset wrote: numbered archives, tables or folders of images, each with a table and counts.
+
+Its options are not in it. What was done to the images is read off the sizes that it wrote down beside them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from terminus.config.source import Plain
+from terminus.data import tar
+from terminus.data.sources.columns import FACTS
+from terminus.data.sources.folder import printable
+from terminus.data.sources.laion import NAMES
+from terminus.errors import UserError
+from terminus.importing.reading import Said, read_json, root
+from terminus.importing.recipe import Draft, Left, slug
+
+TOOL = "img2dataset"
+SAMPLED = 1000
+"""Rows whose sizes are looked at."""
+MAX_STATS = 2000
+"""Files of counts that are added up."""
+_SHARD = re.compile(r"\d{3,9}")
+_SIZES = ("width", "height", "original_width", "original_height")
+_READ = {
+    "caption", "captions", "text", "prompt", "alt_text", "jpg", "txt", "key", "url", "status", "error_message", "width",
+    "height", *(name.lower() for names in (*FACTS.values(), *NAMES.values()) for name in names),
+}  # fmt: skip
+_WHY = {
+    "key": "the name of the sample in its archive is its id",
+    "url": "the images are here; nothing is downloaded again",
+    "status": "only downloads that succeeded are in the archives",
+    "error_message": "only downloads that succeeded are in the archives",
+    "exif": "whether a camera is named is read from the image itself (data.filters.require_exif_camera)",
+    "sha256": "of the file before it was scaled, so it is not compared with the one that is here",
+    "md5": "of the file before it was scaled, so it is not compared with the one that is here",
+}
+
+
+@dataclass(frozen=True)
+class _Shards:
+    """What lies in the folder, by the names without endings."""
+
+    archives: list[Path]
+    tables: list[Path]
+    folders: list[Path]
+    counts: list[Path]
+
+
+def looks_like(folder: Path) -> bool:
+    """Whether a folder has numbered shards."""
+    found = _shards(folder)
+    return bool(found.counts or found.archives or (found.tables and found.folders))
+
+
+def read(folder: Path) -> Draft:
+    """The draft of the folder. `UserError` if there is nothing in it that a source reads."""
+    found = _shards(folder)
+    if not (found.archives or found.folders or found.tables):
+        raise UserError(
+            "there are counts of img2dataset here, and no images",
+            where=str(folder),
+            rule="Terminus reads its output formats webdataset, files and parquet; tfrecord is not read",
+            fix="Run img2dataset with --output_format webdataset.",
+        )
+    draft = Draft(f"{folder.name}, a folder of {TOOL}", slug(folder.absolute().name))
+    draft.set("run.dir", f"runs/{draft.name}", "a new folder")
+    draft.set("data.store", f"runs/{draft.name}-data", "where prepared latents are kept")
+    place = str(folder)
+    if found.archives:
+        draft.source("webdataset", draft.name, "", path=Said(place, f"{len(found.archives)} archives"))
+    elif found.folders:
+        draft.source("folder", draft.name, "", path=Said(place, f"{len(found.folders)} folders of images"))
+        draft.notes.append(
+            "A folder source reads captions from .txt and .json, and nothing else of the .json (scores, original sizes); "
+            "a sample without a caption has null in it and is dropped as `caption cannot be read`. The tables and counts in "
+            "the folder are in the report as files that are no images. --output_format webdataset has none of this."
+        )
+    else:
+        columns: dict[str, Plain] = {"image": "jpg", "caption": "caption"}
+        draft.source(
+            "laion", draft.name, "", path=Said(place, f"{len(found.tables)} tables"), columns=Said(columns, "")
+        )
+        draft.notes.append("Rows whose download failed have no bytes but a link in these tables: it is tried again.")
+    _counts(draft, found.counts)
+    _sizes(draft, found, bool(found.archives))
+    if not found.counts:
+        draft.notes.append(
+            "There are no *_stats.json files, so nothing is known of downloads that failed or are unfinished."
+        )
+    return draft
+
+
+def _shards(folder: Path) -> _Shards:
+    try:
+        inside = sorted(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"this folder cannot be read ({error.strerror})", where=str(folder)) from None
+    numbered = [path for path in inside if _SHARD.fullmatch(path.name.split(".")[0])]
+    return _Shards(
+        [path for path in numbered if path.name.endswith(tar.ENDINGS)],
+        [path for path in numbered if path.suffix == ".parquet"],
+        [path for path in numbered if path.is_dir()],
+        [path for path in inside if re.fullmatch(r"\d{3,9}_stats\.json", path.name)],
+    )
+
+
+def _counts(draft: Draft, files: list[Path]) -> None:
+    """Says how many images there should be, and what failed."""
+    total, reasons = Counter[str](), Counter[str]()
+    for file in files[:MAX_STATS]:
+        keys = root(read_json(file), file)
+        for key in ("count", "successes", "failed_to_download", "failed_to_resize"):
+            said = keys.whole(key)
+            total[key] += said.value if said else 0
+        if status := keys.table("status_dict"):
+            for word in list(status.values)[:100]:
+                said = status.whole(word)
+                reasons[word] += said.value if said else 0
+        for key in ("image_size", "resize_mode", "resize_only_if_bigger", "encode_quality", "encode_format"):
+            if (said := keys.raw(key)) and f"{said.origin}, by the counts" not in draft.notes:
+                draft.notes.append(f"{said.origin}, by the counts")
+    if files:
+        reasons.pop("success", None)
+        worst = ", ".join(f"{printable(word[:60])}: {count}" for word, count in reasons.most_common(3))
+        draft.notes.append(
+            f"{total['successes']} of {total['count']} downloads succeeded"
+            + (f", by the first {MAX_STATS} of {len(files)} files of counts" if len(files) > MAX_STATS else "")
+            + (f"; failed: {worst}." if worst else ".")
+        )
+
+
+def _sizes(draft: Draft, found: _Shards, archives: bool) -> None:
+    """What was done to the images, by the sizes of the first rows of the first table that can be read."""
+    for table in found.tables:
+        try:
+            with pq.ParquetFile(table) as file:
+                names = [str(name) for name in file.schema_arrow.names]
+                wanted = [name for name in (*_SIZES, "status") if name in names]
+                rows = next(file.iter_batches(SAMPLED, columns=wanted), None) if wanted else None
+        except (OSError, pa.ArrowException, ValueError, NotImplementedError):
+            draft.notes.append(f"{table.name} cannot be read; the next table was looked at.")
+            continue
+        _columns(draft, names)
+        _resized(draft, rows.to_pylist() if rows is not None else [], archives)
+        return
+    draft.notes.append("No table could be read, so it is not known whether the images were scaled.")
+
+
+def _columns(draft: Draft, names: list[str]) -> None:
+    for name in names[:500]:
+        if name.lower() in _WHY:
+            draft.left.append(Left(f"column {printable(name[:60])}", "", _WHY[name.lower()]))
+        elif name.lower() not in _READ:
+            draft.left.append(
+                Left(f"column {printable(name[:60])}", "", "unknown: no source reads a column of this name")
+            )
+
+
+def _resized(draft: Draft, rows: list[dict[str, object]], archives: bool) -> None:
+    sides = [[row.get(name) for name in _SIZES] for row in rows]
+    sizes = [(w, h, ow, oh) for w, h, ow, oh in sides if _are_sizes(w, h, ow, oh)]
+    if not sizes:
+        draft.notes.append(
+            "The table has no sizes before and after, so it is not known whether the images were scaled. If they were, the "
+            "size that the model is told of is that of the scaled file."
+        )
+        return
+    changed = [one for one in sizes if one[:2] != one[2:]]
+    shapes = {one[:2] for one in sizes}
+    seen = f"Of {len(sizes)} images looked at"
+    if not changed:
+        draft.notes.append(f"{seen}, all have the size that was downloaded: resize_mode no, or nothing was larger.")
+    else:
+        (width, height), _ = Counter(one[:2] for one in sizes).most_common(1)[0]
+        one_shape = (
+            f", and all are {width}x{height}: cut or padded to one shape (resize_mode border, the default, puts white "
+        )
+        one_shape += "bars around; center_crop does not), which training will learn" if len(shapes) == 1 else ""
+        draft.notes.append(
+            f"{seen}, {len(changed)} were scaled by {TOOL} (by area, not LANCZOS){one_shape}. The size that the model is told "
+            "of each is that of the file as it is now, not original_width and original_height; to train on the originals, "
+            "download them with --resize_mode no."
+        )
+        larger = sum(1 for w, h, ow, oh in changed if int(str(w)) > int(str(ow)) or int(str(h)) > int(str(oh)))
+        if larger:
+            draft.notes.append(
+                f"{larger} of them are larger than they were: enlarged or padded, which no filter can see."
+            )
+        if archives:
+            draft.notes.append(
+                "Before an image is looked at, one whose original_width and original_height are too small is dropped by "
+                "these; one that was scaled down below its bucket is dropped when its file is read."
+            )
+    _resolution(draft, sizes)
+
+
+def _are_sizes(*values: object) -> bool:
+    return all(isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 20 for value in values)
+
+
+def _resolution(draft: Draft, sizes: list[tuple[object, object, object, object]]) -> None:
+    """The largest of the usual resolutions that at least half of the images have room for."""
+    short = sorted(min(int(str(width)), int(str(height))) for width, height, *_ in sizes)
+    middle = short[len(short) // 2]
+    fitting = [side for side in (1024, 768, 512, 256, 128, 64) if side <= middle]
+    if fitting:
+        draft.set("data.resolution", fitting[0], f"half of the images have a shortest side of {middle} pixels or more")
+    else:
+        draft.notes.append(
+            f"Half of the images have a shortest side below {middle + 1} pixels: too small for any resolution."
+        )

@@ -1,0 +1,287 @@
+"""Settings of kohya's sd-scripts: a dataset file ([general], [[datasets]], [[datasets.subsets]]), a training file, or both.
+
+An option of a dataset may stand at any of the levels, and the innermost counts; a training file is flat, whatever
+sections it is divided into, and may name a dataset file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar, cast
+
+from terminus.errors import UserError
+from terminus.importing import kohya_training, meaning
+from terminus.importing.kohya_keys import DATASET_KEYS, TRAINING_KEYS, WHY
+from terminus.importing.reading import Keys, Said, nearest, read_json, read_toml, root
+from terminus.importing.recipe import Draft, Left, slug
+
+TRAINER = "sd-scripts"
+_REPEATS = re.compile(r"(\d{1,6})_(.*)")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Subset:
+    keys: Keys
+    levels: tuple[Keys, ...]
+    """From the subset outwards."""
+
+
+@dataclass(frozen=True)
+class _Dataset:
+    levels: tuple[Keys, ...]
+    subsets: tuple[_Subset, ...]
+
+
+def read(path: Path) -> Draft:
+    """The draft of a dataset or training file, TOML or (dataset only) JSON. `UserError` if it is neither."""
+    keys = read_toml(path) if path.suffix.lower() == ".toml" else root(read_json(path), path)
+    name = slug(path.stem)
+    if "datasets" in keys.values:
+        draft = Draft(f"{path.name}, a dataset file of {TRAINER}", name)
+        return _finished(draft, keys, None)
+    training = Keys(_flat(keys.values), str(path))
+    draft = Draft(f"{path.name}, a training file of {TRAINER}", name)
+    if said := training.text("output_name"):
+        draft.name = slug(said.value)
+        draft.set("run.name", said.value, said.origin)
+    beside = training.text("dataset_config")
+    if beside is None:
+        return _finished(draft, None, training)
+    other = Path(nearest(beside.value, str(path)))
+    if not other.is_file():
+        raise UserError(
+            f"dataset_config names {beside.value}, which is not there",
+            where=str(path),
+            rule="It is looked for relative to this file",
+            fix="Correct dataset_config, or import the dataset file itself.",
+        )
+    draft.what += f", with {other.name}"
+    dataset = read_toml(other) if other.suffix.lower() == ".toml" else root(read_json(other), other)
+    return _finished(draft, dataset, training)
+
+
+def is_training(values: dict[str, object]) -> bool:
+    """Whether the keys of a TOML file are those of a training file."""
+    return any(key in TRAINING_KEYS or key in DATASET_KEYS for key in _flat(values))
+
+
+def _flat(values: object) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for key, value in cast("dict[str, object]", values).items():
+        found |= cast("dict[str, object]", value) if isinstance(value, dict) else {key: value}
+    return found
+
+
+def _finished(draft: Draft, dataset: Keys | None, training: Keys | None) -> Draft:
+    draft.set("run.dir", f"runs/{draft.name}", "a new folder; that trainer's own results stay where they are")
+    draft.set("data.store", f"runs/{draft.name}-data", "where prepared latents are kept")
+    general = dataset.table("general") if dataset else None
+    outer = tuple(keys for keys in (general, training) if keys is not None)
+    if dataset is not None:
+        datasets = [_dataset(keys, outer) for keys in dataset.tables("datasets")]
+    else:
+        assert training is not None
+        datasets = [_Dataset(outer, ())]
+    _geometry(draft, datasets)
+    if dataset is None and training is not None:
+        _folders(draft, training)
+    _sources(draft, datasets)
+    _dropout(draft, datasets)
+    size = _batch(draft, datasets, training)
+    if training is not None:
+        kohya_training.read(draft, training, size)
+    for keys in _every(dataset, general, training, datasets):
+        _name_the_rest(draft, keys, training is keys)
+    return draft
+
+
+def _dataset(keys: Keys, outer: tuple[Keys, ...]) -> _Dataset:
+    levels = (keys, *outer)
+    return _Dataset(levels, tuple(_Subset(one, (one, *levels)) for one in keys.tables("subsets")))
+
+
+def _every(dataset: Keys | None, general: Keys | None, training: Keys | None, datasets: list[_Dataset]) -> list[Keys]:
+    inner = [keys for one in datasets if dataset for keys in (one.levels[0], *(subset.keys for subset in one.subsets))]
+    return [keys for keys in (dataset, general, *inner, training) if keys is not None]
+
+
+def _name_the_rest(draft: Draft, keys: Keys, is_training_file: bool) -> None:
+    known = {**DATASET_KEYS, **(TRAINING_KEYS if is_training_file else {})}
+    for key in list(keys.rest()):
+        why = WHY.get(key) or ("it is set again where it counts" if key in known else "")
+        if not why:
+            near = meaning.near(key, known)
+            why = f"unknown: no key of {TRAINER} that the importer knows{near}"
+        draft.leave(keys, key, why)
+
+
+def _first(levels: Sequence[Keys], read: Callable[[Keys], Said[T] | None]) -> Said[T] | None:
+    """The innermost level that says it; all are read, so that none counts as unknown."""
+    said = [found for keys in levels if (found := read(keys)) is not None]
+    return said[0] if said else None
+
+
+def _geometry(draft: Draft, datasets: list[_Dataset]) -> None:
+    """Resolution, buckets and crop are of the whole recipe: those of the dataset with the most pixels."""
+    found: list[tuple[float, int, Said[str], _Dataset, bool]] = []
+    for one in datasets:
+        bucket = _first(one.levels, lambda keys: keys.is_on("enable_bucket"))
+        steps = _first(one.levels, lambda keys: keys.whole("bucket_reso_steps"))
+        step = steps.value if bucket and steps and 8 <= steps.value <= 512 and steps.value % 8 == 0 else 64
+        said = _first(one.levels, _resolution)
+        if said is not None:
+            width, height = said.value
+            found.append((width * height, step, Said(f"{width}x{height}", said.origin), one, bucket is not None))
+    if not found:
+        draft.notes.append("No resolution is said; the recipe has the default, 1024.")
+        return
+    area, step, size, chosen, bucketed = max(found, key=lambda one: one[0])
+    width, height = (int(part) for part in size.value.split("x"))
+    draft.set("data.resolution", meaning.side(area, step), size.origin)
+    if bucketed:
+        said = _first(chosen.levels, lambda keys: keys.is_on("enable_bucket"))
+        draft.set("data.buckets.kind", "aspect", said.origin if said else "")
+        draft.set("data.buckets.step", step, "bucket_reso_steps")
+        draft.notes.append(
+            f"enable_bucket: the buckets here have sides from half to twice the resolution and an area within 10 % below "
+            f"its square. Images smaller than every bucket are dropped, with that reason in the report: nothing is ever "
+            f"enlarged. {TRAINER} enlarges them, or with bucket_no_upscale makes smaller buckets for them."
+        )
+    elif width != height:
+        draft.notes.append(f"{size.origin} without buckets is one shape; here it is a square of about its area.")
+    for other in [one for one in found if one[0] != area]:
+        draft.left.append(
+            Left(other[2].origin, "", "a recipe has one resolution, the largest; make one more recipe for it")
+        )
+
+
+def _resolution(keys: Keys) -> Said[tuple[int, int]] | None:
+    """(width, height): 1024, [1024, 768], "1024" or "1024,768"."""
+    said = keys.raw("resolution")
+    if said is None:
+        return None
+    value = said.value
+    parts: list[object] = list(value.split(",")) if isinstance(value, str) else list(value) if isinstance(value, list) else [value]  # pyright: ignore[reportUnknownArgumentType]  # fmt: skip
+    sides = [int(part) for part in parts if (isinstance(part, int) and not isinstance(part, bool)) or _is_whole(part)]  # pyright: ignore[reportArgumentType]  # fmt: skip
+    if len(sides) != len(parts) or len(sides) not in (1, 2) or not all(1 <= one <= 1 << 20 for one in sides):
+        keys.wrong("resolution", "pixels: 1024, or [width, height]")
+    return Said((sides[0], sides[-1]), said.origin)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, str) and value.strip().isascii() and value.strip().isdigit() and len(value) < 12
+
+
+def _sources(draft: Draft, datasets: list[_Dataset]) -> None:
+    seen: set[str] = set()
+    crops: list[Said[bool] | None] = []
+    for subset in (subset for one in datasets for subset in one.subsets):
+        path = subset.keys.text("image_dir")
+        repeats = _first(subset.levels, lambda keys: keys.whole("num_repeats"))
+        place = nearest(path.value, subset.keys.file) if path else ""
+        regular = subset.keys.is_on("is_reg")
+        extension = _first(subset.levels, lambda keys: keys.text("caption_extension"))
+        if path is None or regular or place in seen or (repeats and repeats.value < 1):
+            _leave_out(draft, subset, regular is not None, place in seen and path is not None)
+            continue
+        seen.add(place)
+        crops.append(_first(subset.levels, lambda keys: keys.flag("random_crop")))
+        name = draft.source("folder", Path(place.replace("\\", "/")).name, "", path=Said(place, path.origin))
+        if repeats and repeats.value > 1:
+            draft.set(f"data.mix.{name}", repeats.value, repeats.origin)
+        _extension(draft, subset.keys, extension)
+    if any(crops) and all(said is not None and said.value for said in crops):
+        draft.set("data.crop", "random", cast("Said[bool]", crops[0]).origin)
+    elif any(said and said.value for said in crops):
+        draft.left.append(Left("random_crop", "", "only some subsets have it, and a recipe has one data.crop"))
+
+
+def _leave_out(draft: Draft, subset: _Subset, regular: bool, again: bool) -> None:
+    """One line for the whole subset, with its keys."""
+    keys = subset.keys
+    why = "it names no image_dir" if not keys.values.get("image_dir") else "num_repeats is below 1"
+    if regular:
+        why = (
+            "regularization images (is_reg) count in the loss by prior_loss_weight, which nothing here does; to mix them "
+            "in as ordinary images, add the folder to data.sources and give it a share in data.mix"
+        )
+    elif again:
+        why = "the folder is a source already: the same image twice is one image here; data.mix repeats it"
+    draft.left.append(Left(keys.place, ", ".join(keys.values)[:200], why))
+    for key in keys.values:
+        keys.raw(key)
+
+
+def _extension(draft: Draft, keys: Keys, said: Said[str] | None) -> None:
+    if said is None:
+        text = "caption_extension is not set, which is .caption there; a folder here has its captions in .txt or .json files"
+    elif said.value.lower() == ".txt":
+        text = ""
+    else:
+        text = f"{said.origin}: a folder here has its captions in .txt or .json files; rename them"
+    if text and text not in draft.notes:
+        draft.notes.append(text)
+
+
+def _folders(draft: Draft, training: Keys) -> None:
+    """`train_data_dir` without a dataset file: folders such as `10_cat` in it say how often their images come."""
+    said = training.text("train_data_dir")
+    if said is None:
+        return
+    place = nearest(said.value, training.file)
+    inside = sorted(Path(place).iterdir()) if Path(place).is_dir() else []
+    named = [(found, folder) for folder in inside if folder.is_dir() and (found := _REPEATS.fullmatch(folder.name))]
+    for found, folder in named:
+        name = draft.source("folder", found[2] or folder.name, "", path=Said(str(folder), said.origin))
+        if int(found[1]) > 1:
+            draft.set(f"data.mix.{name}", int(found[1]), f"the name of the folder {folder.name}")
+    if not named:
+        draft.source("folder", Path(place).name, "", path=Said(place, said.origin))
+        draft.notes.append(
+            f"{said.origin}: folders in it named like 10_cat say there how often images come; none is here to be read, so "
+            "all their images come once. data.mix repeats sources."
+        )
+    _extension(draft, training, _first((training,), lambda keys: keys.text("caption_extension")))
+    if training.is_on("random_crop"):
+        draft.set("data.crop", "random", "random_crop = true")
+
+
+def _dropout(draft: Draft, datasets: list[_Dataset]) -> None:
+    """Dropped captions are of a subset there and of the objective here."""
+    levels = [subset.levels for one in datasets for subset in one.subsets] or [one.levels for one in datasets]
+    said = [
+        _first(one, lambda keys: keys.number("caption_dropout_rate"))
+        or Said(0.0, "caption_dropout_rate is not set, which is 0 there")
+        for one in levels
+    ]
+    if len({one.value for one in said}) == 1:
+        draft.set("objective.caption_dropout", said[0].value, said[0].origin)
+        if said[0].value == 0:
+            draft.notes.append(
+                f"{said[0].origin}: without dropped captions the model has no unconditional input of its own for guidance; "
+                "objective.caption_dropout: 0.1 is usual."
+            )
+    elif said:
+        rates = ", ".join(f"{one.value:g}" for one in said[:8])
+        draft.left.append(
+            Left("caption_dropout_rate", rates, "subsets disagree, and objective.caption_dropout is one number")
+        )
+
+
+def _batch(draft: Draft, datasets: list[_Dataset], training: Keys | None) -> meaning.Batch:
+    said = [
+        _first(one.levels, lambda keys: keys.whole("batch_size") or keys.whole("train_batch_size")) for one in datasets
+    ]
+    sizes = [one for one in said if one is not None]
+    micro = sizes[0] if sizes else Said(1, "train_batch_size is not set, which is 1 there")
+    for other in [one for one in sizes if one.value != micro.value]:
+        draft.left.append(Left(other.origin, "", "a recipe has one training.micro_batch, that of the first dataset"))
+    accumulation = (training.whole("gradient_accumulation_steps") if training else None) or Said(1, "no accumulation")
+    size = meaning.Batch(micro, accumulation)
+    if sizes or training:
+        meaning.batch(draft, size)
+    return size

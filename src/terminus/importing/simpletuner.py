@@ -1,0 +1,95 @@
+"""Settings of SimpleTuner: config.json (or .toml), multidatabackend.json, or the folder that holds them.
+
+Keys may be written with or without `--`, and values as texts. Which images there are is a list of backends, of which
+some hold images and others are caches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+from terminus.errors import UserError
+from terminus.importing import meaning, simpletuner_backends, simpletuner_training
+from terminus.importing.reading import Keys, nearest, read_json, read_toml, root
+from terminus.importing.recipe import Draft, slug
+from terminus.importing.simpletuner_keys import CONFIG_KEYS, WHY
+
+TRAINER = "SimpleTuner"
+CONFIGS = ("config.json", "config.toml")
+BACKENDS = "multidatabackend.json"
+
+
+def read(path: Path) -> Draft:
+    """The draft of a configuration with its backends, of backends alone, or of the folder of both."""
+    if path.is_dir():
+        present = [path / name for name in (*CONFIGS, BACKENDS) if (path / name).is_file()]
+        path = present[0] if present else path / CONFIGS[0]
+    if path.suffix.lower() == ".toml":
+        config = read_toml(path)
+    else:
+        found = read_json(path)
+        if isinstance(found, list):
+            return _read(path, None, path, cast("list[object]", found))
+        config = root(found, path)
+    config = Keys(_plain_names(config), str(path), spoken=True)
+    beside = _backends(config, path)
+    listed = read_json(beside)
+    if not isinstance(listed, list):
+        raise UserError("this is not a list of backends", where=str(beside), fix="Correct data_backend_config.")
+    return _read(path, config, beside, cast("list[object]", listed))
+
+
+def is_config(values: Mapping[str, object]) -> bool:
+    """Whether the keys of an object are those of a configuration."""
+    names = {key.lstrip("-") for key in values}
+    return bool(names & {"model_family", "data_backend_config", "model_type"})
+
+
+def _plain_names(config: Keys) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for key, value in config.values.items():
+        name = key.removeprefix("--")
+        if name in found:
+            raise UserError(f"{name} is there with and without --", where=config.file, fix="Remove one of them.")
+        found[name] = value
+    return found
+
+
+def _backends(config: Keys, path: Path) -> Path:
+    said = config.text("data_backend_config")
+    # The path there is relative to where the trainer runs; beside the configuration is where it usually lies.
+    named = [Path(nearest(said.value, str(path))), path.parent / Path(said.value).name] if said else []
+    for place in (*named, path.parent / BACKENDS):
+        if place.is_file():
+            return place
+    raise UserError(
+        f"the list of image backends is not there ({said.value if said else BACKENDS})",
+        where=str(path),
+        rule="It is looked for as data_backend_config says, relative to this file, and beside it",
+        fix=f"Put {BACKENDS} beside this file.",
+    )
+
+
+def _read(path: Path, config: Keys | None, beside: Path, listed: list[object]) -> Draft:
+    what = f"{path.name}, settings of {TRAINER}" + (f", with {beside.name}" if config else "")
+    draft = Draft(what, slug(path.parent.name if path.stem in ("config", "multidatabackend") else path.stem))
+    entries = Keys({"backends": listed}, str(beside)).tables("backends")
+    for index, one in enumerate(entries):
+        one.place = f"[{index}]"
+    config = config or Keys({}, str(path))
+    family = config.text("model_family")
+    if family and family.value != "sdxl":
+        raise UserError(
+            f"model_family is {family.value}", where=str(path), rule="Terminus trains SDXL and nothing else"
+        )
+    draft.set("run.dir", f"runs/{draft.name}", "a new folder; that trainer's own results stay where they are")
+    draft.set("data.store", f"runs/{draft.name}-data", "where prepared latents are kept")
+    simpletuner_backends.read(draft, config, entries)
+    if config.values:
+        simpletuner_training.read(draft, config)
+    for key in list(config.rest()):
+        near = meaning.near(key, CONFIG_KEYS)
+        draft.leave(config, key, WHY.get(key, f"unknown: no key of {TRAINER} that the importer knows{near}"))
+    return draft
