@@ -242,6 +242,16 @@ def config_explain(recipe: options.RecipeName, overrides: options.Overrides = No
     _print_lines(explain(load_recipe(recipe, overrides)))
 
 
+@config_app.command("import")
+def config_import(source: options.ImportSource, out: options.ImportOut) -> None:
+    """A recipe from settings of sd-scripts or SimpleTuner, or a folder of img2dataset."""
+    from rich.console import Console
+
+    from terminus.importing.command import import_recipe
+
+    import_recipe(source, out, Console(highlight=False))
+
+
 @config_app.command("schema")
 def config_schema(
     recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A recipe to check as well.")] = None,
@@ -260,7 +270,16 @@ def config_schema(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code of section 4: 0, 1, 2, 75; 130 for Ctrl-C and 141 for a closed pipe."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    code = _main(list(sys.argv[1:] if arguments is None else arguments))
+    if arguments is None and os.environ.get("WORLD_SIZE", "1") != "1":
+        # gloo's threads may still let go of a tensor, which aborts a Python that is ending: it ends without ceremony.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _main(given: list[str]) -> int:
     debug = "--debug" in given
     _prepare_streams()
     _log_to_stderr()

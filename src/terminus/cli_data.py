@@ -21,11 +21,31 @@ def load_recipe(recipe: str, overrides: Sequence[str] | None) -> Loaded[Recipe]:
     return load(recipe, Recipe, overrides or ())
 
 
-def prepare(recipe: options.RecipeName, overrides: options.Overrides = None) -> None:
+def prepare(
+    recipe: options.RecipeName,
+    overrides: options.Overrides = None,
+    plan: options.PreparePlan = False,
+    images: options.PlanImages = None,
+    gpu: options.PlanGpu = None,
+    price_gpu: options.PriceGpu = None,
+    price_core: options.PriceCore = None,
+    as_json: options.PlanJson = False,
+) -> None:
     """Turn the recipe's sources into a store of latents, with a report of every image."""
+    loaded = load_recipe(recipe, overrides)
+    if plan:
+        from terminus.data.plan import Machine, Prices, make_plan, show_plan
+        from terminus.training.planning import chosen_gpu, stage_of
+
+        here = chosen_gpu(gpu)
+        machine = Machine(here.name, 1e12 * here.sheet / 2, here.watts)
+        training, prices = stage_of(loaded.value, here), Prices(price_gpu, price_core)
+        show_plan(make_plan(loaded.value.data, machine, training, images, prices), as_json)
+        return
+    if as_json or any(option is not None for option in (images, gpu, price_gpu, price_core)):
+        raise UserError("--images, --gpu, --price-gpu, --price-core and --json belong to --plan", fix="Add --plan")
     from terminus.data.prepare import prepare as run_prepare
 
-    loaded = load_recipe(recipe, overrides)
     run_prepare(loaded.value.data, model=loaded.value.model.codec_from)
 
 

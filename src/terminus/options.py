@@ -137,7 +137,13 @@ Plan = Annotated[bool, typer.Option("--plan", help="Only say what it needs: memo
 PlanGpu = Annotated[
     str | None, typer.Option("--gpu", metavar="NAME", help="With --plan: h100, h200, a100, l40s, 4090.")
 ]
+PreparePlan = Annotated[bool, typer.Option("--plan", help="Only say what it takes: disk, hours, energy.")]
+PlanImages = Annotated[int | None, typer.Option("--images", min=1, help="With --plan: as if there were so many.")]
+PriceGpu = Annotated[float | None, typer.Option(min=0, help="With --plan: what an hour of the GPU costs.")]
+PriceCore = Annotated[float | None, typer.Option(min=0, help="With --plan: what an hour of a core costs.")]
 PlanProcesses = Annotated[int, typer.Option("--processes", min=1, help="With --plan: on so many such GPUs.")]
+ImportSource = Annotated[Path, typer.Argument(metavar="SOURCE", help="A file or folder of another program.")]
+ImportOut = Annotated[Path, typer.Option("--out", metavar="RECIPE", help="The recipe to write; it must be new.")]
 PlanJson = Annotated[bool, typer.Option("--json", help="With --plan: one JSON object.")]
 Watch = Annotated[bool, typer.Option("--watch", help="Only look on while another process trains this run.")]
 Plots = Annotated[bool, typer.Option("--plots", help="Only draw plots.html in the run's folder, from its log.")]

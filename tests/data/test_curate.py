@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from io import BytesIO, StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from terminus.data import curate as curate_module
+from terminus.data import download, worker
 from terminus.data.curate import curate
 from terminus.data.download import Policy
 from terminus.data.filters import Classifier
@@ -192,6 +195,53 @@ def test_every_filter_counts_and_shows_what_it_drops(tmp_path: Path):
     [twin] = [row for row in rows(Store(data.store).rejected) if row["reason"] == "near duplicate"]
     assert twin["twin"] == rows(Store(data.store).images)[0]["key"]
     assert quiet(data).dropped == report.dropped
+
+
+def test_a_url_beside_the_bytes_is_recorded_and_judged_but_not_fetched(tmp_path: Path, server: Loopback):
+    listed: list[dict[str, object]] = [
+        {
+            "URL": server.serve(f"/{name}.jpg", Answer(jpeg(9))),
+            "image": jpeg(seed),
+            "TEXT": name,
+            "WIDTH": 5,
+            "HEIGHT": 5,
+        }
+        for seed, name in enumerate(("good", "blocked"))
+    ]
+    (tmp_path / "list.txt").write_text(server.url("/blocked.jpg"))
+    filters = {"blocklists": (str(tmp_path / "list.txt"),)}
+    data = settings(tmp_path, table(tmp_path / "rows.parquet", listed), filters=filters)
+    report = quiet(data)
+    assert (report.kept, report.dropped) == (1, {"on a block-list": 1})
+    [row] = rows(Store(data.store).images)
+    assert (row["url"], row["data"]) == (server.url("/good.jpg"), jpeg(0))
+    assert server.hits.total() == 0
+
+
+def test_large_downloads_wait_for_each_other(tmp_path: Path, server: Loopback, monkeypatch: pytest.MonkeyPatch):
+    """Their bytes at any time stay within the budget, and the rows come in order all the same."""
+    monkeypatch.setattr(worker, "DOWNLOADED_BYTES", 60_000)
+    monkeypatch.setattr(curate_module, "DOWNLOADED_BYTES", 60_000)
+    bodies = [jpeg(seed) + bytes(20_000 if seed % 3 else 0) for seed in range(24)]
+    listed: list[dict[str, object]] = []
+    for index, body in enumerate(bodies):
+        url = server.serve(f"/{index}.jpg", Answer(body, wait=0.05 if index % 5 == 0 else 0.0))
+        listed.append({"URL": url, "TEXT": f"picture {index}"})
+    held: list[int] = []
+    real = download._fetch_all
+
+    async def watched(*arguments: Any) -> list[Any]:
+        found = await real(*arguments)
+        held.append(arguments[3].bytes - min(purse.left for purse in download._purses.values()))
+        return found
+
+    monkeypatch.setattr(download, "_fetch_all", watched)
+    data = settings(tmp_path, table(tmp_path / "rows.parquet", listed), filters={"max_file_bytes": 50_000})
+    report = quiet(data)
+    assert (report.kept, report.dropped) == (24, {})
+    assert [row["captions"] for row in rows(Store(data.store).images)] == [[f"picture {index}"] for index in range(24)]
+    assert 30_000 < max(held) <= 60_000
+    assert server.hits.total() < 24 * 4, "what did not fit is asked for again, and not much else"
 
 
 def test_a_classifier_gives_the_scores_that_a_source_does_not(tmp_path: Path):

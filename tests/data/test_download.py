@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -751,7 +752,9 @@ def test_what_it_takes_and_gives_travels_between_processes(server: Loopback):
 def test_a_forked_child_starts_anew(server: Loopback):
     url = server.serve("/x.jpg", Answer(PICTURE))
     assert isinstance(fetch(url), Downloaded)
-    child = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # libraries that other tests imported advise against it
+        child = os.fork()
     if child == 0:
         os._exit(0 if isinstance(fetch(url), Downloaded) else 1)
     assert os.waitpid(child, 0)[1] == 0

@@ -44,12 +44,26 @@ def test_every_flip_of_three_bits_is_found():
                 assert index.near(f"{flipped:016x}") == [7]
 
 
-def test_plain_pictures_are_compared_with_a_bounded_number(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(duplicates, "LONGEST", 5)
-    index = HashIndex(scratch(), "test")
+def test_plain_pictures_are_compared_with_a_bounded_number_and_that_is_counted(monkeypatch: pytest.MonkeyPatch):
+    index = HashIndex(scratch(), "test", longest=5)
     for row in range(20):
+        assert len(index.near("0" * 16)) == min(row, 5)
+        assert index.crowded == max(0, row - 5)
         index.add("0" * 16, row)
     assert index.near("0" * 16) == [0, 1, 2, 3, 4]
+    whole = HashIndex(scratch(), "whole")
+    for row in range(20):
+        whole.add("0" * 16, row)
+    assert whole.near("0" * 16) == list(range(20))
+    assert whole.crowded == 0
+    monkeypatch.setattr(duplicates, "LONGEST", 2)
+    known = NearDuplicates()
+    for number in range(4):
+        # Of one shape in other colours: no duplicates, but comparisons.
+        colors = bytes([60 * number]) * 192
+        assert known.find("0" * 16, colors) is None
+        known.add(Twin("", ""), "0" * 16, colors)
+    assert known.hashes.crowded == 1
 
 
 def test_near_duplicates_are_found_in_shape_and_colour():

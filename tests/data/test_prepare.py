@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -28,6 +29,7 @@ from terminus.errors import UserError
 from terminus.model.codec import Codec, to_signal
 
 from .conftest import noise, random_codec, save
+from .sources.test_webdataset import shard
 
 Build = Callable[..., DataConfig]
 
@@ -325,6 +327,54 @@ def test_edited_captions_reach_images_and_latents_and_no_row_moves(pictures: Pat
         assert changed == [("3.jpg", ["a better text"])]
     assert store.latents.at(old).scan(store.latents.schema.names).to_pylist() == before["latents"]
     assert (quiet(data).revised, encode_all(data, codec)) == (0, 0)
+
+
+def test_whatever_a_source_says_anew_is_revised(tmp_path: Path, config: Build):
+    def said(**changes: object) -> DataConfig:
+        facts = {"punsafe": 0.1, "tags": ["a"], "LICENSE": "MIT", "url": "https://example.org/a.jpg"} | changes
+        members = [("a.jpg", body), ("a.txt", b"text"), ("a.json", json.dumps(facts).encode())]
+        shard(tmp_path / "shards" / "0.tar", *members)
+        return config(tmp_path, sources=({"kind": "webdataset", "name": "w", "path": str(tmp_path / "shards")},))
+
+    body = (save(tmp_path / "a.jpg", Image.fromarray(noise(1, 80, 80)))).read_bytes()
+    names = ("unsafe", "tags", "licence", "url", "aesthetic")
+    report = quiet(said())
+    [before] = rows(Store(report.store).images)
+    assert [before[name] for name in names] == [pytest.approx(0.1), ["a"], "MIT", "https://example.org/a.jpg", None]
+    data = said(punsafe=None, tags=["b", "c"], LICENSE="?", url="https://example.org/b.jpg", AESTHETIC_SCORE=6)
+    assert quiet(data).revised == 1
+    [after] = rows(Store(report.store).images)
+    assert [after[name] for name in names] == [None, ["b", "c"], None, "https://example.org/b.jpg", 6.0]
+    assert {name for name in after if after[name] != before[name]} == {*names, "state"}
+    assert quiet(data).revised == 0
+
+
+def test_another_mask_makes_the_latent_anew(tmp_path: Path, config: Build, codec: Codec):
+    def masked(sample: str, *columns: int) -> list[tuple[str, bytes]]:
+        mask, file = np.zeros((64, 64), np.uint8), BytesIO()
+        mask[:, list(columns)] = 255
+        Image.fromarray(mask).save(file, "PNG")
+        body = (save(tmp_path / f"{sample}.jpg", Image.fromarray(noise(ord(sample), 64, 64)))).read_bytes()
+        return [(f"{sample}.jpg", body), (f"{sample}.txt", b"text"), (f"{sample}.mask.png", file.getvalue())]
+
+    path = tmp_path / "shards" / "0.tar"
+    data = config(tmp_path, sources=({"kind": "webdataset", "name": "w", "path": str(path)},))
+    shard(path, *masked("a", *range(64)), *masked("b", *range(32)))
+    assert (quiet(data).added, encode_all(data, codec)) == (2, 2)
+    store = Store(data.store)
+    before = {row["source_id"]: row for row in rows(store.latents)}
+    shard(path, *masked("a", *range(64)), *masked("b", *range(16)))
+    assert (quiet(data).revised, encode_all(data, codec)) == (1, 1)
+    after = {row["source_id"]: row for row in rows(store.latents)}
+    assert after["0.tar/a"] == before["0.tar/a"]
+    changed = {name for name, value in after["0.tar/b"].items() if value != before["0.tar/b"][name]}
+    assert changed <= {"mask", "moments"}
+    moments = [unpack_moments(one["0.tar/b"]["moments"], 4, 16, 16).astype(np.float32) for one in (before, after)]
+    assert np.abs(moments[0] - moments[1]).max() < 0.01, "another batch, the same picture"
+    assert np.frombuffer(after["0.tar/b"]["mask"], np.uint8).mean() == pytest.approx(255 / 4, abs=8)
+    shard(path, *masked("a", *range(64)), *masked("b", *range(16))[:2])
+    assert (quiet(data).revised, encode_all(data, codec)) == (1, 1)
+    assert {row["source_id"]: row["mask"] is None for row in rows(store.latents)} == {"0.tar/a": False, "0.tar/b": True}
 
 
 def test_the_whole_command_with_a_saved_codec(pictures: Path, config: Build, codec: Codec, tmp_path: Path):

@@ -16,7 +16,9 @@ from terminus.errors import Stopped, UserError
 SURFACE = {
     "": ["--version", "--debug"],
     "demo": ["--out"],
-    "prepare": ["RECIPE", "KEY.PATH=VALUE"],
+    "prepare": [
+        *("RECIPE", "KEY.PATH=VALUE", "--plan", "--images", "--gpu", "--price-gpu", "--price-core", "--json"),
+    ],
     "caption": ["RECIPE", "KEY.PATH=VALUE", "--limit", "--trial"],
     "data": ["RECIPE", "KEY.PATH=VALUE", "--json"],
     "train": ["RECIPE", "KEY.PATH=VALUE", "--plan", "--gpu", "--processes", "--json", "--watch", "--plots"],
@@ -41,6 +43,7 @@ SURFACE = {
     "bench codec": ["MODEL", "--size", "--device", "--out"],
     "config show": ["RECIPE", "KEY.PATH=VALUE"],
     "config explain": ["RECIPE", "KEY.PATH=VALUE"],
+    "config import": ["SOURCE", "--out"],
     "config schema": ["[RECIPE]", "KEY.PATH=VALUE"],
 }
 HELP_SECONDS = 0.5

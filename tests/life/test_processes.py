@@ -13,8 +13,10 @@ import pytest
 from safetensors.torch import load_file
 
 from terminus.config.load import Loaded, load
+from terminus.errors import UserError
 from terminus.training import run
 from terminus.training.recipe import Recipe
+from terminus.training.world import joined
 
 from .torchrun import ends, launch, train
 
@@ -84,6 +86,24 @@ def test_any_number_continues_and_all_do_what_one_does(
         assert left["loss"] == right["loss"]  # the very same samples, noise and timesteps
 
 
+@pytest.mark.timeout(600)
+def test_towers_and_unet_are_sharded_together(prepared: Path, tmp_path: Path):
+    """With checkpointed blocks, an average on the CPU, and previews that the shards draw together."""
+    overrides = (
+        *CUT, "training.images=16", "objective.train_text=both", "training.checkpointing=full", "training.ema.device=cpu",
+        "training.preview={every_images: 16, prompts: [a], steps: 2}", "training.parallel={shard: full}",
+    )  # fmt: skip
+    one, two = tmp_path / "one", tmp_path / "two"
+    run.train(load(prepared / "recipe.yaml", Recipe, [f"run.dir={one}", *overrides]))
+    found = train(prepared / "recipe.yaml", 2, f"run.dir={two}", *overrides)
+    assert [code for code, _ in found] == [0, 0], found
+    for left, right in zip(rows(one), rows(two), strict=True):
+        assert all(close(left[key], right[key]) for key in left.keys() - {"seconds", "images_per_second"})
+    for path in (one / "model").glob("*/config.json"):
+        assert path.read_text() == (two / path.relative_to(one)).read_text()
+    assert (two / "previews" / "images-000000000016.png").is_file()
+
+
 def test_one_signal_stops_all_with_everything_saved(prepared: Path, tmp_path: Path):
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "terminus", "train", str(prepared / "recipe.yaml"), f"run.dir={folder}", *CUT]
@@ -104,6 +124,28 @@ def test_one_signal_stops_all_with_everything_saved(prepared: Path, tmp_path: Pa
         "00001-of-00002.safetensors",
         "00002-of-00002.safetensors",
     ]
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"WORLD_SIZE": "2"}, "RANK is not set"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}, "MASTER_ADDR is not set"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"},
+            "RANK is 2 of 2 processes",
+        ),
+        ({"SLURM_STEP_NUM_TASKS": "8"}, "srun started 8 tasks"),
+    ],
+)
+def test_a_launcher_that_says_too_little(variables: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=said), joined("auto"):
+        pass
 
 
 def test_a_recipe_that_cannot_be_shared_is_refused_once(prepared: Path, tmp_path: Path):

@@ -33,11 +33,17 @@ class Blocklist:
         self.database = scratch()
         self.database.execute("CREATE TABLE entries (id BLOB PRIMARY KEY) WITHOUT ROWID")
         self.looks = HashIndex(self.database, "looks")
+        self._content = hashlib.sha256()
         self.counts = dict.fromkeys((*_KINDS.values(), "url", "host"), 0)
         for place in lists:
             for number, line in enumerate(_lines(place), 1):
                 if entry := line.partition("#")[0].strip() if "://" not in line else line.strip():
                     self._add(entry, f"{place}:{number}")
+
+    @property
+    def digest(self) -> str:
+        """Changes when entries do, hex."""
+        return self._content.hexdigest()
 
     def address(self, url: str) -> Dropped | None:
         """Whether this URL, its host, or a domain that the host lies under, is listed."""
@@ -78,6 +84,7 @@ class Blocklist:
                 fix="Correct the line; # begins a comment.",
             )
         self.counts[kind] += 1
+        self._content.update(f"{kind} {lowered}\n".encode(errors="surrogateescape"))
         if kind == "dhash":
             self.looks.add(lowered, self.counts[kind])
         else:

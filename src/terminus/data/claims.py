@@ -22,7 +22,7 @@ def judged(candidate: Candidate, rules: Filters, transform: Transform) -> Candid
     if isinstance(captions, Dropped):
         return captions
     dropped = _tags(candidate.said, rules) or _scores(candidate.said, rules)
-    if candidate.url is not None:
+    if candidate.remote:
         dropped = dropped or _size(candidate.said, rules, transform)
     return dropped or replace(candidate, captions=captions)
 

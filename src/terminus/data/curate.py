@@ -6,11 +6,11 @@ added in between, so an interrupted preparation that is repeated ends like an un
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
+from functools import partial
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -21,10 +21,13 @@ from terminus.data.download import MAY_PASS
 from terminus.data.duplicates import Twin
 from terminus.data.examine import Examined, Refused
 from terminus.data.known import KEPT, Known, room_for_scratch
-from terminus.data.record import Candidate, ImageRow, Rejection, Split
-from terminus.data.settings import DataConfig
-from terminus.data.store import IMAGES, LATENTS, Store
-from terminus.data.worker import Worker
+from terminus.data.parts import Parts
+from terminus.data.record import Candidate, ImageRow, Part, Parted, PartRow, Rejection, Split
+from terminus.data.rules import check_rules
+from terminus.data.settings import DataConfig, Source
+from terminus.data.store import IMAGES, LATENTS, Store, quoted
+from terminus.data.takedown import take_down
+from terminus.data.worker import DOWNLOADED_BYTES, Worker, deferred
 from terminus.errors import UserError
 from terminus.pictures import Dropped
 
@@ -36,6 +39,12 @@ GROUP_BYTES = 128 << 20
 """A group is cut short when its candidates carry this many bytes."""
 COMMIT_BYTES = 256 << 20
 """A commit comes earlier when this much image data waits for it."""
+SPREAD = 1.25
+"""How much larger than those before the files of the next downloads may be on average without being deferred."""
+CAPTIONS = ("captions", "caption_origins", "caption_weights")
+"""Columns of images and latents that a source may change for an image that stays."""
+DESCRIBED = ("licence", "url", "watermark", "unsafe", "aesthetic", "similarity", "tags", "mask", "state")
+"""The same, of images alone."""
 UNWRITTEN = 20_000
 """Rejections that wait in memory, at most, for the first image that is kept."""
 
@@ -49,11 +58,22 @@ class Curated:
     unchanged: int = 0
     """Kept by an earlier run."""
     revised: int = 0
-    """Of the unchanged, those that their source describes otherwise since (captions, licence)."""
+    """Of the unchanged, those that their source describes otherwise since (captions, scores, mask, licence, ...)."""
+    taken_down: int = 0
+    """Images that an earlier run kept and that a block-list names since: they are no longer in `images`."""
+    crowded: int = 0
+    """Images that were compared with only some of those that may look the same (`duplicates.LONGEST`)."""
     dropped: Counter[str] = field(default_factory=Counter[str])
     """By reason, whether judged now or by an earlier run."""
     sources: dict[str, Counter[str]] = field(default_factory=dict[str, "Counter[str]"])
     """By source: how many were dropped for each reason, and under `KEPT` how many were kept."""
+
+    def add(self, source: str, became: Counter[str]) -> None:
+        """What became of the candidates of a part that an earlier run judged to its end."""
+        self.candidates += became.total()
+        self.unchanged += became[KEPT]
+        self.sources[source] += became
+        self.dropped += Counter({reason: count for reason, count in became.items() if reason != KEPT})
 
     def drop(self, candidate: Candidate, reason: str) -> None:
         """One more is dropped."""
@@ -78,31 +98,19 @@ def curate(
         curation = _Curation(data, store, allow)
         for source in data.sources:
             curation.counts.sources[source.name] = Counter()
-            for group in _groups(source.candidates(data.seed)):
-                curation.judge(group, advance)
+            for part in _parts(source, data.seed):
+                curation.go_through(source, part, advance)
         curation.finish()
     return curation.counts
 
 
-def check_rules(data: DataConfig, store: Store) -> None:
-    """One store holds the judgements of one set of rules; rows kept under others would break these."""
-    view = store.images.latest()
-    if view is None:
-        return
-    stored = cast(str, view.take([0], ["rules"]).column("rules")[0].as_py())
-    # A rule that is younger than the store was then what its default is now.
-    initial = DataConfig(store=data.store, sources=data.sources).rules
-    before = _leaves(json.loads(initial)) | _leaves(json.loads(stored))
-    now = _leaves(json.loads(data.rules))
-    changed = [f"data.{key} was {before[key]} and is {now[key]}" for key in sorted(now) if before[key] != now[key]]
-    if not changed:
-        return
-    raise UserError(
-        f"the images here were chosen by other rules ({'; '.join(changed)})",
-        where=data.store,
-        rule="Rows are only ever added, so one store holds one choice",
-        fix="Set these back, or prepare into another data.store.",
-    )
+class _Triaged(NamedTuple):
+    """A candidate, and what is known of it without looking."""
+
+    candidate: Candidate
+    state: str
+    found: Candidate | Dropped | str
+    """What is to be looked at; why it is dropped; or an earlier verdict."""
 
 
 class _Curation:
@@ -114,34 +122,37 @@ class _Curation:
         self.counts = Curated()
         self.worker = Worker(data.filters, self.transform, data.background_color, data.download, allow)
         self.blocked = Blocklist(data.filters.blocklists)
+        self.counts.taken_down = take_down(store, self.blocked)
+        self.parts = Parts(data, store, self.blocked)
         self.known = Known(near=data.filters.duplicates == "near")
         self.known.recall(store, self.spec)
         self.images: list[ImageRow] = []
         self.rejected: list[Rejection] = []
         self.revised: list[ImageRow] = []
+        self.finished: list[PartRow] = []
         self.waiting_bytes = 0
+        self.room = DOWNLOADED_GROUP
+        """How many downloads are expected to fit into memory together."""
 
-    def judge(self, group: Sequence[Candidate], advance: Callable[[int], None]) -> None:
-        """Decides on each of the group in order, and commits."""
-        states = [candidate.state(self.data.background_color) for candidate in group]
-        triaged = [self._triage(candidate, state) for candidate, state in zip(group, states, strict=True)]
-        verdicts = self.worker.look([found for found in triaged if isinstance(found, Candidate)])
-        for candidate, state, found in zip(group, states, triaged, strict=True):
-            self.counts.candidates += 1
-            if found == KEPT:
-                self.counts.unchanged += 1
-                self.counts.sources[candidate.source][KEPT] += 1
-            elif isinstance(found, str):
-                self.counts.drop(candidate, found)
-            elif isinstance(found, Dropped):
-                self._refuse(candidate, state, Refused(found))
-            else:
-                self._decide(found, state, next(verdicts))
-            advance(1)
-        self._commit()
+    def go_through(self, source: Source, part: Part, advance: Callable[[int], None]) -> None:
+        """Judges what a part of a source offers, unless an earlier run has, and nothing has changed."""
+        if (became := self.parts.find(source, part)) is not None:
+            self.counts.add(source.name, became)
+            advance(became.total())
+            return
+        before = self.counts.sources[source.name].copy()
+        for group in _groups(part.candidates()):
+            triaged = deque(self._triaged(candidate) for candidate in group)
+            while triaged:
+                self._judge(triaged, advance)
+                self._commit()
+        if row := self.parts.row(source, part, self.counts.sources[source.name] - before):
+            self.finished.append(row)
+            self._commit()
 
     def finish(self) -> None:
         """An error if the sources gave nothing at all to train on."""
+        self.counts.crowded = self.known.crowded
         if self.counts.added or self.counts.unchanged:
             return
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.counts.dropped.most_common())
@@ -154,6 +165,42 @@ class _Curation:
             rule="An image needs a caption, must decode, and must pass data.filters",
             fix=f"Correct the sources or the filters; {written}.",
         )
+
+    def _judge(self, triaged: deque[_Triaged], advance: Callable[[int], None]) -> None:
+        """Decides on the first of them, in order, and takes them off; as many as fit into memory together."""
+        group = _fitting(triaged, self.room)
+        verdicts = self.worker.look([one.found for one in group if isinstance(one.found, Candidate)])
+        begun, cut, sizes = len(triaged), False, list[int]()
+        for candidate, state, found in group:
+            if isinstance(found, Candidate):
+                verdict = next(verdicts)
+                if cut := deferred(verdict):
+                    break
+                if isinstance(verdict, Examined) and found.remote:
+                    sizes.append(len(verdict.data))
+                self._decide(found, state, verdict)
+            elif isinstance(found, Dropped):
+                self._refuse(candidate, state, Refused(found))
+            elif found == KEPT:
+                self.counts.unchanged += 1
+                self.counts.sources[candidate.source][KEPT] += 1
+            else:
+                self.counts.drop(candidate, found)
+            self.counts.candidates += 1
+            triaged.popleft()
+            advance(1)
+        for _ in verdicts:
+            pass  # files that came too early, without those before them: no others are asked for meanwhile
+        if sizes:
+            self.room = min(DOWNLOADED_GROUP, max(1, int(DOWNLOADED_BYTES / (SPREAD * sum(sizes) / len(sizes)))))
+        elif not cut:
+            self.room = min(DOWNLOADED_GROUP, 2 * self.room)
+        elif len(triaged) == begun:
+            self.room = max(1, min(self.room, len(group)) // 2)
+
+    def _triaged(self, candidate: Candidate) -> _Triaged:
+        state = candidate.state(self.data.background_color)
+        return _Triaged(candidate, state, self._triage(candidate, state))
 
     def _triage(self, candidate: Candidate, state: str) -> Candidate | Dropped | str:
         """What is known without looking: an earlier verdict, a reason to drop it, or the candidate to look at."""
@@ -264,29 +311,55 @@ class _Curation:
         self.store.images.append(self.images)
         self.store.rejected.append(self.rejected)
         self._revise()
-        self.images, self.rejected, self.revised, self.waiting_bytes = [], [], [], 0
+        self.store.parts.append(self.finished)
+        self.images, self.rejected, self.revised, self.finished, self.waiting_bytes = [], [], [], [], 0
 
     def _revise(self) -> None:
-        """Edited captions reach both tables; the images' `state` comes last, so a kill only repeats this."""
+        """What is said anew reaches both tables; the images' `state` comes last, so a kill only repeats this.
+
+        A latent whose image has another mask is deleted, and the second stage makes it anew.
+        """
         if not self.revised:
             return
-        texts = {
-            "image_key": [row.key for row in self.revised],
-            "captions": [row.captions for row in self.revised],
-            "caption_origins": [row.caption_origins for row in self.revised],
-            "caption_weights": [row.caption_weights for row in self.revised],
-        }
-        names = {name: LATENTS.field(name).type for name in texts}
-        self.store.latents.revise(pa.table(texts, schema=pa.schema(names.items())), "image_key")
-        texts["key"] = texts.pop("image_key")
-        texts |= {"licence": [row.licence for row in self.revised], "state": [row.state for row in self.revised]}
-        names = {name: IMAGES.field(name).type for name in texts}
-        self.store.images.revise(pa.table(texts, schema=pa.schema(names.items())), "key")
+        self.store.latents.delete("image_key", self._remasked())
+        texts = {name: [getattr(row, name) for row in self.revised] for name in CAPTIONS}
+        keys = [row.key for row in self.revised]
+        self.store.latents.revise(_table({"image_key": keys} | texts, LATENTS), "image_key")
+        rest = {name: [getattr(row, name) for row in self.revised] for name in DESCRIBED}
+        self.store.images.revise(_table({"key": keys} | texts | rest, IMAGES), "key")
+
+    def _remasked(self) -> list[str]:
+        """Keys of the revised images that the store has with another mask."""
+        masks = {row.key: row.mask for row in self.revised}
+        where = f"key IN ({', '.join(quoted(key) for key in masks)})"
+        stored = self.store.images.required().batches(["key", "mask"], where, size=64)
+        pairs = (pair for batch in stored for pair in zip(*(column.to_pylist() for column in batch), strict=True))
+        return [key for key, mask in pairs if mask != masks[key]]
 
 
 def split(image_hash: str, validation_fraction: float) -> Split:
     """A pure function of the content, so that growing the data never moves an image between the splits."""
     return "validation" if int(image_hash[-13:], 16) < validation_fraction * 16**13 else "train"
+
+
+def _parts(source: Source, seed: int) -> Iterator[Part]:
+    """A source without parts is one, which is read every time."""
+    return source.parts() if isinstance(source, Parted) else iter([Part("", "", partial(source.candidates, seed))])
+
+
+def _fitting(triaged: Iterable[_Triaged], room: int) -> list[_Triaged]:
+    """The first of them, with at most `room` downloads."""
+    group: list[_Triaged] = []
+    for one in triaged:
+        room -= isinstance(one.found, Candidate) and one.found.remote
+        if room < 0:
+            break
+        group.append(one)
+    return group
+
+
+def _table(columns: Mapping[str, Sequence[object]], schema: pa.Schema) -> pa.Table:  # pyright: ignore[reportUnknownParameterType]
+    return pa.table(dict(columns), schema=pa.schema([schema.field(name) for name in columns]))
 
 
 def _groups(candidates: Iterable[Candidate]) -> Iterator[Sequence[Candidate]]:
@@ -295,20 +368,10 @@ def _groups(candidates: Iterable[Candidate]) -> Iterator[Sequence[Candidate]]:
     downloads = weight = 0
     for candidate in candidates:
         group.append(candidate)
-        downloads += candidate.url is not None
+        downloads += candidate.remote
         weight += len(candidate.data or b"") + len(candidate.mask or b"")
         if len(group) >= GROUP or downloads >= DOWNLOADED_GROUP or weight >= GROUP_BYTES:
             yield group
             group, downloads, weight = [], 0, 0
     if group:
         yield group
-
-
-def _leaves(rules: dict[str, object], prefix: str = "") -> dict[str, object]:
-    found: dict[str, object] = {}
-    for key, value in rules.items():
-        if isinstance(value, dict):
-            found |= _leaves(cast("dict[str, object]", value), f"{prefix}{key}.")
-        else:
-            found[prefix + key] = value
-    return found

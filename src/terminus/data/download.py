@@ -54,7 +54,7 @@ Reason = Literal[
 MAY_PASS: frozenset[str] = frozenset({"connection failed", "timed out", "rate limited", "server error"})
 """Reasons that may be gone tomorrow: a later preparation should ask again."""
 
-DEFERRED = "deferred"
+DEFERRED: Literal["deferred"] = "deferred"
 """Instead of a `Reason`, where the byte budget of the caller was used up: ask again."""
 
 MAX_REDIRECTS = 5
@@ -133,7 +133,9 @@ def fetch_many(
 class _Failure(Exception):
     """An attempt came to nothing."""
 
-    def __init__(self, reason: str, detail: str = "", *, passing: bool = False, wait: float = 0.0) -> None:
+    def __init__(
+        self, reason: Reason | Literal["deferred"], detail: str = "", *, passing: bool = False, wait: float = 0.0
+    ) -> None:
         super().__init__(reason)
         self.dropped = Dropped(reason, detail)
         self.passing = passing
@@ -168,9 +170,7 @@ class _Purse:
 class _Downloader:
     """The requests of one call: their connections are never used under another `allow`."""
 
-    def __init__(
-        self, policy: Policy, traffic: Traffic, pool: httpcore2.AsyncConnectionPool, purse: _Purse
-    ) -> None:
+    def __init__(self, policy: Policy, traffic: Traffic, pool: httpcore2.AsyncConnectionPool, purse: _Purse) -> None:
         self.policy, self.traffic, self.pool, self.purse = policy, traffic, pool, purse
         self.agent = re.split(r"[/ ]", policy.user_agent)[0]
         self.headers = [

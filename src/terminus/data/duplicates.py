@@ -51,8 +51,11 @@ def scratch() -> sqlite3.Connection:
 class HashIndex:
     """64-bit hashes, found again by any that differs in at most `HASH_DISTANCE` bits."""
 
-    def __init__(self, database: sqlite3.Connection, name: str) -> None:
-        self.database, self.name = database, name
+    def __init__(self, database: sqlite3.Connection, name: str, longest: int | None = None) -> None:
+        """`longest`: how many hashes that share a pair of blocks are compared, oldest first; None for all."""
+        self.database, self.name, self.longest = database, name, longest
+        self.crowded = 0
+        """Searches that had to leave out some that share a pair of blocks."""
         columns = "pair INTEGER, bits INTEGER, row INTEGER, hash INTEGER"
         database.execute(f"CREATE TABLE {name} ({columns}, PRIMARY KEY (pair, bits, row)) WITHOUT ROWID")
 
@@ -65,12 +68,17 @@ class HashIndex:
     def near(self, dhash: str) -> list[int]:
         """The numbers of all that lie near, in rising order."""
         value = int(dhash, 16)
-        query = f"SELECT row, hash FROM {self.name} WHERE pair = ? AND bits = ? ORDER BY row LIMIT {LONGEST}"
+        most = -1 if self.longest is None else self.longest + 1
+        query = f"SELECT row, hash FROM {self.name} WHERE pair = ? AND bits = ? ORDER BY row LIMIT {most}"
         found: set[int] = set()
+        crowded = False
         for pair, mask in enumerate(_MASKS):
-            for row, other in self.database.execute(query, (pair, _signed(value & mask))):
+            shared = self.database.execute(query, (pair, _signed(value & mask))).fetchall()
+            crowded = crowded or len(shared) == most
+            for row, other in shared[: self.longest]:
                 if ((value ^ other) & 0xFFFFFFFFFFFFFFFF).bit_count() <= HASH_DISTANCE:
                     found.add(row)
+        self.crowded += crowded
         return sorted(found)
 
 
@@ -79,7 +87,7 @@ class NearDuplicates:
 
     def __init__(self, database: sqlite3.Connection | None = None) -> None:
         self.database = database or scratch()
-        self.hashes = HashIndex(self.database, "hashes")
+        self.hashes = HashIndex(self.database, "hashes", LONGEST)
         self.database.execute("CREATE TABLE looks (row INTEGER PRIMARY KEY, thumbprint BLOB, key TEXT, name TEXT)")
 
     def add(self, twin: Twin, dhash: str, thumbprint: bytes) -> None:

@@ -5,7 +5,6 @@ A plain function, so that every engine gives the same answer.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -15,7 +14,7 @@ from PIL import Image
 
 from terminus import decode
 from terminus.conditioning import Size
-from terminus.data import filters, geometry
+from terminus.data import filters, geometry, record
 from terminus.data.filters import Filters, Measures, Score
 from terminus.data.geometry import Plan, Transform
 from terminus.data.record import content_hash
@@ -87,7 +86,7 @@ def examine(subject: Subject, rules: Filters, transform: Transform) -> Examined 
         data = decode.read(*data, rules.max_file_bytes)
     if isinstance(data, Dropped):
         return Refused(data)
-    image_hash, md5 = content_hash(data), hashlib.md5(data, usedforsecurity=False).hexdigest()
+    image_hash, md5 = content_hash(data), record.md5(data)
     seen = Seen(image_hash, md5)
     if subject.checksum is not None and subject.checksum.lower() not in (f"sha256:{image_hash}", f"md5:{md5}"):
         return Refused(Dropped("checksum differs", f"the file is sha256:{image_hash}, md5:{md5}"), seen)

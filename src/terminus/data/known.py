@@ -52,6 +52,11 @@ class Known:
                     for row, twin in zip(rows, twins, strict=True):
                         self.looks.add(twin, row["dhash"], row["thumbprint"])
 
+    @property
+    def crowded(self) -> int:
+        """How many of the images asked for were compared with only some of those that may look the same."""
+        return self.looks.hashes.crowded if self.looks else 0
+
     def meet(self, candidate: Candidate) -> bool:
         """False if this run has met a candidate of this name already."""
         name = (_digest(candidate.source, candidate.source_id),)

@@ -160,7 +160,7 @@ def order_of(rows: Rows, data: DataConfig, seed: int, micro_batch: int) -> Place
             f"the shares add up to {float(1 - rest):g}, and "
             + (f"{', '.join(others)} would never be seen" if others else "no other source has images for the rest"),
             where="data.mix",
-            rule="What has no share there divides the rest by its number of images; if everything has one, the sum is 1",
+            rule="What has no share there divides the rest by its images; if everything has one, the sum is 1",
             fix="Change the shares.",
         )
     if others:

@@ -10,13 +10,14 @@ import torch
 from rich.console import Console
 
 from terminus import runtime
-from terminus.data import geometry, report
+from terminus.data import engine, geometry, report
 from terminus.data.addresses import Address, is_global
 from terminus.data.captioning.merge import merge
-from terminus.data.curate import Curated, check_rules, curate
+from terminus.data.curate import Curated, curate
 from terminus.data.encode import encode, waiting
 from terminus.data.known import KEPT, room_for_scratch
 from terminus.data.report import PrepareReport, Tally
+from terminus.data.rules import check_rules
 from terminus.data.settings import DataConfig
 from terminus.data.store import Store, quoted
 from terminus.data.survey import Holdings, survey
@@ -41,6 +42,7 @@ def prepare(
     console = console or Console(stderr=True)
     store = Store(data.store)
     check_rules(data, store)
+    engine.use(data.engine)
     # Loaded before the first stage, so that a wrong model is known in seconds and not after hours of curation.
     codec = None if model is None else _codec(data, model)
     with Meter(console, "curate", sum(source.count() for source in data.sources)) as meter:
@@ -93,6 +95,8 @@ def _result(
         kept=curated.added + curated.unchanged,
         added=curated.added,
         revised=curated.revised,
+        taken_down=curated.taken_down,
+        crowded=curated.crowded,
         dropped=dict(curated.dropped.most_common()),
         sources={name: _tally(counts) for name, counts in curated.sources.items()},
         latents_added=added,
@@ -118,6 +122,8 @@ def _say(console: Console, result: PrepareReport, place: str) -> None:
         f"{sum(result.dropped.values())} dropped{f' ({dropped})' if dropped else ''}; "
         f"{result.latents_added} new latents. Report: {place}"
     )
+    if result.taken_down:
+        text = f"{result.taken_down} images were taken down, because a block-list names them since. {text}"
     console.print(text, highlight=False, markup=False, soft_wrap=True)
     if not result.holdings.splits.get("validation"):
         warning = (

@@ -228,6 +228,11 @@ def content_hash(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def md5(data: bytes) -> str:
+    """Of a file's bytes, hex: what many data sets and block-lists name files by."""
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
 def image_key(image_hash: str, background: str | None, transform: str) -> str:
     """Identity of an image under a transform, hex."""
     return _digest(image_hash, background or "", transform)

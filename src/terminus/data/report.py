@@ -52,7 +52,11 @@ class PrepareReport:
     added: int
     """How many of the kept are new."""
     revised: int
-    """How many of the kept are described otherwise than before (captions, licence)."""
+    """How many of the kept are described otherwise than before (captions, scores, mask, licence, ...)."""
+    taken_down: int
+    """Images of earlier runs that a block-list names since: no version of the store from now on has them."""
+    crowded: int
+    """Images that were compared for near duplicates with only the oldest of very many that share their bits."""
     dropped: dict[str, int]
     """By reason, most frequent first."""
     sources: dict[str, Tally]

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from terminus.config.base import Config
 from terminus.data.captioning.settings import Captioner
+from terminus.data.cluster import Engine, NativeEngine
 from terminus.data.download import Policy
 from terminus.data.filters import Filters
 from terminus.data.geometry import CropRule, Transform
@@ -78,6 +79,8 @@ class DataConfig(Config):
     (3); all that have no share divide the rest by their images."""
     validation_fraction: float = Field(default=0.01, ge=0.0, le=0.5)
     """Share of images held out of training, chosen by content hash so that it never changes."""
+    engine: Engine = NativeEngine(kind="native")
+    """What computes: this machine, or a Ray cluster; the rows are the same."""
     seed: int = Field(default=0, ge=0)
     """Decides random crop positions and embedded backgrounds."""
 

@@ -6,6 +6,7 @@ Candidates and verdicts cross the border to the engine as rows of Arrow columns;
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,7 @@ import pyarrow as pa
 from terminus.conditioning import Crop, Size
 from terminus.data import claims, engine, record
 from terminus.data.addresses import Address, is_global
-from terminus.data.download import Downloaded, Policy, Request, fetch_many
+from terminus.data.download import DEFERRED, Budget, Downloaded, Policy, Request, fetch_many
 from terminus.data.engine import Errand, Row
 from terminus.data.examine import Examined, Refused, Seen, Subject, examine
 from terminus.data.filters import Filters, Measures, Score
@@ -27,6 +28,8 @@ from terminus.pictures import Color, Dropped
 
 URLS_PER_CALL = 16
 """Few, since the bytes of all of a call are held until its slowest is there; several share one TLS context."""
+DOWNLOADED_BYTES = 256 << 20
+"""Of the files that one call of `look` downloads (or one file, where that may be larger)."""
 READY = 4
 """Downloads that are asked for, for each that the policy lets run: what waits for its turn costs nothing."""
 
@@ -57,18 +60,30 @@ class Worker:
     """Which addresses downloads may connect to."""
 
     def look(self, candidates: Sequence[Candidate]) -> Iterator[Examined | Refused]:
-        """The verdict on each, in order, as they become ready."""
+        """The verdict on each, in order, as they become ready.
+
+        A refusal for `DEFERRED` is none: the files downloaded for others fill the memory, and it is to be looked at
+        again. Of a single candidate it never is.
+        """
         if not candidates:
             return
+        engine.require({candidate.root for candidate in candidates if candidate.root is not None})
         columns = _columns(candidates, self.background)
         errand = None
-        if any(candidate.url is not None for candidate in candidates):
+        if any(candidate.remote for candidate in candidates):
             calls = max(1, READY * self.policy.concurrency // URLS_PER_CALL)
-            fetch = partial(_fetched, limit=self.filters.max_file_bytes, policy=self.policy, allow=self.allow)
+            limit = self.filters.max_file_bytes
+            budget = Budget(uuid.uuid4().hex, max(DOWNLOADED_BYTES, limit))
+            fetch = partial(_fetched, limit=limit, policy=self.policy, allow=self.allow, budget=budget)
             errand = Errand(fetch, _FETCHED, URLS_PER_CALL, calls)
         task = partial(_examined, filters=self.filters, transform=self.transform)
         for row in engine.run(columns, _INPUT, task, _OUTPUT, errand):
             yield _unpacked(row)
+
+
+def deferred(verdict: Examined | Refused) -> bool:
+    """Whether the candidate has to be looked at again."""
+    return isinstance(verdict, Refused) and verdict.dropped.reason == DEFERRED
 
 
 def _columns(candidates: Sequence[Candidate], background: Color) -> dict[str, list[object]]:
@@ -77,7 +92,7 @@ def _columns(candidates: Sequence[Candidate], background: Color) -> dict[str, li
         "path": [_encoded(candidate.path) for candidate in candidates],
         "root": [_encoded(candidate.root) for candidate in candidates],
         "background": [record.hex_color(candidate.background or background) for candidate in candidates],
-        "url": [candidate.url for candidate in candidates],
+        "url": [candidate.url if candidate.remote else None for candidate in candidates],
         "checksum": [candidate.checksum for candidate in candidates],
         "mask": [candidate.mask for candidate in candidates],
     }
@@ -91,11 +106,13 @@ def _encoded(path: Path | None) -> bytes | None:
     return None if path is None else os.fsencode(path)
 
 
-def _fetched(rows: list[Row], limit: int, policy: Policy, allow: Callable[[Address], bool]) -> list[Row]:
+def _fetched(
+    rows: list[Row], limit: int, policy: Policy, allow: Callable[[Address], bool], budget: Budget
+) -> list[Row]:
     """Rows without a URL are passed over."""
     asked = [row for row in rows if row["url"] is not None]
     requests = [Request(cast(str, row["url"]), cast("str | None", row["checksum"]), limit) for row in asked]
-    answers = iter(fetch_many(requests, policy, allow))
+    answers = iter(fetch_many(requests, policy, allow, budget))
     return [_answer(None if row["url"] is None else next(answers)) for row in rows]
 
 

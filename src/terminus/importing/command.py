@@ -17,7 +17,8 @@ from terminus.importing.recipe import Draft, written
 from terminus.training.recipe import Recipe
 
 KNOWN = (
-    "a dataset or training file of kohya's sd-scripts (.toml, .json), SimpleTuner's config.json or multidatabackend.json "
+    "a dataset or training file of kohya's sd-scripts (.toml, .json), SimpleTuner's config.json or "
+    "multidatabackend.json "
     "(or their folder), and a folder that img2dataset wrote"
 )
 
@@ -75,14 +76,15 @@ def _show(draft: Draft, out: Path, console: Console) -> None:
         console.print(Text(note), soft_wrap=True)
     if draft.left:
         table = Table(title="Not carried over", title_justify="left", box=None, header_style="bold")
-        for column in ("key", "value", "why"):
+        for column in ("key", "why"):
             table.add_column(column, overflow="fold")
         for left in draft.left:
-            table.add_row(Text(left.key), Text(left.value), Text(left.why))
+            table.add_row(Text(f"{left.key} = {left.value}" if left.value else left.key), Text(left.why))
         console.print(table)
     console.print(
-        f"{out}: {len(draft.sources)} sources, {len(draft.settings)} settings; {len(draft.left)} keys not carried over, "
-        f"{len(draft.same)} are the default here, {len(draft.notes)} remarks. All of it stands in the file.",
+        f"{out}: {len(draft.sources)} sources, {len(draft.settings)} settings; {len(draft.left)} keys not carried "
+        "over, "
+        f"{len(draft.same)} need no line, {len(draft.notes)} remarks. All of it stands in the file.",
         soft_wrap=True,
         markup=False,
     )

@@ -20,7 +20,7 @@ from terminus.data.sources.folder import printable
 from terminus.data.sources.laion import NAMES
 from terminus.errors import UserError
 from terminus.importing.reading import Said, read_json, root
-from terminus.importing.recipe import Draft, Left, slug
+from terminus.importing.recipe import Draft, Left, data_only, slug
 
 TOOL = "img2dataset"
 SAMPLED = 1000
@@ -79,8 +79,10 @@ def read(folder: Path) -> Draft:
     elif found.folders:
         draft.source("folder", draft.name, "", path=Said(place, f"{len(found.folders)} folders of images"))
         draft.notes.append(
-            "A folder source reads captions from .txt and .json, and nothing else of the .json (scores, original sizes); "
-            "a sample without a caption has null in it and is dropped as `caption cannot be read`. The tables and counts in "
+            "A folder source reads captions from .txt and .json, and nothing else of the .json (scores, original "
+            "sizes); "
+            "a sample without a caption has null in it and is dropped as `caption cannot be read`. The tables and "
+            "counts in "
             "the folder are in the report as files that are no images. --output_format webdataset has none of this."
         )
     else:
@@ -91,6 +93,7 @@ def read(folder: Path) -> Draft:
         draft.notes.append("Rows whose download failed have no bytes but a link in these tables: it is tried again.")
     _counts(draft, found.counts)
     _sizes(draft, found, bool(found.archives))
+    data_only(draft)
     if not found.counts:
         draft.notes.append(
             "There are no *_stats.json files, so nothing is known of downloads that failed or are unfinished."
@@ -169,7 +172,8 @@ def _resized(draft: Draft, rows: list[dict[str, object]], archives: bool) -> Non
     sizes = [(w, h, ow, oh) for w, h, ow, oh in sides if _are_sizes(w, h, ow, oh)]
     if not sizes:
         draft.notes.append(
-            "The table has no sizes before and after, so it is not known whether the images were scaled. If they were, the "
+            "The table has no sizes before and after, so it is not known whether the images were scaled. If they "
+            "were, the "
             "size that the model is told of is that of the scaled file."
         )
         return
@@ -185,8 +189,10 @@ def _resized(draft: Draft, rows: list[dict[str, object]], archives: bool) -> Non
         )
         one_shape += "bars around; center_crop does not), which training will learn" if len(shapes) == 1 else ""
         draft.notes.append(
-            f"{seen}, {len(changed)} were scaled by {TOOL} (by area, not LANCZOS){one_shape}. The size that the model is told "
-            "of each is that of the file as it is now, not original_width and original_height; to train on the originals, "
+            f"{seen}, {len(changed)} were scaled by {TOOL} (by area, not LANCZOS){one_shape}. The size that the "
+            "model is told "
+            "of each is that of the file as it is now, not original_width and original_height; to train on the "
+            "originals, "
             "download them with --resize_mode no."
         )
         larger = sum(1 for w, h, ow, oh in changed if int(str(w)) > int(str(ow)) or int(str(h)) > int(str(oh)))
@@ -196,7 +202,8 @@ def _resized(draft: Draft, rows: list[dict[str, object]], archives: bool) -> Non
             )
         if archives:
             draft.notes.append(
-                "Before an image is looked at, one whose original_width and original_height are too small is dropped by "
+                "Before an image is looked at, one whose original_width and original_height are too small is dropped "
+                "by "
                 "these; one that was scaled down below its bucket is dropped when its file is read."
             )
     _resolution(draft, sizes)

@@ -1,4 +1,4 @@
-"""Settings of kohya's sd-scripts: a dataset file ([general], [[datasets]], [[datasets.subsets]]), a training file, or both.
+"""Settings of kohya's sd-scripts: a dataset file ([general], [[datasets]], [[datasets.subsets]]), a training file.
 
 An option of a dataset may stand at any of the levels, and the innermost counts; a training file is flat, whatever
 sections it is divided into, and may name a dataset file.
@@ -16,7 +16,7 @@ from terminus.errors import UserError
 from terminus.importing import kohya_training, meaning
 from terminus.importing.kohya_keys import DATASET_KEYS, TRAINING_KEYS, WHY
 from terminus.importing.reading import Keys, Said, nearest, read_json, read_toml, root
-from terminus.importing.recipe import Draft, Left, slug
+from terminus.importing.recipe import Draft, Left, account, data_only, slug
 
 TRAINER = "sd-scripts"
 _REPEATS = re.compile(r"(\d{1,6})_(.*)")
@@ -94,8 +94,12 @@ def _finished(draft: Draft, dataset: Keys | None, training: Keys | None) -> Draf
     size = _batch(draft, datasets, training)
     if training is not None:
         kohya_training.read(draft, training, size)
-    for keys in _every(dataset, general, training, datasets):
+    else:
+        data_only(draft)
+    every = _every(dataset, general, training, datasets)
+    for keys in every:
         _name_the_rest(draft, keys, training is keys)
+    account(draft, every)
     return draft
 
 
@@ -110,9 +114,9 @@ def _every(dataset: Keys | None, general: Keys | None, training: Keys | None, da
 
 
 def _name_the_rest(draft: Draft, keys: Keys, is_training_file: bool) -> None:
-    known = {**DATASET_KEYS, **(TRAINING_KEYS if is_training_file else {})}
+    known = DATASET_KEYS | TRAINING_KEYS if is_training_file else DATASET_KEYS
     for key in list(keys.rest()):
-        why = WHY.get(key) or ("it is set again where it counts" if key in known else "")
+        why = WHY.get(key) or ("nothing here uses it" if key in known else "")
         if not why:
             near = meaning.near(key, known)
             why = f"unknown: no key of {TRAINER} that the importer knows{near}"
@@ -147,8 +151,10 @@ def _geometry(draft: Draft, datasets: list[_Dataset]) -> None:
         draft.set("data.buckets.kind", "aspect", said.origin if said else "")
         draft.set("data.buckets.step", step, "bucket_reso_steps")
         draft.notes.append(
-            f"enable_bucket: the buckets here have sides from half to twice the resolution and an area within 10 % below "
-            f"its square. Images smaller than every bucket are dropped, with that reason in the report: nothing is ever "
+            "enable_bucket: the buckets here have sides from half to twice the resolution and an area within 10 % "
+            "below "
+            "its square. Images smaller than every bucket are dropped, with that reason in the report: nothing is "
+            "ever "
             f"enlarged. {TRAINER} enlarges them, or with bucket_no_upscale makes smaller buckets for them."
         )
     elif width != height:
@@ -165,15 +171,19 @@ def _resolution(keys: Keys) -> Said[tuple[int, int]] | None:
     if said is None:
         return None
     value = said.value
-    parts: list[object] = list(value.split(",")) if isinstance(value, str) else list(value) if isinstance(value, list) else [value]  # pyright: ignore[reportUnknownArgumentType]  # fmt: skip
-    sides = [int(part) for part in parts if (isinstance(part, int) and not isinstance(part, bool)) or _is_whole(part)]  # pyright: ignore[reportArgumentType]  # fmt: skip
+    several: list[object] = list(value.split(",")) if isinstance(value, str) else [value]
+    parts = cast("list[object]", value) if isinstance(value, list) else several
+    sides = [side for part in parts if (side := _pixels(part)) is not None]
     if len(sides) != len(parts) or len(sides) not in (1, 2) or not all(1 <= one <= 1 << 20 for one in sides):
         keys.wrong("resolution", "pixels: 1024, or [width, height]")
     return Said((sides[0], sides[-1]), said.origin)
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, str) and value.strip().isascii() and value.strip().isdigit() and len(value) < 12
+def _pixels(value: object) -> int | None:
+    if isinstance(value, str):
+        word = value.strip()
+        return int(word) if word.isascii() and word.isdigit() and len(word) < 12 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _sources(draft: Draft, datasets: list[_Dataset]) -> None:
@@ -206,19 +216,22 @@ def _leave_out(draft: Draft, subset: _Subset, regular: bool, again: bool) -> Non
     why = "it names no image_dir" if not keys.values.get("image_dir") else "num_repeats is below 1"
     if regular:
         why = (
-            "regularization images (is_reg) count in the loss by prior_loss_weight, which nothing here does; to mix them "
+            "regularization images (is_reg) count in the loss by prior_loss_weight, which nothing here does; to mix "
+            "them "
             "in as ordinary images, add the folder to data.sources and give it a share in data.mix"
         )
     elif again:
         why = "the folder is a source already: the same image twice is one image here; data.mix repeats it"
-    draft.left.append(Left(keys.place, ", ".join(keys.values)[:200], why))
+    draft.left.append(Left(keys.place, ", ".join(keys.values)[:2000], why))
     for key in keys.values:
         keys.raw(key)
 
 
 def _extension(draft: Draft, keys: Keys, said: Said[str] | None) -> None:
     if said is None:
-        text = "caption_extension is not set, which is .caption there; a folder here has its captions in .txt or .json files"
+        text = (
+            "caption_extension is not set, which is .caption there; a folder here has captions in .txt or .json files"
+        )
     elif said.value.lower() == ".txt":
         text = ""
     else:
@@ -242,7 +255,8 @@ def _folders(draft: Draft, training: Keys) -> None:
     if not named:
         draft.source("folder", Path(place).name, "", path=Said(place, said.origin))
         draft.notes.append(
-            f"{said.origin}: folders in it named like 10_cat say there how often images come; none is here to be read, so "
+            f"{said.origin}: folders in it named like 10_cat say there how often images come; none is here to be "
+            "read, so "
             "all their images come once. data.mix repeats sources."
         )
     _extension(draft, training, _first((training,), lambda keys: keys.text("caption_extension")))
@@ -262,7 +276,8 @@ def _dropout(draft: Draft, datasets: list[_Dataset]) -> None:
         draft.set("objective.caption_dropout", said[0].value, said[0].origin)
         if said[0].value == 0:
             draft.notes.append(
-                f"{said[0].origin}: without dropped captions the model has no unconditional input of its own for guidance; "
+                f"{said[0].origin}: without dropped captions the model has no unconditional input of its own for "
+                "guidance; "
                 "objective.caption_dropout: 0.1 is usual."
             )
     elif said:

@@ -48,7 +48,8 @@ _GROUPS: tuple[tuple[str, str], ...] = (
     ("metadata_file in_json", "captions of that JSON file are not read; write them beside the images as .txt files"),
     ("masked_loss conditioning_data_dir alpha_mask", _MASK),
     ("caption_dropout_every_n_epochs", "objective.caption_dropout is a share of the samples"),
-    ("custom_attributes validation_seed network_multiplier debug_dataset dataset_class dataset_repeats", "no counterpart"),
+    ("custom_attributes validation_seed network_multiplier debug_dataset dataset_class dataset_repeats",
+     "no counterpart"),
     ("validation_split", "data.validation_fraction is chosen by content and of all sources; set it by hand"),
     ("reg_data_dir prior_loss_weight", "regularization images count in the loss by prior_loss_weight, which nothing "
      "here does; add the folder to data.sources with a share in data.mix to mix them in"),
@@ -69,11 +70,13 @@ _GROUPS: tuple[tuple[str, str], ...] = (
     ("huggingface_repo_id huggingface_repo_type huggingface_path_in_repo huggingface_token "
      "huggingface_repo_visibility async_upload", _HUB),
     ("resume resume_from_huggingface skip_until_initial_step initial_epoch initial_step", _RESUME),
-    ("network_weights dim_from_weights base_weights base_weights_multiplier network_dropout scale_weight_norms", _ADAPTER),
+    ("network_weights dim_from_weights base_weights base_weights_multiplier network_dropout scale_weight_norms",
+     _ADAPTER),
     ("lr_scheduler_num_cycles lr_scheduler_power lr_scheduler_type lr_scheduler_args lr_decay_steps "
      "lr_scheduler_timescale", _RATE),
     ("v2", "SD 2 is another architecture than SDXL"),
-    ("max_token_length", "prompts of any length are encoded in chunks of 75 tokens"),
+    ("max_token_length",
+     "in training a caption is cut at 77 tokens, its beginning and end counted; see data.filters.captions"),
     ("clip_skip", "SDXL reads the layer before the last of both towers, always"),
     ("noise_offset_random_strength adaptive_noise_scale", _NOISE),
     ("multires_noise_iterations multires_noise_discount", "no counterpart: noise is white"),
@@ -93,25 +96,20 @@ _GROUPS: tuple[tuple[str, str], ...] = (
 WHY: Mapping[str, str] = MappingProxyType({key: why for keys, why in _GROUPS for key in keys.split()})
 """Key to the reason why it is not carried over."""
 
-DATASET_KEYS: Mapping[str, None] = MappingProxyType(
-    dict.fromkeys(
-        "resolution enable_bucket bucket_reso_steps random_crop num_repeats image_dir is_reg caption_extension "
-        "caption_dropout_rate batch_size train_batch_size general datasets subsets train_data_dir".split()
-        + list(WHY)
-    )
+_DATASET = (
+    "resolution enable_bucket bucket_reso_steps random_crop num_repeats image_dir is_reg caption_extension",
+    "caption_dropout_rate batch_size train_batch_size general datasets subsets train_data_dir",
 )
+DATASET_KEYS: frozenset[str] = frozenset({key for line in _DATASET for key in line.split()} | WHY.keys())
 """Every key that is known of a dataset file."""
 
-TRAINING_KEYS: Mapping[str, None] = MappingProxyType(
-    dict.fromkeys(
-        "pretrained_model_name_or_path dataset_config output_name max_train_steps gradient_accumulation_steps "
-        "learning_rate unet_lr text_encoder_lr lr_scheduler lr_warmup_steps lr_scheduler_min_lr_ratio optimizer_type "
-        "optimizer_args use_8bit_adam use_lion_optimizer max_grad_norm mixed_precision full_bf16 "
-        "gradient_checkpointing seed v_parameterization zero_terminal_snr min_snr_gamma debiased_estimation_loss "
-        "noise_offset ip_noise_gamma loss_type huber_c huber_schedule min_timestep max_timestep network_module "
-        "network_dim network_alpha network_args network_train_unet_only network_train_text_encoder_only "
-        "train_text_encoder save_every_n_steps".split()
-        + list(WHY)
-    )
+_TRAINING = (
+    "pretrained_model_name_or_path dataset_config output_name max_train_steps gradient_accumulation_steps",
+    "learning_rate unet_lr text_encoder_lr lr_scheduler lr_warmup_steps lr_scheduler_min_lr_ratio optimizer_type",
+    "optimizer_args use_8bit_adam use_lion_optimizer max_grad_norm mixed_precision full_bf16 gradient_checkpointing",
+    "seed v_parameterization zero_terminal_snr min_snr_gamma debiased_estimation_loss noise_offset ip_noise_gamma",
+    "loss_type huber_c huber_schedule min_timestep max_timestep network_module network_dim network_alpha",
+    "network_args network_train_unet_only network_train_text_encoder_only train_text_encoder save_every_n_steps",
 )
+TRAINING_KEYS: frozenset[str] = frozenset({key for line in _TRAINING for key in line.split()} | WHY.keys())
 """Every key that is known of a training file, apart from those of datasets."""

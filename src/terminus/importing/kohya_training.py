@@ -6,6 +6,7 @@ from pathlib import Path
 
 from terminus.config.source import Plain
 from terminus.importing import meaning
+from terminus.importing.kohya_keys import WHY
 from terminus.importing.reading import Keys, Said, nearest
 from terminus.importing.recipe import Draft
 
@@ -28,8 +29,9 @@ def read(draft: Draft, keys: Keys, size: meaning.Batch) -> None:
                 f"{model.origin}: a .ckpt file can run code when it is opened; give a .safetensors file."
             )
     else:
-        draft.set("model.start", None, "no pretrained_model_name_or_path; set the model to begin from")
-        draft.set("model.architecture", "sdxl", "no pretrained_model_name_or_path")
+        draft.notes.append(
+            "pretrained_model_name_or_path is not set; set model.start, which is the tiny nano by default."
+        )
     _length(draft, keys, size)
     _optimizer(draft, keys)
     _rate(draft, keys, size)
@@ -44,7 +46,8 @@ def _objective(draft: Draft, keys: Keys) -> None:
     meaning.objective(draft, velocity, terminal, gamma)
     if gamma and terminal.value and velocity.value:
         draft.notes.append(
-            f"{gamma.origin}: {TRAINER} takes the SNR before it rescales the schedule, so its weight at the last timestep "
+            f"{gamma.origin}: {TRAINER} takes the SNR before it rescales the schedule, so its weight at the last "
+            "timestep "
             "was 0.0047 by accident; here it is exactly that of the schedule."
         )
     debiased = keys.is_on("debiased_estimation_loss")
@@ -159,11 +162,11 @@ def _adapter(draft: Draft, keys: Keys) -> None:
     if module is None:
         if text := keys.is_on("train_text_encoder"):
             draft.set("objective.train_text", "both", text.origin)
-        for key in ("network_dim", "network_alpha", "network_args", "network_train_unet_only", "network_train_text_encoder_only"):  # fmt: skip
-            if key in keys.values:
+        for key in list(keys.values):
+            if key.startswith("network_") and key not in WHY:
                 draft.leave(keys, key, "there is no network_module, so all weights are trained")
         return
-    words = dict(word.partition("=")[::2] for word in keys.texts("network_args"))
+    words = {word.partition("=")[0]: word.partition("=")[2] for word in keys.texts("network_args")}
     algorithm = words.pop("algo", "lora") if module.value.startswith("lycoris") else "lora"
     if words.pop("dora_wd", "").strip().lower() in ("true", "1") and algorithm in ("lora", "locon"):
         algorithm = "dora"
@@ -185,7 +188,8 @@ def _adapter(draft: Draft, keys: Keys) -> None:
         "model.adapter.targets", targets, "network_args: conv_dim" if wide else "what networks.lora changes, nearly"
     )
     draft.notes.append(
-        f"{module.origin}: what is changed there are the attention and feed-forward layers with the projections around them; "
+        f"{module.origin}: what is changed there are the attention and feed-forward layers with the projections "
+        "around them; "
         "the nearest here is attention_and_feed_forward, without those projections (with conv_dim: all)."
     )
     if words:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from terminus.importing.reading import Keys, Said, shown
@@ -35,7 +35,8 @@ def batch(draft: Draft, size: Batch) -> None:
     draft.set("training.micro_batch", size.micro.value, size.micro.origin)
     draft.set("training.accumulation", size.accumulation.value, size.accumulation.origin)
     draft.notes.append(
-        f"Steps are counted here as images, {size.images} a step. On several processes that trainer saw so many on each; "
+        f"Steps are counted here as images, {size.images} a step. On several processes that trainer saw so many on "
+        "each; "
         "training.accumulation is over all of them: multiply it, and whatever counts images, by their number."
     )
 
@@ -52,10 +53,13 @@ def objective(draft: Draft, velocity: Said[bool], terminal: Said[bool], gamma: S
     if terminal.value and not velocity.value:
         draft.set("objective.zero_terminal_snr", False, f"{terminal.origin}: cannot be had with epsilon, see below")
         draft.notes.append(
-            f"{terminal.origin} with epsilon prediction ({velocity.origin}): at the last timestep the input is nothing but "
-            "the noise, and a network that predicts noise learns nothing of the picture there. Terminus refuses the two "
+            f"{terminal.origin} with epsilon prediction ({velocity.origin}): at the last timestep the input is "
+            "nothing but "
+            "the noise, and a network that predicts noise learns nothing of the picture there. Terminus refuses the "
+            "two "
             "together; this recipe keeps epsilon without zero terminal SNR. If the model is to become one with true "
-            "blacks and whites, set objective.prediction: velocity, zero_terminal_snr: true and model.convert_from: epsilon."
+            "blacks and whites, set objective.prediction: velocity, zero_terminal_snr: true and model.convert_from: "
+            "epsilon."
         )
     else:
         draft.set("objective.zero_terminal_snr", terminal.value, terminal.origin)
@@ -77,8 +81,10 @@ def objective(draft: Draft, velocity: Said[bool], terminal: Said[bool], gamma: S
             else "near 0"
         )
         draft.notes.append(
-            f"{gamma.origin}: there the weight of a timestep is min(SNR, gamma)/(SNR + 1), which is form: paper here, and "
-            f"at the last timestep {weight}. form: augmented, the default here, is min(SNR + 1, gamma)/(SNR + 1), which "
+            f"{gamma.origin}: there the weight of a timestep is min(SNR, gamma)/(SNR + 1), which is form: paper "
+            "here, and "
+            f"at the last timestep {weight}. form: augmented, the default here, is min(SNR + 1, gamma)/(SNR + 1), "
+            "which "
             "is 1 there. To train as before keep paper; for true blacks and whites take augmented (docs/math.md)."
         )
 
@@ -94,13 +100,15 @@ def start(draft: Draft, model: Said[str], path: str) -> None:
         )
     else:
         draft.notes.append(
-            "Prediction and schedule must agree with model.start, which says what it is (`terminus inspect`). To turn an "
+            "Prediction and schedule must agree with model.start, which says what it is (`terminus inspect`). To "
+            "turn an "
             "epsilon model into velocity with zero terminal SNR, set model.convert_from: epsilon."
         )
 
 
 def rate(draft: Draft, top: Said[float], end: Said[float] | None, shape: Said[str], warmup: Said[int]) -> None:
-    """The learning rate; `end` where the trainer says it, `warmup` in images. The shape here is a cosine, or constant."""
+    """The learning rate; `end` where the trainer says it, `warmup` in images. The shape here is a cosine, or "
+    "constant."""
     draft.set("training.learning_rate.max", top.value, top.origin)
     word = shape.value.lower()
     if word.startswith("constant"):
@@ -180,7 +188,7 @@ def side(area: float, step: int) -> int:
     return max(step, int(math.sqrt(max(area, 0.0)) + 1e-6) // step * step)
 
 
-def near(key: str, known: Mapping[str, object]) -> str:
+def near(key: str, known: Collection[str]) -> str:
     """`; did you mean keep_tokens?`, or nothing."""
     found = difflib.get_close_matches(key, list(known), n=1, cutoff=0.8)
     return f"; did you mean {found[0]}?" if found else ""

@@ -9,6 +9,7 @@ import io
 import json
 import re
 import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -59,7 +60,7 @@ class Draft:
     """What was carried over and means something else here, or what holds where nothing was said."""
     left: list[Left] = field(default_factory=list[Left])
     same: list[str] = field(default_factory=list[str])
-    """What was said and is the default here; filled by `settle`."""
+    """What was said and needs no line: the default here (from `settle`), or a part of something else (`account`)."""
 
     def set(self, setting: str, value: Plain, origin: str) -> None:
         """Lays down a setting; a later value replaces an earlier one."""
@@ -74,7 +75,7 @@ class Draft:
         """Adds a source under a name that no other has, and returns that name. `UserError` if there are too many."""
         if len(self.sources) == MAX_SOURCES:
             raise UserError(f"more than {MAX_SOURCES} sources", where=self.what, fix="Import it in parts.")
-        taken = {source["name"].value for source in self.sources}
+        taken = {str(source["name"].value) for source in self.sources}
         plain = slug(name)
         free = next(one for one in (plain, *(f"{plain}-{n}" for n in range(2, MAX_SOURCES + 2))) if one not in taken)
         self.sources.append({"kind": Said(kind, ""), "name": Said(free, origin), **settings})
@@ -84,6 +85,28 @@ class Draft:
 def slug(text: str) -> str:
     """A name for rows and runs: Unicode letters, digits, dot, dash, underscore, at most 60 of them."""
     return re.sub(r"[^\w.-]+", "-", printable(text)).strip("-.")[:60] or "images"
+
+
+def account(draft: Draft, every: Iterable[Keys]) -> None:
+    """Names each key that was read and that no list names so far: it is in the recipe by what it decided."""
+    origins = [said.origin for one in (draft.settings, *draft.sources) for said in one.values()]
+    named = set(re.findall(r"[\w.\[\]]+", "\n".join([*origins, *draft.notes, *draft.same, *map(str, draft.left)])))
+    listed = {(left.key.partition(" ")[0], key) for left in draft.left for key in left.value.split(", ")}
+    gone = {left.key for left in draft.left}
+    for keys in every:
+        for key, value in keys.values.items():
+            name = keys.name(key)
+            known = name in named or name in gone or (keys.place, key) in listed
+            if value is not None and not isinstance(value, dict | list) and not known:
+                draft.same.append(f"{name} = {shown(value, key)}")
+
+
+def data_only(draft: Draft) -> None:
+    """Says that nothing is known but images."""
+    draft.notes.append(
+        "This says nothing of a model or of its training. Both have their defaults here, which are those of the tiny "
+        "nano: set model.start, training.images and training.learning_rate before you train."
+    )
 
 
 def settle(draft: Draft) -> dict[str, Any]:
@@ -98,6 +121,8 @@ def settle(draft: Draft) -> dict[str, Any]:
             where=draft.what,
             rule="; ".join(str(left) for left in draft.left[:5]),
         )
+    if any(setting.startswith("objective.") for setting in draft.settings):
+        draft.settings = {"objective.kind": Said("diffusion", ""), **draft.settings}
     while True:
         tree = _tree(draft)
         try:
@@ -131,7 +156,7 @@ def _lists(draft: Draft) -> list[str]:
     for heading, entries in (
         ("What means something else here:", draft.notes),
         ("Not carried over:", [str(left) for left in draft.left]),
-        ("What is the default here, and so is not repeated:", draft.same),
+        ("What is the default here, or is in the above by what it decided:", draft.same),
     ):
         if entries:
             lines += ["", f"# {heading}"]
@@ -159,10 +184,10 @@ def _drop(draft: Draft, tree: dict[str, Any], error: ValidationError) -> bool:
     for problem in error.errors():
         place, node = list[str](), cast(Any, tree)
         for step in problem["loc"]:
-            inside = isinstance(node, dict) and step in node or isinstance(node, list) and isinstance(step, int)
-            if inside:  # what is not there is the tag of a choice
+            # what is not in the tree is the tag of a choice
+            if (isinstance(node, dict) and step in node) or (isinstance(node, list) and isinstance(step, int)):
                 place.append(str(step))
-                node = node[step]
+                node = cast(Any, node)[step]
         if place[:2] == ["data", "sources"] and len(place) > 2:
             source = draft.sources[int(place[2])]
             raise UserError(f"{source['name'].origin}: {problem['msg']}", where=draft.what)
@@ -183,9 +208,14 @@ def _leave_out_defaults(draft: Draft, recipe: Recipe) -> None:
         choice for choice in _CHOICES if any(default.get(s) != ours[s] for s in ours if s.startswith(f"{choice}."))
     }
     for setting, said in list(draft.settings.items()):
+        if setting == "objective.kind":
+            continue
         if setting in default and default[setting] == ours.get(setting) and setting.rpartition(".")[0] not in chosen:
             del draft.settings[setting]
-            draft.same.append(f"{said.origin} ({setting})")
+            if " = " in said.origin:  # or else nobody said it
+                draft.same.append(f"{said.origin} ({setting})")
+    if [setting for setting in draft.settings if setting.startswith("objective.")] == ["objective.kind"]:
+        del draft.settings["objective.kind"]
 
 
 def _flat(value: Any, key: str = "") -> dict[str, Any]:

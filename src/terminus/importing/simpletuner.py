@@ -13,7 +13,7 @@ from typing import cast
 from terminus.errors import UserError
 from terminus.importing import meaning, simpletuner_backends, simpletuner_training
 from terminus.importing.reading import Keys, nearest, read_json, read_toml, root
-from terminus.importing.recipe import Draft, slug
+from terminus.importing.recipe import Draft, account, data_only, slug
 from terminus.importing.simpletuner_keys import CONFIG_KEYS, WHY
 
 TRAINER = "SimpleTuner"
@@ -89,7 +89,10 @@ def _read(path: Path, config: Keys | None, beside: Path, listed: list[object]) -
     simpletuner_backends.read(draft, config, entries)
     if config.values:
         simpletuner_training.read(draft, config)
+    else:
+        data_only(draft)
     for key in list(config.rest()):
         near = meaning.near(key, CONFIG_KEYS)
         draft.leave(config, key, WHY.get(key, f"unknown: no key of {TRAINER} that the importer knows{near}"))
+    account(draft, (config, *entries))
     return draft

@@ -79,7 +79,7 @@ def _leave_whole(draft: Draft, keys: Keys, why: str) -> None:
     """One line for a backend that is no source, with its keys."""
     name = keys.values.get("id")
     place = f"{keys.place} ({name})" if isinstance(name, str) else keys.place
-    draft.left.append(Left(place[:120], ", ".join(keys.values)[:200], why))
+    draft.left.append(Left(place[:120], ", ".join(keys.values)[:2000], why))
     for key in keys.values:
         keys.raw(key)
 
@@ -108,7 +108,8 @@ def _place(keys: Keys, kind: Said[str]) -> tuple[str, dict[str, Said[Plain]]] | 
         bucket, prefix = keys.text("aws_bucket_name"), keys.text("aws_data_prefix") or keys.text("instance_data_dir")
         where = f"s3://{bucket.value}/{prefix.value if prefix else ''}" if bucket else "a bucket"
         return (
-            f"loose images in {where[:120]}: a folder source reads local folders. Copy them, or pack them as tar archives "
+            f"loose images in {where[:120]}: a folder source reads local folders. Copy them, or pack them as tar "
+            "archives "
             "for a source of kind webdataset, which reads s3://; credentials come from AWS_* in the environment"
         )
     return f"{kind.origin}: there is no such source"
@@ -159,12 +160,15 @@ def _captions(draft: Draft, config: Keys, keys: Keys, ours: str) -> None:
     if said is None or ours != "folder":
         return
     if said.value == "textfile":
-        text = "caption_strategy = textfile: each line of a text file is another caption there; here its lines are joined into one"
+        text = (
+            "caption_strategy = textfile: each line of a file is another caption there; here its lines are one caption"
+        )
         if text not in draft.notes:
             draft.notes.append(text)
     else:
         why = {
-            "filename": "a folder here has its captions in .txt or .json files beside the images; file names are no captions",
+            "filename": "a folder here has its captions in .txt or .json files beside the images; file names are no "
+            "captions",
             "instanceprompt": "one caption for all images: write it beside each as a .txt file",
             "parquet": "captions are not looked up by file name in a table; write them beside the images as .txt files",
         }
@@ -208,7 +212,8 @@ def _geometry(draft: Draft, config: Keys, found: list[_Source]) -> None:
         kind = largest.keys.text("resolution_type") or config.text("resolution_type")
         if kind and kind.value == "pixel":
             draft.notes.append(
-                f"{kind.origin}: there the shortest side has the resolution and the other is longer; here the area of every "
+                f"{kind.origin}: there the shortest side has the resolution and the other is longer; here the area "
+                "of every "
                 "bucket is about the resolution squared."
             )
     if style == "random":
@@ -221,7 +226,8 @@ def _geometry(draft: Draft, config: Keys, found: list[_Source]) -> None:
             draft.left.append(Left(rule[2], name, "a recipe has one rule of cropping, that of the largest resolution"))
     draft.notes.append(
         "Images smaller than every bucket are dropped, with that reason in the report: nothing is ever enlarged. "
-        f"{TRAINER} enlarges them unless minimum_image_size leaves them out. What the model is told of an image's size is "
+        f"{TRAINER} enlarges them unless minimum_image_size leaves them out. What the model is told of an image's "
+        "size is "
         "that of its file here, and of the scaled image there."
     )
 
@@ -238,7 +244,8 @@ def _crop(keys: Keys) -> tuple[bool, str, str]:
 def _limits(draft: Draft, config: Keys, found: list[_Source]) -> None:
     """Smallest side and largest aspect, where all sources agree."""
     edges = [one.keys.number("minimum_image_size") or config.number("minimum_image_size") for one in found]
-    kinds = {(said.value if said else "") for one in found if (said := one.keys.text("resolution_type") or config.text("resolution_type")) or True}  # fmt: skip
+    types = [one.keys.text("resolution_type") or config.text("resolution_type") for one in found]
+    kinds = {kind.value if kind else "" for kind in types}
     said = [edge for edge in edges if edge and edge.value > 0]
     if said and len({one.value for one in said}) == 1 and len(said) == len(found) and kinds <= {"pixel", "pixel_area"}:
         draft.set("data.filters.min_edge", round(said[0].value), said[0].origin)
@@ -264,7 +271,8 @@ def _mix(draft: Draft, config: Keys, found: list[_Source]) -> None:
             share = max(1, round(1000 * said.value / total)) / 1000
             draft.set(f"data.mix.{one.name}", share, f"{said.origin}, of {total:g}; {uniform.origin}")
         draft.notes.append(
-            f"{uniform.origin}: each batch is drawn from one dataset by chance there. data.mix has the same shares exactly; "
+            f"{uniform.origin}: each batch is drawn from one dataset by chance there. data.mix has the same shares "
+            "exactly; "
             f"{found[-1].name}, the last, has the rest."
         )
         repeats = {name: said for name, said in repeats.items() if _not_repeated(draft, name, said)}
@@ -272,7 +280,8 @@ def _mix(draft: Draft, config: Keys, found: list[_Source]) -> None:
     if len({said.value for said in chances.values()}) > 1:
         for name, said in chances.items():
             why = (
-                "a chance per batch, in proportion to probability times images; data.mix has exact shares (0.1) or whole "
+                "a chance per batch, in proportion to probability times images; data.mix has exact shares (0.1) or "
+                "whole "
                 "repeats (3): set it by hand"
             )
             draft.left.append(Left(said.origin, name, why))

@@ -30,7 +30,8 @@ _CONFIG: tuple[tuple[str, str], ...] = (
     ("aspect_bucket_alignment", "there are no buckets in this recipe"),
     ("training_scheduler_timestep_spacing", "it has no effect on training there either"),
     ("inference_scheduler_timestep_spacing", "sampling is trailing: it begins at the last timestep"),
-    ("use_soft_min_snr soft_min_snr_sigma_data", "it has no effect there since 2024; objective.weighting has soft_min_snr"),
+    ("use_soft_min_snr soft_min_snr_sigma_data",
+     "it has no effect there since 2024; objective.weighting has soft_min_snr"),
     ("input_perturbation_steps", "objective.input_perturbation does not change over the run"),
     ("input_perturbation_probability", "objective.input_perturbation is for all samples"),
     ("refiner_training refiner_training_strength refiner_training_invert_schedule",
@@ -41,11 +42,11 @@ _CONFIG: tuple[tuple[str, str], ...] = (
     ("gradient_precision base_model_precision base_model_default_dtype vae_dtype text_encoder_1_precision "
      "text_encoder_2_precision quantize_via quantize_activations keep_vae_loaded",
      "number formats are training.precision and training.weights; the codec has its own rule"),
-    ("attention_mechanism enable_xformers_memory_efficient_attention allow_tf32 disable_tf32 dynamo_backend dynamo_mode "
-     "dynamo_fullgraph dynamo_dynamic unet_attention_slice vae_enable_tiling vae_enable_slicing fuse_optimizer "
-     "optimizer_release_gradients optimizer_cpu_offload_method gradient_checkpointing_interval set_grads_to_none "
-     "enable_group_offload ramtorch fused_qkv_projections num_processes num_machines deepspeed_config fsdp_enable "
-     "accelerate_extra_args distributed_retries", _SPEED),
+    ("attention_mechanism enable_xformers_memory_efficient_attention allow_tf32 disable_tf32 dynamo_backend "
+     "dynamo_mode dynamo_fullgraph dynamo_dynamic unet_attention_slice vae_enable_tiling vae_enable_slicing "
+     "fuse_optimizer optimizer_release_gradients optimizer_cpu_offload_method gradient_checkpointing_interval "
+     "set_grads_to_none enable_group_offload ramtorch fused_qkv_projections num_processes num_machines "
+     "deepspeed_config fsdp_enable accelerate_extra_args distributed_retries", _SPEED),
     ("ema_cpu_only ema_foreach_disable ema_validation ema_warmup_steps",
      "the average is float32, moves with the training, and is what is validated and previewed"),
     ("lora_dropout lora_format lora_init_type init_lora lora_initialisation_style peft_lora_mode lycoris_config",
@@ -56,7 +57,8 @@ _CONFIG: tuple[tuple[str, str], ...] = (
      "validation_randomize validation_using_datasets validation_preview validation_multigpu disable_benchmark "
      "validation_disable validation_seed_source", _LOOK),
     ("validation_guidance_rescale", "guidance rescale is 0.7 by itself on zero-terminal-SNR models"),
-    ("evaluation_type eval_dataset_id eval_timesteps eval_dataset_pooling", "held-out images are data.validation_fraction; "
+    ("evaluation_type eval_dataset_id eval_timesteps eval_dataset_pooling",
+     "held-out images are data.validation_fraction; "
      "`terminus evaluate` judges the finished model"),
     ("checkpointing_rolling_steps checkpoints_rolling_total_limit checkpointing_use_tempdir checkpoint_epoch_interval",
      "training.checkpoints has one interval, and milestones"),
@@ -78,23 +80,21 @@ _CONFIG: tuple[tuple[str, str], ...] = (
 WHY: Mapping[str, str] = MappingProxyType({key: why for keys, why in _CONFIG for key in keys.split()})
 """Key of config.json to the reason why it is not carried over."""
 
-CONFIG_KEYS: Mapping[str, None] = MappingProxyType(
-    dict.fromkeys(
-        "model_family model_type pretrained_model_name_or_path data_backend_config seed prediction_type "
-        "rescale_betas_zero_snr snr_gamma snr_weight loss_type huber_c huber_schedule offset_noise noise_offset "
-        "noise_offset_probability input_perturbation timestep_bias_strategy timestep_bias_portion "
-        "timestep_bias_multiplier timestep_bias_begin timestep_bias_end disable_segmented_timestep_sampling "
-        "caption_dropout_probability max_train_steps num_train_epochs train_batch_size gradient_accumulation_steps "
-        "learning_rate lr_scheduler lr_warmup_steps lr_end optimizer optimizer_config optimizer_beta1 optimizer_beta2 "
-        "adam_beta1 adam_beta2 adam_weight_decay adam_epsilon max_grad_norm grad_clip_method mixed_precision "
-        "gradient_checkpointing use_ema ema_decay ema_device ema_update_interval train_text_encoder resolution "
-        "resolution_type minimum_image_size maximum_image_size target_downsample_size maximum_aspect_ratio "
-        "caption_strategy validation_prompt validation_step_interval validation_steps validation_guidance "
-        "validation_num_inference_steps eval_steps_interval num_eval_images checkpoint_step_interval "
-        "checkpointing_steps checkpoints_total_limit report_to lora_type lora_rank lora_alpha use_dora".split()
-        + list(WHY)
-    )
+_CARRIED = (
+    "model_family model_type pretrained_model_name_or_path data_backend_config seed prediction_type",
+    "rescale_betas_zero_snr snr_gamma snr_weight loss_type huber_c huber_schedule offset_noise noise_offset",
+    "noise_offset_probability input_perturbation timestep_bias_strategy timestep_bias_portion",
+    "timestep_bias_multiplier timestep_bias_begin timestep_bias_end disable_segmented_timestep_sampling",
+    "caption_dropout_probability max_train_steps num_train_epochs train_batch_size gradient_accumulation_steps",
+    "learning_rate lr_scheduler lr_warmup_steps lr_end optimizer optimizer_config optimizer_beta1 optimizer_beta2",
+    "adam_beta1 adam_beta2 adam_weight_decay adam_epsilon max_grad_norm grad_clip_method mixed_precision",
+    "gradient_checkpointing use_ema ema_decay ema_device ema_update_interval train_text_encoder resolution",
+    "resolution_type minimum_image_size maximum_image_size target_downsample_size maximum_aspect_ratio",
+    "caption_strategy validation_prompt validation_step_interval validation_steps validation_guidance",
+    "validation_num_inference_steps eval_steps_interval num_eval_images checkpoint_step_interval",
+    "checkpointing_steps checkpoints_total_limit report_to lora_type lora_rank lora_alpha use_dora",
 )
+CONFIG_KEYS: frozenset[str] = frozenset({key for line in _CARRIED for key in line.split()} | WHY.keys())
 """Every key that is known of config.json."""
 
 _BACKEND: tuple[tuple[str, str], ...] = (
@@ -110,8 +110,8 @@ _BACKEND: tuple[tuple[str, str], ...] = (
      "captions are used as they are written; images without one are dropped, with that reason in the report"),
     ("disable_multiline_split", "a text file is one caption here, its lines joined"),
     ("caption_shuffle", "nothing shuffles the parts of a caption"),
-    ("parquet", "captions are not looked up by file name in a table; write them beside the images as .txt files, or give "
-     "a table that holds the bytes or the addresses of the images to a source of kind laion"),
+    ("parquet", "captions are not looked up by file name in a table; write them beside the images as .txt files, or "
+     "give a table that holds the bytes or the addresses of the images to a source of kind laion"),
     ("start_epoch end_epoch start_step end_step ignore_epochs", _CURRICULUM),
     ("max_num_samples", "filters choose by what an image is; to take fewer, give a folder with fewer"),
     ("train_batch_size", "a recipe has one training.micro_batch"),
@@ -129,13 +129,13 @@ _BACKEND: tuple[tuple[str, str], ...] = (
 BACKEND_WHY: Mapping[str, str] = MappingProxyType({key: why for keys, why in _BACKEND for key in keys.split()})
 """Key of a backend to the reason why it is not carried over."""
 
-BACKEND_KEYS: Mapping[str, None] = MappingProxyType(
-    dict.fromkeys(
-        "id type dataset_type disabled disable instance_data_dir aws_data_prefix aws_bucket_name crop crop_style "
-        "crop_aspect resolution caption_strategy probability repeats is_regularisation_data "
-        "is_regularization_data csv_file csv_caption_column csv_url_column dataset_name split revision image_column "
-        "caption_column huggingface source metadata default".split()
-        + list(BACKEND_WHY)
-    )
+_CARRIED_OF_BACKENDS = (
+    "id type dataset_type disabled disable instance_data_dir aws_data_prefix aws_bucket_name crop crop_style",
+    "crop_aspect resolution caption_strategy probability repeats is_regularisation_data is_regularization_data",
+    "csv_file csv_caption_column csv_url_column dataset_name split revision image_column caption_column huggingface",
+    "source metadata default",
+)
+BACKEND_KEYS: frozenset[str] = frozenset(
+    {key for line in _CARRIED_OF_BACKENDS for key in line.split()} | BACKEND_WHY.keys()
 )
 """Every key that is known of a backend."""

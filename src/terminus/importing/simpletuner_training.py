@@ -41,7 +41,8 @@ def _objective(draft: Draft, keys: Keys) -> None:
         velocity = Said(False, "prediction_type is not set, which trains as epsilon there")
         draft.notes.append(
             "prediction_type is not set: SimpleTuner then trains SDXL as epsilon, whatever the checkpoint says. If the "
-            "checkpoint predicts velocity, set objective.prediction: velocity; training refuses to begin until they agree."
+            "checkpoint predicts velocity, set objective.prediction: velocity; training refuses to begin until they "
+            "agree."
         )
     elif said.value in ("epsilon", "v_prediction"):
         velocity = Said(said.value == "v_prediction", said.origin)
@@ -59,7 +60,8 @@ def _objective(draft: Draft, keys: Keys) -> None:
     draft.set("objective.caption_dropout", dropout.value, dropout.origin)
     if dropout.value:
         draft.notes.append(
-            f"{dropout.origin}: a sample without its caption loses its sizes and crop there as well; here it keeps them, as "
+            f"{dropout.origin}: a sample without its caption loses its sizes and crop there as well; here it keeps "
+            "them, as "
             "the unconditional input of guidance does when pictures are drawn."
         )
 
@@ -171,8 +173,10 @@ def _rate(draft: Draft, keys: Keys, size: meaning.Batch) -> None:
             "training.learning_rate.period_images", warmup.value, f"{steps.origin} is the period of {shape.value} there"
         )
         draft.notes.append(
-            f"{shape.origin} swings back and forth with the period {steps.value} steps; here the rate falls once over the "
-            "period and stays low. Set training.learning_rate.period_images to the length of the run to fall over all of it."
+            f"{shape.origin} swings back and forth with the period {steps.value} steps; here the rate falls once "
+            "over the "
+            "period and stays low. Set training.learning_rate.period_images to the length of the run to fall over "
+            "all of it."
         )
         warmup = Said(0, "")
     end = keys.number("lr_end") or keys.unset("lr_end", 4e-7)

@@ -73,7 +73,8 @@ def save(folder: Path, position: Position, pieces: Pieces, world: World | None =
     """
     world = world or World()
     target = folder / f"{_PREFIX}{position.images:012d}"
-    temporary = world.once(lambda: None if target.exists() else _begin(folder, pieces, world.size))
+    size = sum(world.gather(size_of(pieces)))
+    temporary = world.once(lambda: None if target.exists() else _begin(folder, pieces, size, world.size > 1))
     if temporary is None:
         return target
     try:
@@ -94,13 +95,13 @@ _Written = dict[str, list[int | str]] | DiskFull | UserError
 """The fingerprints of what a process wrote, or why it could not."""
 
 
-def _begin(folder: Path, pieces: Pieces, processes: int) -> Path:
+def _begin(folder: Path, pieces: Pieces, size: int, several: bool) -> Path:
     with writing("A checkpoint", folder):
         folder.mkdir(parents=True, exist_ok=True)
-        require_room(folder, size_of(pieces) * processes)
+        require_room(folder, size)
         temporary = folder / f".tmp-{uuid.uuid4().hex}"
         temporary.mkdir()
-        for part in pieces if processes > 1 else ():
+        for part in pieces if several else ():
             (temporary / part).mkdir()
     return temporary
 

@@ -50,12 +50,12 @@ class Traffic:
     """Bytes that each process sends in an optimizer step; it receives as many."""
 
     inside: float
-    """Within a machine."""
+    """To another GPU of the machine."""
     across: float
-    """Between machines, if there are several."""
+    """To another machine. Rings that leave a machine do so once, each at another of its GPUs."""
 
     def seconds(self, gpu: Gpu) -> float:
-        """Of a step, at the speeds of `Gpu.link` and `NETWORK`, as if nothing were hidden behind computing."""
+        """Of a step, at the speeds of `Gpu.link` and `NETWORK`, as if nothing were hidden behind anything."""
         return self.inside / (1e9 * gpu.link) + self.across / (1e9 * NETWORK)
 
 
@@ -137,15 +137,15 @@ def traffic(weights: float, trained: int, settings: Parallel, processes: int, mi
     gradients = 4.0 * trained
     if settings.shard == "optimizer":  # once per step: the gradients' sum, then each owner's weights
         sent = _ring(processes) * (2 * gradients + weights)
-        return Traffic(sent, 0.0) if processes <= MACHINE else Traffic(0.0, sent)
+        return Traffic(sent, sent / MACHINE if processes > MACHINE else 0.0)
     group = processes // settings.replicas
     # Each micro-batch: blocks are gathered in both passes, and gradients summed to where their rows are.
     sharded = micro_batches * _ring(group) * (2 * weights + gradients)
-    replicated = micro_batches * 2 * _ring(settings.replicas) * gradients / group
-    within = sharded if group <= MACHINE else 0.0
+    summed = micro_batches * 2 * _ring(settings.replicas) * gradients / group
+    inside = sharded + (summed if group < MACHINE else 0.0)
     if processes <= MACHINE:
-        return Traffic(sharded + replicated, 0.0)
-    return Traffic(within, sharded - within + replicated)
+        return Traffic(inside, 0.0)
+    return Traffic(inside, (sharded / MACHINE if group > MACHINE else 0.0) + summed * min(group, MACHINE) / MACHINE)
 
 
 def _ring(processes: int) -> float:

@@ -138,7 +138,8 @@ class LeanOptimizer(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Updates every parameter that has a gradient."""
         for group in self.param_groups:
-            for name, parameter in zip(group["param_names"], group["params"], strict=True):
+            names = group.get("param_names", ())  # a process may own nothing
+            for name, parameter in zip(names, group["params"], strict=True):
                 if parameter.grad is not None:
                     self._update(name, parameter, float(group["lr"]), float(group["weight_decay"]))
 

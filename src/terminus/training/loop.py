@@ -70,7 +70,7 @@ def run_loop(step: Step, state: State, loader: Loader, settings: Training, hooks
             state.engine.average_gradients()
             norm = _gradient_norm(step, settings.optimizer.clip_norm)
             # From here on every process knows what one alone would know, and so decides alike.
-            losses = state.world.interleaved([part.on_cpu() for part in own])
+            losses, norm = state.world.interleaved([part.on_cpu() for part in own]), state.world.gather(norm)[0]
             loss = torch.cat([part.weighted for part in losses]).double().mean().item()
             reason = guards.judge(loss, norm, state.position.health, settings.guards)
             if reason is None:

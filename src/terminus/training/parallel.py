@@ -63,7 +63,7 @@ class Engine(Protocol):
         ...
 
     def whole(self) -> AbstractContextManager[None]:
-        """Within it the first process has every parameter whole, as a plain tensor, in a module of its own class."""
+        """Within it the first process has every parameter whole, as a plain tensor."""
         ...
 
 
@@ -135,6 +135,9 @@ class Sharded:
         # The networks, not what ties them together: that is never called, and FSDP acts on calls.
         networks = [*module.children()] if isinstance(module, Together) else [module]
         for network in networks:
+            for parameter in network.parameters():
+                if parameter.requires_grad:  # FSDP cuts plain memory alone, and channels last is not that
+                    parameter.data = parameter.data.contiguous()
             # What is not trained stays whole; it may be stored in another format, and a group has one.
             frozen = {parameter for parameter in network.parameters() if not parameter.requires_grad}
             for block in list(network.modules()):
@@ -143,7 +146,13 @@ class Sharded:
             # Also the outermost: its parameters are looked at between steps.
             fully_shard(network, mesh=mesh, reshard_after_forward=True, ignored_params=frozen)
         self._module, self._first = module, world.first
-        self._units = [unit for unit in module.modules() if isinstance(unit, FSDPModule)]
+        for unit in module.modules():
+            if isinstance(unit, FSDPModule):
+                # transformers finds what it records by the class's name, and configurations are written with it.
+                shell, plain = type(unit), type(unit).__bases__[1]
+                shell.__module__, shell.__name__, shell.__qualname__ = (
+                    plain.__module__, plain.__name__, plain.__qualname__,
+                )  # fmt: skip
 
     def mine(self, name: str) -> bool:
         """Some rows of everything are."""
@@ -164,18 +173,13 @@ class Sharded:
             for name, parameter in module.named_parameters(recurse=False)
             if isinstance(parameter, DTensor)
         ]
-        shells = [(unit, type(unit)) for unit in self._units]
         for module, name, parameter in shards:
             full = cast(DTensor, parameter.detach()).full_tensor()
             if self._first:
                 module.register_parameter(name, nn.Parameter(full.cpu()))
-        for unit, shell in shells:
-            unit.__class__ = shell.__bases__[1]  # configurations are written with the name of the class
         try:
             yield
         finally:
-            for unit, shell in shells:
-                unit.__class__ = shell
             for module, name, parameter in shards:
                 module.register_parameter(name, parameter)
 

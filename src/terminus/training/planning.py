@@ -13,7 +13,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from terminus.data import plan as data_plan
 from terminus.errors import UserError
+from terminus.model.architecture import SDXL
 from terminus.training.division import MACHINE, NETWORK, Traffic
 from terminus.training.gpus import GPUS, Gpu, find_gpu
 from terminus.training.memory import (
@@ -29,6 +31,7 @@ from terminus.training.memory import (
     traffic_of,
     trained_parameters,
 )
+from terminus.training.objectives import Diffusion
 from terminus.training.planned import networks_of
 from terminus.training.recipe import Recipe
 
@@ -110,6 +113,19 @@ def bound(recipe: Recipe, cut: Cut, gpu: Gpu, efficiency: float) -> Bound:
     return Bound(efficiency, rate, hours, gpu_hours, gpu_hours * gpu.watts / 1000)
 
 
+def stage_of(recipe: Recipe, gpu: Gpu) -> data_plan.Training:
+    """Training as the last stage of `terminus prepare --plan`, on one GPU; what is not planned is None."""
+    images = recipe.training.images
+    if not isinstance(recipe.objective, Diffusion):
+        stage = data_plan.Stage("train", images, None, 0.0, None, None)
+        return data_plan.Training(stage, SDXL.codec.factor, f"not known: the objective {recipe.objective.kind}'s time")
+    own = own_cut(recipe, gpu.memory)
+    at = bound(recipe, own, gpu, EFFICIENCIES[0])
+    stage = data_plan.Stage("train", images, _disk(recipe, own).most, 0.0, at.gpu_hours, at.kwh)
+    note = f"assumed: training at {at.efficiency:.0%} of the peak; `terminus train RECIPE --plan` has the parts"
+    return data_plan.Training(stage, networks_of(recipe).factor, note)
+
+
 def _disk(recipe: Recipe, own: Cut) -> Disk:
     training, memory = recipe.training, own_cut(recipe, 0.0).memory  # a checkpoint is whole, whoever holds what
     trained = trained_parameters(recipe, own.cost)
@@ -130,7 +146,7 @@ def _notes(recipe: Recipe, gpu: Gpu, own: Cut) -> tuple[str, ...]:
     if own.memory.average:
         notes = [f"training.ema.device=cpu would free {spoken(own.memory.average)}"]
     if own.processes > 1:
-        notes.append(f"taken for sending: {_links(own.processes, gpu)}; what runs beside computing is not taken off")
+        notes.append(f"taken for sending, as if nothing ran beside it: {_links(own.processes, gpu)}")
     if gpu.measured is None:
         notes.append(f"no measured peak of {gpu.name}: the share of its sheet that an H100 reaches")
     if networks_of(recipe).assumed:
@@ -148,12 +164,12 @@ def _notes(recipe: Recipe, gpu: Gpu, own: Cut) -> tuple[str, ...]:
 
 def _links(processes: int, gpu: Gpu) -> str:
     inside = f"{gpu.link:.0f} GB/s each way within a machine of up to {MACHINE} GPUs (sheet)"
-    return inside if processes <= MACHINE else f"{inside}, {NETWORK:.0f} GB/s for each GPU between machines (assumed)"
+    return inside if processes <= MACHINE else f"{inside}, {NETWORK:.0f} GB/s for each GPU to others (assumed)"
 
 
 def show_plan(recipe: Recipe, gpu_name: str | None, as_json: bool, processes: int = 1) -> None:
     """Prints the plan: to standard output, as tables or as one JSON object."""
-    gpu = _gpu(gpu_name)
+    gpu = chosen_gpu(gpu_name)
     plan = make_plan(recipe, gpu, processes)
     if as_json:
         print(json.dumps(_object(recipe, plan), indent=1))
@@ -171,7 +187,8 @@ def show_plan(recipe: Recipe, gpu_name: str | None, as_json: bool, processes: in
         console.print(part, markup=False, soft_wrap=isinstance(part, str))
 
 
-def _gpu(name: str | None) -> Gpu:
+def chosen_gpu(name: str | None) -> Gpu:
+    """The one named, else the one that is here, else an H100. UserError for a name that is not known."""
     if name is not None:
         return find_gpu(name)
     if torch.cuda.is_available():
@@ -196,11 +213,11 @@ def _facts(recipe: Recipe, plan: Plan) -> list[str]:
             f"{each.kwh:,.1f} kWh"
         )
     if plan.processes > 1:
-        sent = plan.traffic.inside + plan.traffic.across
-        lines.append(
-            f"each GPU sends {spoken(sent)} in a step of {recipe.training.global_batch} images: "
-            f"{plan.traffic.seconds(gpu):.3g} s"
-        )
+        sent = spoken(plan.traffic.inside) + " within its machine"
+        if plan.traffic.across:
+            sent += f" and {spoken(plan.traffic.across)} to others"
+        seconds = plan.traffic.seconds(gpu)
+        lines.append(f"each GPU sends {sent} in a step of {recipe.training.global_batch} images: {seconds:.3f} s")
     disk = plan.disk
     lines.append(
         f"disk: {disk.saves} checkpoints of {spoken(disk.checkpoint)}, at most {spoken(disk.most)} at the same time"

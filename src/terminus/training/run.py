@@ -243,17 +243,20 @@ class _Watch:
     def go_back(self, state: State) -> None:
         """To the last good checkpoint's weights. What was seen since counts as left out, and is not seen again."""
         here, health = state.position, state.position.health
-        self.saver.join()
+        with self.watchdog.patient(forever=True):
+            self.saver.join(give_way=True)
         last = guards.good_before(here.step, health)
         good = state.world.once(lambda: checkpoint.latest(self.folder / "checkpoints", last))
         if good is None or len(health.returns) == guards.RETURNS:
-            raise guards.no_way_back(here.step, health)
+            error = guards.no_way_back(here.step, health)
+            error.told = not state.world.first
+            raise error
         there = good.position
         log.warning(
             "%d steps in a row left out: back to the weights of step %d, leaving out steps %d to %d and their data",
             health.failed, there.step, there.step + 1, here.step,
         )  # fmt: skip
-        _restore(state, self.parts.step.trained, good)
+        state.world.together(lambda: _restore(state, self.parts.step.trained, good))
         returns = (*health.returns, (there.step, here.step))
         state.position = replace(
             here,
@@ -266,7 +269,8 @@ class _Watch:
         if self.meter is not None:
             self.meter.reread()
         # At once, and without removing any: from here on it is decided, whatever ends the process next.
-        self.saver.save(state.position, self._pieces(), prune=False)
+        with self.watchdog.patient(forever=True):
+            self.saver.save(state.position, self._pieces(), prune=False)
 
     def _pieces(self) -> checkpoint.Pieces:
         """What this process adds to a checkpoint."""

@@ -44,7 +44,9 @@ class Saver:
     ) -> None:
         """`flush` forces the log to the disk: a checkpoint may not be newer than its log."""
         self.folder, self.settings, self._flush = folder, settings, flush
-        self._world = (world or World()).second()
+        self._world = world or World()
+        self._line = self._world.second()
+        """For the thread; `_world` is the main one's."""
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="saving")
         self._save: Future[None] | None = None
         self._give_way = threading.Event()
@@ -58,44 +60,46 @@ class Saver:
         Raises what an earlier save met, and `DiskFull` where there has been no room for `LIMIT_SECONDS`, or at the
         first try if not `patient`.
         """
-        self._give_way.set()
-        self.join()
+        self.join(give_way=True)
         self._give_way.clear()
         room = MEMORY_SHARE * free_memory() / self._world.local_size
-        if not wait and checkpoint.size_of(pieces) <= room:
+        # Where one process has no memory for a copy all wait, or the others' next step would wait for its save.
+        if not self._world.any(wait or checkpoint.size_of(pieces) > room):
             copies = {part: {name: piece.copied() for name, piece in some.items()} for part, some in pieces.items()}
             self._save = self._pool.submit(self._write, position, copies, patient, prune)
         else:
             self._write(position, pieces, patient, prune)
 
-    def join(self) -> None:
-        """Waits for the save that is under way; raises what it met."""
+    def join(self, give_way: bool = False) -> None:
+        """Waits for the save that is under way; raises what it met. With `give_way`, one that waits for room ends."""
+        if give_way:
+            self._give_way.set()
         if self._save is not None:
             save, self._save = self._save, None
             save.result()
 
     def check(self) -> None:
         """Raises what a save that has ended met, if anything."""
-        if self._save is not None and self._save.done():
+        if self._save is not None and self._world.any(self._save.done()):
             self.join()
 
     def _write(self, position: Position, pieces: Pieces, patient: bool, prune: bool) -> None:
         while True:
             try:
-                self._world.together(self._flush)
-                checkpoint.save(self.folder, position, pieces, self._world)
+                self._line.together(self._flush)
+                checkpoint.save(self.folder, position, pieces, self._line)
             except DiskFull as error:
                 self._full_since = self._full_since or time.monotonic()
-                if self._world.any(not patient or time.monotonic() - self._full_since > LIMIT_SECONDS):
+                if self._line.any(not patient or time.monotonic() - self._full_since > LIMIT_SECONDS):
                     raise
                 log.warning("%s Trying again every %.0f s", error, RETRY_SECONDS)
-                if self._world.any(self._give_way.wait(RETRY_SECONDS)):
+                if self._line.any(self._give_way.wait(RETRY_SECONDS)):
                     return  # a newer state is about to be written
                 continue
             if self._full_since is not None:
                 log.warning("there is room again: saved at %d images", position.images)
                 self._full_since = None
-            if prune and self._world.first:
+            if prune and self._line.first:
                 checkpoint.prune(self.folder, self.settings.keep, self.settings.milestone_images)
             return
 

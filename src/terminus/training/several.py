@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from terminus.errors import UserError
+from terminus.model.adapter_keys import networks
 from terminus.training.assemble import Parts
 from terminus.training.objectives import Diffusion
 from terminus.training.optimizer import AdamW
@@ -82,9 +83,12 @@ def check_agreement(world: World, parts: Parts) -> None:
 
 def _digest(parts: Parts) -> str:
     """Of all weights that take part, by their sums."""
+    whole = parts.components
+    modules = [parts.step.trained, *(networks(whole).values() if whole else ()), *([whole.codec.vae] if whole else ())]
     sums = [
         (name, float(one.detach().double().sum()), float(one.detach().double().square().sum()))
-        for name, one in parts.step.trained.named_parameters()
+        for module in modules
+        for name, one in module.named_parameters()
     ]
     return hashlib.sha256(repr(sums).encode()).hexdigest()
 

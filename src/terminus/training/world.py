@@ -109,17 +109,22 @@ def joined(device: str) -> Generator[World]:
     """
     size = _number("WORLD_SIZE", 1)
     if size == 1:
+        _check_slurm()
         yield World()
         return
     rank, local, local_size = _number("RANK", None), _number("LOCAL_RANK", None), _number("LOCAL_WORLD_SIZE", size)
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if not os.environ.get(name):
+            raise _missing(name, "not set")
+    if rank >= size:
+        raise _missing("RANK", f"{rank} of {size} processes")
     on_gpu = _choose(device, local)
     if rank > 0:
         log.setLevel(logging.ERROR)  # what all of them would say is said once
     distributed.init_process_group("nccl" if on_gpu else "gloo", rank=rank, world_size=size, timeout=PATIENCE)
-    try:
-        yield World(rank, size, local_size, _line())
-    finally:
-        distributed.destroy_process_group()
+    yield World(rank, size, local_size, _line())
+    # Not after an error: another process may be in the middle of a message.
+    distributed.destroy_process_group()
 
 
 def _line() -> distributed.ProcessGroup:
@@ -151,9 +156,24 @@ def _number(name: str, default: int | None) -> int:
     if text is None and default is not None:
         return default
     if text is None or not text.isdigit():
-        raise UserError(
-            f"{name} is {'not set' if text is None else repr(text)} in the environment, and WORLD_SIZE is",
-            rule="A launcher sets RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT",
-            fix="Start with torchrun, or set them all; unset WORLD_SIZE to train with one process",
-        )
+        raise _missing(name, "not set" if text is None else repr(text))
     return int(text)
+
+
+def _missing(name: str, found: str) -> UserError:
+    return UserError(
+        f"{name} is {found} in the environment, and WORLD_SIZE is set",
+        rule="A launcher sets RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT",
+        fix="Start with torchrun, or set them all; unset WORLD_SIZE to train with one process",
+    )
+
+
+def _check_slurm() -> None:
+    """Several tasks of `srun` that do not know of each other would all train the same run alone."""
+    tasks = _number("SLURM_STEP_NUM_TASKS", 1)
+    if tasks > 1:
+        raise UserError(
+            f"srun started {tasks} tasks, and WORLD_SIZE is not set",
+            rule="Slurm's variables do not say where processes meet",
+            fix="Start as docs/distributed.md shows, or with --ntasks 1",
+        )

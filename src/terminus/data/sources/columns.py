@@ -170,7 +170,7 @@ class Row:
         return tuple(dict.fromkeys(word for word in words if word))
 
     def image(self) -> tuple[bytes | None, str | None]:
-        """The bytes in role `image` (plain, or in a struct {bytes, path}), else the URL there or in `url`."""
+        """The bytes in role `image` (plain, or in a struct {bytes, path}), and the URL there or in `url`."""
         value = self.values.get("image")
         if isinstance(value, str) and value.startswith(("http://", "https://")):
             return None, value
@@ -178,10 +178,9 @@ class Row:
             value = cast("dict[str, object]", value).get("bytes")
         if value is not None and not isinstance(value, bytes):
             raise self._wrong("image", value, "the bytes of an image")
-        if value:
-            return value, None
-        if url := self.text("url"):
-            return None, url
+        url = self.text("url")
+        if value or url:
+            return value or None, url
         raise BadRow("row names no image", "it has neither bytes nor a URL")
 
     def licence(self) -> str | None:

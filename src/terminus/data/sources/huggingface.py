@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, cast
@@ -19,7 +20,7 @@ from pydantic import Field, model_validator
 
 from terminus.config.base import Config
 from terminus.data import places
-from terminus.data.record import Candidate
+from terminus.data.record import Candidate, Part
 from terminus.data.sources import tables
 from terminus.data.sources.columns import FACTS, BadRow, Columns, Row, checksum, said
 from terminus.data.sources.folder import printable
@@ -86,17 +87,31 @@ class HuggingfaceSource(Config):
 
     def candidates(self, seed: int) -> Iterator[Candidate]:
         """One per row, files in the order of their names; unreadable files and rows with the reason."""
+        for part in self.parts():
+            yield from part.candidates()
+
+    def parts(self) -> Iterator[Part]:
+        """The files. One that did not change since its rows were judged need not be read again."""
         root = self._root()
         licence = _card_licence(root)
         for number, uri in enumerate(self._files(root)):
             name = printable(uri.removeprefix(root.rstrip("/") + "/"))
             try:
-                for candidate in self._rows(uri, root):
-                    yield replace(candidate, licence=candidate.licence or licence)
-            except UserError as error:
-                if number == 0:
-                    raise
-                yield Candidate(self.name, f"{name}#0", problem=Dropped("table cannot be read", error.what))
+                stamp = f"{places.stamp(uri)} {licence}"
+            except UserError:
+                stamp = ""
+            yield Part(name, stamp, partial(self._file, uri, root, licence, number == 0))
+
+    def _file(self, uri: str, root: str, licence: str | None, first: bool) -> Iterator[Candidate]:
+        """The first must have the columns (`UserError`)."""
+        try:
+            for candidate in self._rows(uri, root):
+                yield replace(candidate, licence=candidate.licence or licence)
+        except UserError as error:
+            if first:
+                raise
+            name = printable(uri.removeprefix(root.rstrip("/") + "/"))
+            yield Candidate(self.name, f"{name}#0", problem=Dropped("table cannot be read", error.what))
 
     def _root(self) -> str:
         return _fetched(self.repo, self.revision or "") if self.repo else str(self.path)

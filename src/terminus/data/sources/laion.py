@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import Field
 
 from terminus.config.base import Config
-from terminus.data.record import Candidate
+from terminus.data.record import Candidate, Part
 from terminus.data.sources import tables
 from terminus.data.sources.columns import FACTS, Columns, Row, checksum, said
 
@@ -54,6 +54,10 @@ class LaionSource(Config):
     def candidates(self, seed: int) -> Iterator[Candidate]:
         """One per row, files in the order of their names; unreadable tables and rows with the reason."""
         return tables.candidates(self.name, self.path, self._columns(), self._candidate)
+
+    def parts(self) -> Iterator[Part]:
+        """The tables. One that did not change since its rows were judged need not be read again."""
+        return tables.parts(self.name, self.path, self._columns(), self._candidate)
 
     def _columns(self) -> Columns:
         return Columns(NAMES, {role: name for role, name in self.columns.items()}, (("url", "image"), ("caption",)))

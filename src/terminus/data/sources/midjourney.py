@@ -15,7 +15,7 @@ from typing import Literal
 from pydantic import Field
 
 from terminus.config.base import Config
-from terminus.data.record import Candidate, Caption
+from terminus.data.record import Candidate, Caption, Part
 from terminus.data.sources import prompts, tables
 from terminus.data.sources.columns import FACTS, BadRow, Columns, Row, checksum, said
 from terminus.data.sources.prompts import Prompt
@@ -76,6 +76,10 @@ class MidjourneySource(Config):
     def candidates(self, seed: int) -> Iterator[Candidate]:
         """One per row, files in the order of their names; grids, unreadable tables and rows with the reason."""
         return tables.candidates(self.name, self.path, self._columns(), self._candidate)
+
+    def parts(self) -> Iterator[Part]:
+        """The tables. One that did not change since its rows were judged need not be read again."""
+        return tables.parts(self.name, self.path, self._columns(), self._candidate)
 
     def _columns(self) -> Columns:
         chosen = {role: name for role, name in self.columns.items()}

@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from io import BufferedReader, RawIOBase
 from typing import cast
 from urllib.parse import unquote
@@ -23,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from terminus.data import places
-from terminus.data.record import Candidate
+from terminus.data.record import Candidate, Part
 from terminus.data.sources.columns import BadRow, Columns, Row
 from terminus.data.sources.folder import printable
 from terminus.errors import UserError
@@ -64,16 +65,30 @@ class _Table:
         return self.uri.lower().removesuffix(".gz").endswith(endings)
 
     def broken(self, number: int, detail: str, reason: str = "table cannot be read") -> Row:
-        try:
-            stamp = places.stamp(self.uri)
-        except (UserError, OSError):
-            stamp = "unreadable"
+        stamp = _stamp(self.uri) or "unreadable"
         return Row(f"{printable(self.name)}#{number}", {}, {}, Dropped(reason, printable(detail[:300])), stamp)
 
 
 def candidates(source: str, place: str, columns: Columns, build: Callable[[Row], Candidate]) -> Iterator[Candidate]:
     """What `build` makes of each row, and a candidate with a problem for each that cannot be read or used."""
-    for row in rows(place, columns):
+    return itertools.chain.from_iterable(part.candidates() for part in parts(source, place, columns, build))
+
+
+def parts(source: str, place: str, columns: Columns, build: Callable[[Row], Candidate]) -> Iterator[Part]:
+    """The tables, with the same candidates. Ids that the recipe chooses may repeat: then all are read every time."""
+    reading = _Reading(columns)
+    for table in _tables(place):
+        stamp = "" if "id" in columns.chosen else _stamp(table.uri)
+        before = reading.begun
+        yield Part(printable(table.name), stamp, partial(_candidates, source, table, reading, build))
+        # What is passed over was read by an earlier run, and had its columns.
+        reading.settled = reading.settled or reading.begun == before
+
+
+def _candidates(
+    source: str, table: _Table, reading: _Reading, build: Callable[[Row], Candidate]
+) -> Iterator[Candidate]:
+    for row in reading.rows(table):
         if row.problem is not None:
             yield Candidate(source, row.id, problem=row.problem, stamp=row.stamp)
             continue
@@ -85,19 +100,31 @@ def candidates(source: str, place: str, columns: Columns, build: Callable[[Row],
 
 
 def rows(place: str, columns: Columns) -> Iterator[Row]:
-    """Of all tables at a place, files in the order of their names, rows in that of the file.
+    """Of all tables at a place, files in the order of their names, rows in that of the file."""
+    reading = _Reading(columns)
+    return itertools.chain.from_iterable(reading.rows(table) for table in _tables(place))
 
-    The first table that can be read must have the columns (`UserError`); a later one without them is one that
-    cannot be read, because one wrong file of thousands must not end a preparation of days.
-    """
-    settled = False
-    for table in _tables(place):
+
+@dataclass
+class _Reading:
+    """Of several tables. The first that can be read must have the columns (`UserError`); a later one without them is
+    one that cannot be read, because one wrong file of thousands must not end a preparation of days."""
+
+    columns: Columns
+    settled: bool = False
+    """Whether a table had the columns."""
+    begun: int = 0
+    """Tables so far."""
+
+    def rows(self, table: _Table) -> Iterator[Row]:
+        """In the order of the file."""
+        self.begun += 1
         try:
-            for row in _rows(table, columns):
-                settled = settled or row.problem is None
+            for row in _rows(table, self.columns):
+                self.settled = self.settled or row.problem is None
                 yield row
         except _WrongColumns as error:
-            if not settled:
+            if not self.settled:
                 raise
             yield table.broken(0, f"{error.what}; {error.rule}")
         except UserError as error:
@@ -127,6 +154,14 @@ def estimate(place: str, columns: Columns) -> int:
 
 class _WrongColumns(UserError):
     """`Columns.find`'s, told apart from those of places."""
+
+
+def _stamp(uri: str) -> str:
+    """ "" where there is none."""
+    try:
+        return places.stamp(uri)
+    except (UserError, OSError):
+        return ""
 
 
 def _found(columns: Columns, table: _Table, present: Sequence[str]) -> dict[str, str]:

@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from functools import partial
 from types import MappingProxyType
 from typing import Literal, cast
 
@@ -21,20 +22,21 @@ from pydantic import Field
 
 from terminus.config.base import Config
 from terminus.data import places, tar
-from terminus.data.record import Candidate, Caption, Said
+from terminus.data.record import Candidate, Caption, Part, Said
 from terminus.data.sources.columns import FACTS, BadRow, Columns, Row, said
 from terminus.data.sources.folder import MAX_SIDECAR_BYTES, printable
 from terminus.errors import UserError
 from terminus.pictures import Dropped
 
 Role = Literal[
-    "caption", "width", "height", "similarity", "unsafe", "nsfw", "watermark", "aesthetic", "licence", "tags"
+    "caption", "url", "width", "height", "similarity", "unsafe", "nsfw", "watermark", "aesthetic", "licence", "tags"
 ]  # fmt: skip
 """What a key of a sample's JSON can be for."""
 
 NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType({
     **{role: names for role, names in FACTS.items() if role not in ("md5", "sha256")},
     "caption": ("caption", "captions", "text", "prompt", "alt_text"),
+    "url": ("url",),
 })  # fmt: skip
 """The names that each role goes by, the best first."""
 
@@ -75,8 +77,18 @@ class WebdatasetSource(Config):
 
     def candidates(self, seed: int) -> Iterator[Candidate]:
         """One per sample, archives in the order of their names; all before a damage is used, the rest has a reason."""
-        for shard in self._shards():
-            yield from self._samples(shard, printable(_below(shard, self.path)))
+        for part in self.parts():
+            yield from part.candidates()
+
+    def parts(self) -> Iterator[Part]:
+        """The archives. One that did not change since its samples were judged need not be fetched again."""
+        for shard in dict.fromkeys(self._shards()):
+            try:
+                stamp = places.stamp(shard)
+            except UserError:
+                stamp = ""
+            name = printable(_below(shard, self.path))
+            yield Part(name, stamp, partial(self._samples, shard, name, stamp))
 
     def _shards(self) -> list[str]:
         expanded = _expanded(self.path)
@@ -92,9 +104,9 @@ class WebdatasetSource(Config):
             )
         return found
 
-    def _samples(self, uri: str, shard: str) -> Iterator[Candidate]:
+    def _samples(self, uri: str, shard: str, stamp: str) -> Iterator[Candidate]:
         try:
-            stamp, file = places.stamp(uri), places.open_input(uri)
+            file = places.open_input(uri)
         except UserError as error:
             yield Candidate(self.name, shard, problem=Dropped("archive cannot be read", error.what), stamp="unreadable")
             return
@@ -125,7 +137,7 @@ class WebdatasetSource(Config):
             row = self._row(sample, identity)
             captions = (*_text(sample), *row.captions("caption"))
             facts = said(row) if row.values else Said()
-            licence = row.licence()
+            licence, url = row.licence(), row.text("url")
         except BadRow as error:
             return Candidate(self.name, identity, problem=error.dropped, stamp=stamp)
         unique = {caption.text: caption for caption in reversed(captions)}
@@ -134,6 +146,7 @@ class WebdatasetSource(Config):
             identity,
             tuple(caption for caption in captions if unique[caption.text] is caption),
             data=data,
+            url=url,
             said=facts,
             mask=sample.fields.get(MASK),
             licence=licence,

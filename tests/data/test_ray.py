@@ -1,0 +1,243 @@
+"""The same preparation on this machine and on a real Ray cluster: a head without CPUs, two nodes with one each."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from terminus.data.cluster import RayEngine
+from terminus.data.settings import DataConfig
+from terminus.data.sources.folder import FolderSource
+from terminus.data.sources.laion import LaionSource
+from terminus.data.store import Store
+
+from .conftest import noise, save
+from .loopback import Answer, Loopback, loopback
+
+pytest.importorskip("ray")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+PREPARE = """
+import sys
+from io import StringIO
+from rich.console import Console
+from terminus.data.encode import encode, waiting
+from terminus.data.prepare import prepare
+from terminus.data.settings import DataConfig
+from terminus.data.store import Store
+from terminus.errors import UserError
+from tests.data.conftest import random_codec
+from tests.data.loopback import anywhere
+
+data = DataConfig.model_validate_json(sys.argv[1])
+try:
+    prepare(data, None, Console(file=StringIO()), anywhere)
+except UserError as error:
+    sys.exit(f"USER ERROR {error}")
+store, codec = Store(data.store), random_codec(0)
+encode(store, waiting(store, data.transform.spec, codec.id), codec, lambda _: None)
+"""
+
+
+class Cluster:
+    """As `docs/cluster.md` starts it, on one machine."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        token = folder / "token"
+        token.touch(mode=0o600)
+        token.write_text(secrets.token_hex(32))
+        root = str(Path(__file__).parents[2])
+        self.environment = os.environ | {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
+            "HF_HUB_OFFLINE": "1",
+        }
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("", 0))
+            second.bind(("", 0))
+            port, client = first.getsockname()[1], second.getsockname()[1]
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.log = folder / "log"
+        head = ["--head", f"--port={port}", f"--ray-client-server-port={client}", f"--temp-dir={folder}"]
+        self._start(*head, "--num-cpus=0", "--include-dashboard=false")
+        # The head says where it listens.
+        said = self.log.read_text().split("--address='", 1)[1]
+        self.address = said.split("'", 1)[0]
+        self.add()
+        self.add()
+
+    def add(self) -> subprocess.Popen[bytes]:
+        """One more node with one CPU."""
+        return self._start(f"--address={self.address}", "--num-cpus=1")
+
+    def _start(self, *options: str) -> subprocess.Popen[bytes]:
+        ray = Path(sysconfig.get_path("scripts"), "ray")
+        common = ["--block", "--disable-usage-stats", "--object-store-memory=150000000"]
+        common += ["--min-worker-port=0", "--max-worker-port=0"]
+        with self.log.open("wb") as log:
+            node = subprocess.Popen(
+                [ray, "start", *options, *common], env=self.environment, stdout=log, stderr=log, start_new_session=True
+            )
+        self.processes.append(node)
+        for _ in range(900):
+            if "runtime started" in self.log.read_text():
+                return node
+            assert node.poll() is None, self.log.read_text()
+            time.sleep(0.1)
+        raise AssertionError(self.log.read_text())
+
+    def kill(self, node: subprocess.Popen[bytes], number: signal.Signals = signal.SIGKILL) -> None:
+        """With all its processes."""
+        with suppress(ProcessLookupError):
+            os.killpg(node.pid, number)
+        node.wait()
+
+    def prepare(self, data: DataConfig, **environment: str) -> subprocess.Popen[str]:
+        """In a process of its own, since an engine is chosen once for a process."""
+        return subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", PREPARE, data.model_dump_json()],
+            env=self.environment | environment, text=True, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short, for Ray's sockets lie in it
+    made = Cluster.__new__(Cluster)
+    made.processes = []
+    try:
+        made.__init__(folder)
+        yield made
+    finally:
+        for node in reversed(made.processes):
+            made.kill(node, signal.SIGTERM)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def server() -> Iterator[Loopback]:
+    with loopback() as running:
+        yield running
+
+
+def encoded(seed: int) -> bytes:
+    file = BytesIO()
+    Image.fromarray(noise(seed, 90, 120)).save(file, "jpeg")
+    return file.getvalue()
+
+
+def links(server: Loopback, path: Path, count: int, wait: float = 0.0) -> LaionSource:
+    """A table of links, some of them to what is no picture."""
+    urls: list[str] = []
+    for number in range(count):
+        whole = encoded(1000 + number)
+        answer = Answer(whole, wait=wait)
+        if number % 7 == 3:
+            answer = Answer(whole[: len(whole) // 2], wait=wait)
+        if number % 7 == 5:
+            answer = Answer(status=404, wait=wait)
+        if number % 7 == 6:
+            answer = Answer(whole, headers=(("X-Robots-Tag", "noai"),), wait=wait)
+        urls.append(server.serve(f"/{number}.jpg", answer))
+    pq.write_table(pa.table({"URL": urls, "TEXT": [f"link {number}" for number in range(count)]}), path)
+    return LaionSource(kind="laion", name="links", path=str(path))
+
+
+def folder(path: Path, count: int) -> FolderSource:
+    for number in range(count):
+        save(path / f"{number:03}.jpg", Image.fromarray(noise(number, 80 + number % 40, 120)), f"pattern {number}")
+    whole = (path / "000.jpg").read_bytes()
+    (path / "half.jpg").write_bytes(whole[: len(whole) // 2])
+    (path / "half.txt").write_text("half")
+    (path / "copy.jpg").write_bytes(whole)
+    (path / "copy.txt").write_text("a copy")
+    (path / "text.png").write_text("this is no image")
+    (path / "text.txt").write_text("text")
+    os.mkfifo(path / "pipe.png")
+    (path / "pipe.txt").write_text("a pipe")
+    save(path / "small.png", Image.fromarray(noise(900, 50, 60)))
+    return FolderSource(kind="folder", name="folder", path=path)
+
+
+def contents(data: DataConfig) -> dict[str, list[pa.Table]]:
+    """What each commit of each table added, with all columns."""
+    store, found = Store(data.store), {}
+    for name, table in (("images", store.images), ("latents", store.latents), ("rejected", store.rejected)):
+        views = [table.at(version) for version in range(1, table.version() + 1)]
+        found[name] = [view.scan(table.schema.names) for view in views]
+    return found
+
+
+def both(tmp_path: Path, address: str, *sources: FolderSource | LaionSource) -> tuple[DataConfig, DataConfig]:
+    data = DataConfig(store=str(tmp_path / "native"), sources=sources, resolution=64)
+    engine = RayEngine(kind="ray", address=address)
+    return data, data.model_copy(update={"store": str(tmp_path / "ray"), "engine": engine})
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, str]:
+    _, said = process.communicate(timeout=600)
+    return process.returncode, said
+
+
+def test_both_engines_write_the_same_bytes_in_the_same_commits(tmp_path: Path, cluster: Cluster, server: Loopback):
+    sources = folder(tmp_path / "pictures", 150), links(server, tmp_path / "links.parquet", 70)
+    native, distributed = both(tmp_path, cluster.address, *sources)
+    for data in (native, distributed):
+        assert end(cluster.prepare(data)) == (0, "")
+    expected = contents(native)
+    assert contents(distributed) == expected
+    assert expected["images"][-1].num_rows == expected["latents"][-1].num_rows == 150 + 40
+    reasons = set(expected["rejected"][-1].column("reason").to_pylist())
+    assert reasons >= {"truncated", "exact duplicate", "not found", "opted out", "not a regular file"}
+
+
+def test_a_node_that_dies_costs_no_row(tmp_path: Path, cluster: Cluster, server: Loopback):
+    sources = folder(tmp_path / "pictures", 20), links(server, tmp_path / "links.parquet", 210, wait=0.3)
+    native, distributed = both(tmp_path, cluster.address, *sources)
+    assert end(cluster.prepare(native)) == (0, "")
+    server.hits.clear()
+    dying = cluster.add()
+    running = cluster.prepare(distributed)
+    while server.hits.total() < 80:
+        assert running.poll() is None
+        time.sleep(0.05)
+    cluster.kill(dying)
+    code, said = end(running)
+    assert code == 0, said
+    assert contents(distributed) == contents(native)
+
+
+def test_what_is_wrong_with_a_cluster_is_one_paragraph(tmp_path: Path, cluster: Cluster):
+    source = folder(tmp_path / "pictures", 2)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        nowhere = f"127.0.0.1:{probe.getsockname()[1]}"
+        began = time.monotonic()
+        code, said = end(cluster.prepare(both(tmp_path, nowhere, source)[1]))
+    assert (code, said.count("USER ERROR"), "refused" in said) == (1, 1, True)
+    assert time.monotonic() - began < 30, "Ray's own patience is two minutes"
+    (tmp_path / "wrong").write_text("0" * 64)
+    _, ours = both(tmp_path, cluster.address, source)
+    code, said = end(cluster.prepare(ours, RAY_AUTH_TOKEN_PATH=str(tmp_path / "wrong")))
+    assert code == 1
+    assert "USER ERROR" in said
+    assert not Path(ours.store).exists()
