@@ -26,6 +26,15 @@ def slow_text(row: Row) -> Row:
     return {"text": f"{row['number']} {row.get('extra', '')}"}
 
 
+MEETING = threading.Barrier(2, timeout=20)
+
+
+def meet(row: Row) -> Row:
+    if row["number"] in (0, engine.ROWS_PER_TASK):  # of two tasks
+        MEETING.wait()
+    return {"text": ""}
+
+
 def extra(rows: list[Row]) -> list[Row]:
     time.sleep(random.random() / 20)
     return [{"extra": str(row["number"])[::-1]} for row in rows]
@@ -58,13 +67,6 @@ def test_a_defect_in_the_function_is_raised():
 
 
 def test_all_cores_are_used():
-    meeting = threading.Barrier(2, timeout=20)
-
-    def meet(row: Row) -> Row:
-        if row["number"] in (0, engine.ROWS_PER_TASK):  # of two tasks
-            meeting.wait()
-        return {"text": ""}
-
     if (os.cpu_count() or 1) > 1:
         assert len(list(engine.run({"number": list(range(16))}, NUMBERS, meet, TEXTS))) == 16
 

@@ -218,7 +218,7 @@ def test_a_node_that_dies_costs_no_row(tmp_path: Path, cluster: Cluster, server:
     dying = cluster.add()
     running = cluster.prepare(distributed)
     while server.hits.total() < 80:
-        assert running.poll() is None
+        assert running.poll() is None, end(running)
         time.sleep(0.05)
     cluster.kill(dying)
     code, said = end(running)

@@ -183,3 +183,13 @@ def test_lists_where_objects_belong(here: Path, text: str):
     (here / "d.toml").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=r"d\.toml: .*should be"):
         read(here / "d.toml")
+
+
+@pytest.mark.parametrize(("lines", "bands"), [("min_timestep = 400", [(400, 999)]), ("max_timestep = 300", [(0, 299)])])
+def test_a_range_of_timesteps(here: Path, imported, lines: str, bands: list[tuple[int, int]]):
+    recipe = imported(training(here, lines))[0]
+    assert [(band.low, band.high) for band in recipe.objective.timestep_bands] == bands
+
+
+def test_an_impossible_range_of_timesteps_is_listed(here: Path):
+    assert "is no range within 0 to 1000" in left_of(training(here, "min_timestep = 900\nmax_timestep = 300"))

@@ -118,15 +118,15 @@ def make_plan(
     latents = None if total is None else total * data.crops
     encoding = None if latents is None else latents / encoded_per_second(data, machine) / 3600
     decoding = None if total is None else total / DECODED / 3600
+    moments = None if latents is None else float(latents * latent_bytes(data, training.factor))
     captioned = 0 if data.captioner is None else total
     asking = None if captioned is None else captioned * CAPTION_SECONDS / 3600
     stages = (
         Stage("curate", total, None if total is None else total * IMAGE_BYTES, decoding),
         Stage("caption", captioned, 0.0, 0.0, asking, _energy(asking, machine)),
-        Stage("encode", latents, None if latents is None else float(latents * latent_bytes(data, training.factor)), decoding,
-              encoding, _energy(encoding, machine)),
+        Stage("encode", latents, moments, decoding, encoding, _energy(encoding, machine)),
         training.stage,
-    )  # fmt: skip
+    )
     priced = tuple(_priced(stage, prices or Prices()) for stage in stages)
     facts = (*_facts(data, machine, training), *_counts(data, sources, training, total, images is not None))
     return PreparePlan(sources, priced, facts)

@@ -77,6 +77,9 @@ def _noise(draft: Draft, keys: Keys) -> None:
     if low or high:
         first, end = low.value if low else 0, high.value if high else 1000
         origin = ", ".join(said.origin for said in (low, high) if said)
+        if not 0 <= first < end <= 1000:
+            draft.leave(keys, "min_timestep" if low else "max_timestep", f"{origin} is no range within 0 to 1000")
+            return
         bands: list[Plain] = [{"low": first, "high": end - 1}]
         draft.set("objective.timestep_bands", bands, f"{origin} (max_timestep itself is excluded)")
 

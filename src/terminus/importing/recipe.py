@@ -129,7 +129,8 @@ def settle(draft: Draft) -> dict[str, Any]:
             recipe = Recipe.model_validate_json(json.dumps(tree))
         except ValidationError as error:
             if not _drop(draft, tree, error):
-                raise UserError(f"these settings contradict each other: {error}", where=draft.what) from None
+                said = "; ".join(problem["msg"] for problem in error.errors()[:3])
+                raise UserError(f"these settings contradict each other: {printable(said)}", where=draft.what) from None
         else:
             _leave_out_defaults(draft, recipe)
             return _tree(draft)
