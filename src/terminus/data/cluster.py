@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, NoReturn, cast
 
 from pydantic import Field
 
@@ -158,7 +158,7 @@ def _reach(address: str) -> None:
         _unusable(address, str(error))
 
 
-def _unusable(address: str, reason: str) -> None:
+def _unusable(address: str, reason: str) -> NoReturn:
     raise UserError(
         f"this Ray cluster cannot be used ({reason})",
         where=f"data.engine ({address})",

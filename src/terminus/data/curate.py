@@ -37,7 +37,7 @@ DOWNLOADED_GROUP = 1024
 """Of them, such as are downloaded: the bytes of a group may all wait for its slowest host."""
 GROUP_BYTES = 128 << 20
 """A group is cut short when its candidates carry this many bytes."""
-COMMIT_BYTES = 256 << 20
+COMMIT_BYTES = 128 << 20
 """A commit comes earlier when this much image data waits for it."""
 SPREAD = 1.25
 """How much larger than those before the files of the next downloads may be on average without being deferred."""

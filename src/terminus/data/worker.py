@@ -28,7 +28,7 @@ from terminus.pictures import Color, Dropped
 
 URLS_PER_CALL = 16
 """Few, since the bytes of all of a call are held until its slowest is there; several share one TLS context."""
-DOWNLOADED_BYTES = 256 << 20
+DOWNLOADED_BYTES = 128 << 20
 """Of the files that one call of `look` downloads (or one file, where that may be larger)."""
 READY = 4
 """Downloads that are asked for, for each that the policy lets run: what waits for its turn costs nothing."""
