@@ -39,7 +39,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Opened:
 
 
 def shards(folder: Path) -> DataConfig:
-    """Three archives of two samples, the first with an image that is none, the second cut short within its second sample."""
+    """Three archives of two samples, the first with an image that is none, the second cut short."""
     for number in range(3):
         first = b"no image" if number == 0 else jpeg(2 * number)
         members = [("a.jpg", first), ("a.txt", b"one"), ("b.jpg", jpeg(2 * number + 1)), ("b.txt", b"two")]

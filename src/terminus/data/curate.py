@@ -10,6 +10,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -37,6 +38,8 @@ DOWNLOADED_GROUP = 1024
 """Of them, such as are downloaded: the bytes of a group may all wait for its slowest host."""
 GROUP_BYTES = 128 << 20
 """A group is cut short when its candidates carry this many bytes."""
+READ_BYTES = 512 << 20
+"""The same, of files that are still to be read: photographs on disk must keep many cores busy."""
 COMMIT_BYTES = 128 << 20
 """A commit comes earlier when this much image data waits for it."""
 SPREAD = 1.25
@@ -342,6 +345,14 @@ def split(image_hash: str, validation_fraction: float) -> Split:
     return "validation" if int(image_hash[-13:], 16) < validation_fraction * 16**13 else "train"
 
 
+def _size(path: Path | None) -> int:
+    """Bytes of the file; 0 where that cannot be known."""
+    try:
+        return 0 if path is None else path.stat().st_size
+    except (OSError, ValueError):
+        return 0
+
+
 def _parts(source: Source, seed: int) -> Iterator[Part]:
     """A source without parts is one, which is read every time."""
     return source.parts() if isinstance(source, Parted) else iter([Part("", "", partial(source.candidates, seed))])
@@ -365,13 +376,15 @@ def _table(columns: Mapping[str, Sequence[object]], schema: pa.Schema) -> pa.Tab
 def _groups(candidates: Iterable[Candidate]) -> Iterator[Sequence[Candidate]]:
     """In order; none holds more than a bounded number of candidates, downloads and bytes."""
     group: list[Candidate] = []
-    downloads = weight = 0
+    downloads = carried = read = 0
     for candidate in candidates:
         group.append(candidate)
         downloads += candidate.remote
-        weight += len(candidate.data or b"") + len(candidate.mask or b"")
-        if len(group) >= GROUP or downloads >= DOWNLOADED_GROUP or weight >= GROUP_BYTES:
+        carried += len(candidate.data or b"") + len(candidate.mask or b"")
+        read += _size(candidate.path)
+        full = downloads >= DOWNLOADED_GROUP or carried >= GROUP_BYTES or read >= READ_BYTES
+        if full or len(group) >= GROUP:
             yield group
-            group, downloads, weight = [], 0, 0
+            group, downloads, carried, read = [], 0, 0, 0
     if group:
         yield group

@@ -34,6 +34,7 @@ from terminus.training.memory import (
 from terminus.training.objectives import Diffusion
 from terminus.training.planned import networks_of
 from terminus.training.recipe import Recipe
+from terminus.training.several import cannot_shard
 
 EFFICIENCIES = (0.4, 0.5)
 """Shares of the peak at which time is stated: the bar and the stretch that we set ourselves."""
@@ -145,6 +146,8 @@ def _notes(recipe: Recipe, gpu: Gpu, own: Cut) -> tuple[str, ...]:
     notes = [f"the average is kept on the CPU ({spoken(4.0 * trained_parameters(recipe, own.cost))}{several})"]
     if own.memory.average:
         notes = [f"training.ema.device=cpu would free {spoken(own.memory.average)}"]
+    if own.processes > 1 and recipe.training.parallel.shard == "full" and (problem := cannot_shard(recipe)):
+        notes.append(f"training.parallel.shard: full will be refused, since {problem}")
     if own.processes > 1:
         notes.append(f"taken for sending, as if nothing ran beside it: {_links(own.processes, gpu)}")
     if gpu.measured is None:

@@ -73,7 +73,7 @@ def train(loaded: Loaded[Recipe]) -> Path:
         check_several(recipe, world)
         if world.once(lambda: _nothing_to_do(folder, recipe)):
             return folder / "model"
-        world.together(lambda: refuse_what_cannot_fit(recipe, runtime.pick_device(recipe.run.device)))
+        world.together(lambda: refuse_what_cannot_fit(recipe, runtime.pick_device(recipe.run.device), world.size))
         version = world.once(lambda: pinned(folder, recipe).version)
         parts = world.together(lambda: assemble(recipe, at_version(recipe, version)))
         check_agreement(world, parts)
@@ -147,7 +147,7 @@ def _train(recipe: Recipe, folder: Path, parts: Parts, started: float, world: Wo
                 log.info("stopped at %d images; the same command continues", state.position.images)
                 raise
             except torch.OutOfMemoryError as error:
-                raise out_of_memory(recipe, error) from error
+                raise out_of_memory(recipe, error, world.size) from error
         # A signal does not interrupt this: what is left is short, and then there is nothing to continue.
         with watchdog.patient(), state.average.swapped_in(), state.engine.whole():
             world.once(lambda: _finish(recipe, folder, parts, state))

@@ -40,7 +40,7 @@ def _check(recipe: Recipe, world: World) -> None:
             rule="Groups of equal size each hold one sharded model",
             fix="Set shard: full, and replicas to a divisor of the number of processes",
         )
-    if parallel.shard == "full" and (problem := _cannot_shard(recipe)):
+    if parallel.shard == "full" and (problem := cannot_shard(recipe)):
         raise UserError(
             f"training.parallel.shard is full, and {problem}",
             rule="FSDP2 divides the rows of float32 weights, and acts when the UNet is called",
@@ -48,7 +48,8 @@ def _check(recipe: Recipe, world: World) -> None:
         )
 
 
-def _cannot_shard(recipe: Recipe) -> str | None:
+def cannot_shard(recipe: Recipe) -> str | None:
+    """Why FSDP2 cannot divide this recipe's training; None if it can."""
     training = recipe.training
     if not isinstance(recipe.objective, Diffusion):
         return f"the objective is {recipe.objective.kind}"
