@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import signal
 import tarfile
 import time
@@ -195,6 +196,24 @@ def test_every_filter_counts_and_shows_what_it_drops(tmp_path: Path):
     [twin] = [row for row in rows(Store(data.store).rejected) if row["reason"] == "near duplicate"]
     assert twin["twin"] == rows(Store(data.store).images)[0]["key"]
     assert quiet(data).dropped == report.dropped
+
+
+def test_a_source_may_have_filters_of_its_own(tmp_path: Path, pictures: Path):
+    """In place of those of all; what compares images of all sources stays common, and the store keeps to its choice."""
+    twice = tmp_path / "twice"
+    shutil.copytree(pictures, twice)
+    sources = tuple(FolderSource(kind="folder", name=name, path=path) for name, path in (("a", pictures), ("b", twice)))
+    common: dict[str, object] = {"store": str(tmp_path / "store"), "sources": sources, "resolution": 64}
+    none_of_all = {"filters": {"require_exif_camera": True}}
+    data = DataConfig.model_validate(common | none_of_all | {"filters_of": {"b": {"max_luminance": 1.0}}})
+    report = quiet(data)
+    assert (report.kept, report.dropped) == (8, {"no camera in EXIF": 8})
+    assert {row["source"] for row in rows(Store(data.store).images)} == {"b"}
+    with pytest.raises(UserError, match="filters_of"):
+        quiet(DataConfig.model_validate(common | none_of_all))
+    for wrong, said in (({"c": {}}, "names c"), ({"a": {"duplicates": "near"}}, "all sources share")):
+        with pytest.raises(ValueError, match=said):
+            DataConfig.model_validate(common | {"filters_of": wrong})
 
 
 def test_a_url_beside_the_bytes_is_recorded_and_judged_but_not_fetched(tmp_path: Path, server: Loopback):

@@ -200,20 +200,17 @@ def test_a_message_while_live_tears_nothing(tmp_path: Path, monkeypatch: pytest.
     with os.fdopen(follower, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
         handler = logging.StreamHandler()
-        logger.addHandler(handler)
-        try:
-            console = Console(stderr=True, width=80, height=24)
-            with Dashboard(a_run(tmp_path, images=80), console, History()) as dashboard:
-                assert dashboard.is_live
-                for step in range(1, 11):
-                    dashboard.row(a_row(step))
-                    if step == 5:
-                        time.sleep(1.2)
-                        logger.warning("a message")
-                        time.sleep(1.2)
-            assert handler.stream is terminal is sys.stderr
-        finally:
-            logger.removeHandler(handler)
+        monkeypatch.setattr(logger, "handlers", [handler])  # whatever other tests have left there
+        console = Console(stderr=True, width=80, height=24)
+        with Dashboard(a_run(tmp_path, images=80), console, History()) as dashboard:
+            assert dashboard.is_live
+            for step in range(1, 11):
+                dashboard.row(a_row(step))
+                if step == 5:
+                    time.sleep(1.2)
+                    logger.warning("a message")
+                    time.sleep(1.2)
+        assert handler.stream is terminal is sys.stderr
     reader.join(10)
     os.close(leader)
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", received.decode())

@@ -123,7 +123,12 @@ class _Curation:
         self.data, self.store, self.transform = data, store, data.transform
         self.spec = self.transform.spec
         self.counts = Curated()
-        self.worker = Worker(data.filters, self.transform, data.background_color, data.download, allow)
+        self.workers = {
+            source.name: Worker(
+                data.filters_for(source.name), self.transform, data.background_color, data.download, allow
+            )
+            for source in data.sources
+        }
         self.blocked = Blocklist(data.filters.blocklists)
         self.counts.taken_down = take_down(store, self.blocked)
         self.parts = Parts(data, store, self.blocked)
@@ -172,7 +177,8 @@ class _Curation:
     def _judge(self, triaged: deque[_Triaged], advance: Callable[[int], None]) -> None:
         """Decides on the first of them, in order, and takes them off; as many as fit into memory together."""
         group = _fitting(triaged, self.room)
-        verdicts = self.worker.look([one.found for one in group if isinstance(one.found, Candidate)])
+        looked_at = [one.found for one in group if isinstance(one.found, Candidate)]
+        verdicts = self.workers[group[0].candidate.source].look(looked_at)
         begun, cut, sizes = len(triaged), False, list[int]()
         for candidate, state, found in group:
             if isinstance(found, Candidate):
@@ -214,7 +220,7 @@ class _Curation:
             return verdict
         if candidate.url is not None and (listed := self.blocked.address(candidate.url)):
             return listed
-        return claims.judged(candidate, self.data.filters, self.transform)
+        return claims.judged(candidate, self.data.filters_for(candidate.source), self.transform)
 
     def _decide(self, candidate: Candidate, state: str, verdict: Examined | Refused) -> None:
         if isinstance(verdict, Refused):

@@ -21,7 +21,11 @@ def check_rules(data: DataConfig, store: Store) -> None:
     before = _leaves(json.loads(initial)) | _leaves(json.loads(stored))
     now = _leaves(json.loads(data.rules))
     now.pop("filters.blocklists")  # may grow: what it names since is taken down
-    changed = [f"data.{key} was {before[key]} and is {now[key]}" for key in sorted(now) if before[key] != now[key]]
+    changed = [
+        f"data.{key} was {before.get(key)} and is {now.get(key)}"
+        for key in sorted(now.keys() | (before.keys() - {"filters.blocklists"}))
+        if before.get(key) != now.get(key)
+    ]
     if not changed:
         return
     raise UserError(

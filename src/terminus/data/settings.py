@@ -47,6 +47,9 @@ class AspectBuckets(Config):
 
 Buckets = Annotated[SquareBuckets | AspectBuckets, Field(discriminator="kind")]
 
+SHARED_FILTERS = ("duplicates", "blocklists", "classifiers")
+"""Of `Filters`, what compares images of all sources or is read once."""
+
 Share = Annotated[float, Field(gt=0, lt=1, multiple_of=0.001)]
 Repeats = Annotated[int, Field(ge=1)]
 
@@ -70,6 +73,8 @@ class DataConfig(Config):
     """Put under transparent pixels, where the source names no background."""
     filters: Filters = Filters()
     """Which images are kept."""
+    filters_of: dict[str, Filters] = Field(default={})
+    """By name of the source: its own filters in place of those; duplicates, block-lists and classifiers are shared."""
     download: Policy = Policy()
     """How images are fetched whose source gives a URL."""
     captioner: Captioner | None = None
@@ -95,8 +100,16 @@ class DataConfig(Config):
             raise ValueError(f"buckets.step {self.buckets.step} does not divide resolution {self.resolution}")
         if self.crops > 1 and self.crop == "center":
             raise ValueError("crops above 1 needs crop: random or native; an image has one center")
-        if unknown := sorted(set(self.mix) - set(names)):
-            raise ValueError(f"mix names {', '.join(unknown)}; the sources are {', '.join(names)}")
+        for key, named in (("mix", self.mix), ("filters_of", self.filters_of)):
+            if unknown := sorted(set(named) - set(names)):
+                raise ValueError(f"{key} names {', '.join(unknown)}; the sources are {', '.join(names)}")
+        for name, own in self.filters_of.items():
+            if shared := [one for one in SHARED_FILTERS if getattr(own, one) != getattr(Filters(), one)]:
+                raise ValueError(
+                    f"filters_of.{name} sets {', '.join(shared)}, which all sources share: set it in filters"
+                )
+            if own.min_luminance > own.max_luminance:
+                raise ValueError(f"filters_of.{name}: min_luminance is above max_luminance, so nothing can pass")
         if sum(self.shares.values()) > 1:
             raise ValueError(f"the shares in mix add up to {float(sum(self.shares.values())):g}, which is more than 1")
         return self
@@ -117,10 +130,17 @@ class DataConfig(Config):
         step = self.buckets.step if isinstance(self.buckets, AspectBuckets) else None
         return Transform(self.resolution, self.crop, step, self.seed)
 
+    def filters_for(self, source: str) -> Filters:
+        """Those that hold for a source."""
+        own = self.filters_of.get(source)
+        if own is None:
+            return self.filters
+        return own.model_copy(update={name: getattr(self.filters, name) for name in SHARED_FILTERS})
+
     @property
     def rules(self) -> str:
         """Canonical JSON of what decides which rows exist, apart from the transform; stored with every judgement."""
-        return self.model_dump_json(include={"filters", "validation_fraction", "background"})
+        return self.model_dump_json(include={"filters", "filters_of", "validation_fraction", "background"})
 
     @property
     def background_color(self) -> Color:

@@ -1,7 +1,8 @@
 """What a store holds and held: every version of its tables can be read again, and trained on again.
 
-Tables only grow, and are never compacted here: Lance drops the files of old versions when it cleans up, and a run
-that recorded a version could not continue. What many small commits cost is opening time, which the listing shows.
+Rows are deleted for block-lists and changed masks alone, and tables are never compacted here: Lance drops the files of
+old versions when it cleans up, and a run that recorded one could not continue. What many small commits cost is opening
+time, which the listing shows.
 """
 
 from __future__ import annotations
