@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from terminus import cli
 from terminus.config.load import load
 from terminus.data import plan
+from terminus.data.filters import Filters
 from terminus.data.plan import Machine, PreparePlan, Prices, Stage, Training, latent_bytes, make_plan
 from terminus.data.prepare import prepare
 from terminus.data.settings import DataConfig
@@ -147,4 +148,8 @@ def test_the_cards_numbers_are_in_the_recipes():
     assert rates == [(4e-7, 8e-7), (1e-7, 1e-6)]
     assert (gamma.data.crop, otaku.data.crop) == ("random", "native")
     assert float(otaku.data.shares["anchor"]) == 0.1
-    assert {*DRAWN, "niji"} < set(otaku.data.filters.require_tags)
+    assert {*DRAWN, "niji"} == set(otaku.data.filters_for("mj").require_tags)
+    assert otaku.data.filters_for("anchor").require_tags == ()
+    hd, general = (gamma.data.filters_for(name) for name in ("laion-hd", "mj-general"))
+    assert (hd.require_exif_camera, hd.max_luminance, hd.max_watermark) == (True, 0.5, 0.5)
+    assert general == Filters()
