@@ -98,6 +98,7 @@ class Loopback:
 
     async def _open(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
         first = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=self.tls, backlog=512)
         self.port = first.sockets[0].getsockname()[1]
         self._servers = [first, await asyncio.start_server(self._accept, "::1", self.port, ssl=self.tls)]
@@ -105,15 +106,20 @@ class Loopback:
     async def _close(self) -> None:
         for server in self._servers:
             server.close()
+        await asyncio.sleep(0.01)  # what is just being accepted becomes one of the tasks
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in self._writers:
+            writer.transport.abort()
+        await asyncio.sleep(0.01)  # transports close in the loop's next turn, and it has to have one
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        self._writers.add(writer)
         try:
             while await self._request(reader, writer):
                 pass

@@ -6,6 +6,7 @@ optionally "licence"); with both, the captions of both count.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -132,6 +133,8 @@ def _text(path: Path) -> str | None:
     except UnicodeDecodeError:
         raise _BadSidecar(f"{path.name} is not UTF-8") from None
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # the image's name is as long as names may be, and .json is longer
+            return None
         raise _BadSidecar(f"{path.name}: {error.strerror}") from None
 
 
