@@ -175,3 +175,16 @@ def test_large_images_pass_the_codec_in_tiles(store: Store, codec: Codec, tmp_pa
     assert one["key"] == whole["key"]
     pair = [unpack_moments(row["moments"], 4, 8, 8).astype(np.float32)[0] for row in (one, whole)]  # type: ignore[arg-type]
     assert np.corrcoef(pair[0].ravel(), pair[1].ravel())[0, 1] > 0.9
+
+
+def test_large_originals_are_encoded_in_smaller_commits(store: Store, codec: Codec, monkeypatch: pytest.MonkeyPatch):
+    """The cuts of an image count it once; one that is too large alone is alone."""
+    wanted = list(waiting(store, TRANSFORM.spec, codec.id, 2))
+    view = store.images.latest()
+    assert view is not None
+    monkeypatch.setattr(stage, "GROUP_PIXELS", 48 * 60 + 32 * 32)
+    groups = [[one.image for one in group] for group in stage._fitting(view, wanted)]
+    assert [image for group in groups for image in group] == [one.image for one in wanted]
+    assert [sorted(set(group)) for group in groups] == [[0, 1], [2], [3], [4]]
+    assert encode(store, wanted, codec, lambda _: None) == len(wanted)
+    assert store.latents.count() == len(wanted)

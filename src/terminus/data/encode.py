@@ -29,6 +29,8 @@ from terminus.errors import UserError
 if TYPE_CHECKING:
     from terminus.model.codec import Codec
 
+GROUP_PIXELS = 1 << 29
+"""Of the originals of one commit: some 250 MB of JPEG."""
 GROUP = 256
 """Latents per commit."""
 SCANNED = 8192
@@ -145,11 +147,29 @@ def encode(store: Store, wanted: Iterable[Wanted], codec: Codec, advance: Callab
     Commits follow the order of the images, so that an interrupted run, repeated, forms the same batches.
     """
     images, rows, count = store.images.latest(), iter(wanted), 0
-    while group := list(islice(rows, GROUP)):
+    while some := list(islice(rows, GROUP)):
         assert images is not None, "what is wanted is a row of images"
-        store.latents.append(_encode_group(images, group, codec, advance))
-        count += len(group)
+        for group in _fitting(images, some):
+            store.latents.append(_encode_group(images, group, codec, advance))
+            count += len(group)
     return count
+
+
+def _fitting(images: View, wanted: Sequence[Wanted]) -> Iterator[list[Wanted]]:
+    """The same in order, in groups whose files fit into memory together."""
+    indices = list(dict.fromkeys(one.image for one in wanted))
+    rows = images.take(indices, ("original_height", "original_width")).to_pylist()
+    pixels = {index: row["original_height"] * row["original_width"] for index, row in zip(indices, rows, strict=True)}
+    group: list[Wanted] = []
+    held = 0
+    for one in wanted:
+        more = 0 if group and group[-1].image == one.image else pixels[one.image]
+        if group and held + more > GROUP_PIXELS:
+            yield group
+            group, held, more = [], 0, pixels[one.image]
+        group.append(one)
+        held += more
+    yield group
 
 
 def _encode_group(
