@@ -149,6 +149,8 @@ def test_the_cards_numbers_are_in_the_recipes():
     assert (gamma.data.crop, otaku.data.crop) == ("random", "native")
     assert float(otaku.data.shares["anchor"]) == 0.1
     assert {*DRAWN, "niji"} == set(otaku.data.filters_for("mj").require_tags)
+    assert otaku.data.captioner is not None
+    assert otaku.data.captioner.sources == ("niji-showcase", "mj-showcase")
     assert otaku.data.filters_for("anchor").require_tags == ()
     hd, general = (gamma.data.filters_for(name) for name in ("laion-hd", "mj-general"))
     assert (hd.require_exif_camera, hd.max_luminance, hd.max_watermark) == (True, 0.5, 0.5)

@@ -119,7 +119,7 @@ def make_plan(
     encoding = None if latents is None else latents / encoded_per_second(data, machine) / 3600
     decoding = None if total is None else total / DECODED / 3600
     moments = None if latents is None else float(latents * latent_bytes(data, training.factor))
-    captioned = 0 if data.captioner is None else total
+    captioned = _captioned(data, sources, total)
     asking = None if captioned is None else captioned * CAPTION_SECONDS / 3600
     stages = (
         Stage("curate", total, None if total is None else total * IMAGE_BYTES, decoding),
@@ -147,6 +147,16 @@ def encoded_per_second(data: DataConfig, machine: Machine) -> float:
 def _pixels(data: DataConfig) -> int:
     choices = buckets(data.resolution, data.transform.step)
     return max(size.height * size.width for size in choices)
+
+
+def _captioned(data: DataConfig, sources: Sequence[Found], total: int | None) -> int | None:
+    """Images that the captioner is asked about; None if its sources do not say how many they have."""
+    if data.captioner is None:
+        return 0
+    if not data.captioner.sources:
+        return total
+    counts = [source.count for source in sources if source.name in data.captioner.sources]
+    return None if None in counts else sum(count for count in counts if count is not None)
 
 
 def _found(source: Source) -> Found:

@@ -103,6 +103,8 @@ class DataConfig(Config):
         for key, named in (("mix", self.mix), ("filters_of", self.filters_of)):
             if unknown := sorted(set(named) - set(names)):
                 raise ValueError(f"{key} names {', '.join(unknown)}; the sources are {', '.join(names)}")
+        if self.captioner and (unknown := sorted(set(self.captioner.sources) - set(names))):
+            raise ValueError(f"captioner.sources names {', '.join(unknown)}; the sources are {', '.join(names)}")
         for name, own in self.filters_of.items():
             if shared := [one for one in SHARED_FILTERS if getattr(own, one) != getattr(Filters(), one)]:
                 raise ValueError(

@@ -62,6 +62,15 @@ def test_nothing_is_asked_twice(prepared: DataConfig, captioner: Make, server: S
         assert captions[0] == ("sidecar", f"own {index}", 1.0)
 
 
+def test_only_named_sources_are_asked_about(prepared: DataConfig, captioner: Make, server: Server):
+    name = prepared.sources[0].name
+    elsewhere = ask(prepared, captioner(sources=("elsewhere",)))
+    assert (elsewhere.images, elsewhere.answered, len(server.requests)) == (0, 0, 0)
+    assert ask(prepared, captioner(sources=(name, "elsewhere"))).answered == 12
+    with pytest.raises(ValueError, match="names elsewhere"):
+        DataConfig.model_validate(prepared.model_dump() | {"captioner": captioner(sources=("elsewhere",)).model_dump()})
+
+
 def test_pieces_give_what_one_run_gives(prepared: DataConfig, captioner: Make, server: Server):
     assert ask(prepared, captioner(), limit=5).answered == 5
     assert [len(captions) for captions in texts(prepared).values()] == [2] * 5 + [1] * 7

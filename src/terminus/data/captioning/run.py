@@ -44,7 +44,7 @@ class Captioned:
     """What one run did. images = before + answered + failed + what a limit or a stop left."""
 
     images: int = 0
-    """Of the recipe's transform in the store."""
+    """Of the recipe's transform in the store, and of the sources that are asked about."""
     before: int = 0
     """Answered by an earlier run."""
     answered: int = 0
@@ -117,9 +117,14 @@ class _Run:
     def waiting(self, images: View) -> list[int]:
         """Row numbers of the images of this transform without an answer, in row order."""
         answered = self.answers.answered(self.request)
-        table = images.scan(["key", "transform"])
-        pairs = zip(table.column("key").to_pylist(), table.column("transform").to_pylist(), strict=True)
-        here = [(row, key) for row, (key, spec) in enumerate(pairs) if spec == self.data.transform.spec]
+        table = images.scan(["key", "transform", "source"])
+        columns = (table.column(name).to_pylist() for name in ("key", "transform", "source"))
+        wanted = self.captioner.sources
+        here = [
+            (row, key)
+            for row, (key, spec, source) in enumerate(zip(*columns, strict=True))
+            if spec == self.data.transform.spec and (not wanted or source in wanted)
+        ]
         rows = [row for row, key in here if key not in answered]
         self.counts.images, self.counts.before = len(here), len(here) - len(rows)
         self.counts.refused.update(reason for _, key in here if (reason := answered.get(key)))

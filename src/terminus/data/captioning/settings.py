@@ -73,6 +73,8 @@ class Captioner(Config):
     """Stored as the origin of each caption. The same name with another prompt or model replaces its captions."""
     model: Model
     """Who is asked."""
+    sources: tuple[str, ...] = ()
+    """Names of the sources whose images are asked about; none, all."""
     prompt: str = Field(default=PROMPT, min_length=1, max_length=4000)
     """What is asked; `{captions}` and `{tags}` stand for what the image's source says of it."""
     max_tokens: int = Field(default=160, ge=8, le=4096)
