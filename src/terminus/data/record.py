@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
@@ -221,6 +222,38 @@ class LatentRow:
     caption_weights: tuple[float, ...]
     mask: bytes | None = None
     """uint8 [latent_height, latent_width], 255 where the loss counts in full; null counts all of it."""
+
+
+@dataclass(frozen=True)
+class CaptionRow:
+    """A row of the `captions` table: one answer. One of `caption` and `reason` is set."""
+
+    key: str
+    """Of the image and the request together."""
+    image_key: str
+    """Of the row of `images`: its pixels are what the model saw."""
+    source: str
+    source_id: str
+    origin: str
+    """Name of the captioner in the recipe."""
+    request: str
+    """Hash of `settings`."""
+    settings: str
+    """What decides the answer as canonical JSON: model, prompt, limits, temperature, seed."""
+    model: str
+    """What the server said answered; the revision of a local model."""
+    caption: str | None
+    reason: str | None
+    """Why the answer is of no use; one of `answer.REASONS`."""
+    detail: str
+    """What was said, clipped, where it is of no use."""
+    weight: float | None
+    """In proportion to the image's other captions; null where another answer of this origin took its place."""
+    own_weight: float | None
+    """Weight of the source's captions beside it; null leaves theirs."""
+    prompt_tokens: int
+    completion_tokens: int
+    created: datetime
 
 
 def content_hash(data: bytes) -> str:

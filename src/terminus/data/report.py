@@ -82,7 +82,7 @@ class Picture:
 def write(report: PrepareReport, survey: Survey, store: Store) -> str:
     """`report.json` and `report.html` in the store; returns the page's place."""
     text = json.dumps(dataclasses.asdict(report), indent=2, ensure_ascii=False) + "\n"
-    _save(store.location, "report.json", text)
+    save(store.location, "report.json", text)
     environment = Environment(
         loader=PackageLoader("terminus", "assets"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -92,7 +92,7 @@ def write(report: PrepareReport, survey: Survey, store: Store) -> str:
         dropped={reason: _dropped_examples(store, survey.dropped.get(reason, ())) for reason in report.dropped},
         pairs=_pairs(store, survey),
     )
-    return _save(store.location, "report.html", page)
+    return save(store.location, "report.html", page)
 
 
 def _kept_examples(store: Store, survey: Survey) -> list[Picture]:
@@ -146,8 +146,11 @@ def _uri(jpeg: bytes | None) -> str | None:
     return None if jpeg is None else f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 
-def _save(location: str, name: str, text: str) -> str:
-    """Whole or not at all: what an earlier run wrote stays until this is complete."""
+def save(location: str, name: str, text: str) -> str:
+    """Writes a file beside the tables and returns its place: whole or not at all, and what was there stays until then.
+
+    Raises `UserError` where that cannot be.
+    """
     place = f"{location.rstrip('/')}/{name}"
     try:
         if "://" not in location:
@@ -162,7 +165,7 @@ def _save(location: str, name: str, text: str) -> str:
         return place
     except OSError as error:
         raise UserError(
-            f"the report cannot be written ({error.strerror or error})",
+            f"this report cannot be written ({error.strerror or error})",
             where=place,
             rule="The tables are complete; only the report is missing",
             fix="Make room, or correct the permissions; the same command writes it.",

@@ -21,7 +21,7 @@ from jaxtyping import Float16
 
 from terminus.conditioning import Crop, Size
 from terminus.data.geometry import Plan
-from terminus.data.record import ImageRow, LatentRow, PartRow, Rejection
+from terminus.data.record import CaptionRow, ImageRow, LatentRow, PartRow, Rejection
 from terminus.errors import UserError
 
 GEOMETRY = (
@@ -62,7 +62,15 @@ PARTS = pa.schema([
     ("rules", pa.string()), ("reasons", _TEXTS), ("counts", pa.list_(pa.int64())),
 ])  # fmt: skip
 
-Row = TypeVar("Row", ImageRow, LatentRow, Rejection, PartRow)
+CAPTIONS = pa.schema([
+    ("key", pa.string()), ("image_key", pa.string()), ("source", pa.string()), ("source_id", pa.string()),
+    ("origin", pa.string()), ("request", pa.string()), ("settings", pa.string()), ("model", pa.string()),
+    ("caption", pa.string()), ("reason", pa.string()), ("detail", pa.string()),
+    ("weight", pa.float32()), ("own_weight", pa.float32()),
+    ("prompt_tokens", pa.int32()), ("completion_tokens", pa.int32()), ("created", pa.timestamp("us", "UTC")),
+])  # fmt: skip
+
+Row = TypeVar("Row", ImageRow, LatentRow, Rejection, PartRow, CaptionRow)
 KEYS_PER_CONDITION = 1000
 """Of rows that are deleted by one condition."""
 
@@ -215,6 +223,7 @@ class Store:
         self.latents: Table[LatentRow] = Table(f"{root}/latents.lance", LATENTS)
         self.rejected: Table[Rejection] = Table(f"{root}/rejected.lance", REJECTED)
         self.parts: Table[PartRow] = Table(f"{root}/parts.lance", PARTS)
+        self.captions: Table[CaptionRow] = Table(f"{root}/captions.lance", CAPTIONS)
 
 
 def quoted(text: str) -> str:
@@ -247,7 +256,7 @@ def unpack_moments(
     return np.frombuffer(data, dtype="<f2").reshape(2, channels, height, width)
 
 
-def _columns(row: ImageRow | LatentRow | Rejection | PartRow) -> dict[str, object]:
+def _columns(row: ImageRow | LatentRow | Rejection | PartRow | CaptionRow) -> dict[str, object]:
     columns: dict[str, object] = {}
     for field in dataclasses.fields(row):
         value = getattr(row, field.name)

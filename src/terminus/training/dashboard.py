@@ -247,6 +247,13 @@ def watch(folder: Path, console: Console, seconds: float = 1.0, is_over: Callabl
     Only reads, so it may look from another machine. A run that is stopped is waited for: the same command continues
     it. UserError if the folder is not that of a run.
     """
+    if not (folder / "recipe.yaml").is_file():
+        raise UserError(
+            "This is not the folder of a run",
+            where=str(folder),
+            rule="A run keeps its recipe.yaml in its folder, run.dir",
+            fix="Correct run.dir, or start the run first",
+        )
     recipe = load(folder / "recipe.yaml", Recipe).value
     follower = Follower(folder / "log.jsonl")
     fresh = follower.read()

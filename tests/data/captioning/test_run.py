@@ -27,7 +27,7 @@ from terminus.data.curate import curate
 from terminus.data.encode import encode, waiting
 from terminus.data.record import Caption
 from terminus.data.settings import DataConfig
-from terminus.data.store import Store
+from terminus.data.store import CAPTIONS, Store
 from terminus.errors import UserError
 from terminus.model.codec import Codec
 
@@ -143,7 +143,7 @@ def test_weights_change_without_asking(prepared: DataConfig, captioner: Make, se
 
 def test_provenance_is_complete(prepared: DataConfig, captioner: Make):
     ask(prepared, captioner(prompt="What is it?", temperature=0.5), limit=1)
-    (row,) = Answers(Store(prepared.store)).table.required().scan(table.CAPTIONS.names).to_pylist()
+    (row,) = Answers(Store(prepared.store)).table.required().scan(CAPTIONS.names).to_pylist()
     assert json.loads(row["settings"]) == {
         "kind": "endpoint", "model": "see-1", "prompt": "What is it?", "max_tokens": 160, "temperature": 0.5,
         "max_side": 1024, "picture": "crop", "seed": 0,

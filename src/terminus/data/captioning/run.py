@@ -21,7 +21,8 @@ from terminus.data.captioning.merge import merge
 from terminus.data.captioning.question import Asking, Failure, Question, questions
 from terminus.data.captioning.settings import Captioner, Endpoint
 from terminus.data.captioning.stream import replies
-from terminus.data.captioning.table import Answers, CaptionRow, generated
+from terminus.data.captioning.table import Answers, generated
+from terminus.data.record import CaptionRow
 from terminus.data.settings import DataConfig
 from terminus.data.store import Store, View
 from terminus.errors import UserError

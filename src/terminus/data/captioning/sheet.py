@@ -13,18 +13,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from io import BytesIO
-from pathlib import Path
 from typing import Any, cast
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
-from pyarrow import fs
 
 from terminus.data.captioning.merge import TEXTS, captions_of
 from terminus.data.captioning.question import COLUMNS, own_texts
 from terminus.data.captioning.table import Answers
 from terminus.data.pixels import render
 from terminus.data.record import Caption
+from terminus.data.report import save
 from terminus.data.store import Store, View, quoted
 
 SAMPLE = 32
@@ -83,7 +82,7 @@ def write(store: Store, transform: str, failed: Mapping[str, int]) -> str:
     """Both files, in the store; returns the page's place. `failed` are this run's images without an answer."""
     captioners = facts(store)
     content = {"captioners": [asdict(captioner) for captioner in captioners], "failed": dict(failed)}
-    _save(store.location, "captions.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    save(store.location, "captions.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     images = store.images.required()
     origins = frozenset(captioner.name for captioner in captioners)
     environment = Environment(
@@ -97,7 +96,7 @@ def write(store: Store, transform: str, failed: Mapping[str, int]) -> str:
         useless=_useless(store, images, captioners),
         total=images.dataset.count_rows(f"transform = {quoted(transform)}"),
     )
-    return _save(store.location, "captions.html", page)
+    return save(store.location, "captions.html", page)
 
 
 def facts(store: Store) -> list[CaptionerFacts]:
@@ -205,15 +204,3 @@ def _uri(row: dict[str, object]) -> str:
     file = BytesIO()
     picture.save(file, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def _save(location: str, name: str, text: str) -> str:
-    if "://" not in location:
-        path = Path(location, name)
-        path.write_text(text, encoding="utf-8")
-        return str(path)
-    uri = f"{location.rstrip('/')}/{name}"
-    filesystem, path = fs.FileSystem.from_uri(uri)
-    with filesystem.open_output_stream(path) as stream:
-        stream.write(text.encode())
-    return uri

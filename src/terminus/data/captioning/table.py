@@ -9,58 +9,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import datetime, timedelta
-from typing import Any
+from dataclasses import dataclass, field
+from datetime import timedelta
 
 import lance
 import pyarrow as pa
 
-from terminus.data.record import Caption
-from terminus.data.store import Store, Table
-from terminus.errors import UserError
+from terminus.data.record import Caption, CaptionRow
+from terminus.data.store import CAPTIONS, Store
 
-CAPTIONS = pa.schema([
-    ("key", pa.string()), ("image_key", pa.string()), ("source", pa.string()), ("source_id", pa.string()),
-    ("origin", pa.string()), ("request", pa.string()), ("settings", pa.string()), ("model", pa.string()),
-    ("caption", pa.string()), ("reason", pa.string()), ("detail", pa.string()),
-    ("weight", pa.float32()), ("own_weight", pa.float32()),
-    ("prompt_tokens", pa.int32()), ("completion_tokens", pa.int32()), ("created", pa.timestamp("us", "UTC")),
-])  # fmt: skip
 COMPACT_AFTER = 256
 """Commits after which their small files become one: a store of a million answers has a few files, not thousands."""
-
-
-@dataclass(frozen=True)
-class CaptionRow:
-    """A row of the `captions` table: one answer. One of `caption` and `reason` is set."""
-
-    key: str
-    """Of the image and the request together."""
-    image_key: str
-    """Of the row of `images`: its pixels are what the model saw."""
-    source: str
-    source_id: str
-    origin: str
-    """Name of the captioner in the recipe."""
-    request: str
-    """Hash of `settings`."""
-    settings: str
-    """What decides the answer as canonical JSON: model, prompt, limits, temperature, seed."""
-    model: str
-    """What the server said answered; the revision of a local model."""
-    caption: str | None
-    reason: str | None
-    """Why the answer is of no use; one of `answer.REASONS`."""
-    detail: str
-    """What was said, clipped, where it is of no use."""
-    weight: float | None
-    """In proportion to the image's other captions; null where another answer of this origin took its place."""
-    own_weight: float | None
-    """Weight of the source's captions beside it; null leaves theirs."""
-    prompt_tokens: int
-    completion_tokens: int
-    created: datetime
 
 
 @dataclass(frozen=True)
@@ -87,23 +46,14 @@ class Answers:
     """The `captions` table of a store."""
 
     def __init__(self, store: Store) -> None:
-        self.table: Table[Any] = Table(f"{store.images.uri.removesuffix('images.lance')}captions.lance", CAPTIONS)
+        self.table = store.captions
         self._commits = 0
 
     def append(self, rows: Sequence[CaptionRow]) -> None:
         """Adds the rows in one atomic commit."""
         if not rows:
             return
-        content = pa.Table.from_pylist([asdict(row) for row in rows], schema=CAPTIONS)
-        try:
-            lance.write_dataset(content, self.table.uri, mode="append" if self.table.latest() else "create")
-        except OSError as error:
-            raise UserError(
-                f"the answers cannot be written ({str(error).splitlines()[0]})",
-                where=self.table.uri,
-                rule="A store is a folder that can be written and has room, or the URI of an object store",
-                fix="Make room; the same command continues.",
-            ) from None
+        self.table.append(rows)
         self._commits += 1
         if self._commits % COMPACT_AFTER == 0:
             self.compact()
