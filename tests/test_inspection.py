@@ -130,6 +130,44 @@ def test_an_impossible_file_can_still_be_looked_at(tmp_path: Path, capsys: pytes
     assert "no such model exists" in found["conflicts"][0]
 
 
+def test_a_file_with_the_average_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    shapes = {"input_blocks00weight": (320, 4, 3, 3), "label_emb00weight": (4, 4),
+              "input_blocks41transformer_blocks0attn2to_kweight": (4, 2048)}  # fmt: skip
+    tensors = {f"model_ema.diffusion_model{name}": torch.zeros(shape) for name, shape in shapes.items()}
+    save_file(tensors | {"first_stage_model.x": torch.zeros(1), "v_pred": torch.zeros(0)}, tmp_path / "x.safetensors")
+    found = facts(tmp_path / "x.safetensors", capsys)
+    assert (found["kind"], found["architecture"], found["prediction"]) == ("single file", "SDXL", "velocity")
+    assert found["task"] == "text to image (4 input channels)"
+    assert (found["missing"], found["ema"]) == (["text_encoder", "text_encoder_2"], False)
+
+
+@pytest.mark.parametrize(("width", "name"), [(768, "Stable Diffusion 1.x"), (1024, "Stable Diffusion 2.x")])
+def test_older_models_are_named(tmp_path: Path, width: int, name: str, capsys: pytest.CaptureFixture[str]):
+    unet = {
+        "input_blocks.0.0.weight": (320, 4, 3, 3),
+        "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (4, width),
+    }
+    save_file(
+        {f"model.diffusion_model.{n}": torch.zeros(shape) for n, shape in unet.items()}, tmp_path / "x.safetensors"
+    )
+    assert facts(tmp_path / "x.safetensors", capsys)["architecture"] == name
+
+
+@pytest.mark.parametrize(
+    ("names", "what"),
+    [
+        (["model.diffusion_model.double_blocks.0.img_attn.qkv.weight", "vae.x"], "a FLUX model or one of its kind"),
+        (["joint_blocks.0.x_block.attn.qkv.weight"], "a Stable Diffusion 3 model or one of its kind"),
+        (["input_blocks.0.0.weight"], "a UNet alone, not a whole model"),
+        (["who.knows"], "something else; its first of 1 tensors is 'who.knows'"),
+    ],
+)
+def test_other_networks_are_named(tmp_path: Path, names: list[str], what: str, capsys: pytest.CaptureFixture[str]):
+    save_file({name: torch.zeros(1) for name in names}, tmp_path / "x.safetensors")
+    found = facts(tmp_path / "x.safetensors", capsys)
+    assert (found["kind"], found["what"]) == ("tensors", what)
+
+
 def lora(path: Path, names: dict[str, tuple[int, ...]], metadata: dict[str, str] | None = None) -> Path:
     tensors = {name: torch.full(shape, 4.0, dtype=torch.float16) for name, shape in names.items()}
     save_file(tensors, path, metadata=metadata)
@@ -295,6 +333,7 @@ def test_numbers_that_json_does_not_know(tmp_path: Path, run: Path, capsys: pyte
         ("empty.safetensors", b"", "it is empty"),
         ("model.ckpt", b"\x80\x02}q\x00.", "a pickle"),
         ("model.safetensors", b"PK\x03\x04 and so on", "zip"),
+        ("model.gguf", b"GGUF\3\0\0\0 and so on", "it is a GGUF file.*the safetensors file of the same model"),
         ("note.txt", b"hello, this is a text and no model", "not a safetensors file"),
         ("broken.png", b"\x89PNG\r\n\x1a\nbroken", "picture"),
     ],
@@ -435,6 +474,40 @@ def test_an_impossible_file_needs_a_decision(tmp_path: Path):
     assert detect(fix(source, tmp_path / "y.safetensors", "v-ztsnr").target).schedule == Schedule()
 
 
+def test_what_nothing_says_is_not_made_up(tmp_path: Path):
+    """OneTrainer's file and its configuration: velocity, and no word on the schedule."""
+    source = single(tmp_path / "x.safetensors", {}, "v_pred")
+    source.with_suffix(".yaml").write_text("model:\n  params:\n    parameterization: v\n")
+    with pytest.raises(UserError, match=r"Nothing says whether .* zero terminal SNR.*--probe.*--as v-ztsnr"):
+        fix(source, tmp_path / "y-vpred.safetensors")
+    fixed = fix(source, tmp_path / "y-vpred.safetensors", "v-ztsnr").target
+    assert (detect(fixed).schedule, detect(fixed).conflicts) == (Schedule(), ())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"use_karras_sigmas": True}, "use_karras_sigmas is set"),
+        ({"_class_name": "DDIMScheduler", "clip_sample": True}, "clip_sample is true"),
+        ({"_class_name": "DDPMScheduler", "clip_sample": None}, ""),
+    ],
+)
+def test_settings_that_spoil_pictures_elsewhere_are_corrected(
+    tmp_path: Path, random_nano: Path, changes: dict, words: str
+):
+    source = shutil.copytree(random_nano, tmp_path / "wrong")
+    config = source / "scheduler" / "scheduler_config.json"
+    right = json.loads(config.read_text())
+    config.write_text(json.dumps(right | changes))
+    if not words:
+        with pytest.raises(UserError, match="Nothing is wrong"):
+            fix(source, tmp_path / "right")
+        return
+    fixed = fix(source, tmp_path / "right")
+    assert [words in problem for problem in fixed.problems] == [True]
+    assert json.loads((fixed.target / "scheduler" / "scheduler_config.json").read_text()) == right
+
+
 def test_a_folder_is_corrected(tmp_path: Path, random_nano: Path):
     source = shutil.copytree(random_nano, tmp_path / "wrong")
     config = source / "scheduler" / "scheduler_config.json"
@@ -453,7 +526,8 @@ def test_a_folder_is_corrected(tmp_path: Path, random_nano: Path):
 def test_a_copy_may_not_be_misnamed_or_overwrite(tmp_path: Path, nano_file: Path):
     wrong = relabelled(nano_file, tmp_path / "wrong.safetensors", {"modelspec.prediction_type": "epsilon"})
     for target, decided, message in (
-        ("a-vpred.safetensors", "epsilon", "would contradict"),
+        ("a-vpred.safetensors", "epsilon", "The name says velocity prediction"),
+        ("a-ztsnr.safetensors", "epsilon", "would contradict"),
         ("my-flow.safetensors", None, "flow"),
         ("folder", None, "a .safetensors file"),
         ("wrong.safetensors", None, "Nothing is overwritten"),

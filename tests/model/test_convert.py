@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,6 +82,22 @@ def test_equal_models_are_equal_bytes(random_nano: Path, tmp_path: Path):
     assert files[0].read_bytes() == files[1].read_bytes()
     assert load_file(again).keys() == load_file(files[0]).keys()
     assert convert(files[0], tmp_path / "d-vpred.safetensors").target.read_bytes() == files[0].read_bytes()
+
+
+def test_bytes_depend_on_no_hash_seed_and_no_place(random_nano: Path, tmp_path: Path):
+    """Another process, which orders its sets otherwise, stands elsewhere and gives a relative name."""
+    for name, shard_size in (("x-vpred.safetensors", None), ("folder", "100KB")):
+        convert(random_nano, tmp_path / "here" / name, shard_size=shard_size)
+    code = (
+        "from terminus.model.convert import convert\n"
+        f"convert({os.path.relpath(random_nano, tmp_path)!r}, 'there/x-vpred.safetensors')\n"
+        "convert('there/x-vpred.safetensors', 'there/folder', shard_size='100KB')"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONHASHSEED": "7"}, check=True)
+    files = {path.relative_to(tmp_path / "here") for path in (tmp_path / "here").rglob("*") if path.is_file()}
+    assert len(files) > 20
+    for name in files:
+        assert (tmp_path / "there" / name).read_bytes() == (tmp_path / "here" / name).read_bytes(), name
 
 
 @pytest.mark.parametrize(
@@ -194,6 +213,13 @@ def test_names_that_mean_another_model(random_nano: Path, tmp_path: Path, name: 
         convert(random_nano, tmp_path / f"{name}.safetensors")
 
 
+def test_an_epsilon_model_may_not_be_called_velocity(copy: Path, tmp_path: Path):
+    rewrite(copy / "scheduler" / "scheduler_config.json", prediction_type="epsilon", rescale_betas_zero_snr=False)
+    with pytest.raises(UserError, match="The name says velocity prediction, the model predicts epsilon"):
+        convert(copy, tmp_path / "my-V-Pred.safetensors")
+    convert(copy, tmp_path / "my.safetensors")
+
+
 def test_a_name_that_does_not_say_velocity_is_warned_of(
     random_nano: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
@@ -238,6 +264,16 @@ def test_shards(random_nano: Path, tmp_path: Path):
         convert(random_nano, tmp_path / "y-vpred.safetensors", ema=True)
 
 
+def test_a_folder_says_to_diffusers_what_the_model_is(tmp_path: Path):
+    folder = convert("nano", tmp_path / "folder").target
+    said = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    right = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing",
+             "clip_sample": False, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012,
+             "num_train_timesteps": 1000, "_class_name": "EulerDiscreteScheduler"}  # fmt: skip
+    assert {key: said[key] for key in right} == right
+    assert not said.keys() & {"trained_betas"}
+
+
 def rewrite(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
@@ -280,7 +316,8 @@ def test_the_words_of_a_file_are_carried_over_and_what_is_lost_is_told(
     random_nano: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     file = convert(random_nano, tmp_path / "a-vpred.safetensors").target
-    words = {"modelspec.author": "A. Painter", "modelspec.tags": "ink", "modelspec.usage_hint": "gently"}
+    words = {"modelspec.author": "A. Painter", "modelspec.tags": "ink", "modelspec.vae_dtype": "bf16,fp32"}
+    words["modelspec.usage_hint"] = "gently"
     stored = dict(read_header(file).metadata)
     save_file(load_file(file), tmp_path / "b-vpred.safetensors", metadata=stored | words | {"workflow": "{}"})
     caplog.clear()
@@ -291,7 +328,7 @@ def test_the_words_of_a_file_are_carried_over_and_what_is_lost_is_told(
     ]
     caplog.clear()
     convert(again, tmp_path / "folder")
-    assert "2 entries that are not carried over: modelspec.author, modelspec.tags" in caplog.text
+    assert "3 entries that are not carried over: modelspec.author, modelspec.tags, modelspec.vae_dtype" in caplog.text
     caplog.clear()
     convert(file, tmp_path / "another")
     assert caplog.text == ""

@@ -77,6 +77,7 @@ def ours(**schedule: object) -> str:
         ((), {"metadata": {"modelspec.prediction_type": "v-zsnr"}}, VELOCITY_ZERO),
         ((), {"metadata": {"modelspec.prediction_type": "epsilon"}}, EPSILON_LEAKY),
         ((), {"metadata": {"modelspec.predict_key": "v"}}, VELOCITY_LEAKY),
+        ((), {"metadata": {"modelspec.prediction_type": "V-Pred"}}, VELOCITY_LEAKY),
         ((), {"metadata": {"ss_v_parameterization": "True", "ss_zero_terminal_snr": "True"}}, VELOCITY_ZERO),
         ((), {"metadata": {"ss_v_parameterization": "False", "ss_zero_terminal_snr": "None"}}, EPSILON_LEAKY),
         (("v_pred",), {"alphas": table(True)}, VELOCITY_ZERO),
@@ -96,6 +97,16 @@ def test_each_source_alone(tmp_path: Path, tensors: tuple[str, ...], more: dict,
     detection = detect(written(tmp_path, *tensors, **more))
     assert facts(detection) == expected
     assert detection.conflicts == ()
+
+
+def test_what_is_not_said_of_a_velocity_model_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.WARNING, "terminus"):
+        detect(written(tmp_path, "v_pred"))
+    assert "nothing says whether at zero terminal SNR; taken for none (`terminus inspect --probe`" in caplog.text
+    caplog.clear()
+    for tensors, more in ((("v_pred", "ztsnr"), {}), (("v_pred",), {"alphas": table(False)}), ((), {})):
+        detect(written(tmp_path, *tensors, **more))
+    assert caplog.text == ""
 
 
 def test_diffusers_configuration_in_our_metadata(tmp_path: Path):
@@ -207,6 +218,12 @@ def test_an_edm_side_car_is_a_warning(tmp_path: Path):
 def test_a_name_of_flow_matching_is_a_warning(tmp_path: Path, name: str):
     assert "flow matching" in detect(written(tmp_path, name=name)).conflicts[0]
     assert detect(written(tmp_path, name="flower.safetensors")).conflicts == ()
+
+
+def test_a_word_that_is_not_known_is_a_warning(tmp_path: Path):
+    detection = detect(written(tmp_path, "v_pred", metadata={"modelspec.prediction_type": "flow"}))
+    assert facts(detection) == VELOCITY_LEAKY
+    assert detection.conflicts == ("metadata modelspec.prediction_type says flow, which is not known",)
 
 
 @pytest.mark.parametrize(

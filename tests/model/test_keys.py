@@ -193,8 +193,8 @@ def test_what_is_left_over_is_an_error_that_lists_it(layout: KeyMap):
         UserError, match=re.escape(f"1 keys of the {layout.component} have no name in the LDM layout: odd")
     ):
         layout.to_ldm({"odd.weight": tensor})
-    with pytest.raises(UserError, match=f"1 keys of the {layout.component} have no name in diffusers: odd"):
-        layout.from_ldm({f"{layout.prefix}odd.weight": tensor, "others.odd": tensor})
+    with pytest.raises(UserError, match=rf"^a: 1 keys of the {layout.component} have no name in diffusers: .*odd"):
+        layout.from_ldm({f"{layout.prefix}odd.weight": tensor, "others.odd": tensor}, "a")
 
 
 def test_constants_of_old_files_are_no_left_overs():
@@ -210,6 +210,44 @@ def test_one_matrix_is_not_made_of_several_precisions():
     tensors[names[0]] = tensors[names[0]].half()
     with pytest.raises(UserError, match="several precisions"):
         open_clip_map(1).to_ldm(tensors)
+
+
+VAE_NAMES = {
+    "diffusers": {"q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0", "norm": "group_norm"},
+    "early diffusers": {"q": "query", "k": "key", "v": "value", "proj_out": "proj_attn"},
+}
+
+
+@pytest.mark.parametrize("program", VAE_NAMES)
+def test_names_that_converters_left_in_single_files(program: str, sdxl: dict[str, dict[str, Tensor]]):
+    right = vae_map().to_ldm(sdxl["vae"])
+    stored = dict(right)
+    for name in right:
+        head, attention, tail = name.partition(".mid.attn_1.")
+        module, _, parameter = tail.rpartition(".")
+        if attention and module in VAE_NAMES[program]:
+            stored[f"{head}{attention}{VAE_NAMES[program][module]}.{parameter}"] = stored.pop(name)
+    assert len(stored.keys() - right.keys()) == 4 * len(VAE_NAMES[program])
+    assert same(vae_map().from_ldm(stored), sdxl["vae"])
+
+
+def test_a_first_tower_that_has_lost_its_prefix(sdxl: dict[str, dict[str, Tensor]]):
+    right = clip_map().to_ldm(sdxl["text_encoder"])
+    stored = {name.replace(".transformer.text_model.", ".transformer."): value for name, value in right.items()}
+    assert not stored.keys() & right.keys()
+    assert same(clip_map().from_ldm(stored), sdxl["text_encoder"])
+    twice = {f"{clip_map().prefix}{form}final_layer_norm.bias": torch.zeros(1) for form in ("", "text_model.")}
+    name = "text_model.final_layer_norm.bias of the first text tower is there under two names"
+    with pytest.raises(UserError, match=re.escape(f"x.safetensors: {name}")):
+        clip_map().from_ldm(twice, "x.safetensors")
+
+
+def test_a_projection_that_is_a_linear_layer_is_transposed_already():
+    weight = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    for name, expected in (("text_projection", weight.T), ("text_projection.weight", weight)):
+        read = open_clip_map().from_ldm({f"{open_clip_map().prefix}{name}": weight})
+        assert same(read, {"text_projection.weight": expected})
+    assert open_clip_map().to_ldm(read).keys() == {f"{open_clip_map().prefix}text_projection"}
 
 
 def test_early_names_of_the_vae():

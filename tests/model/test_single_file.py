@@ -26,7 +26,9 @@ from terminus.model.convert import convert
 from terminus.model.detect import detect
 from terminus.model.header import Header, TensorInfo, read_header
 from terminus.model.keys import clip_map, open_clip_map, unet_map, vae_map
+from terminus.model.parts import check_networks
 from terminus.model.record import Record, Schedule
+from terminus.model.single_file import read_networks, read_single_file
 from terminus.model.text import build_towers
 from terminus.model.towers import load_towers, older_keys
 from terminus.model.unet import build_unet
@@ -171,7 +173,8 @@ def test_only_what_is_recorded_is_marked(
 ):
     components = load_components(random_nano)
     save_components(replace(components, record=replace(components.record, schedule=schedule)), tmp_path / "model")
-    written = convert(tmp_path / "model", tmp_path / "vpred.safetensors")
+    name = "vpred" if schedule.prediction == "velocity" else "eps"
+    written = convert(tmp_path / "model", tmp_path / f"{name}.safetensors")
     header = read_header(written.target)
     assert {name for name in header.tensors if "." not in name} == marks
     assert header.metadata["modelspec.prediction_type"] == written.says == says
@@ -211,14 +214,88 @@ def test_markers_of_others_decide_the_schedule(plain: Path):
 
 
 @pytest.mark.usefixtures("as_sdxl")
-def test_nine_channels(small_folder: Path, plain: Path):
+def test_nine_channels(small_folder: Path, plain: Path, caplog: pytest.LogCaptureFixture):
     name = "model.diffusion_model.input_blocks.0.0.weight"
     path = change(plain, lambda t: t | {name: torch.cat([t[name], torch.ones(8, 5, 3, 3).half()], dim=1)})
     unet = load_components(path).unet
     assert unet.config["in_channels"] == 9
     assert unet.conv_in.weight.shape[1] == 9
-    header = read_header(convert(path, path.with_name("x-inpaint.safetensors")).target)
+    with caplog.at_level(logging.WARNING, "terminus"):
+        header = read_header(convert(path, path.with_name("x.safetensors")).target)
+    assert (
+        "x.safetensors: SD.Next decides by the file's name; x-inpaint.safetensors would tell it inpainting"
+        in caplog.text
+    )
     assert header.metadata["modelspec.architecture"] == "stable-diffusion-xl-v1-base-inpainting"
+
+
+def first(name: str) -> str:
+    return f"conditioner.embedders.0.transformer.{name}"
+
+
+ADDED = {
+    "ComfyUI": {first("text_projection.weight"): (8, 8), "conditioner.embedders.0.logit_scale": ()},
+    "a trained VAE": {"first_stage_model.loss.logvar": (), "first_stage_model.model_ema.decay": ()},
+    "all in one": {"extra.controlnet.weight": (3,), "embeddings.style": (2, 8)},
+}
+
+
+@pytest.mark.usefixtures("as_sdxl")
+@pytest.mark.parametrize("program", ADDED)
+def test_what_other_programs_add_is_told_and_does_no_harm(plain: Path, program: str, caplog: pytest.LogCaptureFixture):
+    path = change(plain, lambda tensors: tensors | {name: torch.ones(shape) for name, shape in ADDED[program].items()})
+    expected, found = read_single_file(plain).tensors, read_single_file(path).tensors
+    assert found.keys() == expected.keys()
+    assert all(same(tensors, expected[name]) for name, tensors in found.items())
+    told = [record.getMessage() for record in caplog.records]
+    unused = [name for name in sorted(ADDED[program]) if not name.endswith("logit_scale")]
+    assert told == [f"changed.safetensors: {len(unused)} tensors are of no network of SDXL and ignored, "
+                    f"the first is {unused[0]!r}"]  # fmt: skip
+
+
+@pytest.mark.usefixtures("as_sdxl")
+def test_a_first_tower_of_newer_names(plain: Path):
+    path = change(
+        plain, lambda tensors: {name.replace(first("text_model."), first("")): v for name, v in tensors.items()}
+    )
+    expected, found = read_single_file(plain).tensors, read_single_file(path).tensors
+    assert all(same(tensors, expected[name]) for name, tensors in found.items())
+    check_networks(read_single_file(path))
+
+
+def in_fp8(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The matrices of the UNet in 8 bits, as ComfyUI stores them to save space."""
+    return {
+        name: value.to(torch.float8_e4m3fn) if name.startswith("model.") and value.ndim > 1 else value
+        for name, value in tensors.items()
+    }
+
+
+@pytest.mark.usefixtures("as_sdxl")
+def test_plain_fp8_is_read_as_the_numbers_that_it_holds(plain: Path, tmp_path: Path):
+    path, wide = change(plain, in_fp8), tmp_path / "wide.safetensors"
+    save_file({n: v.float() if v.dtype == torch.float8_e4m3fn else v for n, v in load_file(path).items()}, wide)
+    found, expected = read_networks(path, ["unet"])[0]["unet"], read_networks(wide, ["unet"])[0]["unet"]
+    assert same(found.state_dict(), expected.state_dict())
+    kept = load_file(convert(path, tmp_path / "kept.safetensors").target)
+    assert {name for name, value in kept.items() if value.dtype == torch.float8_e4m3fn} == {
+        name for name, value in load_file(path).items() if value.dtype == torch.float8_e4m3fn
+    }
+    halves = load_file(convert(path, tmp_path / "halves.safetensors", precision="fp16").target)
+    name = "model.diffusion_model.out.2.weight"
+    assert torch.equal(halves[name].float(), load_file(wide)[name])
+    bad = load_file(path)[name]
+    bad.view(torch.uint8)[0] = 0x7F  # this format's only NaN
+    with pytest.raises(UserError, match=r"conv_out\.weight holds NaN"):
+        read_networks(change(plain, lambda tensors: in_fp8(tensors) | {name: bad}), ["unet"])
+
+
+@pytest.mark.usefixtures("as_sdxl")
+@pytest.mark.parametrize("scale", ["out.2.scale_weight", "out.2.weight_scale", "scaled_fp8", "out.2.comfy_quant"])
+def test_numbers_that_need_a_scale_are_refused(plain: Path, scale: str):
+    path = change(plain, lambda tensors: in_fp8(tensors) | {f"model.diffusion_model.{scale}": torch.ones(1)})
+    with pytest.raises(UserError, match=rf"weights are quantised.*{scale}.*fp16 or bf16 file"):
+        load_components(path)
 
 
 def averages(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
@@ -303,7 +380,7 @@ def test_the_configurations_of_sdxl(real: list[tuple[str, tuple[int, ...]]]):
     ("names", "words"),
     [
         (["model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"], "width 768 .*1.x"),
-        (["lora_unet_input_blocks_4_1_proj_in.lora_down.weight"], "an adapter"),
+        (["lora_unet_input_blocks_4_1_proj_in.lora_down.weight"], "an adapter.*sample MODEL --lora FILE"),
         (["unet.down_blocks.1.attentions.0.proj_in.lora_A.weight"], "an adapter"),
         (["control_model.input_blocks.0.0.weight"], "a ControlNet"),
         (["model.diffusion_model.double_blocks.0.img_attn.qkv.weight"], "FLUX"),
@@ -312,6 +389,9 @@ def test_the_configurations_of_sdxl(real: list[tuple[str, tuple[int, ...]]]):
         (["clip_g"], "textual inversion"),
         (["down_blocks.0.resnets.0.conv1.weight"], "layout of diffusers"),
         (["decoder.conv_in.weight"], "autoencoder alone"),
+        (["first_stage_model.decoder.conv_in.weight"], "autoencoder alone"),
+        (["first_stage_model.decoder.conv_in.weight", "model.diffusion_model.joint_blocks.0.x"], "Diffusion 3"),
+        (["input_blocks.0.0.weight"], "a UNet alone"),
         (["../../etc/x"], "something else"),
         ([], "an empty file"),
     ],
@@ -330,6 +410,25 @@ def test_the_refiner_and_a_unet_alone_are_named(real: list[tuple[str, tuple[int,
         foreign.infer_configs(header_of((name, narrow(name, shape)) for name, shape in real))
     with pytest.raises(UserError, match="This file has no VAE and no first text tower and no second"):
         foreign.infer_configs(header_of(entry for entry in real if entry[0].startswith("model.")))
+
+
+def test_every_key_of_the_published_file_has_a_place_of_its_own_shape(real: list[tuple[str, tuple[int, ...]]]):
+    """All 2,515 keys on the meta device: nothing is left over, and each network is whole."""
+    stored = {name: torch.empty(shape, device="meta") for name, shape in real}
+    stored[first("text_model.embeddings.position_ids")] = torch.empty(1, 77, device="meta")
+    stored["conditioner.embedders.1.model.logit_scale"] = torch.empty((), device="meta")
+    layouts = {"unet": unet_map(), "vae": vae_map(), "text_encoder": clip_map(), "text_encoder_2": open_clip_map()}
+    assert len(stored) == 2515
+    assert all(name.startswith(tuple(layout.prefix for layout in layouts.values())) for name in stored)
+    with torch.device("meta"):
+        text = build_towers(SDXL, clip_tokenizers())
+        modules = {"unet": build_unet(SDXL), "vae": build_codec(SDXL).vae}
+    states = {name: module.state_dict() for name, module in modules.items()}
+    states |= {"text_encoder": older_keys(text.tower_1.state_dict())}
+    states |= {"text_encoder_2": older_keys(text.tower_2.state_dict())}
+    for name, layout in layouts.items():
+        found = {key: value.shape for key, value in layout.from_ldm(stored).items()}
+        assert found == {key: value.shape for key, value in states[name].items()}
 
 
 def test_a_real_header_without_the_numbers(real: list[tuple[str, tuple[int, ...]]], tmp_path: Path):

@@ -20,18 +20,23 @@ _METHODS = {
     "DoRA": re.compile(r"\.dora_scale|lora_magnitude_vector"),
     "LoHa": re.compile(r"\.hada_w1_a"),
     "LoKr": re.compile(r"\.lokr_w[12]"),
-    "OFT": re.compile(r"\.oft_(?:blocks|diag)|\.oft_R"),
+    "OFT": re.compile(r"\.oft_(?:blocks|diag)|\.oft_R|\.boft_[RS]"),
+    "GLoRA": re.compile(r"\.[ab][12]\.weight$"),
+    "IA³": re.compile(r"\.on_input$|\.ia3_l"),
     "full differences": re.compile(r"\.diff(?:_b)?$"),
+    "norms": re.compile(r"\.[wb]_norm$"),
 }
 # The factor whose first side is the rank; of LoRA's the one that narrows, of the others one that has the rank first.
 _RANK = re.compile(r"(?:[._]lora(?:_down|_A|\.down|_linear_layer\.down)[\w.]*weight|\.hada_w[12]_b|\.lokr_w[12]_b)$")
 _FACTOR = re.compile(
-    r"[._](?:lora(?:_down|_up|_mid|_A|_B|\.down|\.up|_linear_layer)|hada_|lokr_|oft_|dora_scale|diff|alpha)"
+    r"[._](?:lora(?:_down|_up|_mid|_A|_B|\.down|\.up|_linear_layer)|hada_|lokr_|b?oft_|dora_scale|diff|alpha)"
+    r"|\.(?:[wb]_norm|[ab][12]\.weight|bm\.weight|on_input|ia3_l[\w.]*)$"
 )
 _NETWORKS = {
     "lora_unet_": "unet", "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2", "lora_te_": "text_encoder",
     "lycoris_": "unet", "text_encoder_2.": "text_encoder_2", "text_encoder.": "text_encoder", "unet.": "unet",
     "base_model.model.": "unet", "diffusion_model.": "unet", "model.diffusion_model.": "unet",
+    "text_encoders.clip_l.": "text_encoder", "text_encoders.clip_g.": "text_encoder_2",
 }  # fmt: skip
 _NAMINGS = {
     "lora_unet_": "kohya", "lora_te": "kohya", "lycoris_": "LyCORIS", "base_model.model.": "peft",

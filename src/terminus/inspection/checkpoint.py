@@ -13,8 +13,10 @@ from terminus.inspection.findings import Checkpoint, Hashes, Part
 from terminus.inspection.tensors import about, clipped, hashes, other_keys, part
 from terminus.model.detect import Detection, read_evidence, weigh
 from terminus.model.header import Header, TensorInfo, read_header
+from terminus.model.keys import UNET_PREFIX
+from terminus.model.kinds import CONTEXTS, EMA_PREFIX, has_only_ema
 from terminus.model.record import Record, load_record, parse_record
-from terminus.model.weights import parse_json, read_json
+from terminus.model.weights import parse_json, read_json, weight_files
 
 UNET_IN_FILE, UNET_IN_FOLDER = "model.diffusion_model.input_blocks.0.0.weight", "conv_in.weight"
 _PREFIXES = {
@@ -43,9 +45,22 @@ def file_finding(header: Header, console: Console) -> Checkpoint:
     components = {name: part(tensors) for name, tensors in sorted(groups.items())}
     detection = weigh(*read_evidence(header.path))
     record = _record(header, detection)
-    unet = {name.removeprefix("model.diffusion_model."): info for name, info in header.tensors.items()}
     found = hashes([header], console)
-    return _finding("single file", header.path, unet, detection, record, components, found, header.metadata)
+    return _finding(
+        "single file", header.path, unet_in_file(header), detection, record, components, found, header.metadata
+    )
+
+
+def unet_in_file(header: Header) -> dict[str, TensorInfo]:
+    """The UNet's tensors under LDM names; of one that is a moving average alone, those that tell its architecture."""
+    if not has_only_ema(header):
+        return {name.removeprefix(UNET_PREFIX): info for name, info in header.tensors.items()}
+    # Names of averages have lost their dots.
+    dotted = {"input_blocks00weight": "input_blocks.0.0.weight", "label_emb00weight": "label_emb.0.0.weight"}
+    own = {name.removeprefix(f"{EMA_PREFIX}diffusion_model"): info for name, info in header.tensors.items()}
+    found = {dotted[name]: info for name, info in own.items() if name in dotted}
+    context = next((info for name, info in own.items() if name.endswith("attn2to_kweight")), None)
+    return found if context is None else found | {"attn2.to_k.weight": context}
 
 
 def folder_finding(folder: Path, console: Console) -> Checkpoint:
@@ -67,10 +82,10 @@ def folder_finding(folder: Path, console: Console) -> Checkpoint:
 
 
 def network_headers(folder: Path) -> list[Header]:
-    """Of the files that hold one network; where there is an fp16 variant beside the network itself, not of it."""
-    paths = sorted(folder.glob("*.safetensors"))
-    plain = [path for path in paths if ".fp16" not in path.name]
-    return [read_header(path) for path in plain or paths]
+    """Of the files that hold one network, and that loading it would read: not of other variants beside them."""
+    stems = ("diffusion_pytorch_model", "model")
+    paths = next((files for stem in stems if (files := weight_files(folder, stem))), None)
+    return [read_header(path) for path in paths or sorted(folder.glob("*.safetensors"))]
 
 
 def _finding(
@@ -83,7 +98,7 @@ def _finding(
     found: Hashes,
     metadata: Mapping[str, str],
 ) -> Checkpoint:
-    stated = about(metadata)
+    stated, averaged = about(metadata), "unet_ema" in components
     wrong = ("modelspec.hash_sha256 is not the hash of these tensors",) if found.stated == "wrong" else ()
     impossible = detection.schedule.prediction == "epsilon" and detection.schedule.zero_terminal
     said = ("epsilon prediction at zero terminal SNR: no such model exists, one label is wrong",) if impossible else ()
@@ -99,8 +114,8 @@ def _finding(
         conflicts=(*detection.conflicts, *said, *wrong),
         native_pixels=record.native_pixels,
         components=components,
-        missing=tuple(name for name in _NEEDED if name not in components),
-        ema="unet_ema" in components,
+        missing=tuple(name for name in _NEEDED if name not in components and (name != "unet" or not averaged)),
+        ema=averaged and "unet" in components,
         hashes=found,
         licence=record.licence or stated.get("license"),
         parents=tuple(clipped(parent, 300) for parent in record.parents),
@@ -148,13 +163,20 @@ def architecture(unet: Mapping[str, TensorInfo]) -> str:
         return "SDXL"
     if (channels, width, sizes) == (384, 1280, True):
         return "SDXL refiner"
+    if not sizes and channels == 320 and width in CONTEXTS:
+        return CONTEXTS[width]
     kind = "SDXL's classes in other sizes" if sizes else "not SDXL's: it takes no picture sizes"
     return f"{kind} ({channels} channels, context of {width})"
 
 
-def _task(unet: Mapping[str, TensorInfo]) -> str:
+def input_channels(unet: Mapping[str, TensorInfo]) -> int:
+    """What its first convolution reads; 0 where there is none."""
     first = _shape(unet, ("input_blocks.0.0.weight", UNET_IN_FOLDER))
-    channels = first[1] if len(first) == 4 else 0
+    return first[1] if len(first) == 4 else 0
+
+
+def _task(unet: Mapping[str, TensorInfo]) -> str:
+    channels = input_channels(unet)
     return f"{_TASKS.get(channels, 'unknown')} ({channels} input channels)"
 
 

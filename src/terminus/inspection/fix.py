@@ -18,12 +18,13 @@ import numpy as np
 from torch import Tensor
 
 from terminus.errors import UserError
-from terminus.inspection.checkpoint import UNET_IN_FILE, architecture
+from terminus.inspection.checkpoint import UNET_IN_FILE, architecture, input_channels, unet_in_file
 from terminus.model import modelspec
-from terminus.model.detect import Detection, Evidence, file_name, read_evidence, weigh
-from terminus.model.foreign import has_only_ema, sdxl_configs
+from terminus.model.detect import DEFAULT, Detection, Evidence, file_name, read_evidence, weigh
+from terminus.model.foreign import sdxl_configs
 from terminus.model.header import Header, read_header, read_numbers
-from terminus.model.parts import Parts
+from terminus.model.kinds import has_only_ema
+from terminus.model.parts import Parts, ramps
 from terminus.model.record import Prediction, Record, Schedule, scheduler_config, write_json
 from terminus.model.weights import at_home, parse_json, read_json, read_safetensors, resolve
 from terminus.model.writing import DTYPES, HASH, fresh, refuse_existing, write_safetensors
@@ -34,8 +35,9 @@ DECISIONS: dict[str, tuple[Prediction, bool]] = {
     "epsilon": ("epsilon", False),
 }
 """What `--as` can say: the prediction, and whether the schedule ends in pure noise."""
+_CLIPPING = ("DDIM", "DDPM")
+"""Beginnings of schedulers that clip what they predict unless they are told not to."""
 _LABELS = ("v_pred", "ztsnr", "alphas_cumprod")
-_UNET = "model.diffusion_model."
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,12 @@ def _decide(detection: Detection, decided: str | None, path: Path) -> Schedule:
             "Its labels say epsilon prediction at zero terminal SNR, which no model is",
             where=str(path), fix="Say what it is: `--as v-ztsnr`, or `--as epsilon` for the schedule of SDXL base",
         )  # fmt: skip
+    if found.prediction == "velocity" and any(e.source == DEFAULT and not e.prediction for e in detection.evidence):
+        raise UserError(
+            "Nothing says whether this velocity model has zero terminal SNR", where=str(path),
+            rule="A label that is not known is not made up",
+            fix="Ask the network with `--probe`, and say it: `--as v-ztsnr` or `--as v`",
+        )  # fmt: skip
     return found
 
 
@@ -106,7 +114,8 @@ def _check_target(path: Path, target: Path, schedule: Schedule) -> None:
         raise UserError("The copy would lie inside the model", where=str(target), fix="Name another folder")
     if path.is_file():
         refuse_existing(target.with_suffix(".yaml"))
-        modelspec.check_name(target, schedule)
+        unet = unet_in_file(read_header(path))
+        modelspec.check_name(target, schedule, input_channels(unet))
     wrong = _disagreeing(file_name(target.stem), schedule)
     if wrong:
         raise UserError(
@@ -131,6 +140,10 @@ def _problems(path: Path, evidence: list[Evidence], schedule: Schedule) -> Itera
         spacing = config.get("timestep_spacing", "linspace")
         if schedule.zero_terminal and spacing != "trailing":
             yield f"the spacing is {ascii(spacing)[:40]}, which never sees the last timestep; right is trailing"
+        if schedule.zero_terminal:
+            yield from (f"{name} is set, which wastes the first steps; right is false" for name in ramps(config))
+        if str(config.get("_class_name")).startswith(_CLIPPING) and config.get("clip_sample", True):
+            yield "clip_sample is true, which cuts latents at 1; right is false"
         return
     header = read_header(path)
     wanted = modelspec.markers(schedule)
@@ -192,10 +205,10 @@ def _tensors(header: Header, names: list[str]) -> dict[str, Tensor]:
 
 def _side_car(path: Path, schedule: Schedule) -> str | None:
     header = read_header(path)
-    unet = {name.removeprefix(_UNET): info for name, info in header.tensors.items()}
+    unet = unet_in_file(header)
     if architecture(unet) != "SDXL":
         return None
-    configs = sdxl_configs(header.tensors[UNET_IN_FILE].shape[1])
+    configs = sdxl_configs(input_channels(unet))
     parts = Parts(
         where=str(path), title=path.stem, tensors={}, configs=configs, vocabularies={},
         record=Record(schedule=schedule), index={}, scheduler={}, special_tokens={},

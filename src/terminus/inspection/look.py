@@ -21,6 +21,7 @@ from terminus.inspection.checkpoint import (
 from terminus.inspection.findings import Finding, Picture, Run, Scalar, Tensors
 from terminus.inspection.tensors import about, clipped, hashes, other_keys, part
 from terminus.model.header import Header, read_header
+from terminus.model.kinds import guess, has_only_ema
 from terminus.model.weights import SHIPPED, at_home, resolve
 
 _PICTURES = {b"\x89PNG": 0, b"\xff\xd8\xff": 0, b"WEBP": 8}
@@ -45,7 +46,7 @@ def look(name: str, console: Console) -> Finding:
     if path.is_dir():
         return _folder(path, console)
     header = read_header(path)
-    if UNET_IN_FILE in header.tensors:
+    if UNET_IN_FILE in header.tensors or has_only_ema(header):
         return file_finding(header, console)
     if is_adapter(header):
         return adapter_finding(header, console)
@@ -111,7 +112,7 @@ def _guess(names: list[str]) -> str:
     ):
         if ending in present:
             return what
-    return "nothing that is known by its names"
+    return guess(names)
 
 
 def _run(folder: Path, console: Console) -> Run:

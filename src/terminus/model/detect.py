@@ -19,7 +19,7 @@ from terminus.config.source import parse, plain
 from terminus.errors import UserError
 from terminus.model.header import Header, read_header, read_numbers
 from terminus.model.record import Prediction, Schedule, load_record, parse_schedule
-from terminus.model.weights import parse_json, read_json
+from terminus.model.weights import name_of, parse_json, read_json
 
 log = logging.getLogger("terminus")
 
@@ -34,6 +34,9 @@ _NAMES: dict[str, Prediction] = {
     "v_prediction": "velocity",
     "v": "velocity",
     "v-zsnr": "velocity",
+    "v_pred": "velocity",
+    "v-pred": "velocity",
+    "vpred": "velocity",
     "epsilon": "epsilon",
     "eps": "epsilon",
 }
@@ -71,6 +74,9 @@ def detect(path: Path) -> Detection:
     for conflict in detection.conflicts:
         log.warning("%s: %s", ascii(path.name)[1:-1], conflict)
     schedule = detection.schedule
+    if schedule.prediction == "velocity" and any(e.source == DEFAULT and not e.prediction for e in detection.evidence):
+        log.warning("%s: velocity prediction, and nothing says whether at zero terminal SNR; taken for none "
+                    "(`terminus inspect --probe` asks the network)", ascii(path.name)[1:-1])  # fmt: skip
     if schedule.prediction == "epsilon" and schedule.zero_terminal:
         said = "; ".join(f"{e.source} says {e.says}" for e in detection.evidence if e.prediction or e.zero_terminal)
         raise UserError(
@@ -129,7 +135,7 @@ def _folder(folder: Path) -> tuple[list[Evidence], Schedule | None]:
         refuse_edm(header.tensors.keys(), path)
         found += markers(header.tensors.keys(), f"{MARKERS} in unet/")
         found += metadata(header.metadata)
-    return [*found, *file_name(folder.name)], schedule
+    return [*found, *file_name(name_of(folder))], schedule
 
 
 def _of_schedule(source: str, schedule: Schedule) -> Evidence:
@@ -206,8 +212,9 @@ def metadata(stored: Mapping[str, str]) -> list[Evidence]:
         value = stored.get(key)
         if value is not None:
             name = value.strip().lower()
-            zero = True if name == "v-zsnr" else None
-            found.append(Evidence(f"metadata {key}", ascii(value)[1:-1][:60], _NAMES.get(name), zero))
+            zero, known = True if name == "v-zsnr" else None, name in _NAMES
+            says = ascii(value)[1:-1][:60] + ("" if known else ", which is not known")
+            found.append(Evidence(f"metadata {key}", says, _NAMES.get(name), zero, warning=not known))
     flags = {"true": True, "1": True, "false": False, "0": False}
     for key in ("ss_v_parameterization", "ss_zero_terminal_snr"):
         flag = flags.get(stored.get(key, "").strip().lower())

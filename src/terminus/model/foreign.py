@@ -18,11 +18,11 @@ from terminus.model.architecture import SDXL, Architecture
 from terminus.model.codec import build_codec
 from terminus.model.header import Header
 from terminus.model.keys import CLIP_PREFIX, OPEN_CLIP_PREFIX, UNET_PREFIX, VAE_PREFIX, unet_map
+from terminus.model.kinds import CONTEXTS, EMA_PREFIX, guess, has_only_ema, is_average
 from terminus.model.text import build_towers
 from terminus.model.unet import build_unet
 from terminus.model.vocabulary import clip_tokenizers
 
-EMA_PREFIX = "model_ema."
 _SCALE = 0.13025
 """Of SDXL's latents; no single file carries it."""
 _PARTS = {
@@ -31,18 +31,6 @@ _PARTS = {
     "first text tower": CLIP_PREFIX,
     "second text tower": OPEN_CLIP_PREFIX,
 }
-_OTHERS = (
-    (r"^lora_|\.lora_(up|down|A|B|a|b)\b|\.hada_w|\.lokr_w|\.dora_scale", "an adapter (LoRA or LyCORIS), not a model"),
-    (r"^control_model\.|controlnet_cond_embedding|^input_hint_block", "a ControlNet, not a model"),
-    (r"^image_proj\.|^ip_adapter\.", "an IP-Adapter, not a model"),
-    (r"double_blocks\.|single_transformer_blocks\.", "a FLUX model or one of its kind"),
-    (r"joint_blocks\.|joint_transformer_blocks\.|^joint_transformer", "a Stable Diffusion 3 model or one of its kind"),
-    (r"^(clip_l|clip_g|emb_params|string_to_param)$", "a textual inversion, not a model"),
-    (r"^(down_blocks|mid_block|up_blocks)\.", "one network in the layout of diffusers, not a whole model"),
-    (r"^(encoder|decoder)\.(conv_in|down|up)", "an autoencoder alone, not a whole model"),
-    (r"^(text_model|transformer\.resblocks)\.", "a text encoder alone, not a whole model"),
-)
-_CONTEXTS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 1280: "the SDXL refiner"}
 
 
 def infer_configs(header: Header) -> dict[str, dict[str, Any]]:
@@ -54,19 +42,21 @@ def infer_configs(header: Header) -> dict[str, dict[str, Any]]:
     width = _context_width(header)
     fix = "Terminus uses models of the SDXL base architecture"
     if width not in (None, SDXL.context_width):
-        known = f" ({_CONTEXTS[width]})" if width in _CONTEXTS else ""
+        known = f" ({CONTEXTS[width]})" if width in CONTEXTS else ""
         raise UserError(
             f"This is not SDXL: its UNet reads a context of width {width}{known}, SDXL's is {SDXL.context_width}",
             where=where, rule=fix,
         )  # fmt: skip
     if "UNet" in missing:
-        raise UserError(f"This is not an SDXL checkpoint: it looks like {_guess(header)}", where=where, rule=fix)
+        kind = guess(names)
+        lora = "`terminus sample MODEL --lora FILE` uses it with its model" if "LoRA" in kind else ""
+        raise UserError(f"This is not an SDXL checkpoint: it looks like {kind}", where=where, rule=fix, fix=lora)
     if missing:
         raise UserError(
             f"This file has no {' and no '.join(missing)}",
             where=where,
             rule=f"A single file has all four networks ({', '.join(f'{p}*' for p in _PARTS.values())})",
-            fix="Use the full checkpoint instead of one that was cut to its UNet",
+            fix="Use the full checkpoint; this one was saved without them",
         )
     info = header.tensors.get(f"{blocks}00weight" if has_only_ema(header) else f"{blocks}0.0.weight")
     if info is None or len(info.shape) != 4 or not 4 <= info.shape[1] <= 16:
@@ -92,12 +82,6 @@ def _configs(architecture: Architecture) -> str:
     return json.dumps(configs)
 
 
-def has_only_ema(header: Header) -> bool:
-    """Whether the UNet is there as a moving average alone."""
-    names = header.tensors.keys()
-    return not any(name.startswith(UNET_PREFIX) for name in names) and any(map(_ema_name, names))
-
-
 def ema_names(header: Header) -> dict[str, str]:
     """Stored name -> LDM name of the UNet's moving averages, whose stored names have lost their dots."""
     with torch.device("meta"):
@@ -106,7 +90,7 @@ def ema_names(header: Header) -> dict[str, str]:
     for name in unet.state_dict():
         ldm = unet_map().ldm_name(name)
         flat[f"{EMA_PREFIX}diffusion_model{ldm.replace('.', '')}"] = UNET_PREFIX + ldm
-    stored = [name for name in header.tensors if _ema_name(name)]
+    stored = [name for name in header.tensors if is_average(name)]
     unknown = sorted(name for name in stored if name not in flat)
     if unknown:
         raise UserError(
@@ -114,10 +98,6 @@ def ema_names(header: Header) -> dict[str, str]:
             where=str(header.path),
         )
     return {name: flat[name] for name in stored}
-
-
-def _ema_name(name: str) -> bool:
-    return name.startswith(f"{EMA_PREFIX}diffusion_model")
 
 
 def _context_width(header: Header) -> int | None:
@@ -128,17 +108,7 @@ def _context_width(header: Header) -> int | None:
     found = sorted(
         name
         for name in header.tensors
-        if (name.startswith(UNET_PREFIX) and pattern.search(name)) or (_ema_name(name) and "attn2to_k" in name)
+        if (name.startswith(UNET_PREFIX) and pattern.search(name)) or (is_average(name) and "attn2to_k" in name)
     )
     shape = header.tensors[found[0]].shape if found else ()
     return shape[1] if len(shape) == 2 else None
-
-
-def _guess(header: Header) -> str:
-    for pattern, kind in _OTHERS:
-        if any(re.search(pattern, name) for name in header.tensors):
-            return kind
-    names = sorted(header.tensors)
-    if not names:
-        return "an empty file"
-    return f"something else; its first of {len(names)} tensors is {ascii(names[0])[:80]}"

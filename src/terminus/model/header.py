@@ -35,6 +35,7 @@ _KINDS = {
     b"<html": "an HTML page, perhaps a failed download",
 }
 _RULE = "Terminus opens safetensors files only; a pickle can run code, so none is ever opened"
+_AGAIN = "Download it again, or have whoever made it save it with safetensors"
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
@@ -146,5 +147,5 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _broken(path: Path, why: str) -> UserError:
-    fix = "Download it again, or have whoever made it save it with safetensors"
+    fix = "Use the safetensors file of the same model" if why.startswith("it is a GGUF") else _AGAIN
     return UserError(f"This is not a safetensors file: {why}", where=str(path), rule=_RULE, fix=fix)

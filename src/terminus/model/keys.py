@@ -25,6 +25,7 @@ OPEN_CLIP_PREFIX = "conditioner.embedders.1.model."
 _NODE = re.compile("")
 """A block, named as a whole: adapters attach to these."""
 _LEAF = re.compile(r"(\.(weight|bias))?")
+_NEVER = re.compile(r"(?!)")
 _TRANSFORMER = re.compile(
     r"(\.(norm|proj_in|proj_out|transformer_blocks(\.\d+(\.(norm[1-3]|attn[12](\.(to_[qkv]|to_out(\.0)?))?"
     r"|ff(\.net(\.(0(\.proj)?|2))?)?))?)?)(\.(weight|bias))?)?"
@@ -58,8 +59,12 @@ class KeyMap:
     transposed: Mapping[str, str] = field(default_factory=dict[str, str])
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     """LDM parameter -> the parameters here that it is made of, one above the other."""
-    ignored: re.Pattern[str] = re.compile(r"(?!)")
+    ignored: re.Pattern[str] = _NEVER
     """Constants that old files carry and that no network here has."""
+    unused: re.Pattern[str] = _NEVER
+    """Stored names (prefix included) of heads and trainers that SDXL has no use for; `from_ldm` is not given them."""
+    present: Callable[[str], str] = str
+    """LDM's name, from one that some program wrote in its place; both without the prefix."""
 
     def ldm_name(self, name: str) -> str:
         """Of a parameter or a module, without the prefix; KeyError where there is none."""
@@ -69,8 +74,11 @@ class KeyMap:
         """The inverse of `ldm_name`."""
         return self._untransposed.get(name) or _translate(name, self._here)
 
-    def to_ldm(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """All of the network's tensors under LDM names, prefix included; UserError when one has no name there."""
+    def to_ldm(self, tensors: Mapping[str, Tensor], where: str = "") -> dict[str, Tensor]:
+        """All of the network's tensors under LDM names, prefix included.
+
+        UserError, which tells `where` they are from, when one has no name there.
+        """
         left = {name: value for name, value in tensors.items() if not self.ignored.search(name)}
         result: dict[str, Tensor] = {}
         for name, parts in self.fused.items():
@@ -82,15 +90,18 @@ class KeyMap:
         for name, value in left.items():
             if name in self.convolutions:
                 left[name] = value[:, :, None, None] if value.ndim == 2 else value
-        return self._prefixed(result | self._renamed(left, self.ldm_name, "the LDM layout"))
+        result |= self._renamed(left, self.ldm_name, "the LDM layout", where)
+        return {self.prefix + name: value for name, value in result.items()}
 
-    def from_ldm(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def from_ldm(self, tensors: Mapping[str, Tensor], where: str = "") -> dict[str, Tensor]:
         """The inverse of `to_ldm`; other networks' keys (another prefix) are passed over."""
-        left = {
-            name.removeprefix(self.prefix): value
-            for name, value in tensors.items()
-            if name.startswith(self.prefix) and not self.ignored.search(name)
-        }
+        left: dict[str, Tensor] = {}
+        for stored, value in tensors.items():
+            if stored.startswith(self.prefix) and not self.ignored.search(stored):
+                name = self.present(stored.removeprefix(self.prefix))
+                if name in left:
+                    raise UserError(f"{name} of the {self.component} is there under two names", where=where)
+                left[name] = value
         result: dict[str, Tensor] = {}
         for name, parts in self.fused.items():
             if name in left:
@@ -99,13 +110,15 @@ class KeyMap:
         for there, here in self._untransposed.items():
             if there in left:
                 result[here] = left.pop(there).T.contiguous()
-        result |= self._renamed(left, self.diffusers_name, "diffusers")
+        result |= self._renamed(left, self.diffusers_name, "diffusers", where)
         for name in self.convolutions & result.keys():
             value = result[name]
             result[name] = value[:, :, 0, 0].contiguous() if value.shape[2:] == (1, 1) else value
         return result
 
-    def _renamed(self, tensors: Mapping[str, Tensor], rename: Callable[[str], str], layout: str) -> dict[str, Tensor]:
+    def _renamed(
+        self, tensors: Mapping[str, Tensor], rename: Callable[[str], str], layout: str, where: str
+    ) -> dict[str, Tensor]:
         result: dict[str, Tensor] = {}
         unknown: list[str] = []
         for name, value in tensors.items():
@@ -117,12 +130,10 @@ class KeyMap:
             raise UserError(
                 f"{len(unknown)} keys of the {self.component} have no name in {layout}: "
                 f"{', '.join(sorted(unknown)[:3])}{', ...' if len(unknown) > 3 else ''}",
+                where=where,
                 rule="Every tensor of SDXL's networks is converted, none is left out",
             )
         return result
-
-    def _prefixed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {self.prefix + name: value for name, value in tensors.items()}
 
     @cached_property
     def _there(self) -> dict[str, tuple[str, re.Pattern[str]]]:
@@ -222,6 +233,14 @@ def modern_vae_name(name: str) -> str:
     return f"{head}{found}{_VAE_EARLY.get(module, module)}.{parameter}" if found else name
 
 
+def _ldm_vae_name(name: str) -> str:
+    """Converters between the layouts have left diffusers' names of the attention's parts, early and present, in LDM."""
+    head, found, tail = name.partition(".mid.attn_1.")
+    module, _, parameter = tail.rpartition(".")
+    module = _VAE_EARLY.get(module, module)
+    return f"{head}{found}{_VAE_ATTENTION.get(module, module)}.{parameter}" if found else name
+
+
 @cache
 def vae_map(levels: int = 4, layers: int = 2) -> KeyMap:
     """The autoencoder: LDM counts the decoder's levels from the pixels, diffusers from the latent."""
@@ -253,14 +272,21 @@ def vae_map(levels: int = 4, layers: int = 2) -> KeyMap:
         for half in ("encoder", "decoder")
         for name in ("to_q", "to_k", "to_v", "to_out.0")
     )
-    return KeyMap("VAE", VAE_PREFIX, tuple(entries()), convolutions)
+    unused = re.compile(rf"^{re.escape(VAE_PREFIX)}(loss|model_ema)\.")  # its discriminator, and its own average
+    return KeyMap("VAE", VAE_PREFIX, tuple(entries()), convolutions, unused=unused, present=_ldm_vae_name)
 
 
 @cache
 def clip_map() -> KeyMap:
-    """The first text tower: the names of transformers, behind a prefix."""
-    tower = Entry("text_model", "text_model", _CLIP_TEXT)
-    return KeyMap("first text tower", CLIP_PREFIX, (tower,), ignored=re.compile(r"position_ids$"))
+    """The first text tower: the names of transformers, of which newer ones have lost `text_model.`, behind a prefix."""
+    return KeyMap(
+        "first text tower",
+        CLIP_PREFIX,
+        (Entry("text_model", "text_model", _CLIP_TEXT),),
+        ignored=re.compile(r"position_ids$"),
+        unused=re.compile(rf"^{re.escape(CLIP_PREFIX)}(text_projection\.|logit_scale$)"),  # SDXL reads its context only
+        present=lambda name: name if name.startswith("text_model.") else f"text_model.{name}",
+    )
 
 
 _OPEN_CLIP_LAYER = {
@@ -283,6 +309,7 @@ def open_clip_map(layers: int = 32) -> KeyMap:
         yield Entry("text_model.embeddings.token_embedding", "token_embedding")
         yield Entry("text_model.embeddings.position_embedding.weight", "positional_embedding", _NODE)
         yield Entry("text_model.final_layer_norm", "ln_final")
+        yield Entry("text_projection", "text_projection")  # as `.weight` it is a linear layer's, transposed already
         for layer in range(layers):
             here, there = f"text_model.encoder.layers.{layer}", f"transformer.resblocks.{layer}"
             yield from (Entry(f"{here}.{a}", f"{there}.{b}") for a, b in _OPEN_CLIP_LAYER.items())

@@ -26,7 +26,7 @@ SMALLEST = 4.8973451890853435e-08
 """Stands for the last ᾱ of a ZTSNR schedule, which is 0: programs that divide by it agree on this one."""
 _KEPT = (
     "author", "date", "description", "encoder_layer", "implementation_version", "license", "merged_from",
-    "preprocessor", "tags", "thumbnail", "timestep_range", "trigger_phrase", "usage_hint",
+    "preprocessor", "tags", "thumbnail", "timestep_range", "trigger_phrase", "unet_dtype", "usage_hint", "vae_dtype",
 )  # fmt: skip
 """What ModelSpec has for people: a file's own words are carried over."""
 _TAKEN_FOR_FLOW = ("flow", "bigaspv25", "noobai-rf")
@@ -101,14 +101,15 @@ def is_sdxl(parts: Parts) -> bool:
     unet, vae = parts.configs["unet"], parts.configs["vae"]
     return (
         unet.get("block_out_channels") == list(SDXL.unet.channels)
+        and unet.get("transformer_layers_per_block") == list(SDXL.unet.transformer_layers)
         and unet.get("cross_attention_dim") == SDXL.context_width
         and unet.get("projection_class_embeddings_input_dim") == SDXL.text_time_width
         and vae.get("block_out_channels") == list(SDXL.codec.channels)
     )
 
 
-def check_name(target: Path, schedule: Schedule) -> None:
-    """Refuses a file name that SD.Next takes for another kind of model; warns of one that hides what the model is."""
+def check_name(target: Path, schedule: Schedule, channels: object) -> None:
+    """UserError for a file name that SD.Next takes for another kind of model; warns of one that hides what it is."""
     name = target.stem.lower()
     taken = next((word for word in _TAKEN_FOR_FLOW if word in name.replace("flower", "")), None)
     if taken is not None:
@@ -117,9 +118,18 @@ def check_name(target: Path, schedule: Schedule) -> None:
             rule="SD.Next decides by the name, and would sample this model with flow matching",
             fix="Choose another name",
         )  # fmt: skip
-    if schedule.prediction == "velocity" and not any(word in name for word in ("vpred", "v-pred", "v_pred")):
-        better = target.with_name(f"{target.stem}-vpred{target.suffix}").name
-        log.warning("%s: SD.Next decides by the file's name; %s would tell it velocity prediction", target.name, better)
+    said = any(word in name for word in ("vpred", "v-pred", "v_pred"))
+    if said and schedule.prediction == "epsilon":
+        raise UserError(
+            "The name says velocity prediction, the model predicts epsilon", where=str(target),
+            rule="SD.Next decides by the name, and would sample noise", fix="Choose another name",
+        )  # fmt: skip
+    missing = {"inpaint": "inpainting"} if channels == 9 and "inpaint" not in name else {}
+    missing |= {"vpred": "velocity prediction"} if schedule.prediction == "velocity" and not said else {}
+    if missing:
+        better = target.with_name(f"{'-'.join([target.stem, *missing])}{target.suffix}").name
+        log.warning("%s: SD.Next decides by the file's name; %s would tell it %s",
+                    target.name, better, " and ".join(missing.values()))  # fmt: skip
 
 
 def _architecture(parts: Parts) -> str:

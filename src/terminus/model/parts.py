@@ -39,7 +39,7 @@ from terminus.model.towers import (
     tower_keys,
 )
 from terminus.model.unet import UNet
-from terminus.model.weights import build_module, check_fit, make_module, read_json, read_tensors
+from terminus.model.weights import build_module, check_fit, make_module, name_of, read_json, read_tensors
 from terminus.model.writing import write_safetensors
 
 TOWERS: dict[str, tuple[type[nn.Module], type[PretrainedConfig]]] = {
@@ -89,14 +89,13 @@ class Parts:
 
 def read_folder(folder: Path) -> Parts:
     """All of a diffusers SDXL folder."""
-    index = read_json(folder / "model_index.json")
-    check_index(index, str(folder / "model_index.json"))
+    index = read_index(folder)
     names = [*NETWORKS, *(["vision"] if (folder / "vision").is_dir() else [])]
     record = read_record(folder)
     special = {name: folder / name / "special_tokens_map.json" for name in TOKENIZERS}
     return Parts(
         where=str(folder),
-        title=_title(folder.resolve()),
+        title=name_of(folder),
         tensors={name: _tensors(folder / name, name) for name in names},
         configs={name: read_json(folder / name / "config.json") for name in names},
         vocabularies={name: read_vocabulary(folder / name) for name in TOKENIZERS},
@@ -106,11 +105,6 @@ def read_folder(folder: Path) -> Parts:
         special_tokens={name: read_json(path) for name, path in special.items() if path.is_file()},
         described=(folder / "terminus.json").is_file(),
     )
-
-
-def _title(folder: Path) -> str:
-    """The folder's name; a run keeps its model in `model/`, so that is the run's."""
-    return folder.parent.name if folder.name == "model" and folder.parent.name else folder.name
 
 
 def read_record(folder: Path, schedule: Schedule | None = None) -> Record:
@@ -126,9 +120,27 @@ def true_scheduler(config: Mapping[str, Any], schedule: Schedule) -> Mapping[str
         same = False
     # Sampled from the wrong timestep on, a ZTSNR model keeps the brightness of nothing; Karras's sigmas and their
     # kin spend its steps above the largest sigma that has anything to see.
-    ramped = any(config.get(f"use_{ramp}_sigmas") for ramp in ("karras", "exponential", "beta"))
-    samples_right = (config.get("timestep_spacing") == "trailing" and not ramped) or not schedule.zero_terminal
+    samples_right = (config.get("timestep_spacing") == "trailing" and not ramps(config)) or not schedule.zero_terminal
     return config if same and samples_right else scheduler_config(schedule)
+
+
+def ramps(config: Mapping[str, Any]) -> list[str]:
+    """The settings of a scheduler's configuration that replace the timesteps of the schedule by a ramp of sigmas."""
+    return [name for name in (f"use_{ramp}_sigmas" for ramp in ("karras", "exponential", "beta")) if config.get(name)]
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """The checked `model_index.json` of a folder."""
+    path = folder / "model_index.json"
+    single = next(iter(sorted(folder.glob("*.safetensors"))), None)
+    if single is not None and not path.is_file():
+        raise UserError(
+            "This folder has no model_index.json, so it is no diffusers model", where=str(folder),
+            fix=f"If the model is the single file in it, name that: {single}",
+        )  # fmt: skip
+    index = read_json(path)
+    check_index(index, str(path))
+    return index
 
 
 def check_index(index: Mapping[str, Any], where: str) -> None:
@@ -227,7 +239,8 @@ def _write_shards(
         write_safetensors(folder / f"{name}.safetensors", tensors, metadata, dtype)
         return
     kinds = {key: dtype if dtype and value.is_floating_point() else value.dtype for key, value in tensors.items()}
-    sizes = {key: torch.empty(value.shape, dtype=kinds[key], device="meta") for key, value in tensors.items()}
+    # In order of their names: a file and a folder of one model hold its tensors in different orders.
+    sizes = {key: torch.empty(tensors[key].shape, dtype=kinds[key], device="meta") for key in sorted(tensors)}
     try:
         plan = split_torch_state_dict_into_shards(
             sizes, filename_pattern=f"{name}{{suffix}}.safetensors", max_shard_size=shard_size

@@ -117,8 +117,10 @@ def parse_schedule(config: dict[str, Any], where: str) -> Schedule:
     """The schedule that a diffusers scheduler configuration describes."""
     names: dict[str, Prediction] = {name: key for key, name in _DIFFUSERS_NAME.items()}
     prediction = config.get("prediction_type", "epsilon")
-    if prediction not in names:
-        raise UserError(f"prediction_type is {prediction!r}", where=where, rule=f"Known: {', '.join(sorted(names))}")
+    if not isinstance(prediction, str) or prediction not in names:
+        raise UserError(
+            f"prediction_type is {prediction!r:.80}", where=where, rule=f"Known: {', '.join(sorted(names))}"
+        )
     if config.get("trained_betas") is not None or config.get("beta_schedule", "scaled_linear") != "scaled_linear":
         raise UserError("Only the scaled_linear schedule of SDXL is known", where=where)
     try:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from terminus.errors import UserError
-from terminus.model import foreign, modelspec
+from terminus.model import foreign, kinds, modelspec
 from terminus.model.codec import Codec
 from terminus.model.detect import detect
 from terminus.model.header import Header, read_header
@@ -48,8 +48,11 @@ OURS = "terminus"
 """Metadata key of what the LDM layout has no place for."""
 VISION_PREFIX = "terminus_vision."
 _FORMAT = 1
-_BUFFERS = ("v_pred", "ztsnr", "alphas_cumprod", "betas", "logvar", "denoiser.", "sqrt_", "log_one_minus", "posterior_")
-"""Beginnings of keys that are tables or marks, not weights."""
+_BUFFERS = (
+    "v_pred", "ztsnr", "alphas_cumprod", "betas", "logvar", "denoiser.", "sqrt_", "log_one_minus", "posterior_",
+    "conditioner.embedders.0.logit_scale", "conditioner.embedders.0.transformer.logit_scale",
+)  # fmt: skip
+"""Beginnings of keys that are tables, marks or constants, not weights."""
 
 
 def write_single_file(parts: Parts, path: Path, dtype: torch.dtype | None = None) -> None:
@@ -59,7 +62,7 @@ def write_single_file(parts: Parts, path: Path, dtype: torch.dtype | None = None
         own = parts.tensors[name]
         if layout.fused and dtype is not None:  # what becomes one matrix may have had several precisions
             own = {key: in_precision(layout.prefix + key, value, dtype) for key, value in own.items()}
-        tensors |= layout.to_ldm(own)
+        tensors |= layout.to_ldm(own, parts.where)
     tensors |= {VISION_PREFIX + name: value for name, value in parts.tensors.get("vision", {}).items()}
     markers = modelspec.markers(parts.record.schedule)
     metadata = modelspec.metadata(parts) | {OURS: json.dumps(_our_metadata(parts), sort_keys=True)}
@@ -74,6 +77,7 @@ def read_single_file(
     `ema` asks for the UNet's moving average where there is one, `schedule` stands for what `model.detect` says.
     """
     header = read_header(path)
+    kinds.refuse_scaled(header)
     schedule = schedule or detect(path).schedule
     parts = _ours(header, schedule) if OURS in header.metadata else _foreign(header, schedule)
     layouts = _layouts(parts.configs, parts.where)
@@ -84,7 +88,7 @@ def read_single_file(
     for name, layout in layouts.items():
         if name in wanted:
             stored = read_safetensors(path, sources[name])
-            tensors[name] = layout.from_ldm({ldm: stored[key] for key, ldm in sources[name].items()})
+            tensors[name] = layout.from_ldm({ldm: stored[key] for key, ldm in sources[name].items()}, parts.where)
     if "vision" in wanted & parts.configs.keys():
         names = [name for name in header.tensors if name.startswith(VISION_PREFIX)]
         stored = read_safetensors(path, names)
@@ -146,7 +150,8 @@ def _levels(config: Mapping[str, Any], name: str, where: str) -> tuple[int, int]
 
 def _names(header: Header, layout: KeyMap, ema: bool) -> dict[str, str]:
     """Stored name -> LDM name of one network's tensors."""
-    plain = {name: name for name in header.tensors if name.startswith(layout.prefix)}
+    own = (name for name in header.tensors if name.startswith(layout.prefix))
+    plain = {name: name for name in own if not layout.unused.search(name)}
     if layout.component != unet_map().component or not (ema or not plain):
         return plain
     averages = foreign.ema_names(header)
@@ -159,10 +164,10 @@ def _names(header: Header, layout: KeyMap, ema: bool) -> dict[str, str]:
 def _tell_of_the_rest(header: Header, used: Iterable[Mapping[str, str]]) -> None:
     known = {name for names in used for name in names}
     rest = sorted(n for n in header.tensors if n not in known and not n.startswith((*_BUFFERS, VISION_PREFIX)))
-    averages = [name for name in rest if name.startswith(foreign.EMA_PREFIX)]
+    averages = [name for name in rest if name.startswith(kinds.EMA_PREFIX)]
     if averages:
         log.info("%s: %d tensors of a moving average (EMA) are not used", header.path.name, len(averages))
-    others = [name for name in rest if not name.startswith(foreign.EMA_PREFIX)]
+    others = [name for name in rest if not name.startswith(kinds.EMA_PREFIX)]
     if others:
         log.warning("%s: %d tensors are of no network of SDXL and ignored, the first is %s",
                     header.path.name, len(others), ascii(others[0])[:120])  # fmt: skip

@@ -13,19 +13,16 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from terminus.errors import UserError
+from terminus.model import hub
 from terminus.model.header import read_header
 from terminus.model.writing import write_safetensors
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 SHIPPED = {"nano": ASSETS / "nano"}
-
-_MODEL_FILES = ["*.json", "*/*.json", "*/*.safetensors", "*/merges.txt", "*.md"]
 
 BROKEN = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError)
 """What the classes of diffusers and transformers raise on configurations that make no sense."""
@@ -33,14 +30,15 @@ _LARGEST_JSON = 32 * 2**20
 _CODE = ("auto_map", "custom_pipeline", "trust_remote_code")
 """Settings by which other loaders fetch and run Python that a model brings."""
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
-_PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+_PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, *_FP8)
 _RULE = "A model is a diffusers folder (with model_index.json), a .safetensors file, a hub id, or a shipped name (nano)"
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
 def resolve(model: str | Path) -> Path:
-    """The folder or .safetensors file of a model: a path, the name of a shipped model, or a hub id "owner/name"."""
+    """The folder or .safetensors file of a model: a path, the name of a shipped model, or a hub id (`hub`)."""
     name = str(model)
     if name in SHIPPED:
         return SHIPPED[name]
@@ -71,12 +69,20 @@ def _resolve(path: Path, name: str) -> Path:
         return path
     if path.exists():
         raise UserError("This is a file, but not a .safetensors file", where=name, rule=_RULE)
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and path.suffix != ".safetensors":
-        return _download(name)
+    if (model := hub.parse(name)) is not None:
+        return hub.download(model)
     raise UserError(
         "No model is here", where=name, rule=_RULE,
         fix="Check the path, or write `nano` for the model that comes with Terminus",
     )  # fmt: skip
+
+
+def name_of(folder: Path) -> str:
+    """Of a model's folder: that of the run which keeps it in `model/`, or of the hub repository it is a snapshot of."""
+    folder = folder.resolve()
+    if folder.parent.name == "snapshots":
+        return folder.parent.parent.name.rpartition("--")[2]
+    return folder.parent.name if folder.name == "model" and folder.parent.name else folder.name
 
 
 def refuse_pickle(path: Path) -> None:
@@ -101,18 +107,6 @@ def _check_links(folder: Path) -> None:
                 "This link leads out of the model's folder", where=str(path),
                 rule="A model is read from its own folder alone", fix="Put a copy in place of the link",
             )  # fmt: skip
-
-
-def _download(name: str) -> Path:
-    try:
-        return Path(snapshot_download(name, allow_patterns=_MODEL_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
-        raise UserError(
-            "Neither a folder of this name nor a model on the hub could be reached",
-            where=name,
-            rule="Hub models need a network, or a copy in the local hub cache",
-            fix=f"Check the name or the connection ({type(error).__name__})",
-        ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -161,35 +155,45 @@ def _finite(text: str) -> float:
 
 
 def read_tensors(folder: Path, stem: str) -> dict[str, Tensor]:
-    """All tensors of one component: a single file, its fp16 variant, or the shards an index names."""
+    """All tensors of one component: of a single file or of shards, of a variant (`.fp16`) where only that is there."""
+    files = weight_files(folder, stem)
+    if not files:
+        raise UserError(
+            "No weights are here",
+            where=str(folder),
+            rule=f"{stem}.safetensors is expected; .bin and .ckpt files are pickles and are never opened",
+            fix="Save the model with safetensors",
+        )
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        tensors.update(read_safetensors(file))
+    return tensors
+
+
+def weight_files(folder: Path, stem: str) -> list[Path]:
+    """The file, or the shards, that hold one component; none if there is none."""
     try:
-        return _read_tensors(folder, stem)
+        for variant in hub.VARIANTS:
+            whole, index = folder / f"{stem}{variant}.safetensors", folder / f"{stem}.safetensors.index{variant}.json"
+            if whole.is_file():
+                return [whole]
+            if index.is_file():
+                return _shards(index)
     except OSError as error:
         raise UserError(f"This cannot be read ({error.strerror or error})", where=str(folder)) from error
+    return []
 
 
-def _read_tensors(folder: Path, stem: str) -> dict[str, Tensor]:
-    for name in (f"{stem}.safetensors", f"{stem}.fp16.safetensors"):
-        if (folder / name).is_file():
-            return read_safetensors(folder / name)
-    index = folder / f"{stem}.safetensors.index.json"
-    if index.is_file():
-        shards = read_json(index).get("weight_map")
-        if not isinstance(shards, dict):
-            raise UserError("This index has no weight_map", where=str(index))
-        tensors: dict[str, Tensor] = {}
-        for shard in sorted({str(name) for name in cast(dict[str, object], shards).values()}):
-            # An index is data: it may name files of its own folder, never a path.
-            if Path(shard).name != shard:
-                raise UserError(f"This index names a path, {shard!r}", where=str(index))
-            tensors.update(read_safetensors(folder / shard))
-        return tensors
-    raise UserError(
-        "No weights are here",
-        where=str(folder),
-        rule=f"{stem}.safetensors is expected; .bin and .ckpt files are pickles and are never opened",
-        fix="Save the model with safetensors",
-    )
+def _shards(index: Path) -> list[Path]:
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict):
+        raise UserError("This index has no weight_map", where=str(index))
+    names = sorted({str(name) for name in cast(dict[str, object], shards).values()})
+    for name in names:
+        # An index is data: it may name files of its own folder, never a path.
+        if Path(name).name != name:
+            raise UserError(f"This index names a path, {name!r:.200}", where=str(index))
+    return [index.parent / name for name in names]
 
 
 def read_safetensors(path: Path, names: Collection[str] | None = None) -> dict[str, Tensor]:
@@ -226,13 +230,17 @@ def check_fit(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> N
             if expected[key].is_floating_point() and value.dtype not in _PRECISIONS
         ][:3]
     if not problems:
-        problems = [f"{key} holds NaN or infinity" for key, value in tensors.items() if not torch.isfinite(value).all()]
+        problems = [f"{key} holds NaN or infinity" for key, value in tensors.items() if not _finite_numbers(value)]
     if problems:
         raise UserError(
             f"The weights do not fit their configuration: {'; '.join(problems[:5])}",
             where=where,
             rule="Keys, shapes and finite numbers are checked before a model is used",
         )
+
+
+def _finite_numbers(value: Tensor) -> bool:
+    return bool(torch.isfinite(value.float() if value.dtype in _FP8 else value).all())
 
 
 def load_module(

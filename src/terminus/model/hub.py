@@ -1,0 +1,112 @@
+"""Models by hub id: which files of a repository are the model, and no more of them than are read.
+
+SDXL's own repository holds 70 GB: each network in two precisions and four formats, and all of them once more in single
+files. Nothing of it that could run is fetched.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import NamedTuple
+
+from httpx2 import HTTPError
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.constants import DEFAULT_REVISION
+from huggingface_hub.errors import HFValidationError
+
+from terminus.errors import UserError
+
+VARIANTS = ("", ".fp32", ".bf16", ".fp16")
+"""Of a network that lies in its folder more than once: as nobody asked for less, the most precise is read."""
+_TEXTS = re.compile(r"([^/]+/)?[^/]+\.json|[^/]+/merges\.txt|[^/]+\.md")
+_WEIGHTS = re.compile(r"(?P<stem>[^.]+?)(?P<variant>\.(?:fp32|bf16|fp16))?(?:-\d{5}-of-\d{5})?\.safetensors")
+_RULE = 'A hub id is "owner/name", "owner/name/file.safetensors", or either with "@" and a commit, tag or branch'
+
+
+class HubId(NamedTuple):
+    """A model on the hub."""
+
+    repository: str
+    file: str | None
+    """A single file of it; None for the model that the repository is."""
+    revision: str | None
+
+
+def parse(name: str) -> HubId | None:
+    """The id that a text is; None for what can only be a path."""
+    where, _, revision = name.partition("@")
+    found = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(/.+\.safetensors)?", where)
+    if found is None or (found[2] is None and where.endswith(".safetensors")):
+        return None
+    return HubId(found[1], found[2] and found[2][1:], revision or None)
+
+
+def download(model: HubId) -> Path:
+    """The local copy: the folder of a snapshot, or a single file in it. What is there already is not fetched again.
+
+    Raises `UserError` for what cannot be reached and for repositories that are no one model.
+    """
+    try:
+        wanted = _wanted(model, _listed(model))
+        # names, not patterns: brackets in them are their own
+        patterns = [glob.escape(name) for name in wanted]
+        # by the name of the revision, whose commit is then remembered: without a network it is found again
+        folder = Path(snapshot_download(model.repository, revision=model.revision, allow_patterns=patterns))
+    except (HTTPError, HFValidationError, OSError) as error:
+        folder = _cached(model, error)
+        wanted = _wanted(model, [path.relative_to(folder).as_posix() for path in folder.rglob("*")])
+    single = model.file or (wanted[0] if len(wanted) == 1 else None)
+    return folder / single if single else folder
+
+
+def _listed(model: HubId) -> list[str]:
+    """The files of the commit that the id means now."""
+    hub = HfApi()
+    commit = hub.model_info(model.repository, revision=model.revision or DEFAULT_REVISION).sha
+    return [one.path for one in hub.list_repo_tree(model.repository, recursive=True, revision=commit)]
+
+
+def _cached(model: HubId, problem: Exception) -> Path:
+    """What was fetched before the hub had a `problem`."""
+    try:
+        return Path(snapshot_download(model.repository, revision=model.revision, local_files_only=True))
+    except (HFValidationError, OSError):
+        raise UserError(
+            "Neither a folder of this name nor a model on the hub could be reached",
+            where=model.repository,
+            rule=f"{_RULE}; it needs a network, or a copy in the local hub cache",
+            fix=f"Check the name or the connection ({type(problem).__name__})",
+        ) from problem
+
+
+def _wanted(model: HubId, names: Collection[str]) -> list[str]:
+    """The files to read, of all those that a repository has."""
+    if model.file is not None:
+        if model.file in names:
+            return [model.file]
+        raise UserError("The repository has no file of this name", where=f"{model.repository}/{model.file}", rule=_RULE)
+    if "model_index.json" in names:
+        return [name for name in names if _TEXTS.fullmatch(name)] + _most_precise(names)
+    files = sorted(name for name in names if "/" not in name and name.endswith(".safetensors"))
+    if len(files) == 1:
+        return files
+    raise UserError(
+        f"The repository is not one model: it has no model_index.json and {len(files)} single files",
+        where=model.repository,
+        rule=_RULE,
+        fix=f"Name one: {', '.join(f'{model.repository}/{name}' for name in files[:5])}" if files else "",
+    )
+
+
+def _most_precise(names: Collection[str]) -> list[str]:
+    """Of each network's weights those that are read: one variant, whole or in shards."""
+    groups: dict[str, dict[str, list[str]]] = {}
+    for name in names:
+        folder, _, file = name.rpartition("/")
+        part = _WEIGHTS.fullmatch(file)
+        if part and folder and "/" not in folder:
+            groups.setdefault(f"{folder}/{part['stem']}", {}).setdefault(part["variant"] or "", []).append(name)
+    return [name for group in groups.values() for name in group[min(group, key=VARIANTS.index)]]
