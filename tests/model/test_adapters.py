@@ -172,6 +172,7 @@ def test_the_oldest_names_of_diffusers(components: Components, tmp_path: Path):
         "text_encoder_2.text_model." + TOWER,
         "text_encoder_2." + TOWER,
         "text_encoder_2.base_model.model.text_model." + TOWER,
+        "text_encoders.clip_g.transformer.text_model." + TOWER,
     ],
 )
 def test_text_towers_have_a_weight_of_their_own(components: Components, tmp_path: Path, stem: str):
@@ -409,6 +410,107 @@ def test_lokr_of_lycoris_has_no_alpha_when_nothing_is_of_low_rank(
     torch.testing.assert_close(weight(components, LINEAR), before + scale * torch.kron(first, a @ b))
 
 
+def test_a_bias_beside_factors_is_not_scaled_by_alpha(components: Components, tmp_path: Path):
+    """As ComfyUI's extraction writes it: `diff_b` is a whole difference."""
+    layer = components.unet.get_submodule(CONV)
+    before, bias = layer.weight.clone(), layer.bias.clone()
+    down, up, product = factors(before.shape)
+    tensors = {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(ALPHA), "diff_b": random(32)}
+    attach(components, tmp_path, CONV, tensors, 0.5)
+    torch.testing.assert_close(layer.bias, bias + 0.5 * tensors["diff_b"])
+    torch.testing.assert_close(layer.weight, before + 0.5 * ALPHA / RANK * product, rtol=1e-5, atol=1e-5)
+
+
+OUT, IN, SPREAD = 32, 32, 0.3
+
+
+def tucker(core: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    return torch.einsum("i j k l, i o, j c -> o c k l", core, a, b)
+
+
+def kron(first: Tensor, second: Tensor) -> Tensor:
+    """Block (i, j) is first[i, j] times second."""
+    rows = [torch.cat([value * second for value in row], dim=1) for row in first]
+    return torch.cat(rows, dim=0)
+
+
+# Factors of a 3 × 3 convolution, the change without alpha, and the rank that divides alpha (LyCORIS, 2309.14859).
+Factors = dict[str, Tensor]
+FORMULAS: dict[str, tuple[dict[str, tuple[int, ...]], Callable[[Factors], Tensor], int]] = {
+    "LoCon": (
+        {"lora_down.weight": (2, IN, 3, 3), "lora_up.weight": (OUT, 2, 1, 1)},
+        lambda f: torch.einsum("r c k l, o r -> o c k l", f["lora_down.weight"], f["lora_up.weight"][..., 0, 0]),
+        2,
+    ),
+    "LoCon, Tucker": (
+        {"lora_down.weight": (2, IN, 1, 1), "lora_mid.weight": (2, 2, 3, 3), "lora_up.weight": (OUT, 2, 1, 1)},
+        lambda f: tucker(
+            f["lora_mid.weight"], f["lora_up.weight"][..., 0, 0].T, f["lora_down.weight"][..., 0, 0]
+        ),
+        2,
+    ),
+    "LoHa": (
+        {"hada_w1_a": (OUT, 3), "hada_w1_b": (3, IN * 9), "hada_w2_a": (OUT, 3), "hada_w2_b": (3, IN * 9)},
+        lambda f: ((f["hada_w1_a"] @ f["hada_w1_b"]) * (f["hada_w2_a"] @ f["hada_w2_b"])).reshape(OUT, IN, 3, 3),
+        3,
+    ),
+    "LoHa, Tucker": (
+        {f"hada_t{n}": (3, 3, 3, 3) for n in "12"}
+        | {f"hada_w{n}_{side}": (3, size) for n in "12" for side, size in (("a", OUT), ("b", IN))},
+        lambda f: (
+            tucker(f["hada_t1"], f["hada_w1_a"], f["hada_w1_b"]) * tucker(f["hada_t2"], f["hada_w2_a"], f["hada_w2_b"])
+        ),
+        3,
+    ),
+    "LoKr, halves": (
+        {"lokr_w1_a": (4, 2), "lokr_w1_b": (2, 8), "lokr_w2_a": (8, 2), "lokr_w2_b": (2, 4 * 9)},
+        lambda f: kron(
+            f["lokr_w1_a"] @ f["lokr_w1_b"], (f["lokr_w2_a"] @ f["lokr_w2_b"]).reshape(8, 4, 3, 3)
+        ),
+        2,
+    ),
+    "LoKr, Tucker": (
+        {"lokr_w1": (4, 8), "lokr_t2": (2, 2, 3, 3), "lokr_w2_a": (2, 8), "lokr_w2_b": (2, 4)},
+        lambda f: kron(f["lokr_w1"], tucker(f["lokr_t2"], f["lokr_w2_a"], f["lokr_w2_b"])),
+        2,
+    ),
+    "LoKr, half": (
+        {"lokr_w1_a": (4, 2), "lokr_w1_b": (2, 8), "lokr_w2": (8, 4, 3, 3)},
+        lambda f: kron(f["lokr_w1_a"] @ f["lokr_w1_b"], f["lokr_w2"]),
+        2,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("alpha", [ALPHA, 0.0, None])
+@pytest.mark.parametrize("kind", FORMULAS)
+def test_the_formulas_in_float64(components: Components, tmp_path: Path, kind: str, alpha: float | None):
+    """Without an alpha it is the rank. A negative weight takes away what a positive one adds."""
+    shapes, change, rank = FORMULAS[kind]
+    before = weight(components, CONV).clone()
+    assert before.shape == (OUT, IN, 3, 3)
+    tensors = {key: SPREAD * random(*shape, seed=index) for index, (key, shape) in enumerate(shapes.items())}
+    stored = tensors if alpha is None else tensors | {"alpha": torch.tensor(alpha)}
+    attach(components, tmp_path, CONV, stored, -0.7)
+    scale = 1.0 if alpha is None else alpha / rank
+    expected = before.double() - 0.7 * scale * change({key: value.double() for key, value in tensors.items()})
+    torch.testing.assert_close(weight(components, CONV).double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_each_layer_has_its_own_rank(components: Components, tmp_path: Path):
+    tensors: dict[str, Tensor] = {}
+    expected: dict[str, Tensor] = {}
+    for module, rank in ((LINEAR, 1), (ATTENTION, 7)):
+        before = weight(components, module).clone()
+        down, up, stem = random(rank, before.shape[1]), random(before.shape[0], rank), module.replace(".", "_")
+        tensors |= {f"lora_unet_{stem}.lora_down.weight": down, f"lora_unet_{stem}.lora_up.weight": up}
+        tensors[f"lora_unet_{stem}.alpha"] = torch.tensor(ALPHA)
+        expected[module] = before + ALPHA / rank * (up @ down)
+    Adapters(components).attach(written(tmp_path / "a.safetensors", tensors))
+    for module, value in expected.items():
+        torch.testing.assert_close(weight(components, module), value, rtol=1e-5, atol=1e-5)
+
+
 # Coming and going
 
 
@@ -474,6 +576,24 @@ def test_a_half_precision_model_is_restored_too(components: Components, tmp_path
     assert same(before, state(components))
 
 
+def test_what_stays_is_the_sum_rounded_once(components: Components, tmp_path: Path):
+    """Two in half precision on a model in another: float32 between the stored weight and the result."""
+    components.unet.to(torch.bfloat16)
+    layer = weight(components, ATTENTION)
+    layer.data[0, 0] = -0.0
+    before, parts = layer.clone(), []
+    adapters = Adapters(components)
+    for seed, strength in ((0, 0.9), (5, -0.4)):
+        tensors = {key: value.half() for key, value in kohya(components, plain, [ATTENTION], seed).items()}
+        adapters.attach(written(tmp_path / f"{seed}.safetensors", tensors), strength)
+        down, up, alpha = tensors.values()
+        parts.append(strength * alpha.double() / RANK * (up.double() @ down.double()))
+    total = before.double() + parts[0] + parts[1]
+    assert ((layer.double() - total).abs() <= 2**-8 * total.abs() + 1e-6).all()  # half a unit of bfloat16
+    adapters.clear()
+    assert torch.equal(layer.view(torch.int16), before.view(torch.int16))
+
+
 def test_names_and_hashes_are_there_for_the_picture(components: Components, tmp_path: Path):
     import hashlib
 
@@ -515,8 +635,64 @@ def test_keys_without_a_place_are_told(components: Components, tmp_path: Path, c
 
 def test_a_file_of_which_nothing_fits(components: Components, tmp_path: Path):
     path = written(tmp_path / "a.safetensors", {"transformer.single_blocks.0.lora_A.weight": random(2, 2)})
-    with pytest.raises(UserError, match="None of the 1 keys belongs to this model"):
+    with pytest.raises(UserError, match="None of its 1 keys belongs to this model"):
         read_adapter(path, components)
+
+
+UNREAD = {
+    "OFT": {"oft_blocks": (4, 8, 8), "alpha": ()},
+    "GLoRA": {"a1.weight": (2, 32), "a2.weight": (32, 2), "b1.weight": (2, 32), "b2.weight": (32, 2), "alpha": ()},
+    "IA³": {"weight": (32,), "on_input": ()},
+    "T-LoRA": {"q_layer.weight": (2, 32), "p_layer.weight": (32, 2), "lambda_layer": (1, 2), "alpha": ()},
+}
+
+
+@pytest.mark.parametrize("kind", UNREAD)
+def test_kinds_that_are_not_read_are_named(components: Components, tmp_path: Path, kind: str):
+    """Also where most of the file could be read."""
+    tensors = {f"lora_unet_{plain(CONV).replace('.', '_')}.{key}": torch.ones(s) for key, s in UNREAD[kind].items()}
+    path = written(tmp_path / "a.safetensors", kohya(components, plain, [LINEAR]) | tensors)
+    with pytest.raises(UserError, match=rf"This is an? {kind}.* adapter \(lora_unet_up_blocks.*Merge it into a model"):
+        read_adapter(path, components)
+
+
+def test_text_towers_of_another_family_are_not_taken(components: Components, tmp_path: Path):
+    """Flux and SD3 have SDXL's first tower, under the names of SDXL's."""
+    down, up, _ = factors(tower_weight(components).shape)
+    stem, flux = "lora_te2_text_model_" + TOWER.replace(".", "_"), "lora_unet_double_blocks_0_img_attn_proj"
+    ours = {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up}
+    theirs = {f"{flux}.lora_down.weight": random(2, 8), f"{flux}.lora_up.weight": random(8, 2)}
+    with pytest.raises(UserError, match="none of its 2 keys for a UNet has a place here, such as lora_unet_double"):
+        read_adapter(written(tmp_path / "a.safetensors", ours | theirs), components)
+    assert len(read_adapter(written(tmp_path / "b.safetensors", ours), components).layers) == 1
+
+
+def test_new_words_in_an_adapter_are_told(components: Components, tmp_path: Path, caplog):
+    words = {"clip_l": random(2, 32), "clip_g": random(2, 32)}
+    path = written(tmp_path / "a.safetensors", kohya(components, plain, [LINEAR]) | words)
+    assert read_adapter(path, components).unplaced == ("clip_g", "clip_l")
+    assert "a: it was trained with new words for prompts (clip_g, clip_l), which are not read" in caplog.text
+    with pytest.raises(UserError, match=r"vectors of new words .*a textual inversion"):
+        read_adapter(written(tmp_path / "b.safetensors", words), components)
+
+
+def test_a_terminal_does_not_obey_the_names_in_a_file(components: Components, tmp_path: Path, caplog):
+    tensors = kohya(components, plain, [LINEAR]) | {"\x1b[2J.lora_down.weight": random(1, 1)}
+    read_adapter(written(tmp_path / "a.safetensors", tensors), components)
+    assert "\x1b" not in caplog.text
+    assert "\\x1b[2J.lora_down.weight" in caplog.text
+
+
+def test_a_file_without_tensors(components: Components, tmp_path: Path):
+    with pytest.raises(UserError, match="No tensor is in this file"):
+        read_adapter(written(tmp_path / "a.safetensors", {}), components)
+
+
+def test_a_rank_of_zero(components: Components, tmp_path: Path):
+    stem = "lora_unet_" + LINEAR.replace(".", "_")
+    tensors = {f"{stem}.lora_down.weight": torch.zeros(0, 32), f"{stem}.lora_up.weight": torch.zeros(32, 0)}
+    with pytest.raises(UserError, match=r"The down of lora_unet_down.* has the shape \[0, 32\]: no numbers"):
+        read_adapter(written(tmp_path / "a.safetensors", tensors), components)
 
 
 @pytest.mark.parametrize("lost", ["lora_up.weight", "lora_down.weight"])
@@ -616,6 +792,28 @@ def test_another_target_is_a_warning(components, tmp_path: Path, caplog, metadat
     assert all(warning in text for text in warnings)
     silent = "ss_v_parameterization" not in metadata and "modelspec.prediction_type" not in metadata
     assert ("does not say what" in caplog.text) == silent
+
+
+@pytest.mark.parametrize("value", ["sdxl_base_v1-0", "SDXL 1.0", "sd_xl_base_0.9", "Stable-Diffusion-XL-v1-base/lora"])
+def test_the_family_is_known_by_any_spelling(components: Components, tmp_path: Path, value: str):
+    path = written(tmp_path / "a.safetensors", kohya(components, ldm, [LINEAR]), ss_base_model_version=value)
+    assert len(read_adapter(path, components).layers) == 1
+
+
+def test_headers_that_contradict_themselves(components: Components, tmp_path: Path, caplog):
+    said = {"modelspec.prediction_type": "v", "ss_v_parameterization": "False"}
+    adapter = read_adapter(written(tmp_path / "a.safetensors", kohya(components, ldm, [LINEAR]), **said), components)
+    assert adapter.claim.prediction == "velocity"
+    assert "modelspec.prediction_type says v, metadata ss_v_parameterization says False; the first" in caplog.text
+
+
+@pytest.mark.parametrize("begun", ["pissa", "pissa_niter_16", "OLoRA"])
+def test_adapters_that_begin_by_changing_the_model(components: Components, tmp_path: Path, begun: str):
+    configuration = json.dumps({"unet.r": 4, "unet.lora_alpha": 4, "unet.init_lora_weights": begun})
+    tensors = {f"unet.{LINEAR}.lora_A.weight": random(4, 32), f"unet.{LINEAR}.lora_B.weight": random(32, 4)}
+    path = written(tmp_path / "a.safetensors", tensors, lora_adapter_metadata=configuration)
+    with pytest.raises(UserError, match="which changes the model's own weights too"):
+        read_adapter(path, components)
 
 
 def test_a_velocity_adapter_on_an_epsilon_model(components: Components, tmp_path: Path, caplog):

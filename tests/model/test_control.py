@@ -283,6 +283,29 @@ def test_a_t2i_adapter_of_another_unet(components: Components, tmp_path: Path):
         load_control("t2i", tmp_path, picture(), components)
 
 
+def test_a_t2i_adapter_of_another_codec(components: Components, tmp_path: Path):
+    """Right in width, wrong in size: nano's codec halves twice, this one was made for less."""
+    adapter = T2IAdapter(3, [16, 32, 32, 32], 1, downscale_factor=4, adapter_type="full_adapter_xl")
+    adapter.save_pretrained(tmp_path / "sketch")
+    with pytest.raises(UserError, match=r"gives features of 12x8 where the UNet's are 6x4.*downscale_factor"):
+        load_control("t2i", tmp_path / "sketch", picture(), components)
+
+
+@pytest.mark.parametrize("name", ["ControlNetUnionModel", "ControlNetXSAdapter"])
+def test_other_classes_are_named(components: Components, copy: Path, name: str, caplog):
+    path = copy / "edges" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": name, "num_control_type": 6}))
+    with pytest.raises(UserError, match=f"This is a '{name}'.*A ControlNetModel is read here"):
+        load_control("controlnet", copy / "edges", picture(), components)
+    assert "num_control_type" not in caplog.text
+
+
+def test_a_control_in_a_single_file(components: Components, folders: Path):
+    file = folders / "edges" / "diffusion_pytorch_model.safetensors"
+    with pytest.raises(UserError, match=r"This control is a file.*from_single_file"):
+        load_control("controlnet", file, picture(), components)
+
+
 @pytest.mark.parametrize(("kind", "folder"), [("controlnet", "sketch"), ("t2i", "edges")])
 def test_the_folder_of_the_other_kind(components: Components, folders: Path, kind, folder: str):
     with pytest.raises(UserError):
@@ -360,6 +383,16 @@ def test_ip_adapter_draws_what_diffusers_draws(random_nano: Path, components: Co
     close(ours, expected)
     assert (ours - plain).abs().max() > 0.05
     assert torch.equal(draw(components), plain)
+
+
+def test_putting_an_ip_adapter_on_is_silent(components: Components, ip_file: Path, capfd: pytest.CaptureFixture[str]):
+    """diffusers' own way moves the UNet and warns of it, to its own handler."""
+    with ImagePrompts(components.unet) as prompts:
+        prompts.attach(read_image_prompt(ip_file, components.unet), 1.0)
+        added = [value for name, value in components.unet.named_parameters() if "_ip" in name or "encoder_hid" in name]
+    assert added
+    assert not any(value.requires_grad for value in added)
+    assert capfd.readouterr().err == ""
 
 
 def test_ip_adapters_leave_the_unet_as_it_was(components: Components, ip_file: Path):

@@ -1,4 +1,4 @@
-"""What an adapter file says of itself, against the model that it is put on.
+"""What an adapter file says of itself, in its header and by its keys, against the model that it is put on.
 
 Trainers write the answers into the header (kohya's `ss_` keys, ModelSpec's `modelspec.` keys), peft into a
 configuration. None of them is needed to add the adapter; a wrong one is how a good adapter draws grey fog.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -18,8 +19,10 @@ from torch import Tensor
 
 from terminus.errors import UserError
 from terminus.model.adapter_deltas import Scaling
-from terminus.model.adapter_keys import split
+from terminus.model.adapter_keys import Target, changes_unet, is_embedding, split, unread_kind
 from terminus.model.components import Components
+from terminus.model.detect import metadata as stored_claims
+from terminus.model.detect import weigh
 from terminus.model.record import Prediction
 from terminus.model.weights import read_json
 
@@ -27,7 +30,12 @@ log = logging.getLogger("terminus")
 
 _FAMILIES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 1280: "the SDXL refiner", 2048: "SDXL"}
 """By the width of the text that the UNet reads."""
+_NAMES = ("sdxl", "stablediffusionxl")
+"""Of the family, in headers, without case and punctuation."""
 _DIFFUSERS_KEY = "lora_adapter_metadata"
+_ADAPTED_BASES = ("pissa", "olora", "loftq", "corda")
+"""peft's ways to begin that take a part out of the model's own weights, which an adapter alone cannot repeat."""
+READ = "Read are LoRA, DoRA, LoHa, LoKr and differences, in the names of kohya, LyCORIS, diffusers, peft and ComfyUI"
 
 
 @dataclass(frozen=True)
@@ -60,24 +68,21 @@ class Configuration:
         )
 
 
-def claim(metadata: Mapping[str, str]) -> Claim:
-    """Reads both families of keys; the first that answers counts."""
-    prediction: Prediction | None = None
-    for key in ("modelspec.prediction_type", "modelspec.predict_key", "ss_v_parameterization"):
-        value = metadata.get(key, "").strip().lower()
-        if value in ("v", "v-zsnr", "v_prediction", "velocity", "true"):
-            prediction = "velocity"
-        elif value in ("epsilon", "eps", "false"):
-            prediction = "epsilon"
-        if prediction is not None:
-            break
-    zero = {"true": True, "false": False}.get(metadata.get("ss_zero_terminal_snr", "").strip().lower())
-    return Claim(prediction, True if metadata.get("modelspec.prediction_type") == "v-zsnr" else zero)
+def claim(metadata: Mapping[str, str]) -> tuple[Claim, tuple[str, ...]]:
+    """By the rules for checkpoints: the first key that answers counts; a later one that disagrees is a conflict."""
+    evidence = stored_claims(metadata)
+    said = weigh(evidence)
+    return Claim(
+        said.schedule.prediction if any(one.prediction for one in evidence) else None,
+        said.schedule.zero_terminal if any(one.zero_terminal is not None for one in evidence) else None,
+    ), said.conflicts
 
 
 def check_schedule(metadata: Mapping[str, str], components: Components, name: str) -> Claim:
     """Warns where the adapter was trained on another target or schedule than the model samples with."""
-    said, model = claim(metadata), components.record.schedule
+    (said, conflicts), model = claim(metadata), components.record.schedule
+    for conflict in conflicts:
+        log.warning("%s: %s", name, conflict)
     if said.prediction is None:
         log.info("%s does not say what its network predicted in training; taken as %s", name, model.prediction)
     elif said.prediction != model.prediction:
@@ -95,14 +100,38 @@ def check_schedule(metadata: Mapping[str, str], components: Components, name: st
     return said
 
 
+def check_kind(keys: Iterable[str], where: str) -> None:
+    """UserError for a file of a kind that is known and not read: a part of an adapter is not that adapter."""
+    listed = list(keys)
+    unread = unread_kind(listed)
+    if unread is not None:
+        raise UserError(
+            f"This is {unread[1]} ({unread[0]})",
+            where=where,
+            rule=READ,
+            fix="Merge it into a model with the program that made it, and load that model",
+        )
+    if listed and all(is_embedding(key) for key in listed):
+        raise UserError(
+            f"This file holds the vectors of new words ({listed[0]}), a textual inversion", where=where, rule=READ
+        )
+
+
+def check_placed(layers: Iterable[Target], unplaced: Sequence[str], where: str) -> None:
+    """UserError when all that is for a UNet fits nowhere: the text towers of other families have the same names."""
+    foreign = [key for key in unplaced if changes_unet(key)]
+    if foreign and not any(target.part == "unet" for target in layers):
+        raise _other_family(f"none of its {len(foreign)} keys for a UNet has a place here, such as {foreign[0]}", where)
+
+
 def check_architecture(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str], components: Components, where: str
 ) -> None:
     """UserError for an adapter of another family of networks, said by its header or by the width of its context."""
     said = metadata.get("ss_base_model_version", "")
     spec = metadata.get("modelspec.architecture", "")
-    for value, known in ((said, "sdxl"), (spec, "stable-diffusion-xl")):
-        if value and not value.startswith(known):
+    for value in (said, spec):
+        if value and not re.sub("[^a-z0-9]", "", value.lower()).startswith(_NAMES):
             raise _other_family(f"its header says {value!r}", where)
     ours = cast(int, components.unet.config["cross_attention_dim"])
     for key, tensor in tensors.items():
@@ -119,7 +148,7 @@ def _other_family(why: str, where: str) -> UserError:
         f"This adapter was made for another architecture: {why}",
         where=where,
         rule="An adapter fits the architecture that it was trained on",
-        fix="Use an adapter made for SDXL models",
+        fix="Use one that was trained on this model, or on one of its architecture",
     )
 
 
@@ -141,6 +170,15 @@ def read_configuration(path: Path, metadata: Mapping[str, str]) -> Configuration
     for key, value in cast(dict[str, Any], stored).items():
         part, _, setting = key.rpartition(".")
         parts.setdefault(part, {})[setting] = value
+    for values in parts.values():
+        begun = values.get("init_lora_weights")
+        if isinstance(begun, str) and begun.lower().startswith(_ADAPTED_BASES):
+            raise UserError(
+                f"This adapter began as {begun!a:.60}, which changes the model's own weights too",
+                where=str(path),
+                rule="Without them the adapter is another one than was trained",
+                fix="Save it as an ordinary LoRA: peft's save_pretrained with path_initial_model_for_weight_conversion",
+            )
     return Configuration(parts)
 
 

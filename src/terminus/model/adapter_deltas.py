@@ -16,9 +16,12 @@ from torch import Tensor
 from terminus.errors import UserError
 
 _ALGORITHMS = {
-    "LoRA": ({"down", "up"}, {"mid", "up_bias"}),
-    "LoHa": ({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}, {"hada_t1", "hada_t2"}),
-    "LoKr": (set[str](), {"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"}),
+    "LoRA": ({"down", "up"}, {"mid", "up_bias", "diff_b"}),
+    "LoHa": ({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}, {"hada_t1", "hada_t2", "diff_b"}),
+    "LoKr": (
+        set[str](),
+        {"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2", "diff_b"},
+    ),
     "full": (set[str](), {"diff", "diff_b"}),
     "norm": (set[str](), {"w_norm", "b_norm"}),
 }
@@ -45,11 +48,13 @@ class Layer:
         return _decomposed(delta, weight.float(), _on(self.factors, weight.device)) - weight if self.dora else delta
 
     def bias_delta(self, bias: Float[Tensor, " out"]) -> Float[Tensor, " out"] | None:
-        """Added to `bias` at strength 1, float32."""
-        for name, scale in (("diff_b", self.scale), ("b_norm", 1.0), ("up_bias", self.scale)):
+        """Added to `bias` at strength 1, float32. Alpha is for products of factors and for the bias of one."""
+        total: Tensor | None = None
+        for name, scale in (("diff_b", 1.0), ("b_norm", 1.0), ("up_bias", self.scale)):
             if name in self.factors:
-                return _like(self.factors[name].to(bias.device, torch.float32) * scale, bias)
-        return None
+                part = _like(self.factors[name].to(bias.device, torch.float32) * scale, bias)
+                total = part if total is None else total + part
+        return total
 
     @property
     def changes_weight(self) -> bool:
@@ -72,6 +77,14 @@ class Scaling:
 
 def build_layer(factors: Mapping[str, Tensor], scaling: Scaling, name: str, where: str) -> Layer:
     """Recognises the algorithm by its factors; UserError when some are missing or belong to several algorithms."""
+    empty = sorted(key for key, value in factors.items() if not value.numel())
+    if empty:
+        raise UserError(
+            f"The {empty[0]} of {name} has the shape {list(factors[empty[0]].shape)}: no numbers",
+            where=where,
+            rule="A layer of an adapter has a rank of at least 1",
+            fix="The file is damaged; download it again",
+        )
     present = factors.keys() - _EXTRAS
     for algorithm, (needed, optional) in _ALGORITHMS.items():
         if present and needed <= present <= needed | optional and _complete(algorithm, present):

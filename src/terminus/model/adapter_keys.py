@@ -27,6 +27,8 @@ _PREFIXES: dict[str, Part] = {
     "lycoris_": "unet",
     "text_encoder_2.": "tower_2",
     "text_encoder.": "tower_1",
+    "text_encoders.clip_l.transformer.": "tower_1",
+    "text_encoders.clip_g.transformer.": "tower_2",
     "model.diffusion_model.": "unet",
     "diffusion_model.": "unet",
     "unet.": "unet",
@@ -46,6 +48,18 @@ _SLOTS = [
     }.items()
 ]
 """Ends of keys; an empty slot is named by the group. `lora.down` and `to_q_lora.down` are diffusers' older forms."""
+
+_UNREAD = {
+    "an OFT or BOFT adapter": r"\.(?:oft_blocks|oft_diag|oft_R|boft_[RS])(?:\.\w+)*$",
+    "a GLoRA adapter": r"\.(?:[ab][12]|bm)\.weight$",
+    "an IA³ adapter": r"\.(?:on_input|ia3_l(?:\.\w+)*)$",
+    "a T-LoRA adapter": r"\.lambda_layer$",
+    "a VeRA adapter": r"\.vera_lambda_[bd](?:\.\w+)*$",
+    "a ControlNet-LLLite": r"^lllite_",
+}
+"""Kinds that change a network in ways that are not computed here, by one key that only they have."""
+_EMBEDDING = re.compile(r"^(?:bundle_emb\..+|clip_[lg]|text_encoders_[01]|emb_params|string_to_param\..+)$")
+"""Vectors of new words (textual inversion), which pivotal tuning puts into the same file."""
 
 # diffusers' oldest files name the attention processor, whose layers are those of the attention module.
 _OLD_LAYERS = {"_processor_to_": "_to_"}
@@ -108,6 +122,26 @@ def split(key: str) -> tuple[str, str]:
         if found:
             return key[: found.start()], slot or found.group(1)
     return key, ""
+
+
+def unread_kind(keys: Iterable[str]) -> tuple[str, str] | None:
+    """The first key of a kind that is known and not read, and the kind; None without any."""
+    for key in keys:
+        for kind, pattern in _UNREAD.items():
+            if re.search(pattern, key):
+                return key, kind
+    return None
+
+
+def is_embedding(key: str) -> bool:
+    """Whether it holds vectors of new words, as textual inversion trains them."""
+    return bool(_EMBEDDING.match(key))
+
+
+def changes_unet(key: str) -> bool:
+    """Whether it is a factor for the UNet, of this model or of another."""
+    stem, slot = split(key)
+    return bool(slot) and _part(stem)[0] == "unet"
 
 
 def leaves(network: nn.Module) -> Iterator[str]:

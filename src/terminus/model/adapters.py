@@ -19,9 +19,17 @@ import torch
 from torch import Tensor, nn
 
 from terminus.errors import UserError
-from terminus.model.adapter_claims import Claim, check_architecture, check_schedule, read_configuration
+from terminus.model.adapter_claims import (
+    READ,
+    Claim,
+    check_architecture,
+    check_kind,
+    check_placed,
+    check_schedule,
+    read_configuration,
+)
 from terminus.model.adapter_deltas import Layer, build_layer
-from terminus.model.adapter_keys import Part, Target, networks, place
+from terminus.model.adapter_keys import Part, Placed, Target, is_embedding, networks, place
 from terminus.model.components import Components
 from terminus.model.header import read_header
 from terminus.model.weights import at_home, read_safetensors
@@ -59,37 +67,29 @@ def read_adapter(path: str | Path, components: Components, name: str | None = No
     """Reads a safetensors file (or peft's or diffusers' folder of one) for this model.
 
     Known: LoRA, DoRA, LoHa, LoKr, full and norm differences, named as kohya, LyCORIS, diffusers or peft name them.
-    UserError for another architecture, a factor that is missing or of the wrong shape, or a file of which nothing
-    fits. `name` is the file's own without ending, unless given.
+    UserError for another kind or architecture, a factor that is missing or of the wrong shape, or a file of which
+    nothing fits. `name` is the file's own without ending, unless given.
     """
     file = _file(at_home(path))
     where = str(file)
     header = read_header(file)
     metadata = header.metadata
     tensors = read_safetensors(file)
+    check_kind(tensors, where)
     check_architecture(tensors, metadata, components, where)
     for key, value in tensors.items():
         if not torch.isfinite(value.float()).all():  # float: 8-bit formats have no test of their own
             raise UserError(f"{key} holds NaN or infinity", where=where, rule="An adapter is finite numbers")
     placed = place(tensors, components, where)
+    _check_some(placed, where)
     configuration = read_configuration(file, metadata)
     layers = {
         target: build_layer(factors, configuration.scaling(placed.names[target]), placed.names[target], where)
         for target, factors in placed.layers.items()
     }
-    if not layers:
-        raise UserError(
-            f"None of the {len(tensors)} keys belongs to this model, the first is {next(iter(tensors), 'missing')!r}",
-            where=where,
-            rule="Known are LoRA, DoRA, LoHa, LoKr and differences, in the names of kohya, LyCORIS, diffusers and peft",
-        )
     _check_shapes(layers, placed.names, components, where)
     title = name or (file.parent.name if file.name in _FILES else file.stem)
-    if placed.unplaced:
-        log.warning(
-            "%s: %d of %d keys have no place in this model and are not used: %s",
-            *(title, len(placed.unplaced), len(tensors), _some(placed.unplaced)),
-        )
+    _tell(title, placed.unplaced, len(tensors))
     return Adapter(
         title, file, _sha256(file, header.start), layers, check_schedule(metadata, components, title), placed.unplaced
     )  # fmt: skip
@@ -124,7 +124,7 @@ class Adapters:
                 f"An adapter named {title!r} is already in use",
                 where=str(read.path),
                 rule="Each adapter is used once, with a weight of its own",
-                fix="Change its weight, or give this one another name",
+                fix="Change its weight; another file of the same name needs another name",
             )
         state = Attached(title, read.sha256, unet, towers)
         self._used[title] = (read, state)
@@ -200,6 +200,24 @@ class Adapters:
             parameter.copy_(total if moved else original)
 
 
+def _check_some(placed: Placed, where: str) -> None:
+    if not placed.layers and not placed.unplaced:
+        raise UserError("No tensor is in this file", where=where, rule=READ)
+    if not placed.layers:
+        what = f"None of its {len(placed.unplaced)} keys belongs to this model, the first is {placed.unplaced[0]!r}"
+        raise UserError(what, where=where, rule=READ)
+    check_placed(placed.layers, placed.unplaced, where)
+
+
+def _tell(title: str, unplaced: tuple[str, ...], count: int) -> None:
+    if unplaced:
+        keys = "%s: %d of %d keys have no place in this model and are not used: %s"
+        log.warning(keys, title, len(unplaced), count, _some(unplaced))
+    words = tuple(key for key in unplaced if is_embedding(key))
+    if words:
+        log.warning("%s: it was trained with new words for prompts (%s), which are not read", title, _some(words))
+
+
 def _changes(layer: Layer) -> tuple[str, ...]:
     return (("weight",) if layer.changes_weight else ()) + (("bias",) if layer.changes_bias else ())
 
@@ -265,4 +283,4 @@ def _sha256(path: Path, start: int) -> str:
 
 def _some(keys: tuple[str, ...], most: int = 5) -> str:
     more = f", and {len(keys) - most} more" if len(keys) > most else ""
-    return ", ".join(keys[:most]) + more
+    return ", ".join(ascii(key)[1:-1] for key in keys[:most]) + more

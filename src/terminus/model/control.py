@@ -21,7 +21,7 @@ from terminus.errors import UserError
 from terminus.model.components import Components
 from terminus.model.text import TextFeatures
 from terminus.model.unet import Residuals, UNet
-from terminus.model.weights import at_home, load_module
+from terminus.model.weights import at_home, load_module, read_json
 
 Kind = Literal["controlnet", "t2i"]
 Picture = Float[Tensor, "pictures channels height width"]
@@ -121,8 +121,9 @@ def load_control(
     if not math.isfinite(scale):
         raise UserError(f"The scale of a control is {scale}", rule="A scale is a finite number, 1 as it was trained")
     cls = ControlNetModel if kind == "controlnet" else T2IAdapter
+    _check_class(cls.__name__, path)
     network = load_module(cls, path).eval().requires_grad_(False)
-    cast(nn.Module, network).to(components.unet.device)
+    cast(nn.Module, network).to(components.text.device)  # where the UNet runs, which may wait elsewhere
     channels = _channels(network)
     if picture.shape[1] != channels or not (picture.min() >= 0 and picture.max() <= 1):
         raise UserError(
@@ -130,13 +131,13 @@ def load_control(
             where=str(path),
             rule=f"This network reads {channels} channels from 0 to 1",
         )
-    picture = picture.to(components.unet.device, torch.float32)
+    picture = picture.to(components.text.device, torch.float32)
     timesteps = components.record.schedule.timesteps
     features: tuple[Tensor, ...] = ()
     if isinstance(network, ControlNetModel):
         _check_controlnet(network, components.unet, str(path))
     else:
-        features = _features(network, picture, components.unet, str(path))
+        features = _features(network, picture, components, str(path))
     return Control(path.name, kind, network, picture, float(scale), span or Span(), timesteps, features)
 
 
@@ -152,6 +153,20 @@ def combined(
         return None
     first, *others = (control.residuals(x, t, text, time_ids) for control in controls)
     return sum(others, first)
+
+
+def _check_class(wanted: str, folder: Path) -> None:
+    """Before its configuration is read as that of another class: unions and XS have settings of their own."""
+    if folder.is_file():
+        raise UserError(
+            "This control is a file",
+            where=str(folder),
+            rule="Controls are folders as diffusers writes them: config.json and safetensors",
+            fix="Load the file with diffusers' from_single_file and write it with save_pretrained",
+        )
+    said = read_json(folder / "config.json").get("_class_name", wanted)
+    if said != wanted:
+        raise UserError(f"This is a {said!a:.60}", where=str(folder), rule=f"A {wanted} is read here, no other class")
 
 
 def _check_controlnet(network: ControlNetModel, unet: UNet, where: str) -> None:
@@ -170,25 +185,37 @@ def _check_controlnet(network: ControlNetModel, unet: UNet, where: str) -> None:
         raise UserError(f"This ControlNet reads {network.config['in_channels']} latent channels", where=where)
 
 
-def _features(network: T2IAdapter, picture: Tensor, unet: UNet, where: str) -> tuple[Tensor, ...]:
+def _features(network: T2IAdapter, picture: Tensor, components: Components, where: str) -> tuple[Tensor, ...]:
     divisor = cast(int, network.total_downscale_factor)
     if any(side % divisor for side in picture.shape[-2:]):
         raise UserError(
             f"The picture of this T2I-Adapter is {_size(picture.shape[-2:])}",
             where=where,
             rule=f"Its sides must be multiples of {divisor}",
+            fix="Draw at such a size",
         )
     with torch.no_grad():
         features = tuple(cast(list[Tensor], network(picture)))
     widths = [level.shape[1] for level in features]
-    channels = list(cast(Sequence[int], unet.config["block_out_channels"]))
-    # Each level ends with its downsampler, the last has none; a fourth feature belongs to the middle.
+    channels = list(cast(Sequence[int], components.unet.config["block_out_channels"]))
+    # A fourth feature belongs to the middle.
     if widths != [*channels, channels[-1]]:
         raise UserError(
             f"This T2I-Adapter gives {widths} channels, the UNet's levels have {channels}",
             where=where,
             rule="One feature per level and one for the middle, as in T2I-Adapters of SDXL (full_adapter_xl)",
         )
+    # Added after the downsampler of the first level, which has no attention, and before those of the others.
+    halvings = [1, *range(1, len(channels)), len(channels) - 1]
+    for level, halved in zip(features, halvings, strict=True):
+        wanted = [-(-side // (components.codec.factor * 2**halved)) for side in picture.shape[-2:]]
+        if list(level.shape[-2:]) != wanted:
+            raise UserError(
+                f"This T2I-Adapter gives features of {_size(level.shape[-2:])} where the UNet's are {_size(wanted)}",
+                where=where,
+                rule="It halves a picture once more than the codec does, by 16 for SDXL (downscale_factor)",
+                fix="Use a T2I-Adapter made for SDXL models",
+            )
     return features
 
 

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, cast
 
 import torch
+from diffusers.models.embeddings import MultiIPAdapterImageProjection
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
@@ -133,13 +134,19 @@ class ImagePrompts:
 
     def _install(self) -> None:
         self._restore()
-        unet = cast(Any, self._unet)
-        unet._load_ip_adapter_weights([dict(prompt.tensors) for prompt, _ in self._used], low_cpu_mem_usage=False)
-        for processor in cast(Mapping[str, Any], unet.attn_processors).values():
+        # As diffusers' `_load_ip_adapter_weights`, which moves the whole UNet in the end, and warns of that.
+        unet, tensors = cast(Any, self._unet), [dict(prompt.tensors) for prompt, _ in self._used]
+        processors = cast(dict[str, Any], unet._convert_ip_adapter_attn_to_diffusers(tensors, low_cpu_mem_usage=False))
+        projection = MultiIPAdapterImageProjection([_projection(unet, one["image_proj"]) for one in tensors])
+        for module in (*processors.values(), projection):
+            if isinstance(module, nn.Module):
+                module.to(unet.device, unet.dtype).requires_grad_(False).eval()
+        for processor in processors.values():
             if isinstance(processor, nn.Module):
-                processor.requires_grad_(False).eval()
                 cast(Any, processor).scale = [scale for _, scale in self._used]
-        cast(nn.Module, unet.encoder_hid_proj).requires_grad_(False).eval()
+        unet.set_attn_processor(processors)
+        unet.encoder_hid_proj = projection
+        unet.config.encoder_hid_dim_type = "ip_image_proj"
 
     def _restore(self) -> None:
         unet = cast(Any, self._unet)
@@ -214,11 +221,15 @@ def _check_attention(stored: Mapping[str, Tensor], unet: UNet, where: str) -> No
             )
 
 
+def _projection(unet: UNet, stored: Mapping[str, Tensor]) -> Any:
+    return cast(Any, unet)._convert_ip_adapter_image_proj_to_diffusers(dict(stored), low_cpu_mem_usage=False)
+
+
 def _check_projection(stored: Mapping[str, Tensor], plus: bool, unet: UNet, where: str) -> None:
     context = cast(int, unet.config["cross_attention_dim"])
     try:
         # diffusers builds the module from the shapes that it finds, and refuses what does not fill it.
-        module = cast(Any, unet)._convert_ip_adapter_image_proj_to_diffusers(dict(stored), low_cpu_mem_usage=False)
+        module = _projection(unet, stored)
         width = stored["proj_out.weight"].shape[0] if plus else stored["proj.weight"].shape[0] / 4
     except (RuntimeError, LookupError, ValueError, TypeError) as error:
         raise UserError(f"The projection of this IP-Adapter is not whole ({error})", where=where) from error
