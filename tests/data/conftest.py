@@ -9,6 +9,7 @@ import sysconfig
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -77,16 +78,19 @@ def random_codec(seed: int) -> Codec:
 ACCOUNT = ("AKIATERMINUSTESTS", "secret-of-the-tests")
 
 
-@pytest.fixture(scope="session")
-def _object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
-    """A folder, and the address of a server on loopback that serves it by the S3 protocol with signed requests."""
-    root = tmp_path_factory.mktemp("object-store")
+@contextmanager
+def object_server(root: Path, account: tuple[str, str] | None = ACCOUNT) -> Iterator[str]:
+    """The address of a server on loopback whose buckets are the folders in `root`, by the S3 protocol.
+
+    Requests must be signed by the account; without one, all are served.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     rclone = Path(sysconfig.get_path("scripts"), "rclone")
-    command = [rclone, "serve", "s3", "--config", os.devnull, "--addr", address, "--auth-key", ",".join(ACCOUNT)]
-    with subprocess.Popen([*command, "--dir-cache-time", "1ms", root], stderr=subprocess.DEVNULL) as server:
+    command = [rclone, "serve", "s3", "--config", os.devnull, "--addr", address, "--dir-cache-time", "1ms"]
+    command += ["--auth-key", ",".join(account)] if account else []
+    with subprocess.Popen([*command, root], stderr=subprocess.DEVNULL) as server:
         try:
             for _ in range(500):
                 try:
@@ -94,9 +98,16 @@ def _object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Pa
                     break
                 except OSError:
                     time.sleep(0.02)
-            yield root, f"http://{address}"
+            yield f"http://{address}"
         finally:
             server.terminate()
+
+
+@pytest.fixture(scope="session")
+def _object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    root = tmp_path_factory.mktemp("object-store")
+    with object_server(root) as endpoint:
+        yield root, endpoint
 
 
 @pytest.fixture

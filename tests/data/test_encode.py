@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -177,14 +179,25 @@ def test_large_images_pass_the_codec_in_tiles(store: Store, codec: Codec, tmp_pa
     assert np.corrcoef(pair[0].ravel(), pair[1].ravel())[0, 1] > 0.9
 
 
-def test_large_originals_are_encoded_in_smaller_commits(store: Store, codec: Codec, monkeypatch: pytest.MonkeyPatch):
-    """The cuts of an image count it once; one that is too large alone is alone."""
-    wanted = list(waiting(store, TRANSFORM.spec, codec.id, 2))
-    view = store.images.latest()
-    assert view is not None
-    monkeypatch.setattr(stage, "GROUP_PIXELS", 48 * 60 + 32 * 32)
-    groups = [[one.image for one in group] for group in stage._fitting(view, wanted)]
-    assert [image for group in groups for image in group] == [one.image for one in wanted]
-    assert [sorted(set(group)) for group in groups] == [[0, 1], [2], [3], [4]]
-    assert encode(store, wanted, codec, lambda _: None) == len(wanted)
-    assert store.latents.count() == len(wanted)
+def test_what_is_rendered_together_fits_into_memory(store: Store, codec: Codec, monkeypatch: pytest.MonkeyPatch):
+    """Files count by their bytes, and pixels by what is made of them; what is too large alone is alone."""
+    pieces: list[tuple[int, int]] = []
+    run_all = stage.engine.run
+
+    def counted(columns: Mapping[str, Any], *rest: Any) -> Iterator[dict[str, object]]:
+        files = sum(len(data.as_py()) for data in columns["data"])
+        pieces.append((len(columns["key"]), files + sum(3 * 32 * 32 * len(cut) // 2 for cut in columns["corners"])))
+        return run_all(columns, *rest)
+
+    monkeypatch.setattr(stage.engine, "run", counted)
+    monkeypatch.setattr(stage, "READ_PIXELS", 1)
+    assert run(store, codec) == 5
+    together, whole = pieces.pop()
+    assert together == 5
+    monkeypatch.setattr(stage, "PIECE_BYTES", whole // 2)
+    store.latents.delete("codec", [codec.id])
+    assert run(store, codec) == 5
+    assert sum(count for count, _ in pieces) == 5
+    assert sum(size for _, size in pieces) == whole
+    assert 1 < len(pieces) < 5
+    assert all(size <= whole // 2 or count == 1 for count, size in pieces)

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from terminus.data.blocklist import Blocklist
 from terminus.data.duplicates import scratch
 from terminus.data.filters import measure
 from terminus.data.known import KEPT, Known, room_for_scratch
@@ -25,7 +26,7 @@ def test_what_earlier_runs_decided_is_recalled(pictures: Path, config: Callable[
     data = config(pictures)
     prepare(data, None, Console(file=StringIO()))
     known = Known(near=True)
-    known.recall(Store(data.store), data.transform.spec)
+    known.recall(Store(data.store), data.transform.spec, Blocklist([]))
     verdicts = {
         candidate.source_id: known.verdict(candidate, candidate.state(data.background_color))
         for candidate in data.sources[0].candidates(0)
@@ -41,7 +42,7 @@ def test_what_earlier_runs_decided_is_recalled(pictures: Path, config: Callable[
     with Image.open(pictures / "3.jpg") as image:
         assert known.alike(measure(image.convert("RGB"))) == twin
     empty = Known(near=False)
-    empty.recall(Store(data.store), "another transform")
+    empty.recall(Store(data.store), "another transform", Blocklist([]))
     assert empty.same(row["key"]) is None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from terminus.conditioning import Crop, Size
+from terminus.data import index
 from terminus.data.geometry import Plan
 from terminus.data.loader import Batch, Grouped, LatentRows, Loader, Runs
 from terminus.data.order import Order
@@ -220,3 +222,38 @@ def test_other_cuts_are_read_only_where_asked_for(store: Store):
     assert view is not None
     count = sum(rows_of(store).sizes)
     assert sum(LatentRows(view, "codec", "a 'quoted' spec", "train", crops=2).sizes) == count + 1
+
+
+def test_a_version_is_scanned_once(store: Store, monkeypatch: pytest.MonkeyPatch):
+    def keys(rows: LatentRows) -> list[tuple[str, ...]]:
+        return [batch.keys for batch in batches(rows, 0)]
+
+    expected, sources = keys(rows_of(store)), rows_of(store).sources
+    monkeypatch.setattr(index, "FEWEST", 40)
+    folder = Path(f"{store.latents.uri}.index")
+    rows_of(store)
+    assert len(list(folder.iterdir())) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(View, "batches", None)
+        kept = rows_of(store)
+        assert (kept.sources, keys(kept)) == (sources, expected)
+    assert rows_of(store, "validation").sizes == (3, 3), "another condition is another file"
+    store.latents.append([latent(number) for number in range(40, 50)])
+    assert sum(rows_of(store).sizes) > sum(kept.sizes), "and so is another version"
+    files = {path: path.read_bytes() for path in folder.iterdir()}
+    assert len(files) == 3
+    for path, data in files.items():
+        path.write_bytes(data[: len(data) // 2])
+    assert keys(rows_of(store)), "a damaged one is found anew"
+    assert sum(path.read_bytes() == data for path, data in files.items()) == 1
+    # Made anew at the same place, with the same version numbers.
+    shutil.rmtree(store.latents.uri)
+    for first in range(0, 100, 20):
+        store.latents.append([latent(number) for number in range(first, first + 20)])
+    assert everything(rows_of(store)) == {n for n in range(100) if n % 5 and n % 7}
+
+
+def test_a_place_that_cannot_be_written_is_scanned_each_time(store: Store, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(index, "FEWEST", 1)
+    Path(f"{store.latents.uri}.index").write_text("a file where the folder should be")
+    assert rows_of(store).sizes == rows_of(store).sizes

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from terminus.data.loader import Batch, Loader
-from terminus.data.mixing import Mixed, order_of
+from terminus.data.mixing import Mixed, epochs, order_of
 from terminus.data.order import Order, Place
 from terminus.data.settings import DataConfig
 from terminus.data.sources.folder import FolderSource
@@ -229,3 +229,26 @@ def test_settings_that_make_no_sense(mix: dict[str, float], says: str):
     sources = tuple({"kind": "folder", "name": name, "path": "x"} for name in "ab")
     with pytest.raises(ValueError, match=says):
         DataConfig.model_validate({"store": "x", "sources": sources, "mix": mix}, strict=False)
+
+
+@pytest.mark.parametrize("table", [Table(({"anchor": 5, "drawings": 40, "faces": 3},)),
+                                   Table(({"anchor": 2, "drawings": 40}, {"faces": 3, "anchor": 3}))])  # fmt: skip
+def test_epochs_of_a_source_are_its_images_drawn_by_its_images_there(table: Table):
+    data = config({"anchor": 0.2, "faces": 4}, ["anchor", "drawings", "faces"])
+    micro_batch, steps = 4, 200
+    order = order_of(table, data, 1, micro_batch)
+    drawn = Counter(name for index in range(steps) for name in table.names(order[index]))
+    there = {"anchor": 5, "drawings": 40, "faces": 3}
+    found = epochs(order, table, data, steps * micro_batch)
+    assert found == {name: pytest.approx(drawn[name] / count, abs=4.01) for name, count in there.items()}
+    assert found["anchor"] == drawn["anchor"] / 5 == 0.2 * steps * micro_batch / 5
+    assert found["faces"] == 4 * found["drawings"]
+    assert isinstance(order, Mixed)
+    assert order.epochs(steps * micro_batch) == found["drawings"]
+    assert int(order.epochs(steps * micro_batch)) == order[steps].epoch
+
+
+def test_epochs_without_a_mix_are_alike():
+    table = Table(({"a": 5, "b": 20},))
+    data = config({}, ["a", "b"])
+    assert epochs(order_of(table, data, 1, 5), table, data, 100) == {"a": 4.0, "b": 4.0}

@@ -14,6 +14,8 @@ from terminus.data.settings import DataConfig
 from terminus.data.store import Store
 from terminus.errors import UserError
 
+from .conftest import object_server
+
 TREE = ("b.parquet", "a.PARQUET", "year=2024/part-0.parquet", "year=2023/é x%20?.parquet", "note.txt")
 HIDDEN = ("_temporary/0.parquet", ".cache/1.parquet", "year=2023/_half.parquet", "year=2023/.hidden.parquet")
 LISTED = ["a.PARQUET", "b.parquet", "year=2023/é x%20?.parquet", "year=2024/part-0.parquet"]
@@ -81,6 +83,22 @@ def test_an_account_without_rights_is_said_and_a_new_one_works_at_once(
         with pytest.raises(UserError, match=r"cannot be read .*The account in the environment"):
             places.files(f"s3://{bucket.name}", (".tar",))
     assert places.files(f"s3://{bucket.name}", (".tar",)) == [f"s3://{bucket.name}/x.tar"]
+
+
+def test_a_public_bucket_is_read_without_an_account(
+    bucket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")  # the account of the environment would be let in
+    (bucket / "x.tar").write_bytes(b"one")
+    with pytest.raises(UserError, match=r"cannot be read \(UNKNOWN: No response body"):
+        places.files(f"s3://{bucket.name}", (".tar",))
+    (tmp_path / "public" / "open").mkdir(parents=True)
+    (tmp_path / "public" / "open" / "x.tar").write_bytes(b"two")
+    with object_server(tmp_path / "public", account=None) as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        assert places.files("s3://open", (".tar",)) == ["s3://open/x.tar"]
+        with places.open_input("s3://open/x.tar") as file:
+            assert file.read() == b"two"
 
 
 def test_a_bucket_that_is_missing(bucket: Path) -> None:

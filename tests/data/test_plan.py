@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,22 @@ def test_numbers_follow_from_what_is_stated(tmp_path: Path):
     assert encode.gpu_hours == pytest.approx(2 * 4.879e12 / (plan.ENCODER_SHARE * HERE.flops), rel=0.001)
     assert train.gpu_hours == 10.0
     assert {fact.split(":")[0] for fact in found.facts} <= {"counted", "measured", "computed", "assumed"}
+
+
+@pytest.mark.parametrize(
+    ("mix", "says"),
+    [
+        ({}, "10.0 passes over all of them"),
+        ({"anchor": 0.1}, "3.0 passes over anchor, 13.5 passes over web"),
+        ({"anchor": 3}, "18.0 passes over anchor, 6.0 passes over web"),
+    ],
+)
+def test_passes_are_those_of_each_source_where_they_are_mixed(tmp_path: Path, mix: dict[str, float], says: str):
+    anchor = {"kind": "embedded", "name": "anchor", "limit": 10, "backgrounds": 2, "styles": ("3d",)}
+    data = config(tmp_path, anchor, anchor | {"name": "web", "limit": 20, "backgrounds": 2}, mix=mix)
+    training = replace(LATER, stage=replace(LATER.stage, images=600))
+    [said] = [fact for fact in make_plan(data, HERE, training).facts if "passes" in fact]
+    assert said.endswith(f"are {says}")
 
 
 def test_a_cost_is_said_only_where_every_price_is(tmp_path: Path):

@@ -83,3 +83,30 @@ def test_a_kill_in_between_changes_nothing(tmp_path: Path, monkeypatch: pytest.M
     report = quiet(data)
     assert (report.taken_down, report.kept) == (1, 2)
     assert (store.images.count(), store.rejected.count()) == (2, 1), "the reason is not written twice"
+
+
+def test_what_is_no_longer_listed_comes_back(tmp_path: Path, server: Loopback):
+    urls = [server.serve(f"/{index}.jpg", Answer(jpeg(index))) for index in range(6)]
+    source = table(tmp_path / "rows.parquet", [{"URL": url, "TEXT": "a picture"} for url in urls])
+    sha256, md5 = hashlib.sha256(jpeg(1)).hexdigest(), hashlib.md5(jpeg(2)).hexdigest()
+    place = tmp_path / "list.txt"
+    entries = [urls[0], sha256, md5]
+    place.write_text("\n".join(entries))
+    data = settings(tmp_path, source, filters={"blocklists": (str(place),)})
+    store = Store(data.store)
+    assert quiet(data).dropped == {"on a block-list": 3}
+    dhash = next(str(row["dhash"]) for row in rows(store.images) if row["url"] == urls[3])
+    place.write_text("\n".join([*entries, dhash]))
+    assert quiet(data).dropped == {"on a block-list": 4}, "three before they were kept, one afterwards"
+    for left in ([sha256, md5, dhash], [md5, dhash], [dhash], []):
+        place.write_text("\n".join(left))
+        report = quiet(data)
+        assert (report.added, report.dropped.get("on a block-list", 0)) == (1, len(left))
+    assert {row["url"] for row in rows(store.images)} == set(urls)
+    hits = server.hits.total()
+    assert (quiet(data).added, server.hits.total()) == (0, hits)
+    for entry in (hashlib.sha256(jpeg(5)).hexdigest(), urls[5], urls[5]):
+        place.write_text(entry)
+        assert quiet(data).dropped == {"on a block-list": 1}
+    details = [str(row["detail"]) for row in rows(store.rejected) if row["url"] == urls[5]]
+    assert [detail.split(" ")[0] for detail in details] == ["sha256", "its"], "another entry names it now"

@@ -68,6 +68,15 @@ class Blocklist:
             return Dropped(REASON, f"dhash {dhash}")
         return None
 
+    def still(self, detail: str, url: str | None) -> bool:
+        """Whether the entry for which an image was dropped, as the detail of its rejection says, is listed today."""
+        kind, _, value = detail.partition(";")[0].partition(" ")
+        if kind in ("sha256", "md5", "host"):
+            return self._has(kind, value)
+        if kind == "dhash":
+            return bool(self.looks.near(value))
+        return url is not None and self._has("url", _plain(url))
+
     def _add(self, entry: str, where: str) -> None:
         lowered = entry.lower()
         if re.fullmatch(r"[0-9a-f]+", lowered) and (kind := _KINDS.get(len(lowered))):

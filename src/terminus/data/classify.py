@@ -1,7 +1,7 @@
-"""Scores from an image classifier of the transformers library, for images whose source gives none.
+"""Scores from an image classifier, for images whose source gives none: one of the transformers library, or NudeNet.
 
-Loaded only where a recipe names one. The weights are safetensors and the code is the library's own: nothing that
-lies beside a model is imported.
+Loaded only where a recipe names one. Weights of transformers are safetensors and the code is the library's own:
+nothing that lies beside a model is imported.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from PIL import Image
 
+from terminus.data import nudity
 from terminus.data.filters import Classifier
 from terminus.errors import UserError
 
@@ -31,7 +32,11 @@ class _Loaded:
 
 def check(classifier: Classifier) -> None:
     """Loads it, so that a wrong model or label is known before the first image. `UserError` says what is wrong."""
-    known = _load(classifier.model).labels
+    if classifier.model == nudity.NUDENET:
+        nudity.detector()
+        known = nudity.CLASSES
+    else:
+        known = tuple(_load(classifier.model).labels)
     unknown = [label for label in classifier.labels if label not in known]
     if unknown:
         raise UserError(
@@ -44,7 +49,9 @@ def check(classifier: Classifier) -> None:
 
 @torch.inference_mode()
 def score(picture: Image.Image, classifier: Classifier) -> float:
-    """Sum of the probabilities of the classes that count, 0..1."""
+    """Sum of the probabilities of the classes that count, 0..1; of NudeNet the highest score of a detection."""
+    if classifier.model == nudity.NUDENET:
+        return nudity.score(picture, classifier.labels)
     loaded = _load(classifier.model)
     prepare = loaded.prepare
     assert callable(prepare)

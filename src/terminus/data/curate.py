@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from terminus.data import claims, record
+from terminus.data import allocation, claims, record
 from terminus.data.addresses import Address, is_global
 from terminus.data.blocklist import Blocklist
 from terminus.data.download import MAY_PASS
@@ -38,7 +38,7 @@ DOWNLOADED_GROUP = 1024
 """Of them, such as are downloaded: the bytes of a group may all wait for its slowest host."""
 GROUP_BYTES = 128 << 20
 """A group is cut short when its candidates carry this many bytes."""
-READ_BYTES = 512 << 20
+READ_BYTES = 256 << 20
 """The same, of files that are still to be read: photographs on disk must keep many cores busy."""
 COMMIT_BYTES = 128 << 20
 """A commit comes earlier when this much image data waits for it."""
@@ -92,6 +92,7 @@ def curate(
     `allow` says which addresses may be downloaded from. Raises `UserError` and writes nothing if nothing can be used.
     """
     check_rules(data, store)
+    allocation.give_back()
     if data.filters.classifiers:
         from terminus.data import classify
 
@@ -133,7 +134,7 @@ class _Curation:
         self.counts.taken_down = take_down(store, self.blocked)
         self.parts = Parts(data, store, self.blocked)
         self.known = Known(near=data.filters.duplicates == "near")
-        self.known.recall(store, self.spec)
+        self.known.recall(store, self.spec, self.blocked)
         self.images: list[ImageRow] = []
         self.rejected: list[Rejection] = []
         self.revised: list[ImageRow] = []

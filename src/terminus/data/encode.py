@@ -6,11 +6,14 @@ scale factor costs nothing and another codec never meets these rows: the codec's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice
-from typing import TYPE_CHECKING, NamedTuple, cast
+from math import prod
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +21,7 @@ import torch
 from jaxtyping import Float16, UInt8
 
 from terminus.conditioning import Crop, Size
-from terminus.data import engine, geometry, record
+from terminus.data import allocation, engine, geometry, record
 from terminus.data.duplicates import scratch
 from terminus.data.geometry import Plan
 from terminus.data.pixels import latent_mask, resized, resized_mask
@@ -29,19 +32,22 @@ from terminus.errors import UserError
 if TYPE_CHECKING:
     from terminus.model.codec import Codec
 
-GROUP_PIXELS = 1 << 29
-"""Of the originals of one commit: some 250 MB of JPEG."""
 GROUP = 256
 """Latents per commit."""
+PIECE_BYTES = 64 << 20
+"""Of files, and the pixels made of them, that are rendered together; while they are encoded, as many follow."""
+READ_PIXELS = 16 << 20
+"""Of the originals whose files are read together: how large a file is, is known once it has been read."""
 SCANNED = 8192
 """Rows that are looked at together."""
-BATCH_PIXELS = 4 << 20
-"""Pixels per call of the encoder: four images of 1024x1024. (Of a larger one the codec encodes tiles.)"""
+BATCH_PIXELS = 1 << 20
+"""Pixels per call of the encoder: one image of 1024x1024 keeps a device busy. (Of a larger one it encodes tiles.)"""
 
 _DESCRIPTION = (
     "key", "image_hash", "source", "source_id", "split", "captions", "caption_origins", "caption_weights",
-    "background", "transform", "data", "mask", *GEOMETRY,
+    "background", "transform", *GEOMETRY,
 )  # fmt: skip
+_FILES = ("data", "mask")
 _INPUT = pa.schema([
     ("key", pa.string()), ("data", pa.large_binary()), ("background", pa.string()), ("mask", pa.large_binary()),
     *((name, pa.int32()) for name in GEOMETRY), ("corners", pa.list_(pa.int32())),
@@ -60,8 +66,10 @@ class Wanted(NamedTuple):
 
 @dataclass(frozen=True)
 class _Cut:
+    image: int
+    """Index of the row of `images`."""
     row: dict[str, object]
-    """Of the `images` table."""
+    """Its columns, without the files."""
     plan: Plan
     transform: str
 
@@ -146,30 +154,13 @@ def encode(store: Store, wanted: Iterable[Wanted], codec: Codec, advance: Callab
 
     Commits follow the order of the images, so that an interrupted run, repeated, forms the same batches.
     """
+    allocation.give_back()
     images, rows, count = store.images.latest(), iter(wanted), 0
-    while some := list(islice(rows, GROUP)):
+    while group := list(islice(rows, GROUP)):
         assert images is not None, "what is wanted is a row of images"
-        for group in _fitting(images, some):
-            store.latents.append(_encode_group(images, group, codec, advance))
-            count += len(group)
+        store.latents.append(_encode_group(images, group, codec, advance))
+        count += len(group)
     return count
-
-
-def _fitting(images: View, wanted: Sequence[Wanted]) -> Iterator[list[Wanted]]:
-    """The same in order, in groups whose files fit into memory together."""
-    indices = list(dict.fromkeys(one.image for one in wanted))
-    rows = images.take(indices, ("original_height", "original_width")).to_pylist()
-    pixels = {index: row["original_height"] * row["original_width"] for index, row in zip(indices, rows, strict=True)}
-    group: list[Wanted] = []
-    held = 0
-    for one in wanted:
-        more = 0 if group and group[-1].image == one.image else pixels[one.image]
-        if group and held + more > GROUP_PIXELS:
-            yield group
-            group, held, more = [], 0, pixels[one.image]
-        group.append(one)
-        held += more
-    yield group
 
 
 def _encode_group(
@@ -179,38 +170,89 @@ def _encode_group(
     indices = list(dict.fromkeys(image for image, _ in wanted))
     rows = dict(zip(indices, images.take(indices, _DESCRIPTION).to_pylist(), strict=True))
     # A stable sort: the cuts of an image stay together, and images of one kind in their order.
-    cuts = sorted((_planned(rows[image], cut) for image, cut in wanted), key=_kind)
-    rendered = _render(cuts, codec.factor)
+    cuts = sorted((_planned(image, rows[image], cut) for image, cut in wanted), key=_kind)
     latents: list[LatentRow] = []
-    for target, alike in groupby(cuts, key=lambda cut: cut.plan.target):
-        for batch in _batches(list(alike), max(1, BATCH_PIXELS // (target.height * target.width))):
-            pictures = [next(rendered) for _ in batch]
-            moments = _moments(codec, np.stack([picture.pixels for picture in pictures]), batch)
-            for cut, picture, latent in zip(batch, pictures, moments, strict=True):
-                latents.append(_row(cut, picture.mask, latent, codec.id))
-            advance(len(batch))
+    with closing(_render(images, cuts, codec.factor)) as rendered:
+        for target, alike in groupby(cuts, key=lambda cut: cut.plan.target):
+            for batch in _batches(list(alike), max(1, BATCH_PIXELS // prod(target))):
+                pictures = [next(rendered) for _ in batch]
+                moments = _moments(codec, np.stack([picture.pixels for picture in pictures]), batch)
+                for cut, picture, latent in zip(batch, pictures, moments, strict=True):
+                    latents.append(_row(cut, picture.mask, latent, codec.id))
+                advance(len(batch))
     return latents
 
 
-def _planned(row: dict[str, object], number: int) -> _Cut:
+def _planned(image: int, row: dict[str, object], number: int) -> _Cut:
     image_hash, transform = cast(str, row["image_hash"]), cast(str, row["transform"])
     plan = geometry.cuts(plan_of(row), image_hash, transform, number + 1)[number]
-    return _Cut(row, plan, geometry.specs(transform, number + 1)[number])
+    return _Cut(image, row, plan, geometry.specs(transform, number + 1)[number])
 
 
 def _kind(cut: _Cut) -> tuple[Size, str, str]:
     return cut.plan.target, cast(str, cut.row["split"]), cast(str, cut.row["source"])
 
 
-def _render(cuts: Sequence[_Cut], factor: int) -> Iterator[_Rendered]:
-    """The pixels and masks that the plans describe, in order; all neighbouring cuts of an image from one decoding."""
-    images = [list(some) for _, some in groupby(cuts, key=lambda cut: cut.row["key"])]
-    columns = {name: [some[0].row[name] for some in images] for name in _INPUT.names if name != "corners"}
-    columns["corners"] = [[side for cut in some for side in cut.plan.crop] for some in images]
-    for some, result in zip(images, engine.run(columns, _INPUT, partial(_pixels, factor=factor), _OUTPUT), strict=True):
-        pixels, masks = cast("list[bytes]", result["pixels"]), cast("list[bytes | None]", result["masks"])
-        for cut, data, mask in zip(some, pixels, masks, strict=True):
-            yield _Rendered(np.frombuffer(data, np.uint8).reshape(*cut.plan.target, 3), mask)
+def _render(images: View, cuts: Sequence[_Cut], factor: int) -> Generator[_Rendered]:
+    """The pixels and masks that the plans describe, in order: one piece is rendered while another is encoded."""
+    pieces = _pieces(images, cuts, factor)
+    with ThreadPoolExecutor(1, "render") as pool:
+        coming = pool.submit(next, pieces, None)
+        while (piece := coming.result()) is not None:
+            coming = pool.submit(next, pieces, None)
+            yield from piece
+
+
+def _pieces(images: View, cuts: Sequence[_Cut], factor: int) -> Iterator[list[_Rendered]]:
+    """What is rendered together; all neighbouring cuts of an image from one decoding."""
+    pictures = [list(some) for _, some in groupby(cuts, key=lambda cut: cut.image)]
+    for piece, files in _fitting(images, pictures):
+        columns: dict[str, Any] = {name: [some[0].row[name] for some in piece] for name in ("key", "background")}
+        columns |= {name: [some[0].row[name] for some in piece] for name in GEOMETRY}
+        columns |= {name: files.column(name) for name in _FILES}
+        columns["corners"] = [[side for cut in some for side in cut.plan.crop] for some in piece]
+        ordered = {name: columns[name] for name in _INPUT.names}
+        results = engine.run(ordered, _INPUT, partial(_pixels, factor=factor), _OUTPUT)
+        yield [one for some, result in zip(piece, results, strict=True) for one in _rendered(some, result)]
+
+
+def _rendered(cuts: Sequence[_Cut], result: Mapping[str, object]) -> Iterator[_Rendered]:
+    pixels, masks = cast("list[bytes]", result["pixels"]), cast("list[bytes | None]", result["masks"])
+    for cut, data, mask in zip(cuts, pixels, masks, strict=True):
+        yield _Rendered(np.frombuffer(data, np.uint8).reshape(*cut.plan.target, 3), mask)
+
+
+def _fitting(  # pyright: ignore[reportUnknownParameterType]
+    images: View, pictures: Sequence[list[_Cut]]
+) -> Iterator[tuple[list[list[_Cut]], pa.Table]]:
+    """The same in order, with their files, as many at a time as fit into memory together."""
+    piece: list[list[_Cut]] = []
+    files: list[pa.Table] = []
+    held = 0
+    for some in _readable(pictures):
+        read = images.take([cuts[0].image for cuts in some], _FILES)
+        more = int(read.nbytes) + sum(3 * prod(cut.plan.target) for cuts in some for cut in cuts)
+        if piece and held + more > PIECE_BYTES:
+            yield piece, pa.concat_tables(files)
+            piece, files, held = [], [], 0
+        piece += some
+        files.append(read)
+        held += more
+    yield piece, pa.concat_tables(files)
+
+
+def _readable(pictures: Sequence[list[_Cut]]) -> Iterator[list[list[_Cut]]]:
+    """The same in order, in runs of originals that are not too large to be read at once, or of a single one."""
+    run: list[list[_Cut]] = []
+    held = 0
+    for cuts in pictures:
+        area = prod(cuts[0].plan.original)
+        if run and held + area > READ_PIXELS:
+            yield run
+            run, held = [], 0
+        run.append(cuts)
+        held += area
+    yield run
 
 
 def _pixels(row: dict[str, object], factor: int) -> dict[str, object]:

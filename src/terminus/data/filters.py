@@ -29,9 +29,9 @@ class Classifier(Config):
     score: Literal["watermark", "unsafe"]
     """Which score it gives, as the sum of the probabilities of `labels`; a source's own number comes first."""
     model: str
-    """A transformers image classifier with safetensors weights: a folder, or a hub id."""
+    """A transformers image classifier with safetensors weights (a folder, or a hub id), or nudenet, an extra."""
     labels: tuple[str, ...] = Field(min_length=1)
-    """The classes that count, as its config.json names them."""
+    """The classes that count, as its config.json or NudeNet names them; NudeNet's best detection is the score."""
 
 
 class CaptionRules(Config):

@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Generator
 from contextlib import contextmanager
 
+from terminus.data.blocklist import REASON, Blocklist
 from terminus.data.duplicates import NearDuplicates, Twin, scratch
 from terminus.data.filters import Measures
 from terminus.data.record import Candidate
@@ -32,14 +33,16 @@ class Known:
         self.database.execute("CREATE TABLE met (id BLOB PRIMARY KEY) WITHOUT ROWID")
         self.looks = NearDuplicates(self.database) if near else None
 
-    def recall(self, store: Store, transform: str) -> None:
-        """Reads what earlier runs decided under the same transform."""
+    def recall(self, store: Store, transform: str, blocked: Blocklist) -> None:
+        """Reads what earlier runs decided under the same transform, but for what no block-list names any more."""
         same = f"transform = {quoted(transform)}"
         identity = ["source", "source_id", "state"]
         if view := store.rejected.latest():
-            for batch in view.batches([*identity, "reason"], same, size=8192):
-                rows = zip(*(batch.column(name).to_pylist() for name in (*identity, "reason")), strict=True)
-                self._fill("verdicts", [(_digest(*row[:3]), row[3]) for row in rows])
+            columns = (*identity, "reason", "detail", "url")
+            for batch in view.batches(columns, same, size=8192):
+                rows = zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
+                stand = (row for row in rows if row[3] != REASON or blocked.still(*row[4:]))
+                self._fill("verdicts", [(_digest(*row[:3]), row[3]) for row in stand])
         if view := store.images.latest():
             looks = ["dhash", "thumbprint"] if self.looks else []
             for batch in view.batches([*identity, "key", *looks], same, size=8192):

@@ -19,7 +19,9 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from terminus.conditioning import MicroConditioning
+from terminus.data import index
 from terminus.data.geometry import specs
+from terminus.data.index import Bucket
 from terminus.data.order import Places, positions
 from terminus.data.store import GEOMETRY, View, plan_of, quoted, unpack_moments
 
@@ -86,7 +88,7 @@ class Runs:
         """The numbers in the table of the rows at these places, 0-based."""
         places = np.asarray(rows, dtype=np.int64)
         run = np.searchsorted(self.ends, places, side="right")
-        return self.first[run] + places - np.append(0, self.ends)[run]
+        return self.first[run] + places - np.where(run > 0, self.ends[run - 1], 0)
 
 
 class Grouped:
@@ -97,18 +99,9 @@ class Grouped:
 
     def __init__(self, view: View, where: str) -> None:
         self.view = view
-        names: dict[str, None] = {}
-        pieces: dict[str, dict[str, list[Piece]]] = {}
-        # One scan, so that a bucket cannot be paired with another row's number; in batches, so that memory stays flat.
-        for batch in view.batches(["bucket", "source", "_rowoffset"], where, _SCANNED):
-            for bucket, source, piece in _pieces(batch):
-                names.setdefault(source)
-                pieces.setdefault(bucket, {}).setdefault(source, []).append(piece)
-        parts = [
-            [(name, pieces[bucket][name]) for name in names if name in pieces[bucket]] for bucket in sorted(pieces)
-        ]
-        self.rows = tuple(Runs.joined([piece for _, some in part for piece in some]) for part in parts)
-        self.sources = tuple({name: len(Runs.joined(some)) for name, some in part} for part in parts)
+        found = index.kept(view, where, lambda: _scanned(view, where))
+        self.rows = tuple(Runs(bucket.first, bucket.ends) for bucket in found)
+        self.sources = tuple(bucket.sources for bucket in found)
         """How many rows of each bucket are of each source, in the order in which they are numbered."""
 
     @property
@@ -121,6 +114,22 @@ class Grouped:
         unique, inverse = np.unique(self.rows[bucket].numbers(rows), return_inverse=True)
         found: list[dict[str, object]] = self.view.take(unique.tolist(), columns).to_pylist()
         return [found[i] for i in inverse.tolist()]
+
+
+def _scanned(view: View, where: str) -> list[Bucket]:
+    names: dict[str, None] = {}
+    pieces: dict[str, dict[str, list[Piece]]] = {}
+    # One scan, so that a bucket cannot be paired with another row's number; in batches, so that memory stays flat.
+    for batch in view.batches(["bucket", "source", "_rowoffset"], where, _SCANNED):
+        for bucket, source, piece in _pieces(batch):
+            names.setdefault(source)
+            pieces.setdefault(bucket, {}).setdefault(source, []).append(piece)
+    found: list[Bucket] = []
+    for bucket in sorted(pieces):
+        parts = [(name, pieces[bucket][name]) for name in names if name in pieces[bucket]]
+        runs = Runs.joined([piece for _, some in parts for piece in some])
+        found.append(Bucket(runs.first, runs.ends, {name: len(Runs.joined(some)) for name, some in parts}))
+    return found
 
 
 def _pieces(batch: pa.RecordBatch) -> Iterator[tuple[str, str, Piece]]:  # pyright: ignore[reportUnknownParameterType]

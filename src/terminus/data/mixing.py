@@ -122,15 +122,27 @@ class Mixed:
             rows += [stream.row(place.bucket, row) for row in place.rows]
         return Place(bucket, tuple(rows), self._epoch(index * each))
 
+    def passes(self, samples: int) -> tuple[float, ...]:
+        """How often each stream has gone through its rows and their repeats within the first samples of the run."""
+        units = samples // self.unit
+        had = (self._passed(stream, units) * self.unit for stream in range(len(self.streams)))
+        return tuple(count / sum(order.sizes) for count, order in zip(had, self._orders, strict=True))
+
     def _passed(self, stream: int, unit: int) -> int:
         """How many units the stream has had before this one."""
         cycles, place = divmod(unit, len(self.cycle))
         return cycles * self._before[-1][stream] + self._before[place][stream]
 
+    def epochs(self, samples: int) -> float:
+        """Those of the stream with the largest share, as `Place.epoch` counts them."""
+        return self.passes(samples)[self._largest]
+
     def _epoch(self, unit: int) -> int:
-        """The pass of the stream with the largest share."""
-        largest = max(range(len(self.streams)), key=lambda stream: self.streams[stream].share)
-        return self._orders[largest].epoch(self._passed(largest, unit))
+        return self._orders[self._largest].epoch(self._passed(self._largest, unit))
+
+    @cached_property
+    def _largest(self) -> int:
+        return max(range(len(self.streams)), key=lambda stream: self.streams[stream].share)
 
 
 def order_of(rows: Rows, data: DataConfig, seed: int, micro_batch: int) -> Places:
@@ -166,6 +178,19 @@ def order_of(rows: Rows, data: DataConfig, seed: int, micro_batch: int) -> Place
     if others:
         streams.append(_stream(rows, others, rest, seed))
     return Mixed(tuple(streams), micro_batch, 1 if len(rows.sizes) == 1 else micro_batch)
+
+
+def epochs(order: Places, rows: Rows, data: DataConfig, samples: int) -> dict[str, float]:
+    """By source: images drawn within the first samples of a run, divided by the images there; {} where they have no
+    names. `order` is that of `order_of`. What is repeated counts each time."""
+    if not isinstance(rows, Sourced):
+        return {}
+    present = {name for bucket in rows.sources for name in bucket}
+    if not isinstance(order, Mixed):
+        return dict.fromkeys(sorted(present), samples / sum(rows.sizes))
+    passes = order.passes(samples)  # in the order of the streams: what has a share, then all others together
+    shared = dict(zip(data.shares, passes, strict=False))
+    return {name: shared.get(name, passes[-1] * data.repeats.get(name, 1)) for name in sorted(present)}
 
 
 def _stream(rows: Sourced, repeats: Mapping[str, int], part: Fraction, seed: int) -> Stream:

@@ -1,7 +1,8 @@
 """Where files of a data set lie: a local path, or s3://BUCKET/KEY and gs://BUCKET/KEY, read in the same way.
 
 Remote places go through pyarrow's own clients. They take credentials, region and endpoint from the environment
-(`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, ...), never from a recipe, so no recipe holds a secret.
+(`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, ...), never from a recipe, so no recipe holds a secret. What is public is read
+without an account where the environment says so, in the words that Lance's client knows too.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import NoReturn
@@ -21,6 +23,13 @@ from terminus.errors import UserError
 
 SCHEMES = ("s3", "gs")
 """Of remote places."""
+_ENVIRONMENT = (
+    "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION",
+    "AWS_SKIP_SIGNATURE", "GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SKIP_SIGNATURE", "CLOUD_STORAGE_EMULATOR_ENDPOINT",
+)  # fmt: skip
+"""What decides how a client is made."""
+_PATIENCE = timedelta(seconds=60)
+"""Of the client for gs://, whose own is 15 minutes: that long it would look for an account that is not there."""
 
 
 def is_remote(uri: str) -> bool:
@@ -67,6 +76,16 @@ def open_input(uri: str) -> pa.NativeFile:  # pyright: ignore[reportUnknownParam
         _unreadable(uri, error)
 
 
+def write(uri: str, data: bytes) -> None:
+    """A remote file with these bytes, instead of the one that may be there: whole or not at all.
+
+    What goes wrong is an `OSError` or `pa.ArrowException`; a place that cannot be one is a `UserError`.
+    """
+    store, path = _remote(uri)
+    with store.open_output_stream(path) as stream:
+        stream.write(data)
+
+
 def size(uri: str) -> int:
     """Bytes of the file."""
     if not is_remote(uri):
@@ -93,9 +112,8 @@ def _remote(uri: str) -> tuple[fs.FileSystem, str]:  # pyright: ignore[reportUnk
     bucket = authority.rpartition("@")[2]
     if not bucket:
         raise UserError("the bucket is missing", where=uri, rule=f"A place there is {scheme}://BUCKET/KEY")
-    names = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
     try:
-        store = _store(f"{scheme}://{authority}", tuple(os.environ.get(name) for name in names))
+        store = _store(f"{scheme}://{authority}", tuple(os.environ.get(name) for name in _ENVIRONMENT))
     except (OSError, pa.ArrowException, NotImplementedError) as error:
         _unreadable(uri, error)
     return store, f"{bucket}/{key}".rstrip("/")
@@ -104,8 +122,23 @@ def _remote(uri: str) -> tuple[fs.FileSystem, str]:  # pyright: ignore[reportUnk
 @lru_cache(maxsize=64)
 def _store(bucket: str, environment: tuple[str | None, ...]) -> fs.FileSystem:  # pyright: ignore[reportUnknownParameterType]
     """One client for a bucket as long as the environment says the same; finding its region takes a request."""
-    del environment
+    said = dict(zip(_ENVIRONMENT, environment, strict=True))
+    scheme, _, authority = bucket.partition("://")
+    if scheme == "gs":
+        anonymous = authority.startswith("anonymous@") or _yes(said["GOOGLE_SKIP_SIGNATURE"])
+        return fs.GcsFileSystem(anonymous=anonymous, retry_time_limit=_PATIENCE)
+    if _yes(said["AWS_SKIP_SIGNATURE"]):
+        server = said["AWS_ENDPOINT_URL_S3"] or said["AWS_ENDPOINT_URL"]
+        kind, _, address = (server or "").rpartition("://")
+        region = said["AWS_DEFAULT_REGION"] or (None if server else fs.resolve_s3_region(authority))
+        return fs.S3FileSystem(
+            anonymous=True, region=region, scheme=kind or "https", endpoint_override=address.rstrip("/") or None
+        )
     return fs.FileSystem.from_uri(bucket)[0]
+
+
+def _yes(said: str | None) -> bool:
+    return (said or "").lower() in ("1", "true")
 
 
 def _remote_files(uri: str) -> Iterator[str]:
@@ -182,7 +215,10 @@ def _unreadable(uri: str, error: Exception) -> NoReturn:
     # pyarrow puts the path before and its own trace after what the store said.
     said = re.search(r"AWS Error (\w+).*?: (.*)", reason.splitlines()[0] if reason else "")
     reason = f"{said[1]}: {said[2]}" if said else reason.partition(". Detail:")[0]
-    rule = "The account in the environment (AWS_*, or Google's default credentials) must be allowed to read it"
+    rule = (
+        "The account in the environment (AWS_*, or Google's default credentials) must be allowed to read it; "
+        "what is public is read without one under AWS_SKIP_SIGNATURE=true or GOOGLE_SKIP_SIGNATURE=true"
+    )
     raise UserError(
         f"this cannot be read ({reason})",
         where=uri,

@@ -221,9 +221,26 @@ def _counts(
         return [*facts, "not known: how many images there are; --images N plans for N"]
     facts.append("assumed: no candidate is dropped and every cut has room, so these are upper bounds")
     if total and training.stage.images:
-        epochs = training.stage.images / (total * data.crops)
-        facts.append(f"computed: training.images = {training.stage.images:,} are {epochs:.1f} passes over all of them")
+        facts += _passes(
+            data, {source.name: source.count or 0 for source in sources}, training.stage.images, total, given
+        )
     return facts
+
+
+def _passes(data: DataConfig, counts: dict[str, int], images: int, total: int, given: bool) -> list[str]:
+    """How often training goes through the images: of each source where they are mixed, if it is known how many."""
+    if not data.mix:
+        passes = f"{images / (total * data.crops):.1f} passes over all of them"
+    elif given or not all(counts.values()):
+        return []
+    else:
+        rest = float(1 - sum(data.shares.values())) * images
+        others = {name: data.repeats.get(name, 1) for name in counts if name not in data.shares}
+        once = rest / max(1, sum(counts[name] * times for name, times in others.items()))
+        each = {name: float(share) * images / counts[name] for name, share in data.shares.items()}
+        each |= {name: once * times for name, times in others.items()}
+        passes = ", ".join(f"{each[name] / data.crops:.1f} passes over {name}" for name in counts)
+    return [f"computed: training.images = {images:,} are {passes}"]
 
 
 def show_plan(plan: PreparePlan, as_json: bool) -> None:

@@ -49,6 +49,7 @@ def prepare(
         curated = curate(data, store, meter.advance, allow)
     merge(store)  # captions that models wrote survive a change of those that the sources bring
     added = 0 if codec is None else _encode(data, store, codec, console)
+    store.compact()
     found = survey(store, data.transform.spec, data.filters)
     result = _result(data, store, curated, found.holdings, codec.id if codec else None, added)
     place = report.write(result, found, store)

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+import pyarrow as pa
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
-from pyarrow import fs
 
+from terminus.data import places
 from terminus.data.examine import thumbnail
 from terminus.data.record import parse_color
 from terminus.data.store import Store, View, quoted
@@ -159,13 +160,11 @@ def save(location: str, name: str, text: str) -> str:
             partial.write_text(text, encoding="utf-8")
             partial.replace(path)
             return str(path)
-        filesystem, key = fs.FileSystem.from_uri(place)
-        with filesystem.open_output_stream(key) as stream:
-            stream.write(text.encode())
+        places.write(place, text.encode())
         return place
-    except OSError as error:
+    except (OSError, pa.ArrowException) as error:
         raise UserError(
-            f"this report cannot be written ({error.strerror or error})",
+            f"this report cannot be written ({getattr(error, 'strerror', None) or str(error)[:300]})",
             where=place,
             rule="The tables are complete; only the report is missing",
             fix="Make room, or correct the permissions; the same command writes it.",

@@ -73,6 +73,12 @@ CAPTIONS = pa.schema([
 Row = TypeVar("Row", ImageRow, LatentRow, Rejection, PartRow, CaptionRow)
 KEYS_PER_CONDITION = 1000
 """Of rows that are deleted by one condition."""
+SMALL = 16 << 20
+"""Bytes of a file that is worth joining with its neighbours."""
+MANY_SMALL = 64
+"""Fewer stay as they are: each row is then copied once in so many commits, and not at every run."""
+COPIED_BYTES = 16 << 20
+"""Of rows that are copied at a time."""
 
 
 @dataclass(frozen=True)
@@ -201,6 +207,28 @@ class Table(Generic[Row]):
             listed = ", ".join(quoted(value) for value in values[start : start + KEYS_PER_CONDITION])
             lance.dataset(self.uri).delete(f"{on} IN ({listed})")
 
+    def compact(self) -> None:
+        """Joins small files that lie side by side, in one commit: what is read is the same, from fewer files.
+
+        Older versions keep the files that they name, so what was recorded can be read again.
+        """
+        view = self.latest()
+        if view is None:
+            return
+        sizes = {one.fragment_id: _size(one.metadata) for one in view.dataset.get_fragments()}
+        small = {number for number, size in sizes.items() if size < SMALL}
+        if len(small) < MANY_SMALL:
+            return
+        rows = max(1, view.count)
+        row_bytes = max(1, sum(sizes.values()) // rows)
+        view.dataset.optimize.compact_files(
+            target_rows_per_fragment=max(2, 2 * SMALL * MANY_SMALL // row_bytes),
+            excluded_fragment_ids=sorted(sizes.keys() - small),
+            materialize_deletions=False,
+            batch_size=max(1, COPIED_BYTES // row_bytes),
+            num_threads=1,
+        )
+
     def _checked(self, view: View) -> View:
         missing = set(self.schema.names) - set(view.dataset.schema.names)
         if missing:
@@ -224,6 +252,11 @@ class Store:
         self.rejected: Table[Rejection] = Table(f"{root}/rejected.lance", REJECTED)
         self.parts: Table[PartRow] = Table(f"{root}/parts.lance", PARTS)
         self.captions: Table[CaptionRow] = Table(f"{root}/captions.lance", CAPTIONS)
+
+    def compact(self) -> None:
+        """`Table.compact` of every table."""
+        for table in (self.images, self.latents, self.rejected, self.parts, self.captions):
+            table.compact()
 
 
 def quoted(text: str) -> str:
@@ -266,6 +299,10 @@ def _columns(row: ImageRow | LatentRow | Rejection | PartRow | CaptionRow) -> di
         else:
             columns[field.name] = value
     return columns
+
+
+def _size(fragment: lance.FragmentMetadata) -> int:
+    return sum(int(file.file_size_bytes or 0) for file in fragment.files)
 
 
 def _folder(location: str) -> Path:

@@ -1,8 +1,7 @@
 """What a store holds and held: every version of its tables can be read again, and trained on again.
 
-Rows are deleted for block-lists and changed masks alone, and tables are never compacted here: Lance drops the files of
-old versions when it cleans up, and a run that recorded one could not continue. What many small commits cost is opening
-time, which the listing shows.
+Rows are deleted for block-lists and changed masks alone. Many small files are joined at the end of a preparation, and
+old versions keep theirs: nothing is cleaned up here, since a run that recorded a version could not continue.
 """
 
 from __future__ import annotations

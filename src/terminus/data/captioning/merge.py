@@ -6,13 +6,14 @@ follow a kill, an edited sidecar or a changed weight alike.
 
 from __future__ import annotations
 
-from collections import defaultdict
+import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import pyarrow as pa
 
 from terminus.data.captioning.table import Generated, generated
+from terminus.data.duplicates import scratch
 from terminus.data.record import Caption
 from terminus.data.store import IMAGES, LATENTS, Store, Table, View
 
@@ -54,16 +55,24 @@ def _differing(view: View, texts: Generated) -> Iterator[tuple[str, tuple[Captio
 
 def _outdated(images: View, latents: View) -> Iterator[tuple[str, tuple[Caption, ...]]]:
     """Images whose latents hold other captions than they do."""
-    columns = ("image_key", *TEXTS)
-    held: defaultdict[str, set[int]] = defaultdict(set)  # several, where several codecs encoded the image
-    for batch in latents.batches(columns):
-        for row in batch.to_pylist():
-            held[row["image_key"]].add(hash(captions_of(row)))
+    held = scratch()
+    # Several for one image, where several codecs encoded it, or it was cut several times.
+    held.execute("CREATE TABLE held (image BLOB, captions BLOB, PRIMARY KEY (image, captions)) WITHOUT ROWID")
+    for batch in latents.batches(["image_key", *TEXTS]):
+        rows = sorted((bytes.fromhex(row["image_key"]), _digest(captions_of(row))) for row in batch.to_pylist())
+        held.executemany("INSERT OR IGNORE INTO held VALUES (?, ?)", rows)
     for batch in images.batches(["key", *TEXTS]):
         for row in batch.to_pylist():
             captions = captions_of(row)
-            if held.get(row["key"], set()) - {hash(captions)}:
+            other = held.execute(
+                "SELECT 1 FROM held WHERE image = ? AND captions <> ?", (bytes.fromhex(row["key"]), _digest(captions))
+            )
+            if other.fetchone():
                 yield row["key"], captions
+
+
+def _digest(captions: tuple[Caption, ...]) -> bytes:
+    return hashlib.blake2b(repr(captions).encode(errors="surrogatepass"), digest_size=16).digest()
 
 
 def _pieces(

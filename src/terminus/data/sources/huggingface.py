@@ -42,6 +42,8 @@ NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType({
 """The names that each role goes by, the best first."""
 
 ENDINGS = (".parquet", ".arrow")
+METADATA = ("/metadata.csv", "/metadata.jsonl")
+"""Beside images, where there are no tables that hold them: what `kind: folder` reads."""
 ROWS = 32
 """Decoded at once of an Arrow file, whose batches may hold a thousand images."""
 MAX_CARD_BYTES = 262_144
@@ -126,16 +128,36 @@ class HuggingfaceSource(Config):
         )
         if found or (every and not named and self.split == "train"):
             return found or every
-        listed = ", ".join(printable(uri[len(root) :].lstrip("/")) for uri in every[:10])
-        raise UserError(
-            f"there are no files of the split {self.split!r} here"
-            if every
-            else "there are no Parquet or Arrow files here",
-            where=f"data.sources ({self.name}): {root}",
-            rule=f"The files are {listed}" if every else "Loading scripts are never executed",
-            fix="Set `split` to one of them, or to null for all."
-            if every
-            else "Use the commit of the repository's branch refs/convert/parquet, where it has one.",
+        if every:
+            listed = ", ".join(printable(uri[len(root) :].lstrip("/")) for uri in every[:10])
+            raise UserError(
+                f"there are no files of the split {self.split!r} here",
+                where=f"data.sources ({self.name}): {root}",
+                rule=f"The files are {listed}",
+                fix="Set `split` to one of them, or to null for all.",
+            )
+        raise self._no_tables(root)
+
+    def _no_tables(self, root: str) -> UserError:
+        where = f"data.sources ({self.name}): {root}"
+        if not (beside := places.files(root, METADATA)):
+            return UserError(
+                "there are no Parquet or Arrow files here",
+                where=where,
+                rule="Loading scripts are never executed",
+                fix="Use the commit of the repository's branch refs/convert/parquet, where it has one.",
+            )
+        folder, before = root, "Write"
+        if self.repo:
+            fetch = f"hf download {self.repo} --repo-type dataset --revision {self.revision} --local-dir FOLDER"
+            folder, before = "FOLDER", f"Fetch the images with `{fetch}`, and write"
+        elif places.is_remote(root):
+            folder, before = "FOLDER", "Copy all of it to this machine, and write"
+        return UserError(
+            f"there are no Parquet or Arrow files here, but {printable(beside[0][len(root) :].lstrip('/'))}",
+            where=where,
+            rule="Images beside a metadata.csv or metadata.jsonl are a folder of images with captions",
+            fix=f"{before} `{{kind: folder, name: {self.name}, path: {folder}}}`.",
         )
 
     def _columns(self) -> Columns:
@@ -212,15 +234,20 @@ def _card_licence(root: str) -> str | None:
 
 def _fetched(repo: str, revision: str) -> str:
     """The folder of the repository's tables at that commit; what is there already is not fetched again."""
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from httpx2 import HTTPError
+    from huggingface_hub import HfApi, constants, snapshot_download
 
     # Plain files of their own: the hub's snapshots are links that lead out of their folder.
     folder = Path(constants.HF_HOME, "terminus", repo.replace("/", "--"), revision)
+    checked = folder / ".checked"
     try:
-        patterns = [f"*{ending}" for ending in ENDINGS] + ["README.md"]
+        patterns = [*(f"*{ending}" for ending in ENDINGS), "*metadata.csv", "*metadata.jsonl", "README.md"]
         snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=patterns, local_dir=folder)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        if not checked.exists():  # the client compares sizes only
+            found = HfApi().verify_repo_checksums(repo, repo_type="dataset", revision=revision, local_dir=folder)
+            _refuse_damaged(folder, [str(one["path"]) for one in found.mismatches], f"{repo}@{revision}")
+            checked.touch()
+    except (HTTPError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"this data set cannot be fetched ({reason})",
@@ -229,3 +256,16 @@ def _fetched(repo: str, revision: str) -> str:
             fix="Correct repo and revision, or log in with `hf auth login`; the same command continues.",
         ) from None
     return str(folder)
+
+
+def _refuse_damaged(folder: Path, names: list[str], where: str) -> None:
+    """Files whose checksum is not that of the commit are deleted, so that the next run fetches them again."""
+    for name in names:
+        (folder / name).unlink()
+    if names:
+        raise UserError(
+            f"what arrived as {', '.join(map(printable, names[:5]))} is not what the hub lists",
+            where=f"data.sources: {where}",
+            rule="The checksum of each file is that of the commit",
+            fix="The damaged files are deleted; the same command fetches them again.",
+        )

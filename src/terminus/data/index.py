@@ -1,0 +1,96 @@
+"""Which rows of a version are in which bucket and of which source: found once, and kept beside the table.
+
+To find out, a scan reads two columns of every row: minutes for a billion of them, at every start of every process. A
+version never changes, so what was found holds for ever. Whoever cannot write there scans again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Int64
+
+from terminus.data import places
+from terminus.data.store import View
+from terminus.errors import UserError
+
+FEWEST = 1_000_000
+"""Rows of a table for which it pays; fewer are scanned in a fraction of a second."""
+_SCHEMA = pa.schema([("first", pa.int64()), ("ends", pa.int64())])
+_SOURCES = b"sources"
+
+
+class Bucket(NamedTuple):
+    """The rows of one bucket as runs of consecutive ones."""
+
+    first: Int64[np.ndarray, " runs"]
+    """Row number of the first of each run."""
+    ends: Int64[np.ndarray, " runs"]
+    """How many rows there are up to the end of each run."""
+    sources: dict[str, int]
+    """How many are of each source, in their order."""
+
+
+def kept(view: View, where: str, find: Callable[[], Sequence[Bucket]]) -> Sequence[Bucket]:
+    """What `find` gives for the rows of this version that match a condition, from the second time on without finding.
+
+    It is one of Lance's own identifiers of the commit that names the file, so that a table that was made anew at the
+    same place, with the same version numbers, is another one.
+    """
+    if view.count < FEWEST:
+        return find()
+    commit = view.dataset.read_transaction(view.version)
+    name = hashlib.sha256(f"{commit.uuid} {view.version} {where}".encode()).hexdigest()[:32]
+    place = f"{str(view.dataset.uri).rstrip('/')}.index/{name}.arrow"
+    with suppress(OSError, pa.ArrowException, ValueError, KeyError, UserError):
+        return _read(place)
+    found = find()
+    with suppress(OSError, pa.ArrowException, UserError):
+        _write(place, found)
+    return found
+
+
+def _read(place: str) -> list[Bucket]:
+    if "://" in place:
+        with places.open_input(place) as file:
+            return _buckets(pa.ipc.open_file(pa.BufferReader(file.read())))
+    # Mapped: the processes of a machine share it, and pages that are not asked for are not read.
+    return _buckets(pa.ipc.open_file(pa.memory_map(place)))
+
+
+def _buckets(reader: pa.RecordBatchFileReader) -> list[Bucket]:  # pyright: ignore[reportUnknownParameterType]
+    sources = cast("list[dict[str, int]]", json.loads(reader.schema.metadata[_SOURCES]))
+    batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+    return [
+        Bucket(batch.column("first").to_numpy(), batch.column("ends").to_numpy(), named)
+        for batch, named in zip(batches, sources, strict=True)
+    ]
+
+
+def _write(place: str, buckets: Sequence[Bucket]) -> None:
+    schema = _SCHEMA.with_metadata({_SOURCES: json.dumps([bucket.sources for bucket in buckets]).encode()})
+    if "://" in place:
+        content = pa.BufferOutputStream()
+        with pa.ipc.new_file(content, schema) as writer:
+            _write_buckets(writer, buckets)
+        places.write(place, content.getvalue().to_pybytes())
+        return
+    path = Path(place)
+    path.parent.mkdir(exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")  # several processes may begin at once
+    with pa.OSFile(str(partial), "wb") as stream, pa.ipc.new_file(stream, schema) as writer:
+        _write_buckets(writer, buckets)
+    partial.replace(path)
+
+
+def _write_buckets(writer: pa.RecordBatchFileWriter, buckets: Sequence[Bucket]) -> None:  # pyright: ignore[reportUnknownParameterType]
+    for bucket in buckets:
+        writer.write_batch(pa.record_batch([pa.array(bucket.first), pa.array(bucket.ends)], names=_SCHEMA.names))

@@ -1,0 +1,71 @@
+"""Many small files are joined; no row moves, and what runs recorded can be read again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from terminus.data import store as tables
+from terminus.data.record import Rejection
+from terminus.data.store import Store, Table, View
+
+COMMITS = 12
+
+
+def rejection(number: int, detail: str = "") -> Rejection:
+    return Rejection("source", str(number), None, "", "", "", "reason", detail)
+
+
+def contents(view: View) -> list[tuple[str, str]]:
+    return [(row["source_id"], row["detail"]) for row in view.scan(["source_id", "detail"]).to_pylist()]
+
+
+def files(table: Table[Rejection]) -> int:
+    view = table.latest()
+    assert view is not None
+    return len(view.dataset.get_fragments())
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Table[Rejection]:
+    monkeypatch.setattr(tables, "MANY_SMALL", COMMITS)
+    monkeypatch.setattr(tables, "SMALL", 1 << 14)
+    return Store(str(tmp_path / "store")).rejected
+
+
+def test_small_files_are_joined_and_every_version_stays_as_it_was(table: Table[Rejection]):
+    table.compact()
+    assert table.latest() is None
+    for number in range(COMMITS - 1):
+        table.append([rejection(3 * number), rejection(3 * number + 1, "b"), rejection(3 * number + 2)])
+    table.compact()
+    assert files(table) == COMMITS - 1, "few files stay as they are"
+    recorded = table.append([rejection(98), rejection(99)])
+    table.delete("source_id", ["4", "99"])
+    before = [contents(table.at(version)) for version in range(1, recorded + 2)]
+    rows = table.at(recorded).take([0, 5, 17], ["source_id"])
+    table.compact()
+    assert files(table) == 1
+    newest = table.latest()
+    assert newest is not None
+    assert contents(newest) == before[-1]
+    assert [contents(table.at(version)) for version in range(1, recorded + 2)] == before
+    assert table.at(recorded).take([0, 5, 17], ["source_id"]) == rows
+    version = table.version()
+    table.compact()
+    assert table.version() == version, "there is nothing left to join"
+    table.append([rejection(100)])
+    assert contents(table.at(version + 1)) == [*before[-1], ("100", "")]
+
+
+def test_large_files_are_not_copied(table: Table[Rejection]):
+    table.append([rejection(0, "x" * (1 << 15))])
+    large = table.at(1).dataset.get_fragments()[0].metadata.files[0].path
+    for number in range(COMMITS):
+        table.append([rejection(number + 1)])
+    table.compact()
+    view = table.latest()
+    assert view is not None
+    assert [one.metadata.files[0].path == large for one in view.dataset.get_fragments()] == [True, False]
+    assert [name for name, _ in contents(view)] == [str(number) for number in range(COMMITS + 1)]
