@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from terminus.data import index, places
-from terminus.data.loader import PixelRows
+from terminus.data.pixels import PixelRows
 from terminus.data.prepare import prepare
 from terminus.data.settings import DataConfig
 from terminus.data.sources.laion import LaionSource
