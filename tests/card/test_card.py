@@ -53,6 +53,8 @@ def test_numbers_are_those_of_the_run(run: Path):
         "1e-05 to 0.0001, cosine schedule",
         "32 × 1 = 32",
         "0.97 (12,800 images seen, 400 optimizer steps)",
+        "**Epochs of source `drawings`:** 0.50",
+        "**Epochs of source `photographs`:** 2.25",
         "13,226 for training, 559 held out",
         "form augmented, gamma 5",
         "1 h 12 min in optimizer steps",

@@ -26,6 +26,7 @@ SURFACE = {
         *("MODEL", "--prompt", "--out", "--negative", "--seed", "--steps", "--count", "--size"),
         *("--guidance", "--rescale", "--interval", "--solver", "--spacing", "--variation"),
         *("--image", "--strength", "--mask", "--outpaint", "--upscale", "--hires", "--fill", "--feather", "--padding"),
+        "--again",
         *("--lora", "--control", "--format", "--private", "--sign", "--compile", "--offload", "--device"),
     ],
     "inspect": ["PATH", "--json", "--fix", "--as", "--probe"],
@@ -88,7 +89,7 @@ def test_help_answers_in_half_a_second(verb: str):
         after = os.times()
         return after.children_user + after.children_system - before.children_user - before.children_system
 
-    assert min(seconds() for _ in range(3)) < HELP_SECONDS
+    assert any(seconds() < HELP_SECONDS for _ in range(3))
 
 
 def test_help_imports_nothing_heavy():
@@ -109,7 +110,7 @@ def test_version():
     [
         (["trian", "nano"], "Did you mean 'train'"),
         (["sample", "nano", "--promt", "x"], "`--prompt`"),
-        (["sample", "nano", "--out", "x"], "Missing option '--prompt'. See `terminus sample --help`."),
+        (["sample", "nano", "--out", "x"], "Missing option '--prompt'. Say what to draw"),
         (["sample", "nano", "--out", "x", "--prompt", "x", "--steps", "few"], "Invalid value for '--steps'"),
         (["config", "show", "nanoo"], "Did you mean `nano`"),
         (["config", "show", "nano", "training.sed=1"], "Did you mean `seed`?"),

@@ -117,7 +117,7 @@ def _codec(recipe: Recipe, objective: Autoencoding, view: View, device: torch.de
         device=device,
         precision=recipe.training.precision,
     )
-    train, held_out = _splits(recipe.data, lambda split: PixelRows(view, recipe.data.transform.spec, split))
+    train, held_out = _splits(recipe.data, _pixels(recipe.data, view))
 
     def export(folder: Path, images: int) -> None:
         # The scale that gives latents unit variance over data the codec has not learned by heart.
@@ -150,7 +150,7 @@ def _towers(recipe: Recipe, objective: Contrast, view: View, device: torch.devic
     model = (
         ContrastiveModel(text, vision, cast(int, text.tower_2.config.projection_dim)).to(device).requires_grad_(True)
     )
-    train, held_out = _splits(recipe.data, lambda split: PixelRows(view, recipe.data.transform.spec, split))
+    train, held_out = _splits(recipe.data, _pixels(recipe.data, view))
 
     def export(folder: Path, images: int) -> None:
         save_towers(text, folder, torch.float16)
@@ -158,6 +158,18 @@ def _towers(recipe: Recipe, objective: Contrast, view: View, device: torch.devic
 
     step = TowersStep(model, recipe.training.seed, device, recipe.training.precision)
     return Parts(step, train, held_out, "images", export)
+
+
+def _pixels(data: DataConfig, view: View) -> Callable[[str], Rows]:
+    """The pixels of each split: one cut of each image."""
+    if data.crops > 1:
+        raise UserError(
+            f"data.crops is {data.crops}, and this objective reads pixels",
+            where="data.crops",
+            rule="Only latents are made of several cuts of an image; a codec and text towers see one of each",
+            fix="Set data.crops to 1.",
+        )
+    return lambda split: PixelRows(view, data.transform.spec, split)
 
 
 def _folder(name: str, where: str, parts: str) -> Path:

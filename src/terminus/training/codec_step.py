@@ -36,14 +36,14 @@ class CodecStep:
 
     def loss(self, batch: Batch, step: int) -> StepLoss:
         """Per image; `error` is the mean absolute error of pixels in [-1, 1]."""
-        pixels = to_signal(batch.values).to(self.device)
+        pixels = runtime.sent(to_signal(batch.values), self.device)
         with runtime.autocast(self.device, self.precision):
             moments = self.codec.encode(pixels)
             noise = [
                 torch.randn(moments.mean.shape[1:], generator=runtime.rng(self.seed, position, "moments"))
                 for position in batch.positions
             ]
-            decoded = self.codec.decode(self.codec.latents(moments, torch.stack(noise).to(self.device)))
+            decoded = self.codec.decode(self.codec.latents(moments, runtime.sent(torch.stack(noise), self.device)))
         error = (decoded - pixels).abs().flatten(1).mean(1)
         squared = (decoded - pixels).square().flatten(1).mean(1)
         edges = sum(

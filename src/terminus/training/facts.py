@@ -16,6 +16,7 @@ from typing import Literal, cast
 from torch import Tensor
 
 from terminus import runtime
+from terminus.data.mixing import Mixed, epochs, order_of
 from terminus.model.weights import SHIPPED
 from terminus.training import checkpoint
 from terminus.training.adapting import is_adapter
@@ -36,6 +37,9 @@ class Facts:
     steps: int
     images_seen: int
     epochs: float
+    """Passes over the images, as the log counts them: with a mix those of what has the largest share."""
+    epochs_of: dict[str, float]
+    """By source: images drawn, divided by the images there."""
     skipped_steps: int
     """Steps that did not change the weights, or whose change was undone; counted in `steps`."""
     undone_steps: int
@@ -81,12 +85,14 @@ def write_facts(folder: Path, recipe: Recipe, parts: Parts, position: Position) 
     rows = list(read_journal(folder / "log.jsonl"))
     rates = [cast(float, row["images_per_second"]) for row in rows]
     measured = [cast(dict[str, float], row["validation"]) for row in rows if "validation" in row]
+    order = order_of(parts.train, recipe.data, recipe.training.seed, recipe.training.micro_batch)
     train_rows = sum(parts.train.sizes)
     saves = checkpoint.whole(folder / "checkpoints")
     facts = Facts(
         steps=position.step,
         images_seen=position.images,
-        epochs=position.images / train_rows,
+        epochs=order.epochs(position.images) if isinstance(order, Mixed) else position.images / train_rows,
+        epochs_of=epochs(order, parts.train, recipe.data, position.images),
         skipped_steps=position.skipped,
         undone_steps=position.health.undone,
         train_rows=train_rows,

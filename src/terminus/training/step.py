@@ -86,11 +86,11 @@ class DiffusionStep:
 
     def loss(self, batch: Batch, step: int) -> StepLoss:
         """The weighted error of each sample, of what its mask counts; the plain error is that of the whole picture."""
-        moments = batch.values.to(self.device)
+        moments = runtime.sent(batch.values, self.device)
         shape = moments.shape[2:]
         posterior = Moments(moments[:, 0], moments[:, 1])
         x0 = self.components.codec.latents(posterior, self._normal(batch, "moments", shape))
-        t = self._timesteps(batch, step).to(self.device)
+        t = runtime.sent(self._timesteps(batch, step), self.device)
         ids = time_ids(batch.conditioning, self.device)
 
         def network(x: Tensor, t: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ class DiffusionStep:
         perturbation = None
         if self.input_perturbation:
             perturbation = self.input_perturbation * self._normal(batch, "input perturbation", shape)
-        mask = None if batch.mask is None else batch.mask.to(self.device)
+        mask = None if batch.mask is None else runtime.sent(batch.mask, self.device)
         losses = self.objective.loss(network, x0, epsilon, t, perturbation, mask)
         return StepLoss(losses.weighted, losses.unweighted, t)
 
@@ -134,7 +134,7 @@ class DiffusionStep:
 
     def _normal(self, batch: Batch, purpose: str, shape: Sequence[int]) -> Float[Tensor, "batch *shape"]:
         rows = [torch.randn(shape, generator=runtime.rng(self.seed, position, purpose)) for position in batch.positions]
-        return torch.stack(rows).to(self.device)
+        return runtime.sent(torch.stack(rows), self.device)
 
 
 def drawn(batch: Batch, seed: int) -> list[str]:

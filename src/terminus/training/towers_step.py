@@ -30,7 +30,7 @@ class ContrastiveModel(nn.Module):
 
     def features(self, captions: list[str], pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Unit vectors [batch, projection] of the captions by tower 1 and tower 2, and of the images."""
-        ids_1, ids_2 = (ids.to(self.log_scale.device) for ids in self.text.tokens(captions))
+        ids_1, ids_2 = (runtime.sent(ids, self.log_scale.device) for ids in self.text.tokens(captions))
         first = self.projection_1(self.tower_1(input_ids=ids_1).pooler_output)
         second = cast(Tensor, self.tower_2(input_ids=ids_2).text_embeds)
         image = cast(Tensor, self.vision(pixel_values=pixels).image_embeds)
@@ -54,13 +54,13 @@ class TowersStep:
 
     def loss(self, batch: Batch, step: int) -> StepLoss:
         """`error` is 1 where an image's nearest caption (tower 2) is not one of its own."""
-        pixels = to_signal(batch.values).to(self.device)
+        pixels = runtime.sent(to_signal(batch.values), self.device)
         captions = drawn(batch, self.seed)
         with runtime.autocast(self.device, self.precision):
             first, second, image = self.model.features(captions, pixels)
         scale = self.model.log_scale.clamp(max=4.6052).exp()  # at most 100, as in CLIP
         # Two images may share a caption; each then counts as right for both.
-        same = torch.tensor([[a == b for b in captions] for a in captions], device=self.device)
+        same = runtime.sent(torch.tensor([[a == b for b in captions] for a in captions]), self.device)
         loss = 0.5 * (_contrast(scale * image @ first.T, same) + _contrast(scale * image @ second.T, same))
         wrong = ~same.gather(1, (image @ second.T).argmax(1, keepdim=True)).squeeze(1)
         return StepLoss(loss, wrong.float())

@@ -1,4 +1,4 @@
-"""Held-out error by timestep band: the same rows, the same noise and the same timesteps every time.
+"""Held-out error by timestep band and by source: the same rows, the same noise and the same timesteps every time.
 
 Nothing of it depends on the run's seed, weighting, or on which timesteps it draws, so such runs can be compared by it:
 timesteps are always spread evenly over all of the schedule, and the noise is plain. It does use the objective's caption
@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from terminus.data.loader import Batch, Rows
+from terminus.data.mixing import Sourced
 from terminus.training.journal import by_band
 from terminus.training.step import Step
 from terminus.training.world import World
@@ -22,10 +23,21 @@ SEED = 0
 
 
 @dataclass(frozen=True)
+class _Span:
+    """Consecutive rows of one source in a bucket."""
+
+    bucket: int
+    first: int
+    count: int
+
+
+@dataclass(frozen=True)
 class Validation:
     """A fixed set of held-out micro-batches."""
 
     batches: tuple[Batch, ...]
+    sources: tuple[str, ...] = ()
+    """Of each image in them."""
 
     @property
     def count(self) -> int:
@@ -34,39 +46,66 @@ class Validation:
 
     @torch.no_grad()
     def measure(self, step: Step, world: World | None = None) -> dict[str, float]:
-        """Mean plain error over all held-out images ("all") and by timestep band. Processes share the work."""
+        """Mean plain error over all held-out images ("all"), by timestep band and, if there are several, by source
+        ("source NAME"). Processes share the work."""
         world = world or World()
         step.trained.eval()
         fixed = step.seeded(SEED)
         # All call the network equally often, as shards need; what was repeated for that is not counted.
         turns = -(-len(self.batches) // world.size)
         own = [self.batches[(turn * world.size + world.rank) % len(self.batches)] for turn in range(turns)]
-        mine = [fixed.loss(batch, step=0) for batch in own]
-        losses = world.interleaved([loss.on_cpu() for loss in mine])[: len(self.batches)]
+        measured = [fixed.loss(batch, step=0) for batch in own]
+        losses = world.interleaved([loss.on_cpu() for loss in measured])[: len(self.batches)]
         step.trained.train()
         error = torch.cat([loss.error for loss in losses])
         result = {"all": error.double().mean().item()}
         if losses[0].t is not None:
             t = torch.cat([loss.t for loss in losses if loss.t is not None])
             result |= by_band(error, t)
+        names = sorted(set(self.sources))
+        for name in names if len(names) > 1 else ():
+            mine = torch.tensor([source == name for source in self.sources])
+            result[f"source {name}"] = error[mine].double().mean().item()
         return result
 
 
 def build_validation(rows: Rows, images: int, micro_batch: int) -> Validation:
-    """Up to `images` held-out rows, every bucket by its share, in row order; positions count from 0."""
+    """About `images` held-out rows, of each source by its part of them and at least one; positions count from 0."""
     total = sum(rows.sizes)
     wanted = min(images, total)
-    batches: list[Batch] = []
-    start = 0
-    for bucket, size in enumerate(rows.sizes):
-        share = max(1, round(wanted * size / total))
+    picked: dict[tuple[int, int], str] = {}
+    for name, spans in _by_source(rows).items():
+        count = sum(span.count for span in spans)
+        share = min(count, max(1, round(wanted * count / total)))
         # Evenly spaced rows, so that a small share still sees every part of the data.
-        picked = [i * size // share for i in range(min(share, size))]
-        for chunk in _chunks(picked, micro_batch):
-            numbers = range(start, start + len(chunk))
+        picked |= {_row(spans, i * count // share): name for i in range(share)}
+    batches: list[Batch] = []
+    sources: list[str] = []
+    for bucket in range(len(rows.sizes)):
+        for chunk in _chunks(sorted(row for place, row in picked if place == bucket), micro_batch):
+            numbers = range(len(sources), len(sources) + len(chunk))
             batches.append(rows.read(bucket, chunk, numbers, epoch=0))
-            start += len(chunk)
-    return Validation(tuple(_first_caption(batch) for batch in batches))
+            sources += [picked[bucket, row] for row in chunk]
+    return Validation(tuple(_first_caption(batch) for batch in batches), tuple(sources))
+
+
+def _by_source(rows: Rows) -> dict[str, list[_Span]]:
+    spans: dict[str, list[_Span]] = {}
+    for bucket, sources in enumerate(rows.sources if isinstance(rows, Sourced) else [{"": n} for n in rows.sizes]):
+        first = 0
+        for name, count in sources.items():
+            spans.setdefault(name, []).append(_Span(bucket, first, count))
+            first += count
+    return spans
+
+
+def _row(spans: Sequence[_Span], place: int) -> tuple[int, int]:
+    """Bucket and row at a place among all of the spans."""
+    for span in spans:
+        if place < span.count:
+            return span.bucket, span.first + place
+        place -= span.count
+    raise ValueError("no such place")
 
 
 def _first_caption(batch: Batch) -> Batch:
