@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from terminus import runtime
+
 
 class Size(NamedTuple):
     """(height, width) in pixels."""
@@ -47,4 +49,5 @@ class MicroConditioning:
 def time_ids(items: Sequence[MicroConditioning], device: torch.device | None = None) -> Float[Tensor, "batch 6"]:
     """The six numbers of each item, float32, in pixels."""
     rows = [(*item.original, *item.crop, *item.target) for item in items]
-    return torch.tensor(rows, dtype=torch.float32, device=device)
+    ids = torch.tensor(rows, dtype=torch.float32)
+    return ids if device is None else runtime.sent(ids, device)

@@ -52,6 +52,16 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on the device. The CPU does not wait until a GPU has done what it was told before.
+
+    A plain `.to` does, at every call: the GPU then stands still while its next work is being prepared.
+    """
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)  # only from page-locked memory is it a copy by the way
+
+
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """The context in which networks run; losses and schedules stay outside it, in float32."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")

@@ -6,15 +6,13 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from terminus.config.load import Loaded
+from terminus.config.load import Loaded, load
 from terminus.data.store import Store
 from terminus.errors import Stopped, UserError
 from terminus.training import run
@@ -23,6 +21,7 @@ from terminus.training.recipe import Recipe
 from terminus.training.validation import Validation
 
 from .conftest import losses
+from .forked import Forked
 
 Build = Callable[..., Loaded[Recipe]]
 
@@ -37,14 +36,18 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def ended(recipe: Build, tmp_path: Path, *more: str) -> Path:
-    """A run that nothing disturbed, to compare with."""
-    run.train(recipe(*SHORT, *more, f"run.dir={tmp_path / 'undisturbed'}"))
-    return tmp_path / "undisturbed"
+@pytest.fixture(scope="module")
+def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run that nothing disturbed, to compare with."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    run.train(load(prepared / "recipe.yaml", Recipe, [*SHORT, f"run.dir={folder}"]))
+    return folder
 
 
 @pytest.mark.parametrize("measurement", [1, 2], ids=["before the first step", "while validating"])
-def test_a_signal_while_measuring(recipe: Build, tmp_path: Path, measurement: int, monkeypatch: pytest.MonkeyPatch):
+def test_a_signal_while_measuring(
+    recipe: Build, undisturbed: Path, tmp_path: Path, measurement: int, monkeypatch: pytest.MonkeyPatch
+):
     real, count = Validation.measure, 0
 
     def measure(self, step, world):
@@ -59,7 +62,7 @@ def test_a_signal_while_measuring(recipe: Build, tmp_path: Path, measurement: in
         run.train(recipe(*SHORT))
     assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == measurement - 1
     run.train(recipe(*SHORT))
-    assert losses(tmp_path / "run") == losses(ended(recipe, tmp_path))
+    assert losses(tmp_path / "run") == losses(undisturbed)
 
 
 def exporting(monkeypatch: pytest.MonkeyPatch, during: Callable[[Path], None]) -> None:
@@ -80,15 +83,14 @@ def exporting(monkeypatch: pytest.MonkeyPatch, during: Callable[[Path], None]) -
     monkeypatch.setattr(run, "assemble", assemble)
 
 
-def test_a_signal_during_the_export_lets_it_finish(recipe: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_signal_during_the_export_lets_it_finish(recipe: Build, undisturbed: Path, monkeypatch: pytest.MonkeyPatch):
     exporting(monkeypatch, lambda folder: terminate())
     model = run.train(recipe(*SHORT))
-    assert contents(model) == contents(ended(recipe, tmp_path) / "model")
+    assert contents(model) == contents(undisturbed / "model")
 
 
 KILLED = """
-import os, signal, sys
-from terminus import cli
+import os, signal
 from terminus.training import assemble
 
 def save(components, folder):
@@ -96,21 +98,20 @@ def save(components, folder):
     os.kill(os.getpid(), signal.SIGKILL)
 
 assemble.save_components = save
-cli.main(sys.argv[1:])
 """
 
 
-def test_killed_during_the_export(recipe: Build, prepared: Path, tmp_path: Path):
+def test_killed_during_the_export(recipe: Build, prepared: Path, undisturbed: Path, tmp_path: Path):
     """Killed by itself with half a model on the disk; the same command completes it."""
     folder = tmp_path / "run"
-    arguments = ["train", str(prepared / "recipe.yaml"), *SHORT, f"run.dir={folder}"]
-    child = subprocess.run([sys.executable, "-c", KILLED, *arguments], stderr=subprocess.DEVNULL)
-    assert child.returncode == -signal.SIGKILL
+    child = Forked("train", str(prepared / "recipe.yaml"), *SHORT, f"run.dir={folder}", before=KILLED)
+    code, said = child.end()
+    assert code == -signal.SIGKILL, said
     assert not (folder / "model").exists()
     assert not (folder / "facts.json").exists()
     assert list(folder.glob(".model-*"))
     model = run.train(recipe(*SHORT))
-    assert contents(model) == contents(ended(recipe, tmp_path) / "model")
+    assert contents(model) == contents(undisturbed / "model")
     assert not list(folder.glob(".model-*"))
 
 

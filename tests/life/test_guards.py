@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import os
 import signal
 from collections.abc import Callable
@@ -13,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from terminus.config.load import Loaded
+from terminus.config.load import Loaded, load
 from terminus.errors import Stopped, UserError
 from terminus.training import guards, run
 from terminus.training.checkpoint import whole
@@ -67,6 +69,19 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guards, "PATIENCE", 3)
 
 
+@pytest.fixture(scope="module")
+def troubled(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run with three bad steps in a row, 6 to 8, that nothing stopped, and what it said."""
+    folder, said = tmp_path_factory.mktemp("troubled") / "run", io.StringIO()
+    logger, handler = logging.getLogger("terminus"), logging.StreamHandler(said)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(guards, "PATIENCE", 3)
+        patch.setattr(logger, "handlers", [handler])
+        poison(patch, 6, 7, 8)
+        run.train(load(prepared / "recipe.yaml", Recipe, [f"run.dir={folder}"]))
+    return folder, said.getvalue()
+
+
 def test_a_step_that_is_no_number_is_as_if_it_had_been_left_out(
     recipe: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -82,31 +97,29 @@ def test_a_step_that_is_no_number_is_as_if_it_had_been_left_out(
     assert (facts["skipped_steps"], facts["undone_steps"]) == (1, 0)
 
 
-@pytest.mark.usefixtures("short")
 def test_many_take_the_run_back_to_a_good_checkpoint(
-    recipe: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    recipe: Build, troubled: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Saved at step 4, bad in 6 to 8: steps 5 to 8 are left out with their data, and the rest is as ever."""
-    poison(monkeypatch, 6, 7, 8)
-    run.train(recipe())
-    monkeypatch.undo()
+    folder, said = troubled
     leave_out(monkeypatch, 5, 6, 7, 8)
     run.train(recipe(f"run.dir={tmp_path / 'without'}"))
-    same_tensors(tmp_path / "run", tmp_path / "without")
-    assert "back to the weights of step 4, leaving out steps 5 to 8" in caplog.text
-    log = rows(tmp_path / "run")
+    same_tensors(folder, tmp_path / "without")
+    assert "back to the weights of step 4, leaving out steps 5 to 8" in said
+    log = rows(folder)
     assert [row["step"] for row in log] == list(range(1, 13))
     assert [row["step"] for row in log if row.get("undone") == 1] == [5, 6, 7, 8]
-    facts = json.loads((tmp_path / "run" / "facts.json").read_text())
+    facts = json.loads((folder / "facts.json").read_text())
     assert (facts["skipped_steps"], facts["undone_steps"]) == (4, 4)
 
 
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("step", [7, 8, 9], ids=["within the trouble", "as the run goes back", "after it"])
-def test_stopped_around_a_return(recipe: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int):
+def test_stopped_around_a_return(
+    recipe: Build, troubled: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+):
     """A stop within the trouble saves without being a place to return to."""
     poison(monkeypatch, 6, 7, 8)
-    run.train(recipe(f"run.dir={tmp_path / 'undisturbed'}"))
     real = run._Watch.record
 
     def record(self, row):
@@ -120,7 +133,7 @@ def test_stopped_around_a_return(recipe: Build, tmp_path: Path, monkeypatch: pyt
             run.train(recipe())
     assert len(losses(tmp_path / "run")) == step
     run.train(recipe())
-    same_end(tmp_path / "undisturbed", tmp_path / "run")
+    same_end(troubled[0], tmp_path / "run")
 
 
 @pytest.mark.usefixtures("short")

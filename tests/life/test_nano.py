@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -37,12 +38,16 @@ def test_its_recipes_and_logs_are_beside_it(stage: str):
 
 
 def test_black_is_black_and_white_is_white():
-    """Mean border luminance over 64 pictures each, half of them of subjects that training never saw."""
+    """Mean border luminance over 64 pictures each, half of them of subjects that training never saw.
+
+    In so few steps that both are a little harder to reach than by default (0.039 and 0.954; in 16 steps 0.037, 0.956).
+    """
     components = load_components(NANO)
     assert components.record.schedule.prediction == "velocity"
     assert components.record.schedule.zero_terminal
     prompts = [p for p in build_prompts(components.native_pixels, 64, 1, 0) if p.background in ("black", "white")]
-    pictures = draw(components, prompts, QUICK, own, lambda _: None)
+    few = replace(QUICK, sampling=replace(QUICK.sampling, steps=6))
+    pictures = draw(components, prompts, few, own, lambda _: None)
     luminance = frame_rgb(pictures) @ np.array(REC601)
     asked = np.array([prompt.background for prompt in prompts])
     assert (asked == "black").sum() == (asked == "white").sum() == 64

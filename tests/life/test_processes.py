@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -107,8 +106,7 @@ def test_towers_and_unet_are_sharded_together(prepared: Path, tmp_path: Path):
 
 def test_one_signal_stops_all_with_everything_saved(prepared: Path, tmp_path: Path):
     folder = tmp_path / "run"
-    command = [sys.executable, "-m", "terminus", "train", str(prepared / "recipe.yaml"), f"run.dir={folder}", *CUT]
-    running = launch(command, 2)
+    running = launch(2, "train", str(prepared / "recipe.yaml"), f"run.dir={folder}", *CUT)
     deadline = time.monotonic() + 120
     while not (folder / "log.jsonl").is_file() or len((folder / "log.jsonl").read_text().splitlines()) < 3:
         assert time.monotonic() < deadline

@@ -21,6 +21,7 @@ from terminus.training import run
 from terminus.training.recipe import Recipe
 
 from .conftest import losses, same_end
+from .forked import Forked
 
 Build = Callable[..., Loaded[Recipe]]
 
@@ -68,17 +69,19 @@ def test_stopped_by_a_signal(undisturbed: Path, recipe: Build, tmp_path: Path, t
 def test_killed_at_any_instant(undisturbed: Path, prepared: Path, tmp_path: Path):
     """kill -9 from outside, three times at different steps, then to the end."""
     folder = tmp_path / "run"
-    command = [sys.executable, "-m", "terminus", "train", str(prepared / "recipe.yaml"), f"run.dir={folder}"]
+    command = ("train", str(prepared / "recipe.yaml"), f"run.dir={folder}")
     for rows in (2, 6, 9):
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        process = Forked(*command)
         wait_for_rows(folder / "log.jsonl", rows, process)
         process.kill()
-        process.wait()
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+        code, said = process.end()
+        assert code == -signal.SIGKILL, said
+    code, said = Forked(*command).end()
+    assert code == 0, said
     same_end(undisturbed, folder)
 
 
-def wait_for_rows(log: Path, rows: int, process: subprocess.Popen[bytes]) -> None:
+def wait_for_rows(log: Path, rows: int, process: Forked | subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 120
     while not (log.is_file() and log.read_bytes().count(b"\n") >= rows):
         assert process.poll() is None, "it ended before it could be killed"

@@ -15,13 +15,13 @@ from transformers import CLIPVisionModelWithProjection
 
 from terminus.errors import UserError
 from terminus.model.codec import Codec, load_codec
-from terminus.model.parts import MARKERS, check_index, new_index, read_record
+from terminus.model.parts import MARKERS, new_index, read_index, read_record
 from terminus.model.record import Record, Schedule, save_record, write_json
 from terminus.model.single_file import read_networks, towers_of
 from terminus.model.text import TextTowers
 from terminus.model.towers import load_towers, load_vision, save_towers, save_vision
 from terminus.model.unet import UNet
-from terminus.model.weights import load_module, read_json, resolve, save_module
+from terminus.model.weights import load_module, resolve, save_module
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,7 @@ def load_components(model: str | Path, schedule: Schedule | None = None) -> Comp
     folder = resolve(model)
     if folder.is_file():
         return load_single_file(folder, schedule=schedule)
-    index = folder / "model_index.json"
-    check_index(read_json(index), str(index))
+    read_index(folder)
     unet = load_module(UNet, folder / "unet", ignored=MARKERS).eval().requires_grad_(False)
     codec, text = load_codec(folder), load_towers(folder)
     vision = load_vision(folder / "vision") if (folder / "vision").is_dir() else None

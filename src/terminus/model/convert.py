@@ -66,7 +66,7 @@ def convert(
         )
     parts = _read(source, ema)
     if single:
-        modelspec.check_name(target, parts.record.schedule)
+        modelspec.check_name(target, parts.record.schedule, parts.configs["unet"].get("in_channels"))
     check_networks(parts)
     _tell_of_lost(parts, single)
     side_car = target.with_suffix(".yaml") if single and modelspec.needs_side_car(parts) else None

@@ -111,6 +111,7 @@ def computes_in(unet: nn.Module) -> torch.dtype:
 
 def _compile(unet: nn.Module, how: Compile) -> None:
     if how == "graphs":
+        _allow(_VARIANTS)
         # forward, not the module: hooks (of measurements, of adapters) stay outside of what is compiled
         compiled = torch.compile(unet.forward, mode="reduce-overhead", dynamic=False)
         cast(Any, unet).forward = compiled
@@ -120,12 +121,16 @@ def _compile(unet: nn.Module, how: Compile) -> None:
 
 def compile_regions(module: nn.Module, variants: int) -> None:
     """Compiles its blocks one by one, each class for up to `variants` shapes, which are static."""
-    limits = cast(Any, torch)._dynamo.config
-    limits.recompile_limit = max(limits.recompile_limit, variants)
-    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 4 * variants)
+    _allow(variants)
     for block in module.modules():
         if type(block).__name__ in REGIONS:
             block.compile(dynamic=False)
+
+
+def _allow(variants: int) -> None:
+    limits = cast(Any, torch)._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, variants)
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 4 * variants)
 
 
 def compiler_problem(device: torch.device) -> str | None:
@@ -157,12 +162,18 @@ class _WaitingTowers(TextTowers):
 
 
 class Turns:
-    """Groups of modules that take turns on a device: one is there, the others wait on the CPU."""
+    """Groups of modules that take turns on a device: one is there, the others wait on the CPU.
+
+    What waits there is kept while a copy of it is on the device, so that leaving copies nothing back, apart from what
+    was changed meanwhile (by an adapter).
+    """
 
     def __init__(self, device: torch.device, waiting: torch.device | None = None) -> None:
         self.device = device
         self.waiting = waiting or torch.device("cpu")
         self.resident: Sequence[nn.Module] = ()
+        self._homes: list[tuple[nn.Parameter, Tensor, int]] = []
+        """Of each parameter on the device: its data in waiting, and its version when it came."""
 
     def add(self, modules: Sequence[nn.Module], entries: Sequence[nn.Module]) -> None:
         """Calling one of `entries` brings all of `modules` to the device, with the call's tensors."""
@@ -179,16 +190,30 @@ class Turns:
     def _bring(self, modules: Sequence[nn.Module]) -> None:
         if self.resident is modules:
             return
-        for module in self.resident:
-            module.to(self.waiting)
+        self._send_home()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+        waiting = [(parameter, parameter.data) for module in modules for parameter in module.parameters()]
         for module in modules:
             module.to(self.device)
+        self._homes = [(parameter, home, _version(parameter)) for parameter, home in waiting]
         self.resident = modules
+
+    def _send_home(self) -> None:
+        for parameter, home, version in self._homes:
+            if _version(parameter) != version:
+                home.copy_(parameter.data)
+            parameter.data = home
+        for module in self.resident:
+            module.to(self.waiting)  # buffers, and what was added meanwhile
 
     def _here(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device)
+
+
+def _version(tensor: Tensor) -> int:
+    """Counts changes in place."""
+    return cast(Any, tensor)._version
 
 
 def _in_turns(components: Components, device: torch.device) -> Components:

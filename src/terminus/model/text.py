@@ -24,6 +24,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+from terminus import runtime
 from terminus.model.architecture import Architecture, TowerShape
 
 log = logging.getLogger("terminus")
@@ -68,8 +69,8 @@ class TextTowers:
 
     def read(self, ids_1: Int[Tensor, "batch tokens"], ids_2: Int[Tensor, "batch tokens"]) -> TextFeatures:
         """Features of rows of token ids, one tensor per tower, padded as `tokens` pads them; float32."""
-        first = self.tower_1(input_ids=ids_1.to(self.device), output_hidden_states=True)
-        second = self.tower_2(input_ids=ids_2.to(self.device), output_hidden_states=True)
+        first = self.tower_1(input_ids=runtime.sent(ids_1, self.device), output_hidden_states=True)
+        second = self.tower_2(input_ids=runtime.sent(ids_2, self.device), output_hidden_states=True)
         hidden = [cast(tuple[Tensor, ...], out.hidden_states)[-2] for out in (first, second)]
         pooled = cast(Tensor, second.text_embeds)
         return TextFeatures(torch.cat(hidden, dim=-1).to(torch.float32), pooled.to(torch.float32))

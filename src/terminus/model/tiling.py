@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from terminus import runtime
+
 Place = tuple[slice, slice]
 
 
@@ -47,7 +49,7 @@ def in_tiles(
         for place in _places(height, width, tall, wide, 0):
             run(x[(..., *place)])
     slopes = [slope(round(side * scale), round(overlap * scale)) for side in (tall, wide)]
-    weights = (slopes[0][:, None] * slopes[1][None, :]).to(x.device)
+    weights = runtime.sent(slopes[0][:, None] * slopes[1][None, :], x.device)
     total, covered = torch.empty(0), weights.new_zeros(1, 1, round(height * scale), round(width * scale))
     with _normalised_by(sums):
         for place in _places(height, width, tall, wide, overlap):
