@@ -98,7 +98,7 @@ def test_an_opaque_alpha_channel_is_none():
 
 
 def test_a_colour_profile_is_converted_to_srgb():
-    wide = ImageCms.ImageCmsProfile(_swapped_profile()).tobytes()
+    wide = ImageCms.ImageCmsProfile(swapped_profile()).tobytes()
     shown = decoded(encoded(Image.new("RGB", (8, 8), (200, 40, 40)), icc_profile=wide)).rgb
     assert shown[4, 4].tolist() == pytest.approx([40, 200, 40], abs=3)
 
@@ -108,7 +108,7 @@ def test_a_broken_profile_is_ignored():
     assert shown[4, 4].tolist() == [200, 40, 40]
 
 
-def _swapped_profile() -> BytesIO:
+def swapped_profile() -> BytesIO:
     """An sRGB profile whose red and green primaries are exchanged, with another name."""
     data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     count = struct.unpack(">I", data[128:132])[0]

@@ -111,8 +111,10 @@ def train(
 
 @app.command()
 def sample(
+    context: typer.Context,
     model: options.ModelName,
-    prompt: options.Prompts,
+    prompt: options.Prompts = None,
+    *,
     out: options.PicturesOut,
     negative: options.Negative = "",
     seed: options.Seed = 0,
@@ -134,6 +136,7 @@ def sample(
     fill: options.Fill = None,
     feather: options.Feather = None,
     padding: options.Padding = None,
+    again: options.Again = None,
     lora: options.Loras = None,
     control: options.Controls = None,
     file_format: options.Format = "png",
@@ -143,29 +146,28 @@ def sample(
     offload: options.Offload = "none",
     device: options.Device = "auto",
 ) -> None:
-    """Draw pictures from prompts, or from prompts and a picture."""
+    """Draw pictures from prompts, or from prompts and a picture; or a picture of ours again."""
     from terminus.model.running import running
-    from terminus.sampling.command import Output, Start
-    from terminus.sampling.command import sample as run_sample
+    from terminus.sampling import command
     from terminus.sampling.requests import parse_interval, parse_size
     from terminus.sampling.settings import Settings
 
+    drawer = command.Drawer(model, lora or (), control or (), device, running(compiled, offload))
+    output = command.Output(out, file_format.lower(), private, sign)
+    if again is not None:
+        command.again(drawer, output, again, image=image, mask=mask, given=_given(context))
+        return
     part, pixels = parse_interval(interval), None if size is None else parse_size(size)
     settings = Settings(steps, guidance, rescale, part, solver, spacing, pixels, variation)
-    run_sample(
-        model,
-        Output(out, file_format.lower(), private, sign),
-        prompts=prompt,
-        negative=negative,
-        seed=seed,
-        count=count,
-        settings=settings,
-        start=Start(image, mask, outpaint, upscale, hires, strength, fill, feather, padding),
-        loras=lora or (),
-        controls=control or (),
-        device=device,
-        running=running(compiled, offload),
-    )
+    start = command.Start(image, mask, outpaint, upscale, hires, strength, fill, feather, padding)
+    command.sample(drawer, output, prompt or (), negative, seed, count, settings, start)
+
+
+def _given(context: typer.Context) -> list[str]:
+    """The options that the command line names, whatever their value."""
+    source = context.get_parameter_source
+    named = ((one.opts[0], source(one.name)) for one in context.command.params if one.name)
+    return [option for option, where in named if where is not None and where.name == "COMMANDLINE"]
 
 
 @app.command()

@@ -134,15 +134,33 @@ def decode(data: bytes, limits: Limits) -> Decoded | Dropped:
     except UnidentifiedImageError:
         return Dropped("not a JPEG, PNG or WebP image", "by its content" if data else "the file is empty")
     except _BROKEN as error:
-        reason = "truncated" if "truncated" in str(error) else "damaged"
-        return Dropped(reason, _printable(error))
+        return _broken(error)
+
+
+def of_image(image: Image.Image) -> Decoded | Dropped:
+    """The same of a Pillow image of any format: one that was opened from a file is what `decode` makes of the file.
+
+    Whoever opened it has looked at its size; of an animation it is the frame that is shown.
+    """
+    try:
+        return _converted(image)
+    except _BROKEN as error:
+        return _broken(error)
+
+
+def _broken(error: BaseException) -> Dropped:
+    return Dropped("truncated" if "truncated" in str(error) else "damaged", _printable(error))
 
 
 def _pixels(image: Image.Image, data: bytes) -> Decoded:
-    turn = _TURNS.get(_orientation(image), np.asarray)
     rgb = _fast_jpeg(image, data)
-    if rgb is not None:
-        return Decoded(np.ascontiguousarray(turn(rgb)), None)
+    if rgb is None:
+        return _converted(image)
+    return Decoded(np.ascontiguousarray(_TURNS.get(_orientation(image), np.asarray)(rgb)), None)
+
+
+def _converted(image: Image.Image) -> Decoded:
+    turn = _TURNS.get(_orientation(image), np.asarray)
     image.load()
     color, alpha = _plain(image)
     # np.array copies: torch wants writable memory.

@@ -18,7 +18,9 @@ ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help='A model folder, a .safetensors file, a hub id, or "nano".')
 ]
 
-Prompts = Annotated[list[str], typer.Option("--prompt", help="What to draw; may be given again, for more pictures.")]
+Prompts = Annotated[
+    list[str] | None, typer.Option("--prompt", help="What to draw; may be given again, for more pictures.")
+]
 PicturesOut = Annotated[Path, typer.Option("--out", help="Folder of the pictures; nothing in it is overwritten.")]
 Negative = Annotated[str, typer.Option(help="What to steer away from.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same pictures.")]
@@ -72,6 +74,12 @@ Fill = Annotated[
 Feather = Annotated[int | None, typer.Option(help="Soft edge inside the mask, in pixels.", rich_help_panel=_START)]
 Padding = Annotated[
     int | None, typer.Option(help="Draw only the mask and so many pixels around it.", rich_help_panel=_START)
+]
+Again = Annotated[
+    Path | None,
+    typer.Option(
+        "--again", metavar="PICTURE", help="Draw a picture of ours as it says itself.", rich_help_panel=_START
+    ),
 ]
 
 Loras = Annotated[

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from terminus import Terminus
+from terminus import Terminus, cli
 from terminus.bench.task import Task
 from terminus.bench.train import recipe_of
 from terminus.bench.trainers import Ours
@@ -27,6 +27,7 @@ from terminus.model.running import Running
 from terminus.model.tiling import Tiling
 from terminus.sampling.canvas import Repaint
 from terminus.sampling.guides import Guide
+from terminus.sampling.metadata import read, save, settings_of
 from terminus.sampling.settings import Settings
 from terminus.sampling.tasks import text2img
 from terminus.training import run
@@ -212,6 +213,22 @@ def test_no_step_of_a_solver_waits_for_the_gpu(solver: str, pretend: PretendGPU,
     assert not pretend.waits
 
 
+def test_no_step_that_looks_at_its_timestep_waits_for_the_gpu(pretend: PretendGPU, there: Load, steering: Path):
+    """Guidance for a part of the way, and guides that come and go: each of the steps behaves differently."""
+    settings = Settings(steps=4, size=Size(32, 32), interval=(0.3, 0.8))
+    guides = [
+        Guide("controlnet", steering / "edges", noise(), span=Span(0.0, 0.5)),
+        Guide("t2i", steering / "sketch", noise(), span=Span(0.5, 0.75)),
+    ]
+    with pretend.there():
+        steps = there(Running()).stream("a dog", settings=settings, guides=guides)
+        next(steps)
+        pretend.waits.clear()
+        for _ in range(3):
+            next(steps)
+    assert not pretend.waits
+
+
 def test_no_step_in_tiles_waits_for_the_gpu(pretend: PretendGPU, there: Load):
     from terminus.sampling.edits import inpainting, upscaling
 
@@ -253,6 +270,19 @@ def test_leaving_the_device_copies_nothing_back(pretend: PretendGPU, there: Load
         back = {place: count for place, count in pretend.waits.items() if place.endswith("from the GPU")}
     position_ids = {"model/running.py _send_home: a copy from the GPU": 2}  # of the text towers, which are no weights
     assert back == {"sampling/tasks.py to_bytes: a copy from the GPU": 1, **position_ids}
+
+
+def test_a_picture_in_fp32_is_drawn_again_in_fp32(
+    pretend: PretendGPU, random_nano: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """On a GPU networks are held in bf16 unless asked otherwise, and no option of the command line asks."""
+    (drawn,) = Terminus.load(random_nano, "cpu").text2img("a dog", steps=1, size="16x16")
+    save(drawn, tmp_path / "a.png")
+    again = ["sample", str(random_nano), "--again", str(tmp_path / "a.png"), "--device", "cuda", "--out", str(tmp_path)]
+    with pretend.there():
+        assert cli.main(again) == 0
+    assert settings_of(read(tmp_path / "00001-0.png")).precision == "fp32"
+    assert "pixel" in capsys.readouterr().err
 
 
 # --- number formats --------------------------------------------------------------------------------------------------

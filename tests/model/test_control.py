@@ -209,6 +209,18 @@ def test_kinds_add_up_and_each_row_has_its_own_time(components: Components, fold
     assert (only_edges[:2] - none[:2]).abs().min(dim=0).values.max() > 0.01
 
 
+@pytest.mark.parametrize("now", [999, 99])
+def test_a_timestep_that_is_known_is_not_looked_up(components: Components, folders: Path, now: int):
+    """A tensor without numbers would be one on a device that is still computing."""
+    control = load_control("t2i", folders / "sketch", picture(1), components, 0.5, Span(0.5, 1.0))
+    text, ids = components.text.encode(["", ""]), time_ids([MicroConditioning.uncropped(SIZE)] * 2, torch.device("cpu"))
+    t = torch.full((2,), now)
+    looked_up = control.residuals(noise(), t, text, ids)
+    known = control.residuals(noise(), t.to("meta"), text, ids, now)
+    assert len(known.intrablock) == (4 if now == 99 else 0)
+    assert all(torch.equal(one, other) for one, other in zip(looked_up.intrablock, known.intrablock, strict=True))
+
+
 def test_a_picture_per_row(components: Components, folders: Path):
     t = torch.full((4,), 500)
     for kind, folder in (("controlnet", "edges"), ("t2i", "sketch")):

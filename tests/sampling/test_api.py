@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
+import inspect
 import json
+import re
 import shutil
 import subprocess
 import sys
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from terminus import Terminus, __version__
+import terminus
+from terminus import Terminus, __version__, cli
 from terminus.conditioning import Size
 from terminus.errors import UserError
-from terminus.sampling.requests import parse_size
+from terminus.model.running import Running, running
+from terminus.sampling.api import How
+from terminus.sampling.command import Start
+from terminus.sampling.edits import Hires
+from terminus.sampling.metadata import read
+from terminus.sampling.requests import parse_interval, parse_size
 from terminus.sampling.settings import Settings
 
 
@@ -139,3 +152,73 @@ def test_many_pictures_of_one_prompt_are_asked_for_at_once(model: Terminus, monk
     assert read == ["a dog", "a cat"]
     with pytest.raises(UserError, match="1 to 100,000"):
         next(model.stream("a dog", count=100_001))
+
+
+def test_the_command_line_and_python_have_the_same_defaults(model: Terminus, tmp_path: Path):
+    line = {name: one.default for name, one in inspect.signature(cli.sample).parameters.items()}
+    line["interval"] = parse_interval(line["interval"])
+    settings = vars(Settings())
+    assert line.keys() & settings.keys() == settings.keys() - {"conditioning", "negative_conditioning", "precision"}
+    assert {name: line[name] for name in line.keys() & settings.keys()} == {
+        name: settings[name] for name in line.keys() & settings.keys()
+    }
+    assert get_type_hints(How).keys() == settings.keys() | {"guides"}
+    python = inspect.signature(Terminus.text2img).parameters
+    for name in ("negative", "seed", "count", "hires"):
+        assert python[name].default == line[name], name
+    load = inspect.signature(Terminus.load).parameters
+    assert load["device"].default == line["device"]
+    assert running(line["compiled"], line["offload"]) == Running()
+    # what a start from a picture leaves open
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    Image.linear_gradient("L").resize((32, 32)).point(lambda value: 255 * (value > 99)).save(tmp_path / "m.png")
+    for start, task in (
+        (Start(tmp_path / "a.png"), Terminus.img2img),
+        (Start(tmp_path / "a.png", mask=tmp_path / "m.png"), Terminus.inpaint),
+        (Start(tmp_path / "a.png", upscale=2.0), Terminus.upscale),
+    ):
+        edit = start.edit(model, Settings())
+        assert edit is not None
+        assert edit.strength == inspect.signature(task).parameters["strength"].default
+    assert Start(hires="2").second() == Hires(2.0)
+
+
+def test_a_drawing_that_is_cancelled_leaves_nothing_behind(model: Terminus):
+    (expected,) = model.text2img("a cat", steps=2)
+    stream = model.stream("a dog", count=4, settings=Settings(steps=50))
+    drawing = next(stream)
+    latents = weakref.ref(drawing.x0)
+    stream.close()  # type: ignore[attr-defined]
+    assert len(drawing.pictures()) == 4  # a preview that is held stays good
+    del drawing
+    gc.collect()
+    assert latents() is None
+    (after,) = model.text2img("a cat", steps=2)
+    assert np.array_equal(np.asarray(after), np.asarray(expected))
+
+
+def test_threads_may_share_a_model(model: Terminus):
+    prompts = ["a dog", "a (cat:1.3)", "a bird BREAK a tree", "a fish"]
+
+    def drawn(prompt: str) -> bytes:
+        return model.text2img(prompt, "blurry", steps=3)[0].tobytes()
+
+    alone = [drawn(prompt) for prompt in prompts]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(drawn, prompts)) == alone
+
+
+def test_the_lines_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As they stand there, in a folder of a user's own; what they save says how it was made."""
+    monkeypatch.chdir(tmp_path)
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"^```python\n(.*?)^```", readme, re.M | re.S)
+    assert len(lines.splitlines()) <= 6
+    exec(lines, {})
+    (saved,) = tmp_path.iterdir()
+    facts = read(saved)
+    assert (facts.kind, facts.source_type) == ("terminus", "trainedAlgorithmicMedia")
+
+
+def test_type_checkers_are_told_that_there_are_types():
+    assert (Path(terminus.__file__).parent / "py.typed").is_file()

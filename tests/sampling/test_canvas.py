@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,10 @@ from terminus.conditioning import Size
 from terminus.errors import UserError
 from terminus.sampling.canvas import Margins, Repaint, _box, _extent, extended, open_picture, redraw, repaint, scaled
 from terminus.sampling.edits import Hires
+from terminus.sampling.masks import feathered, filled
 from terminus.sampling.settings import Settings
+
+from ..test_decode import swapped_profile
 
 
 def noise(height: int, width: int) -> torch.Tensor:
@@ -62,6 +67,31 @@ def test_what_is_drawn_around_a_mask_is_not_stretched(model: Terminus, size: Siz
     # and finishing brings what is drawn back to where it was
     back = canvas.finish(canvas.place(probe)[None])[0]
     assert bool((back[97:103, 117:123] > 200).all())
+
+
+def test_what_is_far_from_a_mask_has_no_part_in_its_canvas(model: Terminus):
+    """So a large photograph costs what its mask costs; the soft edge is that of the whole mask all the same."""
+    mask = torch.zeros(400, 500, dtype=torch.bool)
+    mask[150:200, 300:360] = torch.rand(50, 60, generator=torch.Generator().manual_seed(2)) > 0.01
+    near = torch.zeros_like(mask)
+    near[70:280, 220:440] = True
+    other = torch.where(near[..., None], noise(400, 500), 255 - noise(400, 500))
+    how = Repaint(padding=4, feather=6)
+    one, two = (repaint(p, mask, how, 1.0, Settings(), model.components) for p in (noise(400, 500), other))
+    assert torch.equal(one.pixels, two.pixels)
+    pixels = torch.where(mask[..., None], 0, noise(400, 500)).to(torch.uint8)  # what is hidden does not count
+    backdrop, weight = filled(pixels, mask, "grey"), feathered(mask, 6)[..., None]
+    canvas = repaint(pixels, mask, Repaint("grey", 6, 0), 1.0, Settings(), model.components)
+    (finished,) = canvas.finish(torch.full((1, *canvas.size, 3), 255, dtype=torch.uint8))
+    assert torch.equal(finished, (weight * 255 + (1 - weight) * backdrop.float()).round().to(torch.uint8))
+
+
+def test_a_part_of_a_photograph_is_repainted_in_the_time_of_that_part(model: Terminus):
+    photograph, mask = torch.zeros(4000, 6000, 3, dtype=torch.uint8), torch.zeros(4000, 6000, dtype=torch.bool)
+    mask[1000:1400, 2000:2500] = True
+    start = time.process_time()
+    repaint(photograph, mask, Repaint(padding=32, feather=16), 1.0, Settings(), model.components)
+    assert time.process_time() - start < 2  # the whole takes 14
 
 
 @pytest.mark.parametrize("shape", [(1, 16_000), (16_000, 1), (1, 1), (3, 5)])
@@ -123,6 +153,44 @@ def test_sixteen_bits_are_scaled(tmp_path: Path):
     Image.fromarray(levels).save(tmp_path / "deep.png")
     for source in (tmp_path / "deep.png", Image.fromarray(levels)):
         assert open_picture(source)[..., 0].tolist() == [[0, 10], [200, 255]]
+
+
+TURNED = Image.Exif()
+TURNED[0x0112] = 6
+PROFILE = swapped_profile().getvalue()
+SAVED: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "profile": ("RGB", "png", {"icc_profile": PROFILE}),
+    "profile and transparency": ("RGBA", "webp", {"icc_profile": PROFILE, "lossless": True}),
+    "profile, turned": ("RGB", "jpg", {"icc_profile": PROFILE, "exif": TURNED}),
+    "turned": ("RGB", "jpg", {"exif": TURNED}),
+    "four inks": ("CMYK", "jpg", {}),
+    "four inks, and a profile of three": ("CMYK", "jpg", {"icc_profile": PROFILE}),
+    "sixteen bits, turned": ("I;16", "png", {"exif": TURNED}),
+    "palette": ("P", "png", {"transparency": 3}),
+}
+"""Mode, kind of file, and what it is saved with."""
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_an_opened_picture_draws_what_its_file_draws(name: str, model: Terminus, tmp_path: Path):
+    mode, kind, how = SAVED[name]
+    plain, path = Image.fromarray(noise(32, 48).numpy()), tmp_path / f"a.{kind}"
+    deep = Image.fromarray(noise(32, 48).numpy()[..., 0].astype(np.uint16) * 251)
+    image = deep if mode == "I;16" else plain.convert(mode)
+    if mode == "RGBA":
+        image.putalpha(Image.linear_gradient("L").resize(image.size))
+    image.save(path, **how)
+    with Image.open(path) as opened:
+        of_file, of_image = (model.img2img("a dog", source, steps=2)[0] for source in (path, opened))
+    assert np.array_equal(np.asarray(of_file), np.asarray(of_image))
+    assert of_file.info == of_image.info  # the hash of the initial picture is in it
+
+
+def test_a_picture_whose_file_is_cut_off(tmp_path: Path):
+    Image.fromarray(noise(64, 64).numpy()).save(tmp_path / "whole.png")
+    data = (tmp_path / "whole.png").read_bytes()
+    with Image.open(BytesIO(data[: len(data) // 2])) as opened, pytest.raises(UserError, match="cannot be used: trunc"):
+        open_picture(opened)
 
 
 def test_a_picture_without_pixels():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from terminus import cli
-from terminus.sampling.metadata import read, settings_of
+from terminus import Terminus, cli
+from terminus.sampling.files import write_new
+from terminus.sampling.metadata import read, save, settings_of
 
 QUICK = ("--steps", "1", "--size", "16x16")
 
@@ -80,6 +82,8 @@ def test_a_negative_prompt_without_guidance_is_said_to_do_nothing(random_nano: P
         (["--size", "40x40"], "multiples of 16 from 16 to 128"),
         (["--size", "4096x32"], "The nearest is 128x32"),
         (["--size", "big"], "WIDTHxHEIGHT"),
+        (["--size", "999999x999999"], "This model cannot draw 999999x999999"),
+        (["--size", "1:1000000"], "shape 1:1000000. The longer side of a shape is at most 16 times the shorter"),
         (["--count", "0"], "count 0"),
         (["--seed", "-1"], "seed -1"),
         (["--seed", str(2**63)], "seed 9223372036854775808"),
@@ -163,6 +167,91 @@ def test_tasks_from_the_command_line(
         assert picture.size == size
 
 
+# --- again
+
+
+AGAIN: dict[str, tuple[str, list[str], list[str]]] = {
+    "png": ("from a prompt", ["--hires", "1.5:0.5", "--variation", "0.2"], []),
+    "jpeg": ("image to image", ["--strength", "0.5"], ["--image", "in.png"]),
+    "webp": (
+        "inpainting",
+        ["--feather", "2"],
+        [
+            *("--image", "in.png", "--mask", "mask.png", "--lora", "STEERING/ink.safetensors:0.7"),
+            *("--control", "controlnet:STEERING/edges:in.png:0.8"),
+        ],
+    ),
+}
+"""By format: the task, how it is drawn, and what has to be given again."""
+
+
+@pytest.mark.parametrize("kind", AGAIN)
+def test_a_picture_is_drawn_again_from_its_own_words(
+    random_nano: Path, pictures: Path, steering: Path, tmp_path: Path, monkeypatch, capsys, kind: str
+):
+    monkeypatch.chdir(pictures)
+    _, how, files = AGAIN[kind]
+    files = [word.replace("STEERING", str(steering)) for word in files]
+    options = ["--prompt", "a {red|green|blue} dog", "--seed", "5", "--steps", "2", "--format", kind, *how, *files]
+    assert sample(random_nano, tmp_path, *options) == 0
+    first, second = (tmp_path / f"{number}-5.{kind}" for number in ("00001", "00002"))
+    assert sample(random_nano, tmp_path, "--again", str(first), "--format", kind, "--device", "cpu", *files) == 0
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == [str(first), str(second)]
+    assert printed.err.splitlines()[-1] == f"Every pixel is that of {first}."
+    assert second.read_bytes() == first.read_bytes()
+
+
+def test_other_pixels_than_the_files_are_said(random_nano: Path, tmp_path: Path, capsys):
+    assert sample(random_nano, tmp_path, "--prompt", "a dog", *QUICK) == 0
+    with Image.open(tmp_path / "00001-0.png") as picture:
+        save(picture.crop((0, 0, 16, 8)), tmp_path / "smaller.png")
+        old = picture.getpixel((3, 4))
+        picture.putpixel((3, 4), (old[0] ^ 2, *old[1:]))
+        save(picture, tmp_path / "painted.png")
+    for name, said in (
+        ("painted.png", "1 of 256 differ, by up to 2 of 255."),
+        ("smaller.png", "it is 16x8 pixels, what was drawn 16x16."),
+    ):
+        assert sample(random_nano, tmp_path, "--again", str(tmp_path / name)) == 0
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last == f"These are not the pixels of {tmp_path / name}: {said}"
+
+
+def test_a_precision_that_no_option_names_is_the_pictures_own(random_nano: Path, tmp_path: Path, capsys):
+    (drawn,) = Terminus.load(random_nano, "cpu").text2img("a dog", steps=1, precision="bf16")
+    save(drawn, tmp_path / "a.png")
+    assert sample(random_nano, tmp_path, "--again", str(tmp_path / "a.png"), "--device", "cpu") == 0
+    assert capsys.readouterr().err == f"Every pixel is that of {tmp_path / 'a.png'}.\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seed", "0"], "--again and --seed. A picture is drawn again as it says itself"),
+        (["--prompt", "a dog", "--steps", "28"], "--again and --prompt, --steps."),
+        (["--image", "in.png"], "This picture is drawn again from neither image nor mask"),
+        (["--again", "in.png"], "This picture does not say how to draw it again"),
+        (["--again", "gone.png"], "gone.png"),
+        (["--lora", "gone.safetensors"], "gone.safetensors: Nothing is here"),
+        (["--format", "gif"], "--format gif"),
+    ],
+)
+def test_what_cannot_be_drawn_again_is_said_before_the_model_is_loaded(
+    random_nano: Path, pictures: Path, tmp_path: Path, monkeypatch, capsys, options: list[str], message: str
+):
+    monkeypatch.chdir(pictures)
+    assert sample(random_nano, tmp_path, "--prompt", "a dog", *QUICK) == 0
+    assert sample(tmp_path / "no-model", tmp_path / "out", "--again", str(tmp_path / "00001-0.png"), *options) == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert "Traceback" not in printed
+    assert not (tmp_path / "out").exists()
+
+
+# --- what files say, and what goes wrong
+
+
 def test_private_pictures_say_only_that_a_model_made_them(random_nano: Path, tmp_path: Path):
     assert sample(random_nano, tmp_path, "--prompt", "secret", "--private", *QUICK) == 0
     data = (tmp_path / "00001-0.png").read_bytes()
@@ -236,3 +325,32 @@ def test_what_the_disk_refuses_is_said(random_nano: Path, tmp_path: Path, monkey
     monkeypatch.setattr("terminus.sampling.command.save", full)
     assert sample(random_nano, tmp_path, "--prompt", "a dog", *QUICK) == 2
     assert "00001-0.png: This picture cannot be written (No space left on device)" in capsys.readouterr().err
+
+
+def test_ctrl_c_keeps_what_is_done_and_says_so(
+    random_nano: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    def interrupted(path: Path, data: bytes) -> None:
+        if path.name == "00003-2.png":
+            signal.raise_signal(signal.SIGINT)
+        write_new(path, data)
+
+    monkeypatch.setattr("terminus.sampling.metadata.write_new", interrupted)
+    assert sample(random_nano, tmp_path, "--prompt", "a dog", "--count", "4", *QUICK) == 130
+    printed = capsys.readouterr()
+    assert names(tmp_path) == ["00001-0.png", "00002-1.png"]
+    assert printed.out.splitlines() == [str(tmp_path / name) for name in names(tmp_path)]
+    assert f"Stopped: 2 of 4 pictures are in {tmp_path}." in printed.err.replace("\n", "")
+    assert "Traceback" not in printed.err
+
+
+def test_what_a_format_cannot_hold_is_kept_as_png(random_nano: Path, tmp_path: Path, capsys):
+    """That is found out after the drawing, which must not be lost."""
+    long = "a dog" + " " * 19_000 + "here"  # few tokens, and more than JPEG's 64 KiB in UTF-16
+    options = ("--prompt", long, "--negative", long, "--format", "jpeg", *QUICK)
+    assert sample(random_nano, tmp_path, *options) == 0
+    assert names(tmp_path) == ["00001-0.png"]
+    printed = capsys.readouterr()
+    assert printed.out == f"{tmp_path / '00001-0.png'}\n"
+    assert "It is saved as PNG" in printed.err
+    assert settings_of(read(tmp_path / "00001-0.png")).prompt == long

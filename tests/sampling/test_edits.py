@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from terminus import Terminus
+from terminus import Terminus, runtime
 from terminus.errors import UserError
 from terminus.sampling.canvas import Margins, Repaint
 from terminus.sampling.edits import Hires
 from terminus.sampling.solvers import SOLVERS
+from terminus.sampling.tasks import latents
 
 
 def picture(height: int = 32, width: int = 32, seed: int = 0) -> Image.Image:
@@ -82,6 +84,79 @@ def test_what_the_mask_hides_has_no_influence(model: Terminus, how: Repaint, sol
         drawn.append(array(model.inpaint("a dog", image, hole, steps=4, repaint=how, solver=solver)[0]))
     assert np.array_equal(drawn[0], drawn[1])
     assert np.array_equal(drawn[0], drawn[2])
+
+
+@pytest.fixture(scope="module")
+def inpainter(model: Terminus, random_nano: Path) -> Terminus:
+    """The same with a UNet of nine channels, which reads mask and picture: random weights, so only its manners."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        unet = type(model.components.unet).from_config({**model.components.unet.config, "in_channels": 9}).eval()
+    return Terminus(replace(model.components, unet=unet), random_nano)
+
+
+@pytest.mark.parametrize("how", [Repaint(), Repaint(feather=5), Repaint("grey", padding=3)])
+@pytest.mark.parametrize("solver", ["unipc", "dpmpp_2m_sde"])
+def test_an_inpainting_unet_keeps_what_is_known_and_learns_nothing_of_what_is_hidden(
+    inpainter: Terminus, how: Repaint, solver: str
+):
+    hole, start = mask(), array(picture()).astype(np.uint8)
+    images = [Image.fromarray(np.where(painted(hole)[..., None], v, start).astype(np.uint8)) for v in (0, 255)]
+    dark, bright = (inpainter.inpaint("a dog", one, hole, steps=3, repaint=how, solver=solver)[0] for one in images)
+    assert np.array_equal(array(dark), array(bright))
+    assert np.array_equal(array(dark)[~painted(hole)], start[~painted(hole)])
+    kept = Image.fromarray(np.where(painted(hole)[..., None], start, 255 - start).astype(np.uint8))
+    (other,) = inpainter.inpaint("a dog", kept, hole, steps=3, repaint=how, solver=solver)
+    assert not np.array_equal(array(other)[painted(hole)], array(dark)[painted(hole)])  # it does read what is kept
+
+
+@pytest.mark.parametrize("which", ["model", "inpainter"])
+def test_at_strength_1_inpainting_starts_at_the_end_from_pure_noise(which: str, request: pytest.FixtureRequest):
+    one: Terminus = request.getfixturevalue(which)
+    seen: list[tuple[int, torch.Tensor]] = []
+    handle = one.components.unet.register_forward_pre_hook(
+        lambda _, inputs: seen.append((int(inputs[1][0]), inputs[0].clone()))
+    )
+    one.inpaint("a dog", picture(), mask(), steps=5, seed=3)
+    handle.remove()
+    assert [t for t, _ in seen] == [999, 799, 599, 399, 199]
+    noise = torch.randn(4, 8, 8, generator=runtime.rng(3, 0, "sampling"))
+    assert torch.equal(seen[0][1][:, :4], noise.expand(2, 4, 8, 8))
+
+
+def test_an_inpainting_unet_reads_the_mask_and_the_picture_with_grey_behind_it(inpainter: Terminus):
+    seen: list[torch.Tensor] = []
+    handle = inpainter.components.unet.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][:, 4:]))
+    start, hole = picture(), mask(box=(9, 8, 24, 21))
+    inpainter.inpaint("a dog", start, hole, steps=2)
+    handle.remove()
+    cells = torch.zeros(8, 8)
+    cells[2:6, 2:6] = 1  # a cell that is masked in part is masked
+    signal = torch.from_numpy(array(start)).permute(2, 0, 1)[None] / 127.5 - 1
+    grey = latents(inpainter.components, (signal * ~torch.from_numpy(painted(hole))).float())
+    for channels in seen:
+        for row in channels:
+            assert torch.equal(row[0], cells)
+            torch.testing.assert_close(row[1:], grey[0])
+
+
+def test_an_inpainting_unet_outpaints_and_starts_part_way(inpainter: Terminus):
+    start = picture()
+    (larger,) = inpainter.outpaint("a dog", start, Margins(16, 0, 5, 11), steps=2)
+    assert larger.size == (53, 43)
+    assert np.array_equal(array(larger)[0:32, 16:48], array(start))
+    half, again = (array(inpainter.inpaint("a dog", start, mask(), strength=s, steps=4)[0]) for s in (0.5, 1.0))
+    assert np.array_equal(half[~painted(mask())], array(start)[~painted(mask())])
+    assert not np.array_equal(half, again)
+
+
+@pytest.mark.parametrize(
+    ("task", "arguments"), [("text2img", ()), ("img2img", (picture(),)), ("upscale", (picture(),))]
+)
+def test_an_inpainting_unet_needs_a_mask(inpainter: Terminus, task: str, arguments: tuple[Image.Image, ...]):
+    given = (*arguments, 2.0, "a dog") if task == "upscale" else ("a dog", *arguments)
+    with pytest.raises(UserError, match="This UNet reads 9 channels"):
+        getattr(inpainter, task)(*given)
 
 
 def test_below_strength_1_the_hidden_part_is_where_it_starts(model: Terminus):

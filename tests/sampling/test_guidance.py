@@ -46,6 +46,21 @@ def test_a_flat_prediction_is_left_alone():
     assert bool(result.isfinite().all())
 
 
+@pytest.mark.parametrize("value", [0.1, -0.3, 123.4, 1e-3])
+@pytest.mark.parametrize("size", [(8, 8), (17, 13), (33, 7), (128, 128)])
+def test_the_rounding_of_a_flat_prediction_is_no_spread(value: float, size: tuple[int, int]):
+    """The float32 spread of equal numbers is not always 0: divided by, it would make a picture of 10^7."""
+    cond = torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(0))
+    flat = torch.full_like(cond, value)
+    assert torch.equal(rescaled(flat, cond, 1.0), flat)
+    assert torch.equal(rescaled(flat, flat), flat)
+
+
+def test_a_faint_spread_is_still_restored():
+    faint = 1e-3 * GUIDED + 0.5
+    torch.testing.assert_close(std(rescaled(faint, COND, 1.0)), std(COND), rtol=1e-3, atol=0)
+
+
 def test_guidance_is_its_two_functions():
     torch.testing.assert_close(Guidance(7.5).combine(COND, UNCOND), GUIDED)
     torch.testing.assert_close(Guidance(7.5, 0.7).combine(COND, UNCOND), rescaled(GUIDED, COND, 0.7))

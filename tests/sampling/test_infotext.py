@@ -43,9 +43,39 @@ def test_what_we_write_is_what_we_read(prompt: str, negative: str, model: str):
     assert said.settings == infotext.settings(origin)
 
 
+def test_json_that_others_write_as_it_is_stays_one_value():
+    """stable-diffusion.cpp and Civitai; nothing inside it counts as a setting of its own."""
+    line = (
+        "Steps: 20, Seed: 42, Size: 512x512, Model: [SD] x, "
+        'Civitai resources: [{"type":"checkpoint","modelVersionId":1}], SDCPP: {"a": "}\\"", "b": "x, Seed: 9"}'
+    )
+    said = infotext.parse("a pig\n" + line)
+    assert said is not None
+    assert said.settings == {
+        **{"Steps": "20", "Seed": "42", "Size": "512x512", "Model": "[SD] x"},
+        "Civitai resources": '[{"type":"checkpoint","modelVersionId":1}]',
+        "SDCPP": '{"a": "}\\"", "b": "x, Seed: 9"}',
+    }
+    open_ended = infotext.parse("a pig\nSteps: 20, Model: [x, Seed: 42, Size: 512x512")
+    assert open_ended is not None
+    assert (open_ended.settings["Model"], open_ended.settings["Seed"]) == ("[x", "42")
+
+
 @pytest.mark.parametrize(
     "line",
-    ["a" * 60_000, "a " * 30_000, 'ab:"' + "\\" * 60_000, 'ab:"x' * 12_000, "ab: x, " * 8_000, " " * 60_000 + "x"],
+    [
+        "ab: [," * 10_000,
+        "ab: [" * 12_000,
+        'ab: {"' * 12_000,
+        "ab: [], " * 8_000,
+        'ab: ["' + '\\"' * 30_000,
+        "a" * 60_000,
+        "a " * 30_000,
+        'ab:"' + "\\" * 60_000,
+        'ab:"x' * 12_000,
+        "ab: x, " * 8_000,
+        " " * 60_000 + "x",
+    ],
 )
 def test_no_line_takes_long(line: str):
     start = time.perf_counter()

@@ -37,6 +37,17 @@ def test_the_soft_edge_rises_evenly_to_1():
     assert weights[3:9].tolist() == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
 
 
+@pytest.mark.parametrize("width", [3, 8, 64, 1024])
+def test_an_edge_wider_than_its_mask_still_shows_what_is_drawn(width: int):
+    """The mask is three pixels deep: there the picture is the new one, however wide the edge was asked to be."""
+    assert feathered(square(24, 9, 15), width)[12, 8:16].tolist() == pytest.approx(
+        [0, 1 / 3, 2 / 3, 1, 1, 2 / 3, 1 / 3, 0]
+    )
+    point = torch.zeros(9, 9, dtype=torch.bool)
+    point[4, 4] = True
+    assert torch.equal(feathered(point, width), point.float())
+
+
 def test_the_border_of_the_picture_is_no_edge():
     mask = torch.zeros(8, 8, dtype=torch.bool)
     mask[:, :4] = True
@@ -74,6 +85,18 @@ def test_surroundings_are_continued():
     assert 125 < int(middle.max()) <= 150
 
 
+@pytest.mark.parametrize("side", [64, 100, 512])
+def test_only_the_edge_of_a_mask_is_continued(side: int):
+    """A square within a red disc on white: nothing of the white behind the disc gets in."""
+    rows = torch.arange(side) - side / 2
+    disc = rows[:, None].square() + rows.square() < (0.45 * side) ** 2
+    pixels = torch.full((side, side, 3), 255, dtype=torch.uint8)
+    pixels[disc] = torch.tensor([200, 20, 40], dtype=torch.uint8)
+    mask = square(side, side // 4, side - side // 4)
+    continued = filled(pixels, mask, "surroundings")[mask].int()
+    assert (continued - torch.tensor([200, 20, 40])).abs().max() <= 2
+
+
 def test_a_picture_that_is_all_hidden_is_grey():
     pixels = torch.zeros(5, 4, 3, dtype=torch.uint8)
     assert int(filled(pixels, torch.ones(5, 4, dtype=torch.bool), "surroundings").float().mean()) in (127, 128)
@@ -93,4 +116,4 @@ def test_a_soft_edge_counts_the_squares_that_lie_in_the_mask(
         for _ in range(width):
             outside = functional.max_pool2d(outside, 3, stride=1, padding=1)
             total = total + (1.0 - outside)
-        torch.testing.assert_close(feathered(mask, width), total[0, 0] / (width + 1))
+        torch.testing.assert_close(feathered(mask, width), total[0, 0] / total.max().clamp(min=1.0))

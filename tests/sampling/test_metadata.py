@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import resource
+import signal
 from dataclasses import replace
+from io import BytesIO, FileIO
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from terminus.conditioning import Crop, MicroConditioning, Size
 from terminus.errors import UserError
 from terminus.model.record import Schedule
 from terminus.sampling.grid import SPACINGS as KNOWN_SPACINGS
 from terminus.sampling.infotext import SAMPLERS, SPACINGS
-from terminus.sampling.metadata import Origin, attach, encode, mark, parameters, save, version
+from terminus.sampling.metadata import (
+    FORMATS,
+    Origin,
+    attach,
+    encode,
+    mark,
+    parameters,
+    read,
+    save,
+    settings_of,
+    version,
+)
 from terminus.sampling.origin import (
     AdapterUse,
     ControlUse,
@@ -293,3 +308,58 @@ def test_a_full_disk_leaves_no_part_of_a_picture(tmp_path: Path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_leaves_no_part_of_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class Slow(FileIO):
+        def write(self, data: bytes) -> int:
+            super().write(data[:100])
+            signal.raise_signal(signal.SIGINT)
+            return 100
+
+    monkeypatch.setattr(Path, "open", lambda path, mode: Slow(path, mode))
+    with pytest.raises(KeyboardInterrupt):
+        save(noise(), tmp_path / "picture.png")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_pillows_own_save_keeps_what_it_can(tmp_path: Path, suffix: str):
+    """The first thing that anybody tries; the mark of a generated picture must not hang on knowing better."""
+    picture = noise()
+    attach(picture, EVERYTHING)
+    again = pickle.loads(pickle.dumps(picture))
+    for number, one in enumerate((picture, again)):
+        one.save(tmp_path / f"{number}{suffix}")
+        facts = read(tmp_path / f"{number}{suffix}")
+        assert settings_of(facts) == EVERYTHING
+        assert facts.source_type == "compositeWithTrainedAlgorithmicMedia"
+    long = noise()
+    attach(long, replace(ORIGIN, prompt="x" * 40_000))
+    long.save(tmp_path / f"long{suffix}")
+    said = read(tmp_path / f"long{suffix}")
+    assert (said.kind, said.source_type) == ("terminus" if suffix == ".png" else "none", "trainedAlgorithmicMedia")
+    with Image.open(tmp_path / f"0{suffix}") as stored:
+        assert stored.size == picture.size
+    file = BytesIO()
+    picture.copy().save(file, FORMATS[suffix])
+    assert b"red apple" not in file.getvalue()
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".gif", ".tiff", ".ppm", ".avif"])
+def test_pillows_own_save_writes_other_formats_too(tmp_path: Path, suffix: str):
+    picture = noise()
+    attach(picture, ORIGIN)
+    picture.save(tmp_path / f"a{suffix}")
+    with Image.open(tmp_path / f"a{suffix}") as again:
+        assert again.size == picture.size
+
+
+def test_what_is_given_to_pillows_save_is_taken(tmp_path: Path):
+    picture, own = noise(), PngInfo()
+    attach(picture, ORIGIN)
+    own.add_text("mine", "yes")
+    picture.save(tmp_path / "a.png", pnginfo=own)
+    texts = read(tmp_path / "a.png").texts
+    assert texts["mine"] == "yes"
+    assert "terminus" not in texts

@@ -19,7 +19,7 @@ from terminus.sampling.solvers import DISTILLED, SOLVERS
 MEAN, STD, PIXELS = 1.5, 0.5, 100_000
 SDXL = NoiseSchedule.scaled_linear()
 ZTSNR = SDXL.with_zero_terminal_snr()
-STEPS = [4, 10, 28, 30, 60, 61]
+STEPS = [1, 2, 3, 4, 10, 28, 30, 60, 61]
 
 
 def posterior_mean(schedule: NoiseSchedule, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -49,18 +49,22 @@ def perfectly_distilled(schedule: NoiseSchedule) -> Network:
     return network
 
 
-def standard_normal(seed: int) -> torch.Tensor:
-    return torch.randn(1, PIXELS, generator=torch.Generator().manual_seed(seed))
+def standard_normal(seed: int, pixels: int = PIXELS) -> torch.Tensor:
+    return torch.randn(1, pixels, generator=torch.Generator().manual_seed(seed))
 
 
 def sample(
-    name: str, schedule: NoiseSchedule, grid: Sequence[int], of: Callable[[NoiseSchedule], Network] = perfect_network
+    name: str,
+    schedule: NoiseSchedule,
+    grid: Sequence[int],
+    of: Callable[[NoiseSchedule], Network] = perfect_network,
+    pixels: int = PIXELS,
 ) -> torch.Tensor:
     """The picture that a solver makes of pure noise with the perfect network."""
-    denoise = velocity_denoiser(of(schedule), schedule)
-    steps = list(SOLVERS[name](denoise, schedule, standard_normal(0), grid, lambda i: standard_normal(i + 1)))
-    assert all(bool(step.x.isfinite().all()) for step in steps)
-    return steps[-1].x
+    denoise, start = velocity_denoiser(of(schedule), schedule), standard_normal(0, pixels)
+    for step in SOLVERS[name](denoise, schedule, start, grid, lambda i: standard_normal(i + 1, pixels)):
+        assert bool(step.x.isfinite().all())
+    return step.x
 
 
 @pytest.mark.parametrize("steps", STEPS)
@@ -113,7 +117,9 @@ def test_the_spread_of_the_data_returns_as_steps_are_added(name: str, at_28: flo
 
 @pytest.mark.parametrize("name", ["ddim", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde", "unipc"])
 def test_with_every_timestep_visited_the_spread_is_the_data_s(name: str):
-    assert float(sample(name, ZTSNR, timesteps(1000)).std()) == pytest.approx(STD, abs=0.008)
+    drawn = sample(name, ZTSNR, timesteps(1000), pixels=20_000)
+    assert float(drawn.mean()) == pytest.approx(MEAN, abs=0.01)
+    assert float(drawn.std()) == pytest.approx(STD, abs=0.008)
 
 
 @pytest.mark.parametrize("steps", STEPS)
@@ -129,10 +135,10 @@ def test_ddim_multiplies_deviations_as_computed_by_hand(steps: int):
     torch.testing.assert_close(sample("ddim", ZTSNR, grid), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("steps", STEPS[1:])
 @pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "unipc"])
 def test_a_leaky_start_loses_contrast(name: str, steps: int):
-    """SDXL's own schedule ends with a trace of the image, which pure noise lacks."""
+    """SDXL's own schedule ends with a trace of the image, which pure noise lacks (one step hardly looks at it)."""
     assert float(sample(name, SDXL, timesteps(steps)).mean()) < MEAN - 0.01
 
 

@@ -3,13 +3,15 @@
 Nothing is computed: on the meta device tensors have shapes only, and a dispatch mode writes down each operation. The
 network's own work is counted from below (attention is one kernel, copies are none; weights are read once; only layers
 with weights move bytes; only products are FLOPs), the step's from above (every operation is a kernel, reads all its
-inputs and writes its output). So the true ratios are lower.
+inputs and writes its output). So the true ratios are lower. A second test counts the operations of whole drawings,
+inpainting too, on a small model: how many there are does not depend on its size.
 """
 
 from __future__ import annotations
 
 import collections
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,12 +22,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from terminus.diffusion.schedule import NoiseSchedule
 from terminus.model.architecture import SDXL
+from terminus.model.components import Components, load_components
 from terminus.model.text import TextFeatures
 from terminus.model.unet import build_unet, predict
+from terminus.sampling.canvas import Canvas
 from terminus.sampling.denoiser import velocity_denoiser
 from terminus.sampling.grid import for_solver
 from terminus.sampling.guidance import Guidance
+from terminus.sampling.settings import Request, Settings
 from terminus.sampling.solvers import SOLVERS
+from terminus.sampling.tasks import draw
 
 LATENT = (1, 4, 128, 128)
 STEPS = 10
@@ -65,6 +71,11 @@ class Counter(TorchDispatchMode):
             self.device.bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
             self.device.flops += max(tensor.numel() for tensor in tensors)
         return result
+
+
+@pytest.fixture(scope="module")
+def components(random_nano: Path) -> Components:
+    return load_components(random_nano)
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +126,55 @@ def beside_the_network(name: str, scale: float = 5.0) -> tuple[Work, float]:
         assert len(list(SOLVERS[name](velocity_denoiser(network, ZTSNR), ZTSNR, x, grid, noise))) == STEPS
     work = counter.device
     return Work(work.kernels / STEPS, work.bytes / STEPS, work.flops / STEPS), counter.host / STEPS
+
+
+def in_a_drawing(components: Components, name: str, canvas: Canvas | None) -> float:
+    """Operations per step of `draw` outside the UNet, on tensors other than the float64 tables of the schedule."""
+    counted: list[int] = []
+    inside = False
+
+    class Outside(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)]
+            tables = all(tensor.dtype == torch.float64 or tensor.ndim == 0 for tensor in tensors)
+            if not (inside or tables or func.is_view or "_local_scalar" in str(func)):
+                counted[-1] += 1
+            return result
+
+    def enter(*_: object) -> None:
+        nonlocal inside
+        inside = True
+
+    def leave(*_: object) -> None:
+        nonlocal inside
+        inside = False
+
+    hooks = [components.unet.register_forward_pre_hook(enter), components.unet.register_forward_hook(leave)]
+    few, more = 4, 8
+    for steps in (few, more):  # what is done once, such as reading the prompts, cancels
+        settings = Settings(steps=steps, solver=name, guidance=5.0)
+        counted.append(0)
+        with Outside():
+            assert len(list(draw(components, [Request("a dog", 0)], settings, canvas))) == steps
+    for hook in hooks:
+        hook.remove()
+    return (counted[1] - counted[0]) / (more - few)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", SOLVERS)
+def test_what_a_drawing_does_beside_its_network_is_as_little(
+    name: str, masked: bool, network: Work, components: Components
+):
+    """The whole way of a picture on a small model, whose operations outside the network are those of a large one."""
+    mask = torch.zeros(32, 32, dtype=torch.bool)
+    mask[8:24, 8:24] = True
+    canvas = Canvas(torch.zeros(32, 32, 3, dtype=torch.uint8), mask, lambda drawn: drawn) if masked else None
+    operations = in_a_drawing(components, name, canvas)
+    print(f"{name:16s} masked {masked!s:5s} operations {operations:.1f} = {operations / network.kernels:.2%}")
+    assert operations >= 15
+    assert operations <= LIMIT * network.kernels
 
 
 @pytest.mark.parametrize("name", SOLVERS)

@@ -14,10 +14,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import CLIPTokenizer
 
+from terminus.conditioning import Size
 from terminus.errors import UserError
+from terminus.model.components import load_components
 from terminus.model.text import TextTowers
 from terminus.model.towers import build_tokenizer, load_towers
+from terminus.model.vocabulary import clip_tokenizers
+from terminus.sampling.network import chunks as needed
+from terminus.sampling.network import network
 from terminus.sampling.prompts import (
     HEAVIEST,
     MOST_CHUNKS,
@@ -30,6 +36,7 @@ from terminus.sampling.prompts import (
     expand,
     parse,
 )
+from terminus.sampling.settings import Request, Settings
 
 GRAMMAR = st.text(alphabet=st.sampled_from("([{|}])\\:<>_ ,.019enaBREAK$\n"), max_size=40)
 HOUSE = ("a ", "house", " ", "on", " a ", "hill", ", sun, ", "sky", ".")
@@ -76,11 +83,21 @@ def spans(prompt: str) -> list[tuple[str, float]]:
         ("(a:0)b", [("a", 0), ("b", 1)]),
         ("([[(a)]])", [("a", 1)]),
         ("((a:1.2):1.5)", [("a", 1.8)]),
+        ("((a:1.1):1.2)", [("a", 1.32)]),
+        ("[a]", [("a", 0.909091)]),
+        ("[[a]]", [("a", 0.826446)]),
+        ("(a:1.2", [("a:1.2", 1.1)]),
+        ("((a:1.2)", [("a", 1.32)]),
+        ("( a b : 1.2 ) c", [(" a b ", 1.2), (" c", 1)]),
+        ("(a:1.2)b)", [("a", 1.2), ("b)", 1)]),
+        ("(🍎, 犬:1.3) 👩‍👩‍👧", [("🍎, 犬", 1.3), (" 👩‍👩‍👧", 1)]),
         ("(a:noon)", [("a:noon", 1.1)]),
         ("(a:1.2.3)", [("a:1.2.3", 1.1)]),
         (r"(a\:1.2)", [("a:1.2", 1.1)]),
         # escapes
         (r"\\(a\\)", [("\\", 1), ("a\\", 1.1)]),
+        (r"\\\\", [("\\\\", 1)]),
+        (r"\(a:1.2\)", [("(a:1.2)", 1)]),
         (r"C:\dogs", [("C:dogs", 1)]),
         ("ends in \\", [("ends in ", 1)]),
         (r"\{a\|b\}", [("{a|b}", 1)]),
@@ -246,6 +263,7 @@ def test_groups_that_are_refused(template: str, message: str):
 
 # Chunks
 
+TIME = torch.tensor([999])
 LONG = "a photo of a red apple, a green pear, and a blue bird on a black background with stars, "
 
 
@@ -277,6 +295,66 @@ def test_cutting_agrees_with_filling_token_by_token(letters: list[str], size: in
         done.append(filling)
     part = Chunk(tuple(map(ord, letters)), (1.0,) * len(letters))
     assert [list(map(chr, chunk.tokens)) for chunk in _cut(part, size, ord(","))] == done
+
+
+@pytest.fixture(scope="module")
+def sdxl() -> CLIPTokenizer:
+    return clip_tokenizers()[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "sizes"),
+    [
+        (["dog"] * 75, [75]),
+        (["dog"] * 76, [75, 1]),
+        (["dog"] * 150, [75, 75]),
+        (["dog"] * 151, [75, 75, 1]),
+        # a comma among the last 20 of a full chunk ends it; one before these, or the first of the next, does not
+        (["dog"] * 74 + [","], [75]),
+        (["dog"] * 74 + [",", "dog"], [75, 1]),
+        (["dog"] * 60 + [","] + ["dog"] * 20, [61, 20]),
+        (["dog"] * 55 + [","] + ["dog"] * 20, [56, 20]),
+        (["dog"] * 54 + [","] + ["dog"] * 21, [75, 1]),
+        (["dog"] * 75 + [","] + ["dog"], [75, 2]),
+        (["dog"] * 60 + [","] + ["dog"] * 13 + [",", "dog"], [75, 1]),
+        (["dog"] * 10 + ["BREAK"] + ["dog"] * 75, [10, 75]),
+        (["dog"] * 75 + ["BREAK"] + ["dog"], [75, 1]),
+        (["BREAK"] + ["dog"] * 76 + ["BREAK"], [0, 75, 1]),
+    ],
+)
+def test_borders_of_sdxls_chunks(sdxl: CLIPTokenizer, words: list[str], sizes: list[int]):
+    assert [len(chunk.tokens) for chunk in _chunked(sdxl, " ".join(words))] == sizes
+
+
+@given(ANYTHING)
+@settings(max_examples=60, deadline=None)
+def test_any_text_is_encoded_or_refused(towers: TextTowers, text: str):
+    try:
+        prompt = expand(text, 1)
+        count = chunks(towers, prompt)
+    except UserError:
+        return
+    assert 1 <= count <= MOST_CHUNKS
+    features = encode(towers, [prompt], count)
+    assert features.context.shape == (1, count * 32, 64)
+    assert features.context.isfinite().all()
+
+
+def test_a_negative_prompt_that_is_longer_than_the_prompt(random_nano: Path):
+    """Both get as many chunks as the longer needs, and what its last chunk says is seen."""
+    components = load_components(random_nano)
+
+    def asked(negative: str, guidance: float = 4.0) -> int:
+        return needed(components, Request("a dog", 1, negative), Settings(guidance=guidance))
+
+    assert (asked(""), asked(LONG * 2), asked(LONG * 3), asked(LONG * 2, guidance=1.0)) == (1, 2, 3, 1)
+    one, other, short = (
+        network(components, [Request("a dog", 1, text)], Settings(), Size(32, 32))(torch.zeros(1, 4, 16, 16), TIME)
+        for text in (LONG + LONG, LONG + LONG.replace("black", "white"), "a")
+    )
+    assert one.isfinite().all()
+    assert not torch.equal(one, other)
+    assert not torch.equal(one, short)
 
 
 def test_a_long_prompt_loses_no_word(towers: TextTowers):

@@ -213,7 +213,8 @@ def test_invokeai():
         "scheduler": "euler",
         "strength": 0.6,
         "model": {"name": "juggernaut", "hash": "blake3:01", "type": "main"},
-        "loras": [],
+        "positive_style_prompt": "oil",
+        "loras": [{"model": {"key": "k", "name": "ink"}, "weight": 0.75}, {"model": None}, "?"],
         "app_version": "5.4.0",
     }
     facts = read_bytes(png(invokeai_metadata=json.dumps(stored), invokeai_graph="{}"))
@@ -226,10 +227,12 @@ def test_invokeai():
         "Denoising strength": "0.6",
         "CFG rescale": "0.7",
         "Mode": "sdxl_img2img",
+        "Style prompt": "oil",
         "Version": "5.4.0",
         "Size": "1024x768",
         "Model": "juggernaut",
         "Model hash": "blake3:01",
+        "Loras": "ink: 0.75",
     }
 
 
@@ -242,6 +245,32 @@ def test_swarmui_and_novelai():
     facts = read_bytes(png(Software="NovelAI", Description="a girl", Comment=novel))
     assert (facts.kind, facts.prompt, facts.negative) == ("novelai", "a girl", "lowres")
     assert facts.settings == {"Steps": "28", "Sampler": "k_euler", "CFG scale": "5", "Seed": "2"}
+    swarm["sui_image_params"] |= {"loras": ["ink", "wet"], "loraweights": ["0.5", "1"]}
+    assert read_bytes(png(parameters=json.dumps(swarm))).settings["Loras"] == "ink: 0.5, wet: 1"
+
+
+def test_the_characters_of_novelai():
+    """Its fourth version has a caption for each, and leaves the old place of the negative prompt empty."""
+    caption = {"base_caption": "two girls", "char_captions": [{"char_caption": "red hair"}, {"char_caption": "blue"}]}
+    stored = {"prompt": "two girls", "uc": "", "seed": 2, "v4_prompt": {"caption": caption}}
+    stored["v4_negative_prompt"] = {"caption": {"base_caption": "lowres", "char_captions": []}}
+    facts = read_bytes(png(Software="NovelAI", Comment=json.dumps(stored)))
+    assert (facts.prompt, facts.negative) == ("two girls\nred hair\nblue", "lowres")
+
+
+def test_fooocus():
+    stored = {"prompt": "a boat", "negative_prompt": "bad", "steps": 30, "resolution": "(1152, 896)", "seed": "123"}
+    stored |= {"guidance_scale": 4.0, "base_model": "juggernaut", "sampler": "dpmpp_2m", "lora_combined_1": "ink : 0.1"}
+    text = json.dumps(stored | {"version": "Fooocus v2.5.5"})
+    # a PNG's chunk, and in a JPEG a string in the first directory, where no other program puts it
+    for data in (png(parameters=text, fooocus_scheme="fooocus"), with_exif("JPEG", {0x9286: text, 0x927C: "fooocus"})):
+        facts = read_bytes(data)
+        assert (facts.kind, facts.prompt, facts.negative) == ("fooocus", "a boat", "bad")
+        assert facts.settings == {
+            **{"Steps": "30", "Sampler": "dpmpp_2m", "CFG scale": "4", "Seed": "123", "Model": "juggernaut"},
+            **{"Version": "Fooocus v2.5.5", "Size": "1152x896", "Loras": "ink: 0.1"},
+        }
+    assert read_bytes(png(parameters='{"prompt": "a", "seed": 1}')).kind == "none"
 
 
 @pytest.mark.parametrize(

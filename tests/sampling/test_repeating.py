@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from terminus import Terminus
 from terminus.conditioning import Crop, MicroConditioning, Size
+from terminus.errors import UserError
 from terminus.sampling.canvas import Repaint
 from terminus.sampling.edits import Hires
 from terminus.sampling.guides import Guide
@@ -29,32 +32,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mask.paste(255, (5, 9, 25, 40))
     mask.save(folder / "mask.png")
     return folder
-
-
-def drawn_again(model: Terminus, origin: Origin, files: Path, guides: list[Guide]) -> Image.Image:
-    """From the origin alone; which file has which hash is for the user to know."""
-    image, mask = files / "image.png", files / "mask.png"
-    how = {
-        **{"steps": origin.steps, "guidance": origin.guidance, "rescale": origin.rescale, "solver": origin.solver},
-        **{"spacing": origin.spacing, "interval": origin.interval or (0.0, 1.0), "precision": origin.precision},
-        **{"conditioning": origin.conditioning, "negative_conditioning": origin.negative_conditioning},
-        **{"negative": origin.negative, "seed": origin.seed, "guides": guides},
-    }
-    if origin.variation:  # variations are numbered from 0
-        how |= {"variation": origin.variation.strength, "count": origin.variation.seed + 1}
-    if origin.task == "text2img":
-        grown = origin.enlargement
-        second = Hires(grown.factor, origin.strength) if grown and origin.strength else None
-        return model.text2img(origin.prompt, size=grown.source if grown else origin.size, hires=second, **how)[-1]
-    if origin.task == "img2img":
-        return model.img2img(origin.prompt, image, strength=origin.strength, size=origin.size, **how)[-1]
-    if origin.task == "upscale":
-        return model.upscale(image, origin.enlargement.factor, origin.prompt, strength=origin.strength, **how)[-1]
-    use = origin.mask
-    how |= {"repaint": Repaint(use.fill, use.feather, use.crop_padding), "size": use.crop_size}
-    if origin.task == "inpaint":
-        return model.inpaint(origin.prompt, image, mask, strength=origin.strength, **how)[-1]
-    return model.outpaint(origin.prompt, image, origin.margins, **how)[-1]
 
 
 CROPPED = MicroConditioning(Size(64, 64), Crop(8, 0), Size(32, 32))
@@ -102,16 +79,63 @@ def test_what_a_picture_says_draws_it_again(model: Terminus, files: Path, steeri
     save(drawn, tmp_path / "drawn.png")
     origin = settings_of(read(tmp_path / "drawn.png"))
     assert origin.task == task
-    again = drawn_again(model, origin, files, guides)
+    named = {"image": image} if task != "text2img" else {}
+    again = model.again(tmp_path / "drawn.png", **named, **mask_for(origin, files), guides=guides)
     if how.get("count", 1) != 1 or isinstance(how["seed"], list):
         # sums in a batch differ in their last bits from those of one picture
         assert np.abs(np.asarray(again).astype(int) - np.asarray(drawn)).max() <= 1
     else:
         assert np.array_equal(np.asarray(again), np.asarray(drawn))
-    said = settings_of_image(again, tmp_path)
-    assert replace(said, template=origin.template) == origin
+    assert again.info == drawn.info
 
 
-def settings_of_image(image: Image.Image, folder: Path) -> Origin:
-    save(image, folder / "again.png")
-    return settings_of(read(folder / "again.png"))
+def mask_for(origin: Origin, files: Path) -> dict[str, Path]:
+    return {"mask": files / "mask.png"} if origin.task == "inpaint" else {}
+
+
+def test_what_a_picture_does_not_hold_has_to_be_what_it_was(
+    model: Terminus, files: Path, steering: Path, tmp_path: Path
+):
+    """Named before anything is drawn; nothing is left out or taken instead."""
+    image, mask = files / "image.png", files / "mask.png"
+    Image.open(image).transpose(Image.Transpose.ROTATE_180).save(tmp_path / "other.png")
+    guide = Guide("controlnet", steering / "edges", image, 0.8)
+    model.adapters.attach(steering / "ink.safetensors", 0.7)
+    try:
+        (drawn,) = model.inpaint("a dog", image, mask, steps=1, guides=[guide])
+        save(drawn, tmp_path / "a.webp")
+        (plain,) = model.text2img("a dog", steps=1)
+        save(plain, tmp_path / "plain.jpg")
+        assert np.array_equal(np.asarray(model.again(tmp_path / "a.webp", image, mask, [guide])), np.asarray(drawn))
+        assert model.again(tmp_path / "plain.jpg").info == plain.info
+        for given, message in (
+            ((), "again from image and mask"),
+            ((image,), "again from image and mask"),
+            ((tmp_path / "other.png", mask, [guide]), "another initial picture"),
+            ((image, tmp_path / "other.png", [guide]), "another mask"),
+            ((image, mask), "another set of guides"),
+            ((image, mask, [replace(guide, scale=0.5)]), "another set of guides"),
+        ):
+            with pytest.raises(UserError, match=message):
+                model.again(tmp_path / "a.webp", *given)
+        with pytest.raises(UserError, match="neither image nor mask"):
+            model.again(tmp_path / "plain.jpg", image)
+    finally:
+        model.adapters.clear()
+    with pytest.raises(UserError, match=r"another set of adapters.*ink at 0\.7"):
+        model.again(tmp_path / "a.webp", image, mask, [guide])
+    save(drawn, tmp_path / "private.png", private=True)
+    with pytest.raises(UserError, match="does not say how to draw it again"):
+        model.again(tmp_path / "private.png")
+
+
+def test_another_model_is_named(model: Terminus, random_nano: Path, tmp_path: Path):
+    (picture,) = model.text2img("a dog", steps=1)
+    save(picture, tmp_path / "a.png")
+    shutil.copytree(random_nano, tmp_path / "other")
+    weights = tmp_path / "other" / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["conv_out.bias"] += 1
+    save_file(tensors, weights)
+    with pytest.raises(UserError, match=r"another model.*random-nano"):
+        Terminus.load(tmp_path / "other").again(tmp_path / "a.png")

@@ -27,10 +27,9 @@ _PREFIXES = {
     "cond_stage_model.": "text_encoder",
     "model_ema.": "unet_ema",
     "terminus_vision.": "vision",
-    "v_pred": "labels",
-    "ztsnr": "labels",
-    "alphas_cumprod": "labels",
 }
+_LABELS = ("v_pred", "ztsnr", "alphas_cumprod")
+"""Tensors that say what the networks are: evidence, and part of none."""
 _NEEDED = ("unet", "vae", "text_encoder", "text_encoder_2")
 _NETWORKS = (*_NEEDED, "vision", "image_encoder", "unet_ema", "safety_checker")
 _TASKS = {4: "text to image", 5: "depth to image, or an upscaler's", 8: "edits by instruction", 9: "inpainting"}
@@ -40,6 +39,8 @@ def file_finding(header: Header, console: Console) -> Checkpoint:
     """Of one file that holds a UNet in the layout of Stability's files."""
     groups: dict[str, list[TensorInfo]] = {}
     for name, info in header.tensors.items():
+        if name.startswith(_LABELS):
+            continue
         owner = next((owner for prefix, owner in _PREFIXES.items() if name.startswith(prefix)), "other")
         groups.setdefault(owner, []).append(info)
     components = {name: part(tensors) for name, tensors in sorted(groups.items())}

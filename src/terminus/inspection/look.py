@@ -79,8 +79,7 @@ def _picture(path: Path) -> Picture:
     from terminus.sampling.reading import read
 
     said = read(path)
-    texts = {clipped(key, 60): clipped(text) for key, text in said.texts.items()}
-    return Picture("picture", str(path), said.kind, {key: clipped(text) for key, text in said.facts.items()}, texts)
+    return Picture("picture", str(path), said.kind, said.facts, said.texts)
 
 
 def _tensors(headers: list[Header], path: Path, console: Console) -> Tensors:

@@ -67,16 +67,21 @@ class Control:
         t: Int[Tensor, " batch"],
         text: TextFeatures,
         time_ids: Float[Tensor, "batch 6"],
+        now: int | None = None,
     ) -> Residuals:
-        """What it adds inside the UNet for these inputs; nothing outside its span, or at scale 0."""
+        """What it adds inside the UNet for these inputs; nothing outside its span, or at scale 0.
+
+        `now` is the timestep of all rows, where it is known: then no row of `t` has to be waited for.
+        """
         if self.scale == 0:
             return Residuals()
         strength: Tensor | float = self.scale
         if self.span != Span():  # looking at t waits for the device, so only a part of the way looks
-            active = self.span.covers(t, self.timesteps)
+            active = self.span.covers(t if now is None else torch.tensor([now]), self.timesteps)
             if not active.any():
                 return Residuals()
-            strength = (self.scale * active).to(torch.float32).reshape(-1, 1, 1, 1)
+            if now is None:
+                strength = (self.scale * active).to(torch.float32).reshape(-1, 1, 1, 1)
         if self.kind == "t2i":
             return Residuals(intrablock=tuple(strength * _rows(level, len(x)) for level in self.features))
         self._check_size(x)
@@ -147,11 +152,12 @@ def combined(
     t: Int[Tensor, " batch"],
     text: TextFeatures,
     time_ids: Float[Tensor, "batch 6"],
+    now: int | None = None,
 ) -> Residuals | None:
     """The sum of several; None without any, so that the UNet runs as if there were no controls."""
     if not controls:
         return None
-    first, *others = (control.residuals(x, t, text, time_ids) for control in controls)
+    first, *others = (control.residuals(x, t, text, time_ids, now) for control in controls)
     return sum(others, first)
 
 

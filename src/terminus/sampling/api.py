@@ -31,9 +31,10 @@ from terminus.sampling.edits import (
 )  # fmt: skip
 from terminus.sampling.files import sha256
 from terminus.sampling.guides import Guide, Guides, Loaded
-from terminus.sampling.metadata import attach
+from terminus.sampling.metadata import attach, read, settings_of
 from terminus.sampling.network import chunks
 from terminus.sampling.origin import AdapterUse, ControlUse, Enlargement, Origin, Variation
+from terminus.sampling.repeating import asked, compare
 from terminus.sampling.requests import parse_size, requests_for
 from terminus.sampling.settings import Aspect, Request, Settings
 from terminus.sampling.tasks import draw, to_bytes, visits
@@ -257,6 +258,27 @@ class Terminus:
         edit = upscaling(image, factor, strength, _settings(how), self.components)
         return self._edited(prompt, negative, seed, count, how, edit)
 
+    def again(
+        self,
+        picture: str | Path,
+        image: Picture | None = None,
+        mask: Picture | None = None,
+        guides: Sequence[Guide] = (),
+    ) -> Image.Image:
+        """The picture of this file once more, from what the file says of itself.
+
+        What it only names is given again: the initial `image`, the `mask`, the `guides`; adapters are attached before.
+        UserError if Terminus did not write it, or if the model or one of these is not what it was drawn with.
+        """
+        origin = settings_of(read(Path(picture)))
+        one = asked(origin, self.components, image, mask)
+        used = Guides(guides, self.components)
+        found = {"model_hash": self.hash, "schedule": self.components.record.schedule}
+        found |= {"adapters": self._adapters(), "controls": used.uses, **(one.edit.facts if one.edit else {})}
+        compare(origin, found)
+        (drawn,) = _finished(self._drawn([one.request], one.settings, one.edit, one.hires, used))
+        return drawn
+
     def stream(
         self,
         prompt: str | Sequence[str],
@@ -276,22 +298,29 @@ class Terminus:
         settings = replace(settings, precision=settings.precision or self._precision)
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
         requests = [one for text in texts for one in requests_for(text, negative, seed, count, settings)]
+        yield from self._drawn(requests, settings, edit, hires, Guides(guides, self.components))
+
+    def _drawn(
+        self, requests: Sequence[Request], settings: Settings, edit: Edit | None, hires: Hires | None, used: Guides
+    ) -> Iterator[Drawing]:
         size = edit.canvas.size if edit else settings.size_for(self.components)
         place = edit.canvas.place if edit else partial(scaled, size=size)
         # Enlarged here as well, so that what cannot be drawn or guided in the second pass is said before the first.
         larger = self._enlarged(torch.zeros(*size, 3, dtype=torch.uint8), hires, settings) if hires else None
-        used = Guides(guides, self.components)
         task = _Task(settings, used.on(place), edit, used.uses)
         second = larger and replace(task, guides=used.on(larger.canvas.place))
         for batch in self._batches(requests, size, settings):
-            now = tuple(
-                AdapterUse(one.name, one.sha256, one.unet, None if one.text == one.unet else one.text)
-                for one in self.adapters.attached
-            )
+            now = self._adapters()
             if hires is not None and second is not None:
                 yield from self._twice(batch, replace(task, adapters=now), replace(second, adapters=now), hires)
             else:
                 yield from self._once(batch, replace(task, adapters=now))
+
+    def _adapters(self) -> tuple[AdapterUse, ...]:
+        return tuple(
+            AdapterUse(one.name, one.sha256, one.unet, None if one.text == one.unet else one.text)
+            for one in self.adapters.attached
+        )
 
     def _edited(
         self, prompt: str | Sequence[str], negative: str, seed: int | Sequence[int], count: int, how: How, edit: Edit

@@ -16,13 +16,13 @@ from typing import NamedTuple, cast
 import numpy as np
 import torch
 from jaxtyping import Bool, UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 from terminus.conditioning import Size
 from terminus.config.errors import did_you_mean
-from terminus.decode import HARD_PIXEL_LIMIT, Limits, decode
+from terminus.decode import HARD_PIXEL_LIMIT, Decoded, Limits, decode, of_image
 from terminus.errors import UserError
 from terminus.model.components import Components
 from terminus.pictures import Dropped
@@ -41,6 +41,8 @@ _LIMITS = Limits(file_bytes=2**28, pixels=HARD_PIXEL_LIMIT)
 _WHITE = (255, 255, 255)
 _LARGEST = 16_384
 """The longest side of a picture that we make, in pixels."""
+_COLLAR = 64
+"""Pixels around the part that is drawn whose colours are continued into it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,25 +99,23 @@ def open_picture(source: Picture) -> Pixels:
     """Upright sRGB pixels of a file or a Pillow image; what is transparent lies on white."""
     if isinstance(source, Image.Image):
         return _of_image(source)
-    decoded = decode(read_file(Path(source), _LIMITS.file_bytes), _LIMITS)
-    if isinstance(decoded, Dropped):
-        detail = f" ({decoded.detail})" if decoded.detail else ""
-        rule = "Pictures are JPEG, PNG or WebP files"
-        raise UserError(f"This picture cannot be used: {decoded.reason}{detail}", where=str(source), rule=rule)
-    return torch.from_numpy(decoded.on(_WHITE))
+    return _on_white(decode(read_file(Path(source), _LIMITS.file_bytes), _LIMITS), str(source))
 
 
 def _of_image(image: Image.Image) -> Pixels:
     if 0 in image.size:
         raise UserError("This picture has no pixels", rule="Pictures have at least one")
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        # 16-bit grey: Pillow's own conversion would clip at 255 instead of scaling
-        levels = np.rint(np.asarray(image).astype(np.float64) / 257.0).clip(0, 255)
-        image = Image.fromarray(levels.astype(np.uint8))
-    elif image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image.convert("RGBA"))
-    return torch.from_numpy(np.array(image.convert("RGB")))
+    return _on_white(of_image(image))
+
+
+def _on_white(decoded: Decoded | Dropped, where: str = "") -> Pixels:
+    if isinstance(decoded, Dropped):
+        detail = f" ({decoded.detail})" if decoded.detail else ""
+        rule = (
+            "Pictures are JPEG, PNG or WebP files" if where else "Its pixels can be read, as long as its file is open"
+        )
+        raise UserError(f"This picture cannot be used: {decoded.reason}{detail}", where=where, rule=rule)
+    return torch.from_numpy(decoded.on(_WHITE))
 
 
 def open_mask(source: Picture) -> Mask:
@@ -182,27 +182,28 @@ def repaint(
         around = _extent(mask, how.padding)
         size = settings.size_for(components) if settings.size is not None else _shape(around, components)
         box = _box(around, size, whole)
-    backdrop = filled(picture, mask, how.fill_for(strength))
-    weight = feathered(mask, how.feather)[box][..., None]
+    near, inner = _collar(box, whole)
+    backdrop = filled(picture[near], mask[near], how.fill_for(strength))[inner]
+    weight = feathered(mask[near], how.feather)[inner][..., None]
     region, hidden = Size(*mask[box].shape), mask[box]
     if size is None:
         hidden = _padded(hidden[..., None], multiple)[..., 0]
     else:
         hidden = functional.adaptive_max_pool2d(_nearest(hidden, size), size)[0] > 0
 
-    def cut(other: Pixels) -> Pixels:
-        return _padded(other[box], multiple) if size is None else _resized(other[box], size)
+    def drawable(part: Pixels) -> Pixels:
+        return _padded(part, multiple) if size is None else _resized(part, size)
 
     def finish(drawn: Batch) -> Batch:
         parts = [_resized(one, region) if size else one[: region.height, : region.width] for one in drawn]
         return torch.stack([_composed(picture, backdrop, part, weight, box) for part in parts])
 
-    return Canvas(cut(backdrop), hidden, finish, lambda other: cut(scaled(other, whole)))
+    return Canvas(drawable(backdrop), hidden, finish, lambda other: drawable(scaled(other, whole)[box]))
 
 
-def _composed(picture: Pixels, backdrop: Pixels, part: Pixels, weight: Tensor, box: tuple[slice, slice]) -> Pixels:
+def _composed(picture: Pixels, backdrop: Pixels, part: Pixels, weight: Tensor, box: Box) -> Pixels:
     """`part` in its box where weight is above 0, fading into the backdrop; elsewhere the picture, untouched."""
-    mixed = (weight * part.float() + (1 - weight) * backdrop[box].float()).round().to(torch.uint8)
+    mixed = (weight * part.float() + (1 - weight) * backdrop.float()).round().to(torch.uint8)
     whole = picture.clone()
     whole[box] = torch.where(weight > 0, mixed, picture[box])
     return whole
@@ -231,6 +232,8 @@ def _check_whole(picture: Pixels, settings: Settings, components: Components) ->
 
 Extent = tuple[tuple[int, int], tuple[int, int]]
 """Rows and columns, each from and to; beyond the picture too."""
+Box = tuple[slice, slice]
+"""Rows and columns of the picture."""
 
 
 def _extent(mask: Mask, padding: int) -> Extent:
@@ -246,7 +249,7 @@ def _shape(around: Extent, components: Components) -> Size:
     return size_of(Aspect(width, height), components)
 
 
-def _box(around: Extent, shape: Size, whole: Size) -> tuple[slice, slice]:
+def _box(around: Extent, shape: Size, whole: Size) -> Box:
     """The extent, grown to the shape of `shape` as far as the picture goes."""
     lengths = [stop - start for start, stop in around]
     scale = max(length / side for length, side in zip(lengths, shape, strict=True))
@@ -256,6 +259,18 @@ def _box(around: Extent, shape: Size, whole: Size) -> tuple[slice, slice]:
         first = min(max((start + stop - length) // 2, 0), most - length)
         slices.append(slice(first, first + length))
     return slices[0], slices[1]
+
+
+def _collar(box: Box, whole: Size) -> tuple[Box, Box]:
+    """The box with a collar, which is all of a large picture that a mask's edge depends on; and the box within that."""
+    rows, columns = (
+        slice(max(side.start - _COLLAR, 0), min(side.stop + _COLLAR, most))
+        for side, most in zip(box, whole, strict=True)
+    )
+    within = [
+        slice(side.start - out.start, side.stop - out.start) for side, out in zip(box, (rows, columns), strict=True)
+    ]
+    return (rows, columns), (within[0], within[1])
 
 
 def _fitting(size: Size, components: Components) -> Size:

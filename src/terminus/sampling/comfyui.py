@@ -7,6 +7,7 @@ upstream of its "positive" input. So nodes of extensions are understood as far a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
@@ -16,8 +17,14 @@ _SAMPLERS = 32
 """That are looked at in search of the first pass."""
 _LARGEST = 2**64
 """Seeds are smaller."""
-_TEXTS = ("text", "text_g", "text_l", "value", "string", "prompt")
-_MODELS = ("ckpt_name", "unet_name")
+_DEEPEST = 16
+"""Nodes that a text is put together through."""
+_LONGEST = 1 << 16
+"""Characters of a text that is put together."""
+_TEXT = re.compile(r"(text|string)(_?[a-z1-9])?|value|prompt")
+"""Inputs that hold a text, or a part of one."""
+_SIZES = {"width": "width", "height": "height", "empty_latent_width": "width", "empty_latent_height": "height"}
+_MODELS = ("ckpt_name", "base_ckpt_name", "unet_name")
 _SINGLE = {
     "noise_seed": "Seed",
     "seed": "Seed",
@@ -56,9 +63,10 @@ def understand(stored: object) -> Reading | None:
     settings = _settings(graph, first)
     if len(samplers) > 1:
         settings["Passes"] = str(len(samplers))
+    if "positive" not in sides and "conditioning" not in sides:  # some nodes hand all of it on in one piece
+        sides = next((one for name in _upstream(graph, first) if "positive" in (one := _inputs(graph[name]))), sides)
     positive = sides.get("positive", sides.get("conditioning"))
-    texts = _text(graph, positive, other="negative"), _text(graph, sides.get("negative"), other="positive")
-    return Reading(*texts, settings)
+    return Reading(_side(graph, positive, "positive"), _side(graph, sides.get("negative"), "negative"), settings)
 
 
 def _graph(stored: object) -> Graph:
@@ -108,13 +116,14 @@ def _upstream(graph: Graph, start: str, without: str = "") -> Iterator[str]:
 def _settings(graph: Graph, sampler: str) -> dict[str, str]:
     found: dict[str, str] = {}
     size: dict[str, str] = {}
+    loras: list[str] = []
     for name in _upstream(graph, sampler):
         inputs, kind = _inputs(graph[name]), str(graph[name]["class_type"])
         for key, label in _SINGLE.items():
-            _keep(found, label, inputs.get(key))
-        for key in ("width", "height"):
+            _keep(found, label, _value(graph, inputs.get(key)))
+        for key, side in _SIZES.items():
             if "batch_size" in inputs:  # an empty latent: the size that was drawn
-                _keep(size, key, inputs.get(key))
+                _keep(size, side, _value(graph, inputs.get(key)))
         for key in _MODELS:
             _keep(found, "Model", inputs.get(key))
         if kind == "ModelSamplingDiscrete":
@@ -123,16 +132,26 @@ def _settings(graph: Graph, sampler: str) -> dict[str, str]:
                 found["Noise Schedule"] = "Zero Terminal SNR"
         if kind == "RescaleCFG":
             _keep(found, "CFG rescale", inputs.get("multiplier"))
-        if isinstance(lora := inputs.get("lora_name"), str):
-            weight = inputs.get("strength_model", 1)
-            found["Loras"] = ", ".join(filter(None, [found.get("Loras"), f"{lora}: {weight}"]))
+        loras += _loras(inputs)
+    if loras:
+        found["Loras"] = ", ".join(loras)
     if len(size) == 2:
         found["Size"] = f"{size['width']}x{size['height']}"
     return found
 
 
+def _loras(inputs: Mapping[str, Any]) -> Iterator[str]:
+    """Of a loader of one, or of one that holds an object for each."""
+    if isinstance(lora := inputs.get("lora_name"), str) and lora != "None":
+        yield f"{lora}: {inputs.get('strength_model', inputs.get('lora_model_strength', 1))}"
+    for value in inputs.values():
+        entry = cast(Mapping[str, Any], value) if isinstance(value, dict) else {}
+        if isinstance(lora := entry.get("lora"), str) and entry.get("on") is not False:
+            yield f"{lora}: {entry.get('strength', 1)}"
+
+
 def _keep(found: dict[str, str], label: str, value: object) -> None:
-    """The nearest node's value wins; links are followed elsewhere."""
+    """The nearest node's value wins."""
     if isinstance(value, bool) or label in found:
         return
     if isinstance(value, str) or (isinstance(value, int) and abs(value) < _LARGEST):
@@ -141,14 +160,41 @@ def _keep(found: dict[str, str], label: str, value: object) -> None:
         found[label] = f"{value:g}"
 
 
-def _text(graph: Graph, value: object, other: str) -> str:
-    """The texts of the nearest node upstream that has any; the `other` side of nodes that pass on both is not ours."""
-    start = _link(value)
+def _value(graph: Graph, value: object) -> object:
+    """A number or a name; if it is a link to a node that only holds one, what that holds."""
+    node = _node(graph, value)
+    return value if node is None else _inputs(node).get("value")
+
+
+def _side(graph: Graph, value: object, side: str) -> str:
+    """The text of the nearest node upstream that has any; the other side of nodes that pass on both is not ours."""
+    if isinstance(value, str):  # some loaders hold the text themselves
+        return value
+    start, other = _link(value), "negative" if side == "positive" else "positive"
     if start is None or start not in graph:
         return ""
+    known: dict[str, str] = {}
     for name in _upstream(graph, start, without=other):
-        inputs = _inputs(graph[name])
-        texts = [text for key in _TEXTS if isinstance(text := inputs.get(key), str)]
-        if texts:
-            return "\n".join(dict.fromkeys(texts))
+        if graph[name]["class_type"] == "ConditioningZeroOut":  # whatever lies upstream of it has no effect
+            return ""
+        own = _inputs(graph[name]).get(side)
+        if text := _text(graph, name, known) or (own if isinstance(own, str) else ""):
+            return text
     return ""
+
+
+def _text(graph: Graph, name: str, known: dict[str, str], deep: int = 0) -> str:
+    """What a node says: its own texts, and those of the nodes that its text inputs come from."""
+    if name in known or name not in graph or deep > _DEEPEST:
+        return known.get(name, "")
+    known[name] = ""  # rings end here, and each node is put together once
+    inputs = _inputs(graph[name])
+    parts: list[str] = []
+    for key, value in inputs.items():
+        if _TEXT.fullmatch(key) and sum(map(len, parts)) < _LONGEST:
+            linked = _link(value)
+            parts.append(value if isinstance(value, str) else _text(graph, linked or "", known, deep + 1))
+    between = inputs.get("delimiter")
+    kept = [part for part in (parts if isinstance(between, str) else dict.fromkeys(parts)) if part]
+    known[name] = (between if isinstance(between, str) else "\n").join(kept)
+    return known[name]

@@ -6,7 +6,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
@@ -16,13 +16,15 @@ from rich.text import Text
 from terminus.errors import UserError
 from terminus.model.running import Running
 from terminus.progress import Meter
-from terminus.sampling.api import Terminus
+from terminus.sampling.api import Drawing, Terminus
 from terminus.sampling.canvas import Margins, Repaint
 from terminus.sampling.edits import Edit, Hires, image_to_image, inpainting, outpainting, upscaling
 from terminus.sampling.files import read_file
 from terminus.sampling.guides import KINDS, Guide
-from terminus.sampling.metadata import FORMATS, mark, save
+from terminus.sampling.metadata import FORMATS, CannotHold, mark, read, save, settings_of
+from terminus.sampling.origin import Task
 from terminus.sampling.provenance import Identity
+from terminus.sampling.repeating import check_given, difference
 from terminus.sampling.settings import Settings
 from terminus.sampling.sheet import sheet
 
@@ -32,6 +34,11 @@ _COLUMNS = 8
 _ANOTHER = "Choose another --out"
 _STRENGTH = 0.6
 _STRENGTH_ENLARGED = 0.3
+_WITH_AGAIN = (
+    *("--again", "--out", "--image", "--mask", "--lora", "--control", "--format", "--private", "--sign"),
+    *("--compile", "--offload", "--device"),
+)
+"""What does not say how a picture is drawn, or names a file that it was drawn from."""
 
 
 @dataclass(frozen=True)
@@ -118,58 +125,152 @@ class Output:
         return Identity.load(Path(certificates), Path(key))
 
 
+@dataclass(frozen=True)
+class Drawer:
+    """The model, what steers it, and how it runs: the options of the command line, as they are written there."""
+
+    model: str
+    loras: Sequence[str] = ()
+    controls: Sequence[str] = ()
+    device: str = "auto"
+    running: Running | None = None
+
+    def load(self, console: Console) -> tuple[Terminus, list[Guide]]:
+        """Its files are looked for before the model is read."""
+        weighted, guides = [_lora(text) for text in self.loras], [_guide(text) for text in self.controls]
+        with console.status(Text(f"Loading {self.model}")):
+            loaded = Terminus.load(self.model, self.device, self.running)
+            for path, weight in weighted:
+                loaded.adapters.attach(path, weight)
+        return loaded, guides
+
+
 def sample(
-    model: str,
+    drawer: Drawer,
     output: Output,
-    *,
     prompts: Sequence[str],
     negative: str = "",
     seed: int = 0,
     count: int = 1,
     settings: Settings | None = None,
     start: Start | None = None,
-    loras: Sequence[str] = (),
-    controls: Sequence[str] = (),
-    device: str = "auto",
-    running: Running | None = None,
 ) -> None:
     """Draws `count` pictures per prompt and prints their paths."""
     console = Console(stderr=True, highlight=False)
     settings, start, out = settings or Settings(), start or Start(), output.folder
+    if not prompts:
+        raise UserError("Missing option '--prompt'", fix="Say what to draw; or --again PICTURE draws a picture again")
     if negative and settings.guidance == 1.0:
         console.print("The negative prompt has no effect at guidance 1.")
     _check_folder(out)
-    weighted, guides = [_lora(text) for text in loras], [_guide(text) for text in controls]
     signer, hires = output.identity(), start.second()
     parent = read_file(start.image) if start.image is not None else None
-    with console.status(Text(f"Loading {model}")):
-        loaded = Terminus.load(model, device, running)
-        for path, weight in weighted:
-            loaded.adapters.attach(path, weight)
+    loaded, guides = drawer.load(console)
     edit = start.edit(loaded, settings)
     stream = loaded.stream(
         prompts, negative, seed=seed, count=count, settings=settings, edit=edit, hires=hires, guides=guides
     )
-    shown: list[tuple[Image.Image, str]] = []
-    numbers: Iterator[int] | None = None
+    written = _Written(output, signer, parent, console)
     total = loaded.steps(settings, edit, hires) * len(prompts) * count
-    with Meter(console, "sample", total, unit="steps") as meter:
-        for drawing in stream:
-            _make_folder(out)  # a first step says that the model can draw what is asked; before, nothing is written
-            meter.advance(len(drawing.requests))
-            if drawing.finished:
-                numbers = numbers or itertools.count(_next_number(out))
-                for picture, request in zip(drawing.pictures(), drawing.requests, strict=True):
-                    names = (f"{number:05d}-{request.seed}.{output.format}" for number in numbers)
-                    print(_save(picture, names, output, signer, parent), flush=True)
-                    if len(shown) < _SHEET:
-                        shown.append((picture, f"{request.prompt} · {request.seed}"))
-    if len(shown) > 1:
-        columns = count if 1 < count <= _COLUMNS else None  # a row per prompt, where that is not too wide
-        page = sheet([picture for picture, _ in shown], [caption for _, caption in shown], columns)
-        mark(page, "text2img" if edit is None else "img2img")
-        names = ("samples.png" if number == 1 else f"samples-{number}.png" for number in itertools.count(1))
-        print(_save(page, names, output, signer, None))
+    try:
+        with Meter(console, "sample", total, unit="steps") as meter:
+            for drawing in stream:
+                _make_folder(out)  # a first step says that the model can draw what is asked; before, nothing is written
+                meter.advance(len(drawing.requests))
+                if drawing.finished:
+                    written.add(drawing)
+    except KeyboardInterrupt:
+        done = Text(f"Stopped: {written.count} of {len(prompts) * count} pictures are in {out}.")
+        console.print(done, soft_wrap=True)
+        raise
+    columns = count if 1 < count <= _COLUMNS else None  # a row per prompt, where that is not too wide
+    written.finish(columns, "text2img" if edit is None else "img2img")
+
+
+def again(
+    drawer: Drawer,
+    output: Output,
+    picture: Path,
+    *,
+    image: Path | None = None,
+    mask: Path | None = None,
+    given: Sequence[str] = (),
+) -> None:
+    """Draws a picture of ours again, from its own words, and prints the new one's path; `given` are all the options.
+
+    Whether its pixels are those of the file is said in one line.
+    """
+    if other := [name for name in given if name.startswith("--") and name not in _WITH_AGAIN]:
+        rule = "A picture is drawn again as it says itself; only the files that it names are given, as they were"
+        raise UserError(f"--again and {', '.join(other)}", rule=rule, fix="Leave out either")
+    console = Console(stderr=True, highlight=False)
+    origin = settings_of(read(picture))
+    check_given(origin, image, mask)
+    _check_folder(output.folder)
+    signer, parent = output.identity(), None if image is None else read_file(image)
+    if origin.precision == "fp32":  # which networks held in bf16, as they are on a GPU, cannot be asked for
+        drawer = replace(drawer, running=replace(drawer.running or Running(), precision="fp32"))
+    loaded, guides = drawer.load(console)
+    with console.status(Text(f"Drawing {picture} again")):
+        drawn = loaded.again(picture, image, mask, guides)
+    _make_folder(output.folder)
+    _Written(output, signer, parent, console).one(drawn, origin.seed)
+    gap = difference(drawn, picture)
+    said = f"Every pixel is that of {picture}." if gap is None else f"These are not the pixels of {picture}: {gap}."
+    console.print(Text(said), soft_wrap=True)
+
+
+class _Written:
+    """The pictures in the folder: numbered, printed, and remembered for the sheet."""
+
+    def __init__(self, output: Output, signer: Identity | None, parent: bytes | None, console: Console) -> None:
+        self.output, self.signer, self.parent, self.console = output, signer, parent, console
+        self.count = 0
+        self.shown: list[tuple[Image.Image, str]] = []
+        self.numbers: Iterator[int] | None = None
+
+    def add(self, drawing: Drawing) -> None:
+        """Of one batch."""
+        for picture, request in zip(drawing.pictures(), drawing.requests, strict=True):
+            self.one(picture, request.seed)
+            if len(self.shown) < _SHEET:
+                self.shown.append((picture, f"{request.prompt} · {request.seed}"))
+
+    def one(self, picture: Image.Image, seed: int) -> None:
+        """Under the next number."""
+        numbers = self.numbers = self.numbers or itertools.count(_next_number(self.output.folder))
+        self._save(picture, (f"{number:05d}-{seed}" for number in numbers), self.parent, self.output.format)
+        self.count += 1
+
+    def finish(self, columns: int | None, task: Task) -> None:
+        """A sheet of several."""
+        if len(self.shown) > 1:
+            page = sheet([picture for picture, _ in self.shown], [caption for _, caption in self.shown], columns)
+            mark(page, task)
+            stems = ("samples" if number == 1 else f"samples-{number}" for number in itertools.count(1))
+            self._save(page, stems, None, "png")
+
+    def _save(self, picture: Image.Image, stems: Iterator[str], parent: bytes | None, suffix: str) -> None:
+        """Under the first name that is free; another command may draw into the same folder."""
+        for stem in stems:
+            path = self.output.folder / f"{stem}.{suffix}"
+            try:
+                save(picture, path, private=self.output.private, signer=self.signer, parent=parent)
+            except FileExistsError:
+                continue
+            except CannotHold as error:  # what has been drawn is not lost
+                self.console.print(Text(str(error).replace("Save it as PNG", "It is saved as PNG")), soft_wrap=True)
+                return self._save(picture, itertools.chain([stem], stems), parent, "png")
+            except OSError as error:
+                raise UserError(
+                    f"This picture cannot be written ({error.strerror or error})",
+                    where=str(path),
+                    rule="Those whose names were printed before are whole",
+                    fix="Make room, or choose another --out, and draw the others again",
+                ) from error
+            print(path, flush=True)
+            return None
+        raise AssertionError("names do not end")
 
 
 def _lora(text: str) -> tuple[Path, float]:
@@ -229,18 +330,3 @@ def _make_folder(out: Path) -> None:
 def _next_number(out: Path) -> int:
     numbers = [int(match[1]) for path in out.iterdir() if (match := re.match(r"(\d{5,9})-", path.name))]
     return max(numbers, default=0) + 1
-
-
-def _save(
-    picture: Image.Image, names: Iterator[str], output: Output, signer: Identity | None, parent: bytes | None
-) -> Path:
-    """Under the first name that is free; another command may draw into the same folder."""
-    for path in (output.folder / name for name in names):
-        try:
-            save(picture, path, private=output.private, signer=signer, parent=parent)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise UserError(f"This picture cannot be written ({error.strerror or error})", where=str(path)) from error
-        return path
-    raise AssertionError("names do not end")

@@ -62,4 +62,5 @@ def _coefficients(schedule: NoiseSchedule, t: int) -> tuple[float, float]:
 
 
 def _batch_of(t: int, x: Tensor) -> Tensor:
-    return torch.full((len(x),), t, dtype=torch.long, device=x.device)
+    """On the CPU, wherever x is: a network may look at it without waiting for a GPU."""
+    return torch.full((len(x),), t, dtype=torch.long)

@@ -38,11 +38,11 @@ def sha256(files: Iterable[Path]) -> str:
 
 
 def write_new(path: Path, data: bytes) -> None:
-    """FileExistsError rather than overwrite; what the disk did not take whole is removed again."""
+    """FileExistsError rather than overwrite; what the disk did not take whole, or Ctrl-C cut off, is removed again."""
     file = path.open("xb")
     try:
         with file:
             file.write(data)
-    except OSError:
+    except (OSError, KeyboardInterrupt):
         path.unlink(missing_ok=True)
         raise

@@ -17,6 +17,9 @@ from terminus.errors import UserError
 
 Latents = Float[Tensor, "batch *shape"]
 
+_ROUNDING = 1e-6
+"""What float32 makes of the spread of equal numbers, relative to them, at most."""
+
 
 @dataclass(frozen=True)
 class Guidance:
@@ -59,14 +62,14 @@ def rescaled(guided: Latents, cond: Latents, rescale: float = 0.7) -> Latents:
     """Guidance with the spread of the conditional prediction given back.
 
     Lin et al. 2305.08891, eq. 15 and 16. Guidance inflates the standard deviation and so over-exposes;
-    `rescale` 1 restores each sample's own, 0 changes nothing. A guided prediction without any spread has
-    none to restore and is returned as it is.
+    `rescale` 1 restores each sample's own, 0 changes nothing. A guided prediction without any spread but
+    that of its rounding has none to restore and is returned as it is.
     """
-    std_guided, std_cond = _std(guided), _std(cond)
-    factor = torch.where(std_guided > 0, std_cond / std_guided, 1.0)
-    return guided * (rescale * factor + (1 - rescale))
+    (std_guided, mean), (std_cond, _) = _std_mean(guided), _std_mean(cond)
+    factor = torch.where(std_guided > _ROUNDING * mean.abs(), std_cond / std_guided, 1.0)
+    return torch.lerp(guided, guided * factor, rescale)
 
 
-def _std(x: Latents) -> Float[Tensor, "batch *ones"]:
+def _std_mean(x: Latents) -> tuple[Float[Tensor, "batch *ones"], Float[Tensor, "batch *ones"]]:
     """Per sample, over all its other dimensions, in float32."""
-    return x.float().std(dim=tuple(range(1, x.ndim)), keepdim=True)
+    return torch.std_mean(x.float(), dim=tuple(range(1, x.ndim)), keepdim=True)

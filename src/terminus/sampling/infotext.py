@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from terminus.sampling.origin import Origin, version
@@ -33,7 +32,9 @@ _LONGEST_LINE = 1 << 16
 _FEWEST = 3
 """Keys that a last line needs; with fewer it is part of the prompt."""
 # A key is bounded, or a line of one long word would be searched from each of its letters.
-_FIELD = re.compile(r'(\w[\w \-/]{1,63}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+_KEY = re.compile(r"(\w[\w \-/]{1,63}):\s*")
+_STRING = re.compile(r'"(?:\\.|[^\\"])+"(?=,|$)')
+_INSIDE = re.compile(r'\\.|["{}\[\]]')
 
 
 class Infotext(NamedTuple):
@@ -131,8 +132,35 @@ def parse(text: str) -> Infotext | None:
 
 
 def _fields(line: str) -> dict[str, str]:
-    pairs: Mapping[str, str] = dict(_FIELD.findall(line))
-    return {key: _unquoted(value.strip()) for key, value in pairs.items()}
+    """By key; of a key that comes twice the last one counts, as in A1111."""
+    found: dict[str, str] = {}
+    start, json_closes = 0, True
+    while key := _KEY.search(line, start):
+        begin = inner = key.end()
+        if string := _STRING.match(line, begin):
+            inner = string.end()
+        elif json_closes and line.startswith(("{", "["), begin):
+            # Some programs write JSON as it is; where one is never closed, no other is looked for: time stays linear.
+            inner = _json_end(line, begin)
+            json_closes = inner > begin
+        comma = line.find(",", inner)
+        end = len(line) if comma < 0 else comma
+        found[key[1]] = _unquoted(line[begin:end].strip())
+        start = end + 1
+    return found
+
+
+def _json_end(line: str, begin: int) -> int:
+    """Behind the bracket that closes the one at `begin`; `begin` where none does."""
+    depth, in_string = 0, False
+    for token in _INSIDE.finditer(line, begin):
+        if token[0] == '"':
+            in_string = not in_string
+        elif not in_string and token[0] in "{}[]":
+            depth += 1 if token[0] in "{[" else -1
+            if depth == 0:
+                return token.end()
+    return begin
 
 
 def _quoted(value: str) -> str:

@@ -24,6 +24,8 @@ FILLS: Mapping[Fill, str] = {
 
 _AT_ONCE = 2**20
 """Pixels whose distance from the edge is found at once."""
+_SWEEPS, _SWEPT = 32, 2**18
+"""Sweeps that smooth a continuation: as many as go over so many pixels in all, 2 to 32."""
 
 Mask = Bool[Tensor, "height width"]
 Pixels = UInt8[Tensor, "height width 3"]
@@ -37,14 +39,15 @@ def cells(mask: Mask, factor: int) -> Float[Tensor, "1 1 h w"]:
 def feathered(mask: Mask, width: int) -> Float[Tensor, "height width"]:
     """Weights of the new picture: exactly 0 outside the mask, rising over `width` pixels inside it to 1.
 
-    The picture's own border is no edge of the mask.
+    A mask that is nowhere so deep has a narrower edge: at its deepest the picture is the new one, always. The picture's
+    own border is no edge of the mask.
     """
     if width == 0:
         return mask.float()
     height, across = mask.shape
     # counts[y, x]: pixels outside the mask that lie above y and left of x
     counts = functional.pad((~mask).cumsum(0, dtype=torch.int32).cumsum(1, dtype=torch.int32), (1, 0, 1, 0))
-    weights = torch.zeros(mask.shape)
+    depth = torch.zeros(mask.shape)
     columns = torch.arange(across)
     for rows in torch.arange(height).split(max(1, _AT_ONCE // across)):
         # How many squares around each pixel, of radius 0, 1, ... `width`, lie inside the mask: bit by bit.
@@ -55,8 +58,8 @@ def feathered(mask: Mask, width: int) -> Float[Tensor, "height width"]:
             left, right = ((columns + side).clamp(0, across) for side in (1 - more, more))
             outside = counts[bottom, right] - counts[top, right] - counts[bottom, left] + counts[top, left]
             clear = torch.where(outside == 0, more, clear)
-        weights[rows] = clear.clamp(max=width + 1) / (width + 1)
-    return weights
+        depth[rows] = clear.clamp(max=width + 1).float()
+    return depth / depth.max().clamp(min=1.0)
 
 
 def filled(pixels: Pixels, mask: Mask, fill: Fill) -> Pixels:
@@ -74,12 +77,21 @@ def filled(pixels: Pixels, mask: Mask, fill: Fill) -> Pixels:
 def _continued(
     colour: Float[Tensor, "1 3 height width"], weight: Float[Tensor, "1 1 height width"]
 ) -> Float[Tensor, "1 3 height width"]:
-    """Colours (times weight) carried into places of weight 0, from coarse to fine ("push-pull")."""
-    if bool((weight > 0).all()):
+    """Colours (times weight) carried into places of weight 0, from coarse to fine ("push-pull").
+
+    A coarse cell knows colours from far behind the edge as well as those at it. So at every size each unknown place is
+    made the mean of its neighbours, again and again: that tends to the membrane that is held at the edge alone.
+    """
+    known = weight > 0
+    if bool(known.all()):
         return colour / weight
     height, width = weight.shape[-2:]
     if height == width == 1:
         return torch.full_like(colour, 127.5)  # nothing is known
     coarse = _continued(*(functional.avg_pool2d(one, 2, ceil_mode=True) for one in (colour, weight)))
     smooth = functional.interpolate(coarse, size=(height, width), mode="bilinear", align_corners=False)
-    return torch.where(weight > 0, colour / weight.clamp(min=1e-6), smooth)
+    made = torch.where(known, colour / weight.clamp(min=1e-6), smooth)
+    for _ in range(min(max(2, _SWEPT // (height * width)), _SWEEPS)):
+        around = functional.avg_pool2d(functional.pad(made, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+        made = torch.where(known, made, around)
+    return made

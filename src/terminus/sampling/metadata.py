@@ -14,7 +14,7 @@ from __future__ import annotations
 import struct
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from xml.sax.saxutils import escape
 
 from PIL import Image
@@ -43,6 +43,8 @@ Format = Literal["PNG", "JPEG", "WEBP"]
 FORMATS: dict[str, Format] = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 """By the suffixes of file names."""
 _QUALITY = 95
+_BLOCK = 65_000
+"""Bytes that JPEG holds in one place, and a little less."""
 _PACKET = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/">
  <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
@@ -61,6 +63,25 @@ _OURS_IN_XMP = """  <rdf:Description rdf:about="" xmlns:terminus="{namespace}">
 """
 
 
+class CannotHold(UserError):
+    """A format has no place for this picture or for what it says; PNG has."""
+
+
+class Marked(Image.Image):
+    """A picture whose own `save` keeps what it says of itself, as far as the format has a place for it.
+
+    `save` of this module does more: lossless WebP, JPEG of good quality, private, signed, never over another file.
+    """
+
+    def save(self, fp: Any, format: str | None = None, **params: Any) -> None:
+        """As Pillow's; what is asked for explicitly (`pnginfo`, `exif`, `xmp`) is taken instead of ours."""
+        carried = _carried(self)
+        blocks = _blocks(carried)
+        if any(len(block) > _BLOCK for block in blocks.values()):
+            blocks = _blocks({key: text for key, text in carried.items() if key == XMP})
+        super().save(fp, format, **({"pnginfo": _chunks(carried), **blocks} | params))
+
+
 def attach(picture: Image.Image, origin: Origin) -> None:
     """Writes the texts into `picture.info`, under the keys that Pillow gives them when it reads a PNG."""
     picture.info[PARAMETERS] = parameters(origin)
@@ -72,6 +93,7 @@ def mark(picture: Image.Image, task: Task = "text2img") -> None:
     """Only that a model made it: for sheets and previews, which no single origin repeats."""
     source_type = DRAWN if task == "text2img" else REDRAWN
     picture.info[XMP] = _PACKET.format(version=version(), source_type=SOURCE_TYPES + source_type)
+    picture.__class__ = Marked
 
 
 def save(
@@ -84,10 +106,10 @@ def save(
 ) -> None:
     """Writes PNG, JPEG (quality 95, full colour resolution) or WebP (lossless) by the suffix, with what it carries.
 
-    `private` leaves out prompt, settings and model; that a model made the picture stays. Pillow's own `save` would
-    leave out everything. `signer` adds content credentials, which name `parent`, the file that the picture was drawn
-    from, as such. FileExistsError rather than overwrite, OSError if the disk refuses, UserError if the format
-    cannot hold the picture. What cannot be written whole is not left behind in part.
+    `private` leaves out prompt, settings and model; that a model made the picture stays. `signer` adds content
+    credentials, which name `parent`, the file that the picture was drawn from, as such. FileExistsError rather than
+    overwrite, OSError if the disk refuses, UserError if the format cannot hold the picture. What cannot be written
+    whole is not left behind in part.
     """
     kind = FORMATS.get(path.suffix.lower())
     if kind is None:
@@ -102,25 +124,32 @@ def save(
 
 def encode(picture: Image.Image, kind: Format, *, private: bool = False) -> bytes:
     """The bytes that `save` writes; for servers."""
-    info = {key: str(value) for key, value in picture.info.items() if key in (PARAMETERS, OURS, XMP)}
-    if private:
-        info = {key: value for key, value in info.items() if key == XMP}
+    info = {key: text for key, text in _carried(picture).items() if key == XMP or not private}
     file = BytesIO()
+    bare = picture.copy()  # a plain picture, whose `save` adds nothing
     if kind == "PNG":
-        picture.save(file, "PNG", pnginfo=_chunks(info))
+        bare.save(file, "PNG", pnginfo=_chunks(info))
         return file.getvalue()
-    extra = {"exif": _exif(info[PARAMETERS])} if PARAMETERS in info else {}
-    extra |= {"xmp": _packet(info)} if XMP in info else {}
     try:
         if kind == "JPEG":
-            picture.save(file, "JPEG", quality=_QUALITY, subsampling=0, optimize=True, **extra)
+            bare.save(file, "JPEG", quality=_QUALITY, subsampling=0, optimize=True, **_blocks(info))
         else:
             # `quality` of a lossless WebP is effort; `exact` keeps colours under full transparency.
-            picture.save(file, "WEBP", lossless=True, quality=60, exact=True, **extra)
+            bare.save(file, "WEBP", lossless=True, quality=60, exact=True, **_blocks(info))
     except (ValueError, OSError) as error:
         rule = "JPEG holds 65,535 pixels a side and 64 KiB of text, no transparency; WebP holds 16,383 pixels a side"
-        raise UserError(f"This picture cannot be {kind} ({error})", rule=rule, fix="Save it as PNG") from error
+        raise CannotHold(f"This picture cannot be {kind} ({error})", rule=rule, fix="Save it as PNG") from error
     return file.getvalue()
+
+
+def _carried(picture: Image.Image) -> dict[str, str]:
+    return {key: str(value) for key, value in picture.info.items() if key in (PARAMETERS, OURS, XMP)}
+
+
+def _blocks(info: dict[str, str]) -> dict[str, bytes]:
+    """Where there are no text chunks: EXIF and XMP."""
+    blocks = {"exif": _exif(info[PARAMETERS])} if PARAMETERS in info else {}
+    return blocks | ({"xmp": _packet(info)} if XMP in info else {})
 
 
 def _chunks(info: dict[str, str]) -> PngInfo:

@@ -34,14 +34,17 @@ def network(
     known: Float[Tensor, "1 c h w"] | None = None,
     guides: Loaded | None = None,
 ) -> Network:
-    """(x, t) → one prediction per request. `known` are the channels that an inpainting UNet reads besides x."""
+    """(x, t) → one prediction per request. `known` are the channels that an inpainting UNet reads besides x.
+
+    All rows of `t` are the same timestep. It is looked at, so on the CPU it costs nothing.
+    """
     guides = guides or Loaded()
     device, dtype = components.text.device, _computes_in(components, settings)
     held = dtype != torch.float32
     # Networks held in bf16 need no autocast, which would run their norms in fp32; guides are held in fp32 and do.
     precision = settings.precision_for(components) if not held else "bf16" if guides else "fp32"
     guidance, T = settings.guidance_for(components), components.record.schedule.timesteps
-    guided, always = guidance.scale != 1.0, guidance.interval == (0.0, 1.0)
+    guided = guidance.scale != 1.0
     whole = settings.conditioning or MicroConditioning.uncropped(size)
     texts = [one.prompt for one in requests] + ([one.negative for one in requests] if guided else [])
     sizes = [whole] * len(requests) + [settings.negative_conditioning or whole] * (len(texts) - len(requests))
@@ -52,13 +55,14 @@ def network(
 
     def run(x: Tensor, t: Tensor) -> Tensor:
         here = x if known is None else torch.cat([x, known.expand(len(x), -1, -1, -1)], dim=1)
-        # looking at t waits for the device, so only an interval looks
-        twice = guided and (always or guidance.active(int(t[0]), T))
+        now = int(t[0])
+        twice = guided and guidance.active(now, T)
         rows = slice(2 * len(x) if twice else len(x))
         copies = 2 if twice else 1
         with torch.no_grad(), runtime.autocast(device, precision):
-            inputs = (here.to(dtype).repeat(copies, 1, 1, 1), t.repeat(copies), text[rows], ids[rows])
-            residuals = combined(guides.controls, *inputs)
+            times = torch.full((copies * len(x),), now, dtype=torch.long, device=x.device)
+            inputs = (here.to(dtype).repeat(copies, 1, 1, 1), times, text[rows], ids[rows])
+            residuals = combined(guides.controls, *inputs, now)
             if held and residuals is not None:
                 residuals = _in(residuals, dtype)
             with guides.image_prompts(len(x), twice) as embeds:

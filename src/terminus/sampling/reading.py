@@ -12,17 +12,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 from PIL import Image
-from pydantic_core import from_json
 
 from terminus import decode
 from terminus.conditioning import Size
 from terminus.errors import UserError
-from terminus.sampling import comfyui, infotext, provenance
+from terminus.sampling import infotext, provenance
 from terminus.sampling.files import read_file
+from terminus.sampling.foreign import Kind, Said, foreign
 from terminus.sampling.origin import Origin, from_text
 
 PARAMETERS, OURS, XMP = "parameters", "terminus", "XML:com.adobe.xmp"
@@ -44,7 +44,6 @@ _PIXELS = 1 << 26
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError, KeyError, OverflowError, TypeError)
 """What Pillow's parsers raise on malformed data."""
 
-Kind = Literal["terminus", "a1111", "comfyui", "invokeai", "swarmui", "novelai", "none"]
 _NAMES: Mapping[Kind, str] = {
     "terminus": "Terminus",
     "a1111": "A1111 or a program that writes its text",
@@ -52,6 +51,7 @@ _NAMES: Mapping[Kind, str] = {
     "invokeai": "InvokeAI",
     "swarmui": "SwarmUI",
     "novelai": "NovelAI",
+    "fooocus": "Fooocus",
     "none": "not said",
 }
 
@@ -150,13 +150,6 @@ class _Found(NamedTuple):
     source_type: str | None
 
 
-class _Said(NamedTuple):
-    kind: Kind
-    prompt: str
-    negative: str
-    settings: Mapping[str, str]
-
-
 def _texts(image: Image.Image, notes: list[str]) -> _Found:
     """Every text of the file under the name that a PNG would give it."""
     if image.format == "PNG" and _USUAL.isdisjoint(image.info) and image.width * image.height <= _PIXELS:
@@ -179,12 +172,14 @@ def _strings(info: Mapping[str | tuple[int, int], object]) -> dict[str, str]:
 def _from_exif(image: Image.Image, notes: list[str]) -> dict[str, str]:
     try:
         exif = image.getexif()
-        comment: object = exif.get_ifd(EXIF_IFD).get(USER_COMMENT)
+        comment: object = exif.get_ifd(EXIF_IFD).get(USER_COMMENT, exif.get(USER_COMMENT))
         tags = [exif.get(tag) for tag in (_MODEL, _MAKE, *range(_MAKE - 1, _MAKE - 8, -1))]
     except _BROKEN:
         notes.append("the EXIF block is damaged")
         return {}
     texts: dict[str, str] = {}
+    if isinstance(comment, str):  # Fooocus puts it beside the tag's proper place, as a plain string
+        comment = comment.encode()
     if isinstance(comment, bytes) and (text := _comment(comment)):
         texts[PARAMETERS] = text
     for tag in tags:  # ComfyUI names its texts within the value, and takes the tags as they come
@@ -223,127 +218,12 @@ def _from_xmp(packet: bytes, notes: list[str]) -> tuple[str | None, str | None]:
     return source and source.strip().removeprefix(provenance.SOURCE_TYPES), None if ours is None else ours.text
 
 
-def _understood(found: _Found, notes: list[str]) -> _Said:
-    """The first of the programs whose words these are; our own JSON before anything that a prompt can imitate."""
-    readers = (_ours, _invokeai, _swarmui, _a1111, _comfyui, _novelai)
-    return next((said for reader in readers if (said := reader(found.texts, notes))), _Said("none", "", "", {}))
-
-
-def _ours(texts: Mapping[str, str], notes: list[str]) -> _Said | None:
-    if OURS not in texts:
-        return None
-    try:
-        origin = from_text(texts[OURS])
-    except ValueError as error:
-        notes.append(f"what Terminus wrote is not understood ({error})")
-        return None
-    return _Said("terminus", origin.prompt, origin.negative, infotext.settings(origin))
-
-
-def _a1111(texts: Mapping[str, str], notes: list[str]) -> _Said | None:
-    said = infotext.parse(texts.get(PARAMETERS, ""))
-    return said and _Said("a1111", *said)
-
-
-def _comfyui(texts: Mapping[str, str], notes: list[str]) -> _Said | None:
-    stored = _json(texts, "prompt", notes)
-    said = comfyui.understand(stored)
-    if said is not None:
-        return _Said("comfyui", *said)
-    if isinstance(stored, dict) or isinstance(_json(texts, "workflow", notes), dict):
-        notes.append("the graph has no sampler that is understood")
-        return _Said("comfyui", "", "", {})
-    return None
-
-
-def _invokeai(texts: Mapping[str, str], notes: list[str]) -> _Said | None:
-    stored = _json(texts, "invokeai_metadata", notes)
-    if not isinstance(stored, dict):
-        return None
-    names = {
-        "steps": "Steps",
-        "scheduler": "Sampler",
-        "cfg_scale": "CFG scale",
-        "seed": "Seed",
-        "strength": "Denoising strength",
-        "cfg_rescale_multiplier": "CFG rescale",
-        "generation_mode": "Mode",
-        "app_version": "Version",
-    }
-    model: object = stored.get("model")
-    model = cast(dict[str, Any], model) if isinstance(model, dict) else {}
-    extra = {"Model": _plain(model.get("name")), "Model hash": _plain(model.get("hash"))}
-    return _said("invokeai", stored, "positive_prompt", "negative_prompt", names, extra)
-
-
-def _swarmui(texts: Mapping[str, str], notes: list[str]) -> _Said | None:
-    if not texts.get(PARAMETERS, "").lstrip().startswith("{"):
-        return None
-    stored: object = _json(texts, PARAMETERS, notes)
-    inner: object = stored.get("sui_image_params") if isinstance(stored, dict) else None
-    if not isinstance(inner, dict):
-        return None
-    names = {
-        "steps": "Steps",
-        "sampler": "Sampler",
-        "scheduler": "Schedule type",
-        "cfgscale": "CFG scale",
-        "seed": "Seed",
-        "initimagecreativity": "Denoising strength",
-        "model": "Model",
-        "swarm_version": "Version",
-    }
-    return _said("swarmui", cast(dict[str, Any], inner), "prompt", "negativeprompt", names, {})
-
-
-def _novelai(texts: Mapping[str, str], notes: list[str]) -> _Said | None:
-    stored = _json(texts, "Comment", notes) if texts.get("Software") == "NovelAI" else None
-    if not isinstance(stored, dict):
-        return None
-    names = {
-        "steps": "Steps",
-        "sampler": "Sampler",
-        "scale": "CFG scale",
-        "seed": "Seed",
-        "noise_schedule": "Schedule type",
-    }
-    names |= {"strength": "Denoising strength", "cfg_rescale": "CFG rescale"}
-    said = _said("novelai", stored, "prompt", "uc", names, {})
-    return said if said.prompt else said._replace(prompt=texts.get("Description", ""))
-
-
-def _said(
-    kind: Kind,
-    stored: Mapping[str, Any],
-    prompt: str,
-    negative: str,
-    names: Mapping[str, str],
-    extra: Mapping[str, str],
-) -> _Said:
-    """From an object whose keys are the settings."""
-    settings = {label: _plain(stored.get(key)) for key, label in names.items()}
-    width, height = _plain(stored.get("width")), _plain(stored.get("height"))
-    size = {"Size": f"{width}x{height}"} if width and height else {}
-    kept = {label: value for label, value in {**settings, **size, **extra}.items() if value}
-    return _Said(kind, _plain(stored.get(prompt)), _plain(stored.get(negative)), kept)
-
-
-def _plain(value: object) -> str:
-    """A text or a number as text; nothing of anything else."""
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, int):
-        return str(value) if abs(value) < 2**64 else ""
-    return value if isinstance(value, str) else ""
-
-
-def _json(texts: Mapping[str, str], name: str, notes: list[str]) -> dict[str, Any] | list[Any] | None:
-    """Parsed with bounded depth, whatever it claims to be."""
-    if name not in texts:
-        return None
-    try:
-        stored: object = from_json(texts[name])
-    except ValueError:
-        notes.append(f"{name!r} is not JSON")
-        return None
-    return cast("dict[str, Any] | list[Any]", stored) if isinstance(stored, dict | list) else None
+def _understood(found: _Found, notes: list[str]) -> Said:
+    """Our own JSON before anything that a prompt can imitate."""
+    if OURS in found.texts:
+        try:
+            origin = from_text(found.texts[OURS])
+            return Said("terminus", origin.prompt, origin.negative, infotext.settings(origin))
+        except ValueError as error:
+            notes.append(f"what Terminus wrote is not understood ({error})")
+    return foreign(found.texts, notes)

@@ -135,10 +135,11 @@ def unipc(denoise: Denoiser, schedule: NoiseSchedule, x: Tensor, grid: Sequence[
         model = denoise(x, hop.t)
         x = hop.alpha * model.x0 + hop.sigma * model.epsilon
         if correction is not None and hop.sigma > 0:
-            x = x + hop.ratio * correction(model.x0)
-        correction = _corrector(hop, model.x0, before)
-        if before is not None and hop.slope > 0:
-            x = x + hop.alpha * (1 - hop.decay) * hop.slope * (model.x0 - before)
+            x = x + correction(model.x0, hop.ratio)
+        change = None if before is None else model.x0 - before
+        correction = _corrector(hop, model.x0, change)
+        if change is not None and hop.slope > 0:
+            x = x + hop.alpha * (1 - hop.decay) * hop.slope * change
         before = model.x0
         yield Step(hop.index, hop.t, x, model.x0)
 
@@ -226,19 +227,20 @@ def _hops(schedule: NoiseSchedule, grid: Sequence[int]) -> Iterator[_Hop]:
         h_before = h
 
 
-def _corrector(hop: _Hop, x0: Tensor, before: Tensor | None) -> Callable[[Tensor], Tensor]:
+def _corrector(hop: _Hop, x0: Tensor, change: Tensor | None) -> Callable[[Tensor, float], Tensor]:
     """UniC for one hop: the x0 that the model sees where it led → how far that is from where it should have led.
 
-    In the paper's symbols, with r = −h_before / h: rho_1 + rho_2 = b_1 and r rho_1 + rho_2 = b_2, where b_1 and b_2
-    are the first two moments of the hop's weight e^λ, over its length. A first hop has no history, and the paper's
-    a_1 = 1/2: the trapezoid in alpha / sigma, which is finite out of pure noise too.
+    Times a ratio, which is that of the next hop. `change` is x0 less the one before. In the paper's symbols, with
+    r = −h_before / h: rho_1 + rho_2 = b_1 and r rho_1 + rho_2 = b_2, where b_1 and b_2 are the first two moments of
+    the hop's weight e^λ, over its length. A first hop has no history, and the paper's a_1 = 1/2: the trapezoid in
+    alpha / sigma, which is finite out of pure noise too.
     """
     scale = hop.alpha * (1 - hop.decay)
-    if before is None:
-        return lambda after: scale / 2 * (after - x0)
+    if change is None:
+        return lambda after, ratio: ratio * scale / 2 * (after - x0)
     h, gap = hop.h, 1 - hop.decay
     b_1, b_2 = 1 / gap - 1 / h, (1 - 2 / h + 2 * gap / h**2) / gap
     # Of slope = −1 / (2 r), which is 0 where the hop before was infinite and so has nothing to say.
     rho_1 = (b_1 - b_2) * 2 * hop.slope / (1 + 2 * hop.slope)
-    again, new = (2 * rho_1 - 1) * hop.slope, b_1 - rho_1  # −1: what the predictor has done already
-    return lambda after: scale * (again * (x0 - before) + new * (after - x0))
+    again, new = scale * (2 * rho_1 - 1) * hop.slope, scale * (b_1 - rho_1)  # −1: what the predictor has done already
+    return lambda after, ratio: ratio * again * change + ratio * new * (after - x0)

@@ -25,7 +25,7 @@ from terminus.errors import UserError
 from terminus.model.codec import to_signal
 from terminus.model.components import Components
 from terminus.sampling import grid
-from terminus.sampling.canvas import Canvas
+from terminus.sampling.canvas import Canvas, Mask
 from terminus.sampling.denoiser import Denoiser, Prediction, epsilon_denoiser, velocity_denoiser
 from terminus.sampling.guides import Loaded
 from terminus.sampling.masks import cells
@@ -96,7 +96,7 @@ def draw(
     if strength < 1.0:
         x = float(schedule.alpha[steps[0]]) * original + float(schedule.sigma[steps[0]]) * start
     reads_picture = channels(components) != shape[0]
-    known = _known_channels(components, canvas) if reads_picture else None
+    known = _known_channels(components, canvas, canvas.mask) if canvas.mask is not None and reads_picture else None
     run = network(components, requests, settings, seen, known, guides)
     denoise = _denoiser(run if tile is None else tiled(run, *tile), components, schedule)
     if canvas.mask is not None and not reads_picture:
@@ -150,9 +150,8 @@ def to_bytes(components: Components, latents: Float[Tensor, "batch c h w"]) -> U
     return ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
 
-def _known_channels(components: Components, canvas: Canvas) -> Float[Tensor, "1 c h w"]:
+def _known_channels(components: Components, canvas: Canvas, mask: Mask) -> Float[Tensor, "1 c h w"]:
     """What an inpainting UNet reads besides the latent: the mask, and the picture with grey behind the mask."""
-    mask = torch.ones(canvas.size, dtype=torch.bool) if canvas.mask is None else canvas.mask
     hidden = latents(components, _signal(canvas) * ~mask)
     return torch.cat([cells(mask, components.codec.factor).to(hidden.device), hidden], dim=1)
 
@@ -191,9 +190,9 @@ def _noise(requests: Sequence[Request], variation: float, shape: tuple[int, int,
 
     def noise(index: int) -> Float[Tensor, "batch c h w"]:
         if index < 0:
-            return torch.stack([first(request) for request in requests]).to(device)
+            return runtime.sent(torch.stack([first(request) for request in requests]), device)
         rows = [torch.randn(shape, generator=runtime.rng(one.seed, index + 1, "sampling")) for one in requests]
-        return torch.stack(rows).to(device)
+        return runtime.sent(torch.stack(rows), device)
 
     return noise
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from terminus import runtime
 from terminus.diffusion.objective import Network
 from terminus.model.tiling import slope, starts
 
@@ -22,7 +23,7 @@ def tiled(network: Network, tile: int, overlap: int) -> Network:
         height, width = x.shape[-2:]
         tall, wide = min(tile, height), min(tile, width)
         weights = slope(tall, overlap)[:, None] * slope(wide, overlap)[None, :]
-        weights = weights.to(x.device)
+        weights = runtime.sent(weights, x.device)
         total, covered = torch.zeros_like(x), torch.zeros_like(x[:1, :1])
         for top in starts(height, tall, overlap):
             for left in starts(width, wide, overlap):
