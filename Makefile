@@ -21,8 +21,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## The whole life of a tiny model, into runs/demo
 	$(BIN)/terminus demo
 
-test: $(INSTALLED)  ## The tests, offline
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+test: $(INSTALLED)  ## The tests, offline, in two processes
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(INSTALLED)  ## The tests that take minutes
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow

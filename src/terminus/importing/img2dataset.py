@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from terminus.config.source import Plain
 from terminus.data import tar
 from terminus.data.sources.columns import FACTS
-from terminus.data.sources.folder import printable
 from terminus.data.sources.laion import NAMES
+from terminus.data.sources.printable import printable
 from terminus.errors import UserError
 from terminus.importing.reading import Said, read_json, root
 from terminus.importing.recipe import Draft, Left, data_only, slug

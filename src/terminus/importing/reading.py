@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PureWindowsPath
 from typing import Generic, NamedTuple, NoReturn, TypeVar, cast
 
-from terminus.data.sources.folder import printable
+from terminus.data.sources.printable import printable
 from terminus.errors import UserError
 
 MAX_BYTES = 4 << 20

@@ -19,7 +19,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from terminus.config.recipes import MAX_BYTES
 from terminus.config.source import Plain
-from terminus.data.sources.folder import printable
+from terminus.data.sources.printable import printable
 from terminus.errors import UserError
 from terminus.importing.reading import Keys, Said, shown
 from terminus.training.recipe import Recipe

@@ -74,7 +74,11 @@ def check_given(origin: Origin, image: Picture | None, mask: Picture | None) -> 
     needed = {"image": origin.task != "text2img", "mask": origin.task == "inpaint"}
     if given != needed:
         wanted = " and ".join(name for name, need in needed.items() if need) or "neither image nor mask"
-        raise UserError(f"This picture is drawn again from {wanted}", rule=f"Its task is {origin.task}")
+        raise UserError(
+            f"This picture is drawn again from {wanted}",
+            rule=f"Its task is {origin.task}",
+            fix="Give the same files as the first time, with --image and --mask" if any(needed.values()) else "",
+        )
 
 
 def compare(origin: Origin, found: Mapping[str, Any]) -> None:

@@ -79,6 +79,15 @@ def test_a_commit_that_is_not_there_and_a_hub_that_goes_away_are_one_paragraph(s
         source().count()
 
 
+def test_a_repository_of_images_says_how_to_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    files = {"train/metadata.csv": b"file_name,text\na.png,a\n", "train/a.png": b"image"}
+    with hub(files, monkeypatch, str(tmp_path / "home")) as server:
+        fetch = rf"hf download owner/name --repo-type dataset --revision {COMMIT} --local-dir FOLDER"
+        with pytest.raises(UserError, match=rf"but train/metadata.csv.*{fetch}`, and write `\{{kind: folder, name: h"):
+            source().count()
+        assert not any("a.png" in line for line in server.asked)
+
+
 def test_a_model_by_id_is_a_folder_of_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     files = {"model_index.json": b"{}", "unet/diffusion_pytorch_model.safetensors": b"x" * 3000, "run.py": b"raise"}
     with hub(files, monkeypatch, str(tmp_path / "home")) as server:

@@ -109,6 +109,13 @@ def test_a_repository_of_a_loading_script_is_refused(tmp_path: Path) -> None:
         source(tmp_path).count()
 
 
+def test_images_beside_a_metadata_file_are_sent_to_the_folder_source(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "a"}')
+    with pytest.raises(UserError, match=rf"but train/metadata.jsonl.*\{{kind: folder, name: h, path: {tmp_path}\}}"):
+        source(tmp_path).count()
+
+
 def test_a_split_that_is_missing_lists_what_there_is(tmp_path: Path) -> None:
     parquet(tmp_path / "data" / "test-0.parquet", table((b"A", "a")))
     with pytest.raises(UserError, match=r"no files of the split 'train' here.*data/test-0.parquet"):

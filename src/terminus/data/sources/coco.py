@@ -23,7 +23,7 @@ from terminus.config.base import Config
 from terminus.data import places
 from terminus.data.record import Candidate, Caption, Said
 from terminus.data.sources.columns import MAX_CAPTION_BYTES, one_line
-from terminus.data.sources.folder import printable
+from terminus.data.sources.printable import printable
 from terminus.errors import UserError
 from terminus.pictures import Dropped
 

@@ -15,7 +15,7 @@ from typing import cast
 
 from terminus.conditioning import Size
 from terminus.data.record import Caption, Said
-from terminus.data.sources.folder import printable
+from terminus.data.sources.printable import printable
 from terminus.errors import UserError
 from terminus.pictures import Dropped
 

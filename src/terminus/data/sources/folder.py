@@ -1,7 +1,8 @@
 """A folder of images, with each caption in a file beside its image.
 
 `cat.jpg` is captioned by `cat.txt` (the text) or `cat.json` ({"caption": "..."} or {"captions": [...]},
-optionally "licence"); with both, the captions of both count.
+optionally "licence"); with both, the captions of both count. So do those of the rows that name it in a
+`metadata.csv`, `.jsonl` or `.parquet` (`metadata`) of its folder or of one above.
 """
 
 from __future__ import annotations
@@ -11,21 +12,27 @@ import json
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Literal
 
 from terminus.config.base import Config
 from terminus.data.record import Candidate, Caption
+from terminus.data.sources.metadata import Metadata
+from terminus.data.sources.printable import printable
 from terminus.errors import UserError
 from terminus.pictures import Dropped
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 SIDECAR_SUFFIXES = (".txt", ".json")
 MAX_SIDECAR_BYTES = 65536
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+"""Files whose rows say more of the images in their folder and below."""
 
 
 class FolderSource(Config):
-    """Images under a folder and all folders in it, captions in .txt or .json files of the same name."""
+    """Images under a folder and all folders in it, captions in .txt or .json files of the same name, or in the rows of
+    metadata.csv, .jsonl or .parquet that name them in `file_name` (the "ImageFolder" of Hugging Face)."""
 
     kind: Literal["folder"]
     """A folder of images."""
@@ -35,14 +42,27 @@ class FolderSource(Config):
     """The folder."""
 
     def count(self) -> int:
-        """How many candidates there will be, without looking into any file."""
-        return sum(1 for _ in _files(self._root()))
+        """How many candidates there will be; of all files only those of metadata are read."""
+        return sum(1 for _ in self._listed(self._root()))
 
     def candidates(self, seed: int) -> Iterator[Candidate]:
-        """Every file that is not a sidecar, in the order of the sorted paths."""
+        """Every file that is neither sidecar nor metadata, in the order of the sorted paths; rows of metadata that
+        cannot be used where their file is met, and those that name no image at the end."""
         root = self._root()
-        for path in _files(root):
-            yield self._candidate(path, root)
+        for one in self._listed(root):
+            yield one if isinstance(one, Candidate) else self._candidate(root, *one)
+
+    def _listed(self, root: Path) -> Iterator[Candidate | tuple[Path, tuple[Caption, ...], str | None]]:
+        """Files, with what metadata says of them, and the rows of metadata that are of no use."""
+        from terminus.data.known import room_for_scratch
+
+        with room_for_scratch(), closing((metadata := Metadata(self.name, root)).database):
+            for path in _files(root):
+                if path.name in METADATA and not path.is_dir():
+                    yield from metadata.read(path)
+                else:
+                    yield path, *metadata.take(path)
+            yield from metadata.unmatched()
 
     def _root(self) -> Path:
         if not self.path.is_dir():
@@ -54,7 +74,7 @@ class FolderSource(Config):
             )
         return self.path.absolute()
 
-    def _candidate(self, path: Path, root: Path) -> Candidate:
+    def _candidate(self, root: Path, path: Path, described: tuple[Caption, ...], said: str | None) -> Candidate:
         identity = printable(str(path.relative_to(root)))
         if path.is_symlink() and path.is_dir():
             return Candidate(self.name, identity, problem=Dropped("link to a folder"))
@@ -69,10 +89,10 @@ class FolderSource(Config):
         return Candidate(
             self.name,
             identity,
-            captions,
+            captions + described,
             path=path,
             root=root,
-            licence=licence,
+            licence=licence or said,
             stamp="|".join((_stamp(path), *stamps)),
         )
 
@@ -82,14 +102,14 @@ class _BadSidecar(ValueError):
 
 
 def _files(root: Path) -> Iterator[Path]:
-    """All but sidecars, sorted by folder and name. Links to folders are not followed, but named."""
+    """All but sidecars, sorted by folder and name, metadata first. Links to folders are not followed, but named."""
     for folder, folders, names in os.walk(root):
         folders.sort()
         for linked in [name for name in folders if os.path.islink(os.path.join(folder, name))]:
             folders.remove(linked)
             names.append(linked)
         present = set(names)
-        for name in sorted(names):
+        for name in sorted(names, key=lambda name: (name not in METADATA, name)):
             if not _is_sidecar(name, present):
                 yield Path(folder, name)
 
@@ -161,13 +181,3 @@ def _stamp(path: Path) -> str:
     except OSError:
         return "unreadable"
     return f"{status.st_size}-{status.st_mtime_ns}"
-
-
-def printable(text: str) -> str:
-    """Valid Unicode for the store and harmless on a terminal: other bytes and control characters escaped."""
-    valid = text.encode("utf-8", "backslashreplace" if _surrogates(text) else "strict").decode()
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in valid)
-
-
-def _surrogates(text: str) -> bool:
-    return any(0xD800 <= ord(letter) <= 0xDFFF for letter in text)

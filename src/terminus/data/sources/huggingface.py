@@ -23,7 +23,7 @@ from terminus.data import places
 from terminus.data.record import Candidate, Part
 from terminus.data.sources import tables
 from terminus.data.sources.columns import FACTS, BadRow, Columns, Row, checksum, said
-from terminus.data.sources.folder import printable
+from terminus.data.sources.printable import printable
 from terminus.errors import UserError
 from terminus.pictures import Dropped
 

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from terminus.data import places
 from terminus.data.record import Candidate, Part
 from terminus.data.sources.columns import BadRow, Columns, Row
-from terminus.data.sources.folder import printable
+from terminus.data.sources.printable import printable
 from terminus.errors import UserError
 from terminus.pictures import Dropped
 

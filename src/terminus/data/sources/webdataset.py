@@ -24,7 +24,8 @@ from terminus.config.base import Config
 from terminus.data import places, tar
 from terminus.data.record import Candidate, Caption, Part, Said
 from terminus.data.sources.columns import FACTS, BadRow, Columns, Row, said
-from terminus.data.sources.folder import MAX_SIDECAR_BYTES, printable
+from terminus.data.sources.folder import MAX_SIDECAR_BYTES
+from terminus.data.sources.printable import printable
 from terminus.errors import UserError
 from terminus.pictures import Dropped
 
