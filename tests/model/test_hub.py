@@ -54,7 +54,8 @@ def test_of_each_network_the_most_precise_weights_alone_are_fetched(server: Hub)
         "sd_xl_base_1.0.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors",
         "unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors", "vae/diffusion_pytorch_model.fp16.safetensors",
         "text_encoder/model.fp16.safetensors", "text_encoder/model.onnx", "text_encoder/pytorch_model.bin",
-        "pipeline.py", "old/unet/diffusion_pytorch_model.safetensors",
+        "pipeline.py", "old/unet/diffusion_pytorch_model.safetensors", "vae_1_0/diffusion_pytorch_model.safetensors",
+        "safety_checker/model.safetensors", "checkpoint-500/optimizer.safetensors", "checkpoint-500/config.json",
     ]  # fmt: skip
     fill(server, *wanted, *unwanted)
     folder = resolve("owner/name")
@@ -87,8 +88,21 @@ def test_what_was_fetched_needs_no_network(server: Hub, monkeypatch: pytest.Monk
     online = resolve("owner/name")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     server.asked.clear()
-    assert resolve("owner/name") == online
+    assert resolve("owner/name/a-vpred.safetensors") == online
+    with pytest.raises(UserError, match=r"cannot be known without the hub.*Name one: owner/name/a-vpred.safetensors"):
+        resolve("owner/name")
     assert server.asked == []
+
+
+def test_a_download_that_fails_is_not_a_model(server: Hub, monkeypatch: pytest.MonkeyPatch):
+    fill(server, "model_index.json", "unet/diffusion_pytorch_model.safetensors")
+
+    def full(*_: object, **__: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("terminus.model.hub.snapshot_download", full)
+    with pytest.raises(UserError, match=r"owner/name: This model could not be fetched \(.*No space left"):
+        resolve("owner/name")
 
 
 def test_a_revision_that_is_not_there_is_not_another_one(server: Hub):

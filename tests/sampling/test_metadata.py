@@ -363,3 +363,21 @@ def test_what_is_given_to_pillows_save_is_taken(tmp_path: Path):
     texts = read(tmp_path / "a.png").texts
     assert texts["mine"] == "yes"
     assert "terminus" not in texts
+    assert "parameters" not in texts
+    assert read(tmp_path / "a.png").source_type == "trainedAlgorithmicMedia"
+    for number, given in enumerate(({"pnginfo": None}, {"exif": b""})):
+        picture.save(tmp_path / f"{number}.png", **given)
+        facts = read(tmp_path / f"{number}.png")
+        assert (facts.prompt, facts.source_type) == ("", "trainedAlgorithmicMedia")
+
+
+def test_a_picture_of_another_size_is_not_what_its_texts_say(tmp_path: Path):
+    picture = noise()
+    attach(picture, ORIGIN)
+    save(picture.resize((8, 8)), tmp_path / "resized.png")
+    picture.thumbnail((8, 8))
+    picture.save(tmp_path / "pillow.png")
+    save(picture, tmp_path / "ours.webp")
+    for name in ("pillow.png", "ours.webp", "resized.png"):
+        facts = read(tmp_path / name)
+        assert (facts.prompt, facts.source_type) == ("", "trainedAlgorithmicMedia")

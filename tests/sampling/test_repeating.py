@@ -129,6 +129,23 @@ def test_what_a_picture_does_not_hold_has_to_be_what_it_was(
         model.again(tmp_path / "private.png")
 
 
+def test_neither_order_nor_names_of_adapters_decide(model: Terminus, steering: Path, tmp_path: Path):
+    other = {name: 0.5 * value for name, value in load_file(steering / "ink.safetensors").items()}
+    save_file(other, tmp_path / "chalk.safetensors")
+    shutil.copy(steering / "ink.safetensors", tmp_path / "renamed.safetensors")
+    try:
+        model.adapters.attach(steering / "ink.safetensors", 0.7)
+        model.adapters.attach(tmp_path / "chalk.safetensors", 0.3)
+        (drawn,) = model.text2img("a dog", steps=1)
+        save(drawn, tmp_path / "a.png")
+        model.adapters.clear()
+        model.adapters.attach(tmp_path / "chalk.safetensors", 0.3)
+        model.adapters.attach(tmp_path / "renamed.safetensors", 0.7, text=0.7)
+        assert np.array_equal(np.asarray(model.again(tmp_path / "a.png")), np.asarray(drawn))
+    finally:
+        model.adapters.clear()
+
+
 def test_another_model_is_named(model: Terminus, random_nano: Path, tmp_path: Path):
     (picture,) = model.text2img("a dog", steps=1)
     save(picture, tmp_path / "a.png")

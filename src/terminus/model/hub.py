@@ -21,8 +21,12 @@ from terminus.errors import UserError
 
 VARIANTS = ("", ".fp32", ".bf16", ".fp16")
 """Of a network that lies in its folder more than once: as nobody asked for less, the most precise is read."""
-_TEXTS = re.compile(r"([^/]+/)?[^/]+\.json|[^/]+/merges\.txt|[^/]+\.md")
-_WEIGHTS = re.compile(r"(?P<stem>[^.]+?)(?P<variant>\.(?:fp32|bf16|fp16))?(?:-\d{5}-of-\d{5})?\.safetensors")
+_FOLDERS = r"(?:unet|vae|text_encoder(?:_2)?|tokenizer(?:_2)?|scheduler|vision)/"
+"""Of all that a repository may have: those that are read."""
+_TEXTS = re.compile(rf"(?:{_FOLDERS})?[^/]+\.json|{_FOLDERS}merges\.txt|[^/]+\.md")
+_WEIGHTS = re.compile(
+    rf"(?P<network>{_FOLDERS}[^./]+?)(?P<variant>\.(?:fp32|bf16|fp16))?(?:-\d{{5}}-of-\d{{5}})?\.safetensors"
+)
 _RULE = 'A hub id is "owner/name", "owner/name/file.safetensors", or either with "@" and a commit, tag or branch'
 
 
@@ -50,16 +54,15 @@ def download(model: HubId) -> Path:
     Raises `UserError` for what cannot be reached and for repositories that are no one model.
     """
     try:
-        wanted = _wanted(model, _listed(model))
-        # names, not patterns: brackets in them are their own
-        patterns = [glob.escape(name) for name in wanted]
-        # by the name of the revision, whose commit is then remembered: without a network it is found again
-        folder = Path(snapshot_download(model.repository, revision=model.revision, allow_patterns=patterns))
+        names = _listed(model)
     except (HTTPError, HFValidationError, OSError) as error:
         folder = _cached(model, error)
-        wanted = _wanted(model, [path.relative_to(folder).as_posix() for path in folder.rglob("*")])
-    single = model.file or (wanted[0] if len(wanted) == 1 else None)
-    return folder / single if single else folder
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
+        wanted = _wanted(model, names, whole=False)
+    else:
+        wanted = _wanted(model, names)
+        folder = _fetched(model, wanted)
+    return folder if "model_index.json" in wanted else folder / wanted[0]
 
 
 def _listed(model: HubId) -> list[str]:
@@ -69,6 +72,21 @@ def _listed(model: HubId) -> list[str]:
     return [one.path for one in hub.list_repo_tree(model.repository, recursive=True, revision=commit)]
 
 
+def _fetched(model: HubId, names: Collection[str]) -> Path:
+    patterns = [glob.escape(name) for name in names]  # they are names: brackets in them are their own
+    try:
+        # By the name of the revision, whose commit is then remembered: without a network it is found again.
+        return Path(snapshot_download(model.repository, revision=model.revision, allow_patterns=patterns))
+    except (HTTPError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"This model could not be fetched ({reason[:300]})",
+            where=model.repository,
+            rule="It is kept in the hub's cache (HF_HOME), which needs room for all of it",
+            fix="The same command continues where it ended",
+        ) from error
+
+
 def _cached(model: HubId, problem: Exception) -> Path:
     """What was fetched before the hub had a `problem`."""
     try:
@@ -76,14 +94,14 @@ def _cached(model: HubId, problem: Exception) -> Path:
     except (HFValidationError, OSError):
         raise UserError(
             "Neither a folder of this name nor a model on the hub could be reached",
-            where=model.repository,
+            where="/".join(filter(None, (model.repository, model.file))),
             rule=f"{_RULE}; it needs a network, or a copy in the local hub cache",
             fix=f"Check the name or the connection ({type(problem).__name__})",
         ) from problem
 
 
-def _wanted(model: HubId, names: Collection[str]) -> list[str]:
-    """The files to read, of all those that a repository has."""
+def _wanted(model: HubId, names: Collection[str], whole: bool = True) -> list[str]:
+    """The files to read, of all those that a repository has; or, without the `whole` list, of those that are here."""
     if model.file is not None:
         if model.file in names:
             return [model.file]
@@ -91,10 +109,12 @@ def _wanted(model: HubId, names: Collection[str]) -> list[str]:
     if "model_index.json" in names:
         return [name for name in names if _TEXTS.fullmatch(name)] + _most_precise(names)
     files = sorted(name for name in names if "/" not in name and name.endswith(".safetensors"))
-    if len(files) == 1:
+    if whole and len(files) == 1:
         return files
     raise UserError(
-        f"The repository is not one model: it has no model_index.json and {len(files)} single files",
+        f"The repository is not one model: it has no model_index.json and {len(files)} single files"
+        if whole
+        else "Which of its files is the model cannot be known without the hub, which could not be reached",
         where=model.repository,
         rule=_RULE,
         fix=f"Name one: {', '.join(f'{model.repository}/{name}' for name in files[:5])}" if files else "",
@@ -105,8 +125,6 @@ def _most_precise(names: Collection[str]) -> list[str]:
     """Of each network's weights those that are read: one variant, whole or in shards."""
     groups: dict[str, dict[str, list[str]]] = {}
     for name in names:
-        folder, _, file = name.rpartition("/")
-        part = _WEIGHTS.fullmatch(file)
-        if part and folder and "/" not in folder:
-            groups.setdefault(f"{folder}/{part['stem']}", {}).setdefault(part["variant"] or "", []).append(name)
+        if part := _WEIGHTS.fullmatch(name):
+            groups.setdefault(part["network"], {}).setdefault(part["variant"] or "", []).append(name)
     return [name for group in groups.values() for name in group[min(group, key=VARIANTS.index)]]

@@ -201,11 +201,10 @@ class Turns:
 
     def _send_home(self) -> None:
         for parameter, home, version in self._homes:
-            if _version(parameter) != version:
-                home.copy_(parameter.data)
-            parameter.data = home
+            if _version(parameter) == version:
+                parameter.data = home
         for module in self.resident:
-            module.to(self.waiting)  # buffers, and what was added meanwhile
+            module.to(self.waiting)  # buffers, and what was changed or added meanwhile
 
     def _here(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device)

@@ -19,7 +19,7 @@ from terminus.errors import UserError
 from terminus.model.adapters import Adapters
 from terminus.model.components import Components, load_components
 from terminus.model.running import Running, prepare
-from terminus.model.weights import at_home, resolve
+from terminus.model.weights import at_home, name_of, resolve, weight_files
 from terminus.sampling.canvas import Margins, Picture, Pixels, Repaint, enlarge, scaled
 from terminus.sampling.edits import (
     Edit,
@@ -166,14 +166,13 @@ class Terminus:
     @property
     def name(self) -> str:
         """Of the folder or file; a run's `model` folder goes by the name of the run."""
-        path = self._path.resolve()
-        return path.parent.name if path.name == "model" else path.name.removesuffix(".safetensors")
+        return name_of(self._path) if self._path.is_dir() else self._path.stem
 
     @cached_property
     def hash(self) -> str:
         """SHA-256, in hex, of the weights' file (of the UNet's, in a folder): what galleries know a model by."""
-        files = [self._path] if self._path.is_file() else sorted((self._path / "unet").glob("*.safetensors"))
-        return sha256(files)
+        folder = self._path / "unet"
+        return sha256(weight_files(folder, "diffusion_pytorch_model") if folder.is_dir() else [self._path])
 
     def text2img(
         self,

@@ -43,6 +43,8 @@ Format = Literal["PNG", "JPEG", "WEBP"]
 FORMATS: dict[str, Format] = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 """By the suffixes of file names."""
 _QUALITY = 95
+_DRAWN = "terminus size"
+"""In `info`: width and height when it was drawn. At another size it is not the picture that its texts speak of."""
 _BLOCK = 65_000
 """Bytes that JPEG holds in one place, and a little less."""
 _PACKET = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
@@ -74,12 +76,15 @@ class Marked(Image.Image):
     """
 
     def save(self, fp: Any, format: str | None = None, **params: Any) -> None:
-        """As Pillow's; what is asked for explicitly (`pnginfo`, `exif`, `xmp`) is taken instead of ours."""
+        """As Pillow's. Whoever gives `pnginfo` or `exif` decides what is said beside the mark, `xmp` replaces it."""
         carried = _carried(self)
+        if params.keys() & {"pnginfo", "exif", "xmp"}:
+            carried = _only_mark(carried)
         blocks = _blocks(carried)
         if any(len(block) > _BLOCK for block in blocks.values()):
-            blocks = _blocks({key: text for key, text in carried.items() if key == XMP})
-        super().save(fp, format, **({"pnginfo": _chunks(carried), **blocks} | params))
+            blocks = _blocks(_only_mark(carried))
+        chunks = _chunks(carried, params.pop("pnginfo", None))
+        super().save(fp, format, **({"pnginfo": chunks, **blocks} | params))
 
 
 def attach(picture: Image.Image, origin: Origin) -> None:
@@ -93,6 +98,7 @@ def mark(picture: Image.Image, task: Task = "text2img") -> None:
     """Only that a model made it: for sheets and previews, which no single origin repeats."""
     source_type = DRAWN if task == "text2img" else REDRAWN
     picture.info[XMP] = _PACKET.format(version=version(), source_type=SOURCE_TYPES + source_type)
+    picture.info[_DRAWN] = picture.size
     picture.__class__ = Marked
 
 
@@ -124,7 +130,7 @@ def save(
 
 def encode(picture: Image.Image, kind: Format, *, private: bool = False) -> bytes:
     """The bytes that `save` writes; for servers."""
-    info = {key: text for key, text in _carried(picture).items() if key == XMP or not private}
+    info = _only_mark(_carried(picture)) if private else _carried(picture)
     file = BytesIO()
     bare = picture.copy()  # a plain picture, whose `save` adds nothing
     if kind == "PNG":
@@ -143,7 +149,12 @@ def encode(picture: Image.Image, kind: Format, *, private: bool = False) -> byte
 
 
 def _carried(picture: Image.Image) -> dict[str, str]:
-    return {key: str(value) for key, value in picture.info.items() if key in (PARAMETERS, OURS, XMP)}
+    carried = {key: str(value) for key, value in picture.info.items() if key in (PARAMETERS, OURS, XMP)}
+    return carried if picture.info.get(_DRAWN, picture.size) == picture.size else _only_mark(carried)
+
+
+def _only_mark(carried: dict[str, str]) -> dict[str, str]:
+    return {key: text for key, text in carried.items() if key == XMP}
 
 
 def _blocks(info: dict[str, str]) -> dict[str, bytes]:
@@ -152,8 +163,9 @@ def _blocks(info: dict[str, str]) -> dict[str, bytes]:
     return blocks | ({"xmp": _packet(info)} if XMP in info else {})
 
 
-def _chunks(info: dict[str, str]) -> PngInfo:
+def _chunks(info: dict[str, str], more: PngInfo | None = None) -> PngInfo:
     chunks = PngInfo()
+    chunks.chunks += more.chunks if more else []
     for key in (PARAMETERS, OURS):
         if key in info:
             chunks.add_text(key, _storable(info[key]))

@@ -83,15 +83,23 @@ def check_given(origin: Origin, image: Picture | None, mask: Picture | None) -> 
 
 def compare(origin: Origin, found: Mapping[str, Any]) -> None:
     """UserError if what was `found`, fields of `Origin`, is not what the picture was drawn with."""
-    other = [
-        name for field, name in _CALLED.items() if getattr(replace(origin, **found), field) != getattr(origin, field)
-    ]
+    here = replace(origin, **found)
+    other = [name for field, name in _CALLED.items() if _told(here, field) != _told(origin, field)]
     if other:
         raise UserError(
             f"This picture was drawn with another {' and another '.join(other)}",
             rule=f"It says: model {origin.model} ({origin.model_hash[:10]}), {_files(origin)}",
             fix="Give what it was drawn with; adapters are attached before",
         )
+
+
+def _told(origin: Origin, field: str) -> object:
+    """Adapters add up: neither their order nor what they are called decides anything."""
+    if field != "adapters":
+        return getattr(origin, field)
+    return sorted(
+        (one.sha256, one.weight, one.weight if one.text_weight is None else one.text_weight) for one in origin.adapters
+    )
 
 
 def _files(origin: Origin) -> str:
