@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from lance.dataset import DatasetOptimizer
 
 from terminus.data import store as tables
 from terminus.data.record import Rejection
 from terminus.data.store import Store, Table, View
+from terminus.errors import UserError
 
 COMMITS = 12
 
@@ -57,6 +60,46 @@ def test_small_files_are_joined_and_every_version_stays_as_it_was(table: Table[R
     assert table.version() == version, "there is nothing left to join"
     table.append([rejection(100)])
     assert contents(table.at(version + 1)) == [*before[-1], ("100", "")]
+
+
+def test_no_row_moves_before_a_large_file(table: Table[Rejection]):
+    """Lance puts what it joins behind all that is there; what is read first must stay what it was."""
+    for number in range(COMMITS):
+        table.append([rejection(number)])
+    table.append([rejection(COMMITS, "x" * (1 << 15))])
+    for number in range(COMMITS):
+        table.append([rejection(COMMITS + 1 + number)])
+    table.compact()
+    view = table.latest()
+    assert view is not None
+    assert [name for name, _ in contents(view)] == [str(number) for number in range(2 * COMMITS + 1)]
+    assert files(table) == COMMITS + 2
+
+
+def test_what_goes_wrong_is_one_paragraph_and_a_race_is_nothing(
+    table: Table[Rejection], monkeypatch: pytest.MonkeyPatch
+):
+    for number in range(COMMITS):
+        table.append([rejection(number)])
+    monkeypatch.setattr(DatasetOptimizer, "compact_files", raising(OSError("LanceError(IO): No space left on device")))
+    with pytest.raises(UserError, match="small files of this table cannot be joined"):
+        table.compact()
+    monkeypatch.setattr(DatasetOptimizer, "compact_files", raising(OSError("Retryable commit conflict for version 9")))
+    table.compact()
+    assert files(table) == COMMITS
+
+
+@pytest.mark.parametrize("place", ["az://container/store", "file:///tmp/store", "http://host/store"])
+def test_a_store_is_where_everything_of_it_can_be_written(place: str):
+    with pytest.raises(UserError, match="there are no stores at"):
+        Store(place)
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
 
 
 def test_large_files_are_not_copied(table: Table[Rejection]):

@@ -14,7 +14,7 @@ from terminus.data.duplicates import scratch
 from terminus.data.filters import measure
 from terminus.data.known import KEPT, Known, room_for_scratch
 from terminus.data.prepare import prepare
-from terminus.data.record import Candidate
+from terminus.data.record import Candidate, Rejection
 from terminus.data.settings import DataConfig
 from terminus.data.store import Store
 from terminus.errors import UserError
@@ -44,6 +44,16 @@ def test_what_earlier_runs_decided_is_recalled(pictures: Path, config: Callable[
     empty = Known(near=False)
     empty.recall(Store(data.store), "another transform", Blocklist([]))
     assert empty.same(row["key"]) is None
+
+
+def test_the_last_verdict_counts(tmp_path: Path):
+    """Within one commit too, and not the one that comes last in the alphabet."""
+    store, one = Store(str(tmp_path / "store")), Candidate("web", "1")
+    rows = [Rejection("web", "1", None, "state", "spec", "", reason, "") for reason in ("timed out", "not found")]
+    store.rejected.append(rows)
+    known = Known(near=False)
+    known.recall(store, "spec", Blocklist([]))
+    assert known.verdict(one, "state") == "not found"
 
 
 def test_a_name_is_met_once_a_run():

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, cast
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -85,7 +85,7 @@ def _write(place: str, buckets: Sequence[Bucket]) -> None:
         return
     path = Path(place)
     path.parent.mkdir(exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")  # several processes may begin at once
+    partial = path.with_suffix(f".{uuid4().hex}.partial")  # several processes may begin at once
     with pa.OSFile(str(partial), "wb") as stream, pa.ipc.new_file(stream, schema) as writer:
         _write_buckets(writer, buckets)
     partial.replace(path)

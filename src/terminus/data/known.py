@@ -87,8 +87,9 @@ class Known:
             self.looks.add(twin, measures.dhash, measures.thumbprint)
 
     def _fill(self, table: str, rows: list[tuple[bytes, str]]) -> None:
-        # In the order of the tree: neighbours are written together.
-        self.database.executemany(f"INSERT OR REPLACE INTO {table} VALUES (?, ?)", sorted(rows))
+        # In the order of the tree: neighbours are written together. Of several for one the last stays the last.
+        ordered = sorted(rows, key=lambda row: row[0])
+        self.database.executemany(f"INSERT OR REPLACE INTO {table} VALUES (?, ?)", ordered)
 
 
 @contextmanager

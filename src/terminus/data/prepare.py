@@ -47,7 +47,8 @@ def prepare(
     codec = None if model is None else _codec(data, model)
     with Meter(console, "curate", sum(source.count() for source in data.sources)) as meter:
         curated = curate(data, store, meter.advance, allow)
-    merge(store)  # captions that models wrote survive a change of those that the sources bring
+    with room_for_scratch():
+        merge(store)  # captions that models wrote survive a change of those that the sources bring
     added = 0 if codec is None else _encode(data, store, codec, console)
     store.compact()
     found = survey(store, data.transform.spec, data.filters)

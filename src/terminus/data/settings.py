@@ -58,7 +58,7 @@ class DataConfig(Config):
     """What to train on, and how its pixels are prepared."""
 
     store: str
-    """Where prepared rows are kept: a folder, or an s3://, gs:// or az:// URI."""
+    """Where prepared rows are kept: a folder, or an s3:// or gs:// URI."""
     sources: tuple[Source, ...] = Field(min_length=1)
     """Where images come from, in the order in which duplicates are decided."""
     resolution: int = Field(default=1024, ge=32, le=4096, multiple_of=8)

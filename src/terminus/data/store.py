@@ -20,6 +20,7 @@ import pyarrow as pa
 from jaxtyping import Float16
 
 from terminus.conditioning import Crop, Size
+from terminus.data import places
 from terminus.data.geometry import Plan
 from terminus.data.record import CaptionRow, ImageRow, LatentRow, PartRow, Rejection
 from terminus.errors import UserError
@@ -208,26 +209,36 @@ class Table(Generic[Row]):
             lance.dataset(self.uri).delete(f"{on} IN ({listed})")
 
     def compact(self) -> None:
-        """Joins small files that lie side by side, in one commit: what is read is the same, from fewer files.
+        """Joins the small files behind the last large one, in one commit: what is read is the same, from fewer files.
 
-        Older versions keep the files that they name, so what was recorded can be read again.
+        Those before it stay, since Lance puts what it joins at the end. Older versions keep the files that they name,
+        so what was recorded can be read again. Nothing is done where somebody else changes the table meanwhile.
         """
         view = self.latest()
         if view is None:
             return
         sizes = {one.fragment_id: _size(one.metadata) for one in view.dataset.get_fragments()}
-        small = {number for number, size in sizes.items() if size < SMALL}
-        if len(small) < MANY_SMALL:
+        last = max((number for number, size in sizes.items() if size >= SMALL), default=-1)
+        others = sorted(number for number in sizes if number <= last)
+        if len(sizes) - len(others) < MANY_SMALL:
             return
-        rows = max(1, view.count)
-        row_bytes = max(1, sum(sizes.values()) // rows)
-        view.dataset.optimize.compact_files(
-            target_rows_per_fragment=max(2, 2 * SMALL * MANY_SMALL // row_bytes),
-            excluded_fragment_ids=sorted(sizes.keys() - small),
-            materialize_deletions=False,
-            batch_size=max(1, COPIED_BYTES // row_bytes),
-            num_threads=1,
-        )
+        row_bytes = max(1, sum(sizes.values()) // max(1, view.count))
+        try:
+            view.dataset.optimize.compact_files(
+                target_rows_per_fragment=max(2, 2 * SMALL * MANY_SMALL // row_bytes),
+                excluded_fragment_ids=others,
+                materialize_deletions=False,
+                batch_size=max(1, COPIED_BYTES // row_bytes),
+                num_threads=1,
+            )
+        except OSError as error:
+            if "conflict" not in str(error):
+                raise UserError(
+                    f"the small files of this table cannot be joined ({_reason(error)})",
+                    where=self.uri,
+                    rule="Its rows are complete; joining them takes as much room as they do, for a moment",
+                    fix="Make room; the same command continues.",
+                ) from None
 
     def _checked(self, view: View) -> View:
         missing = set(self.schema.names) - set(view.dataset.schema.names)
@@ -246,6 +257,14 @@ class Store:
 
     def __init__(self, location: str) -> None:
         self.location = location
+        scheme, separator, _ = location.partition("://")
+        if separator and scheme not in places.SCHEMES:
+            raise UserError(
+                f"there are no stores at {scheme}://",
+                where=location,
+                rule="data.store is a folder, or an s3:// or gs:// URI",
+                fix="Correct the place; a folder is written without a scheme.",
+            )
         root = location.rstrip("/") if "://" in location else str(_folder(location))
         self.images: Table[ImageRow] = Table(f"{root}/images.lance", IMAGES)
         self.latents: Table[LatentRow] = Table(f"{root}/latents.lance", LATENTS)

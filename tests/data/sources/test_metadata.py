@@ -104,6 +104,7 @@ HOSTILE: tuple[tuple[object, str], ...] = (
     (None, "row names no image"),
     (["a.png"], "value of the wrong type"),
     ("\udc80.png", "value of the wrong type"),
+    ("a/" * 100_000, "row names no image"),
 )
 
 

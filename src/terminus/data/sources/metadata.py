@@ -30,6 +30,8 @@ _COLUMNS = Columns(
     needed=(("file_name",), (*CAPTIONS, "licence")),
 )  # fmt: skip
 
+_LONGEST = 4096
+"""Bytes of a path that Linux takes; splitting longer ones takes time that grows with their square."""
 _FIX = "Correct it, such as the names of its columns; or rename the file, if it says nothing of the images beside it."
 
 
@@ -85,6 +87,8 @@ class Metadata:
         name = row.text("file_name")
         if name is None:
             raise BadRow("row names no image", "no file_name")
+        if len(os.fsencode(name)) > _LONGEST:
+            raise BadRow("row names no image", f"a name of {len(name)} letters")
         parts = PurePosixPath(name)
         if parts.is_absolute() or ".." in parts.parts or "\\" in name or "\0" in name:
             raise BadRow("name leads out of the folder", printable(name[:200]))
