@@ -147,9 +147,8 @@ def test_a_tracker_that_hangs_holds_up_nothing(tmp_path: Path, monkeypatch, capl
 def test_a_process_that_stands_still_is_given_up(tmp_path: Path, monkeypatch, caplog):
     monkeypatch.setenv(PYTHON, "/bin/sleep")
     with Trackers(tmp_path, ("wandb",), "nano", {}) as all_of_them:
-        process = all_of_them._all[0]._process
-        assert process is not None
-        process.wait(10)  # /bin/sleep knows no such arguments
+        if process := all_of_them._all[0]._process:  # or it ended before it was greeted
+            process.wait(10)  # /bin/sleep knows no such arguments
         all_of_them.row(row(1))
     assert caplog.text.count("given up") == 1
 

@@ -171,8 +171,9 @@ class Terminus:
     @cached_property
     def hash(self) -> str:
         """SHA-256, in hex, of the weights' file (of the UNet's, in a folder): what galleries know a model by."""
-        folder = self._path / "unet"
-        return sha256(weight_files(folder, "diffusion_pytorch_model") if folder.is_dir() else [self._path])
+        if self._path.is_file():
+            return sha256([self._path])
+        return sha256(weight_files(self._path / "unet", "diffusion_pytorch_model"))
 
     def text2img(
         self,
