@@ -18,7 +18,7 @@ LIMITS = Limits(file_bytes=10_000_000, pixels=1_000_000)
 
 def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
     file = BytesIO()
-    image.save(file, form, **options)  # type: ignore[arg-type]
+    image.save(file, form, **options)
     return file.getvalue()
 
 
@@ -35,8 +35,8 @@ def reason(data: bytes, limits: Limits = LIMITS) -> str:
 
 
 def halves(left: object, right: object, mode: str, size: tuple[int, int] = (40, 20)) -> Image.Image:
-    image = Image.new(mode, size, left)  # type: ignore[arg-type]
-    image.paste(right, (size[0] // 2, 0, *size))  # type: ignore[arg-type]
+    image = Image.new(mode, size, left)
+    image.paste(right, (size[0] // 2, 0, *size))
     return image
 
 

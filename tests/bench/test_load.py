@@ -66,4 +66,4 @@ def test_few_rows_stand_in_for_many(tmp_path: Path):
 )
 def test_wrong_input_is_answered(wrong: dict[str, object]):
     with pytest.raises(UserError):
-        bench_load(**wrong)  # type: ignore[arg-type]
+        bench_load(**wrong)

@@ -79,7 +79,7 @@ def test_random_weights_need_no_files(capsys: pytest.CaptureFixture[str]):
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"batch": 0}, {"runs": 0}, {"against": "comfyui"}])
 def test_wrong_input_is_answered(random_nano: Path, wrong: dict[str, object]):
     with pytest.raises(UserError):
-        bench_sample(str(random_nano), device="cpu", **wrong)  # type: ignore[arg-type]
+        bench_sample(str(random_nano), device="cpu", **wrong)
 
 
 def test_flops_are_of_the_whole_batch(random_nano: Path):

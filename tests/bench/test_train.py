@@ -143,7 +143,7 @@ def test_random_weights_need_no_files():
 )  # fmt: skip
 def test_wrong_input_is_answered(what: str, named: dict[str, object]):
     with pytest.raises(UserError):
-        bench_train(what, **named)  # type: ignore[arg-type]
+        bench_train(what, **named)
 
 
 # --- the measures themselves -----------------------------------------------------------------------------------------

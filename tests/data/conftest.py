@@ -34,7 +34,7 @@ def noise(seed: int, height: int, width: int, channels: int = 3) -> UInt8[np.nda
 def save(path: Path, image: Image.Image, caption: str | None = "a pattern", **options: object) -> Path:
     """An image with its caption beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, **options)  # type: ignore[arg-type]
+    image.save(path, **options)
     if caption is not None:
         path.with_suffix(".txt").write_text(caption)
     return path

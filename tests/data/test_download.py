@@ -233,7 +233,7 @@ def records(monkeypatch: pytest.MonkeyPatch, *answers: tuple[str, ...]) -> list[
 
     def look_up(host: str, port: int, *rest: int, **named: int) -> list[tuple[object, ...]]:
         if not host.endswith(".example"):
-            return real(host, port, *rest, **named)  # type: ignore[return-value]
+            return real(host, port, *rest, **named)
         asked.append(host)
         found = left.pop(0) if len(left) > 1 else left[0]
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in found]
@@ -262,7 +262,7 @@ def test_a_dead_address_gives_way_to_the_next(server: Loopback, monkeypatch: pyt
     records(monkeypatch, ("127.0.0.9", "127.0.0.1"))
     server.serve("/x.jpg", Answer(PICTURE))
     assert isinstance(fetch(f"http://two.example:{server.port}/x.jpg"), Downloaded)
-    assert [place[0] for _, place in connected] == ["127.0.0.9", "127.0.0.1"]  # type: ignore[index]
+    assert [place[0] for _, place in connected] == ["127.0.0.9", "127.0.0.1"]
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_files_arrive_whole_and_in_order(server: Loopback):
     found = fetch_many(requests, ONCE, anywhere)
     assert found.pop(7) == Dropped("not found", "HTTP 404")
     assert [one.data for one in found if isinstance(one, Downloaded)] == pictures
-    assert found[3].url == server.url("/3.jpg")  # type: ignore[union-attr]
+    assert found[3].url == server.url("/3.jpg")
     assert fetch_many([], ONCE) == []
 
 
@@ -346,7 +346,7 @@ def test_ipv6_and_a_name_arrive(server: Loopback):
 def test_status(server: Loopback, status: int, expected: str):
     found = fetch(server.serve("/x", Answer(status=status)))
     assert reason(found) == expected
-    assert status == 302 or str(status) in found.detail  # type: ignore[union-attr]
+    assert status == 302 or str(status) in found.detail
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])

@@ -48,7 +48,7 @@ def image(number: int, height: int, width: int, **changes: object) -> ImageRow:
         "data": data, "background": None, "plan": plan, "luminance": 0.5, "dhash": "0" * 16, "thumbprint": b"",
         "licence": None, "state": "", "transform": TRANSFORM.spec, "rules": "{}", "caption_weights": (2.0,),
     }  # fmt: skip
-    return ImageRow(**(fields | changes))  # type: ignore[arg-type]
+    return ImageRow(**(fields | changes))
 
 
 @pytest.fixture
@@ -77,12 +77,12 @@ def test_each_cut_is_a_row_whose_conditioning_is_where_its_pixels_come_from(stor
     places = {(row["image_key"], row["crop_top"], row["crop_left"]) for row in found}
     assert len(places) == len(found)
     for row in found:
-        pixels = noise(int(str(row["source_id"])), int(row["original_height"]), int(row["original_width"]))  # type: ignore[call-overload]
+        pixels = noise(int(str(row["source_id"])), int(row["original_height"]), int(row["original_width"]))
         way = plan_of(row)
         (top, left), (height, width) = way.conditioning.crop, way.conditioning.target
         cut = np.ascontiguousarray(pixels[top : top + height, left : left + width])
         expected = codec.encode(to_signal(torch.from_numpy(cut)[None].permute(0, 3, 1, 2))).mean[0].numpy()
-        stored = unpack_moments(row["moments"], 4, 8, 8)[0]  # type: ignore[arg-type]
+        stored = unpack_moments(row["moments"], 4, 8, 8)[0]
         assert np.abs(stored - expected).max() < 0.02 * np.abs(expected).max()
         assert row["caption_weights"] == [2.0]
 
@@ -132,7 +132,7 @@ def test_the_mask_of_a_latent_is_cut_where_the_latent_is(tmp_path: Path, codec: 
     masks = [row for row in found if row["mask"]]
     assert len({row["mask"] for row in masks}) > 1
     for row in masks:
-        left = int(row["crop_left"])  # type: ignore[call-overload]
+        left = int(row["crop_left"])
         assert row["mask"] == latent_mask(np.ascontiguousarray(mask[:32, left : left + 32]), codec.factor).tobytes()
 
 
@@ -156,7 +156,7 @@ def test_what_does_not_fit_into_memory_is_encoded_in_halves(tmp_path: Path, code
         assert run(store, one) == 7
     for wide, narrow in zip(latents(stores[0]), latents(stores[1]), strict=True):
         assert wide["key"] == narrow["key"]
-        pair = [unpack_moments(row["moments"], 4, 8, 8).astype(np.float32) for row in (wide, narrow)]  # type: ignore[arg-type]
+        pair = [unpack_moments(row["moments"], 4, 8, 8).astype(np.float32) for row in (wide, narrow)]
         assert np.abs(pair[0] - pair[1]).max() < 0.01
     small.room = 0
     with pytest.raises(UserError, match="encoding one image of 32x32 pixels needs more memory"):
@@ -175,7 +175,7 @@ def test_large_images_pass_the_codec_in_tiles(store: Store, codec: Codec, tmp_pa
     whole = next(row for row in latents(store) if row["source_id"] == "0")
     (one,) = latents(tiled)
     assert one["key"] == whole["key"]
-    pair = [unpack_moments(row["moments"], 4, 8, 8).astype(np.float32)[0] for row in (one, whole)]  # type: ignore[arg-type]
+    pair = [unpack_moments(row["moments"], 4, 8, 8).astype(np.float32)[0] for row in (one, whole)]
     assert np.corrcoef(pair[0].ravel(), pair[1].ravel())[0, 1] > 0.9
 
 

@@ -112,7 +112,7 @@ def test_a_part_is_written_down_after_all_of_its_rows(tmp_path: Path, monkeypatc
     def killed(table: Table, rows: list[object]) -> int:
         if rows and table.uri.endswith("rejected.lance"):
             raise KeyboardInterrupt
-        return append(table, rows)  # type: ignore[arg-type]
+        return append(table, rows)
 
     with monkeypatch.context() as patch:
         patch.setattr(Table, "append", killed)

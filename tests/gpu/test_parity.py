@@ -72,7 +72,7 @@ def test_bf16_is_near(random_nano: Path, plain: Tensor):
 @pytest.mark.parametrize("how", ["blocks", "graphs"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiled_it_is_the_same_picture(how: str, random_nano: Path, plain: Tensor):
-    model = Terminus.load(random_nano, device="cuda", running=Running(precision="fp32", compile=how))  # type: ignore[arg-type]
+    model = Terminus.load(random_nano, device="cuda", running=Running(precision="fp32", compile=how))
     for _ in range(3):  # a graph is recorded at the second call and replayed from the third
         torch.testing.assert_close(latents(model), plain, rtol=1e-2, atol=1e-2)
 

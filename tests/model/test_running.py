@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 def latents(components: Components, precision: str | None = None, batch: int = 2) -> Tensor:
-    settings = Settings(steps=3, size=Size(32, 32), solver="euler", precision=precision)  # type: ignore[arg-type]
+    settings = Settings(steps=3, size=Size(32, 32), solver="euler", precision=precision)
     *_, last = text2img(components, ["a red apple", "a dog"][:batch], [1, 2][:batch], settings)
     return last.x
 
@@ -87,7 +87,7 @@ class _Watched(nn.Module):
         self.seen, self.everyone = seen, everyone
         everyone.append(self)
 
-    def to(self, device: torch.device) -> _Watched:  # type: ignore[override]
+    def to(self, device: torch.device) -> _Watched:
         """Tensors leave the meta device only as new ones."""
         self.weight = nn.Parameter(torch.ones(2, device=device))
         return self

@@ -41,7 +41,7 @@ def test_importing_terminus_is_cheap():
 
 def test_a_name_that_is_not_there():
     with pytest.raises(ImportError, match="Terminos"):
-        from terminus import Terminos  # type: ignore[attr-defined]  # noqa: F401
+        from terminus import Terminos  # noqa: F401
 
 
 def test_pictures_carry_what_repeats_them(model: Terminus, random_nano: Path):
@@ -113,7 +113,7 @@ def test_numbers_that_are_none_are_not_painted(random_nano: Path):
 )
 def test_a_wrong_argument_is_a_users_error(model: Terminus, arguments: dict[str, object], message: str):
     with pytest.raises(UserError, match=message):
-        model.text2img("a dog", **arguments)  # type: ignore[arg-type]
+        model.text2img("a dog", **arguments)
 
 
 @pytest.mark.parametrize("text", ["", "x", "32x", "x32", "-32x32", "32x32x32", "3e1x32", "1" * 5000 + "x1", "٣x32x"])
@@ -188,7 +188,7 @@ def test_a_drawing_that_is_cancelled_leaves_nothing_behind(model: Terminus):
     stream = model.stream("a dog", count=4, settings=Settings(steps=50))
     drawing = next(stream)
     latents = weakref.ref(drawing.x0)
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     assert len(drawing.pictures()) == 4  # a preview that is held stays good
     del drawing
     gc.collect()

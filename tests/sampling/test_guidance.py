@@ -98,4 +98,4 @@ def test_an_interval_cuts_the_timesteps_in_its_proportion(T: int):
 )
 def test_guidance_that_cannot_be_is_refused(wrong: dict[str, object], message: str):
     with pytest.raises(UserError, match=message):
-        Guidance(**{"scale": 4.0} | wrong)  # type: ignore[arg-type]
+        Guidance(**{"scale": 4.0} | wrong)

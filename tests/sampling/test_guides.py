@@ -53,7 +53,7 @@ def array(image: Image.Image) -> np.ndarray:
 
 
 def guide(steering: Path, kind: str, seed: int = 7, **more: object) -> Guide:
-    return Guide(kind, steering / KINDS[kind], picture(seed=seed), **more)  # type: ignore[arg-type]
+    return Guide(kind, steering / KINDS[kind], picture(seed=seed), **more)
 
 
 def snapshot(components: Components) -> dict[str, Tensor]:
@@ -236,7 +236,7 @@ def noise() -> Tensor:
 
 
 def latents(model: Terminus, guides: list[Guide], **settings: object) -> Tensor:
-    how = Settings(**{"steps": STEPS, "solver": "euler", "size": SIZE} | settings)  # type: ignore[arg-type]
+    how = Settings(**{"steps": STEPS, "solver": "euler", "size": SIZE} | settings)
     seen = Guides(guides, model.components).on(lambda other: scaled(other, SIZE)) if guides else None
     requests = [Request("a red apple", seed, "blurry") for seed in SEEDS]
     *_, last = draw(model.components, requests, how, guides=seen)

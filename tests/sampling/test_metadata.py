@@ -235,7 +235,7 @@ def test_xmp_says_that_a_model_made_it(tmp_path: Path, suffix: str, private: boo
 
 @pytest.mark.parametrize("task", ["img2img", "inpaint", "outpaint", "upscale"])
 def test_xmp_says_that_it_was_made_out_of_another(tmp_path: Path, task: str):
-    picture = reread(tmp_path, replace(ORIGIN, task=task))  # type: ignore[arg-type]
+    picture = reread(tmp_path, replace(ORIGIN, task=task))
     assert digital_source(picture) == IPTC + "compositeWithTrainedAlgorithmicMedia"
 
 

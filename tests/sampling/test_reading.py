@@ -402,7 +402,7 @@ def test_every_damaged_byte_is_an_answer():
     for suffix in ("PNG", "JPEG", "WEBP"):
         picture = Image.new("RGB", (4, 4))
         attach(picture, ORIGIN)
-        whole = encode(picture, suffix)  # type: ignore[arg-type]
+        whole = encode(picture, suffix)
         for place in range(0, len(whole), 7):
             broken = bytearray(whole)
             broken[place] ^= 0xFF

@@ -25,7 +25,7 @@ def components(random_nano: Path) -> Components:
 
 
 def with_schedule(components: Components, **changes: object) -> Components:
-    schedule = replace(components.record.schedule, **changes)  # type: ignore[arg-type]
+    schedule = replace(components.record.schedule, **changes)
     return replace(components, record=replace(components.record, schedule=schedule))
 
 
@@ -33,7 +33,7 @@ def draw(
     components: Components, prompts: list[str], seeds: list[int], negative: str = "", **settings: object
 ) -> torch.Tensor:
     """The last latents."""
-    how = Settings(**{"steps": 4} | settings)  # type: ignore[arg-type]
+    how = Settings(**{"steps": 4} | settings)
     *_, last = text2img(components, prompts, seeds, how, negative)
     return last.x
 
@@ -155,7 +155,7 @@ def test_decoding_in_parts_is_decoding_at_once(components: Components, monkeypat
 )
 def test_settings_that_no_model_has(settings: dict[str, object], message: str):
     with pytest.raises(UserError, match=message):
-        Settings(**settings)  # type: ignore[arg-type]
+        Settings(**settings)
 
 
 def test_more_steps_than_timesteps(components: Components):

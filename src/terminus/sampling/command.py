@@ -259,7 +259,8 @@ class _Written:
             except FileExistsError:
                 continue
             except CannotHold as error:  # what has been drawn is not lost
-                self.console.print(Text(str(error).replace("Save it as PNG", "It is saved as PNG")), soft_wrap=True)
+                said = UserError(error.what, where=str(path), rule=error.rule, fix="It is saved as PNG")
+                self.console.print(Text(str(said)), soft_wrap=True)
                 return self._save(picture, itertools.chain([stem], stems), parent, "png")
             except OSError as error:
                 raise UserError(

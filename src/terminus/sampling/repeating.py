@@ -73,11 +73,11 @@ def check_given(origin: Origin, image: Picture | None, mask: Picture | None) -> 
     given = {"image": image is not None, "mask": mask is not None}
     needed = {"image": origin.task != "text2img", "mask": origin.task == "inpaint"}
     if given != needed:
-        wanted = " and ".join(name for name, need in needed.items() if need) or "neither image nor mask"
+        files = [name for name, need in needed.items() if need]
         raise UserError(
-            f"This picture is drawn again from {wanted}",
+            f"This picture is drawn again from {' and '.join(files) or 'neither image nor mask'}",
             rule=f"Its task is {origin.task}",
-            fix="Give the same files as the first time, with --image and --mask" if any(needed.values()) else "",
+            fix=f"Give what it was drawn from: --{' and --'.join(files)}" if files else "Leave them out",
         )
 
 
