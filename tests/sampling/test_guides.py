@@ -277,7 +277,7 @@ def test_guidance_rescale_acts_with_a_controlnet(model: Terminus, steering: Path
     ids = time_ids([MicroConditioning.uncropped(SIZE)] * 4, torch.device("cpu"))
     x, t = noise().repeat(2, 1, 1, 1), torch.full((4,), 999)
     with torch.no_grad():
-        controls = combined(seen.controls, x, t, text, ids)
+        controls = combined(seen.controls, x, 999, text, ids)
         cond, uncond = predict(components.unet, x, t, text, ids, controls).chunk(2)
     guided = uncond + 4.0 * (cond - uncond)
     torch.testing.assert_close(latents(model, [one], steps=1, rescale=0.7), -rescaled(guided, cond, 0.7))

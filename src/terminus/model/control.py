@@ -14,7 +14,7 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 from diffusers import ControlNetModel, T2IAdapter
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from terminus.errors import UserError
@@ -40,10 +40,10 @@ class Span:
                 f"A control from {self.start} to {self.end}", rule="The start is before the end, both from 0 to 1"
             )
 
-    def covers(self, t: Int[Tensor, " batch"], timesteps: int) -> Bool[Tensor, " batch"]:
+    def covers(self, t: int, timesteps: int) -> bool:
         """Step i of n is the timestep round(T - i T / n) - 1, whose fraction i / n is known to half a timestep."""
-        fraction, half = (timesteps - 1 - t).double() / timesteps, 0.51 / timesteps
-        return (fraction >= self.start - half) & (fraction < self.end - half)
+        fraction, half = (timesteps - 1 - t) / timesteps, 0.51 / timesteps
+        return self.start - half <= fraction < self.end - half
 
 
 @dataclass(frozen=True)
@@ -64,38 +64,27 @@ class Control:
     def residuals(
         self,
         x: Float[Tensor, "batch channels height width"],
-        t: Int[Tensor, " batch"],
+        t: int,
         text: TextFeatures,
         time_ids: Float[Tensor, "batch 6"],
-        now: int | None = None,
     ) -> Residuals:
-        """What it adds inside the UNet for these inputs; nothing outside its span, or at scale 0.
-
-        `now` is the timestep of all rows, where it is known: then no row of `t` has to be waited for.
-        """
-        if self.scale == 0:
+        """What it adds inside the UNet for these inputs at timestep t; nothing outside its span, or at scale 0."""
+        if self.scale == 0 or not self.span.covers(t, self.timesteps):
             return Residuals()
-        strength: Tensor | float = self.scale
-        if self.span != Span():  # looking at t waits for the device, so only a part of the way looks
-            active = self.span.covers(t if now is None else torch.tensor([now]), self.timesteps)
-            if not active.any():
-                return Residuals()
-            if now is None:
-                strength = (self.scale * active).to(torch.float32).reshape(-1, 1, 1, 1)
         if self.kind == "t2i":
-            return Residuals(intrablock=tuple(strength * _rows(level, len(x)) for level in self.features))
+            return Residuals(intrablock=tuple(self.scale * _rows(level, len(x)) for level in self.features))
         self._check_size(x)
         # A UNet for inpainting reads its mask and masked picture after the latent; ControlNets read the latent.
         latent = x[:, : cast(int, self.network.config["in_channels"])]
         down, mid = cast(Callable[..., tuple[list[Tensor], Tensor]], self.network)(
             latent,
-            t,
+            torch.full((len(x),), t, dtype=torch.long, device=x.device),
             encoder_hidden_states=text.context,
             controlnet_cond=_rows(self.picture, len(x)).to(x.device),
             added_cond_kwargs={"text_embeds": text.pooled, "time_ids": time_ids},
             return_dict=False,
         )
-        return Residuals(down=tuple(strength * level for level in down), mid=strength * mid)
+        return Residuals(down=tuple(self.scale * level for level in down), mid=self.scale * mid)
 
     def _check_size(self, x: Tensor) -> None:
         factor = 2 ** (len(cast(Sequence[int], self.network.config["conditioning_embedding_out_channels"])) - 1)
@@ -149,15 +138,14 @@ def load_control(
 def combined(
     controls: Sequence[Control],
     x: Float[Tensor, "batch channels height width"],
-    t: Int[Tensor, " batch"],
+    t: int,
     text: TextFeatures,
     time_ids: Float[Tensor, "batch 6"],
-    now: int | None = None,
 ) -> Residuals | None:
     """The sum of several; None without any, so that the UNet runs as if there were no controls."""
     if not controls:
         return None
-    first, *others = (control.residuals(x, t, text, time_ids, now) for control in controls)
+    first, *others = (control.residuals(x, t, text, time_ids) for control in controls)
     return sum(others, first)
 
 

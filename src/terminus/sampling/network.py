@@ -60,13 +60,13 @@ def network(
         rows = slice(2 * len(x) if twice else len(x))
         copies = 2 if twice else 1
         with torch.no_grad(), runtime.autocast(device, precision):
-            times = torch.full((copies * len(x),), now, dtype=torch.long, device=x.device)
-            inputs = (here.to(dtype).repeat(copies, 1, 1, 1), times, text[rows], ids[rows])
-            residuals = combined(guides.controls, *inputs, now)
+            inputs = here.to(dtype).repeat(copies, 1, 1, 1)
+            times = torch.full((len(inputs),), now, dtype=torch.long, device=x.device)
+            residuals = combined(guides.controls, inputs, now, text[rows], ids[rows])
             if held and residuals is not None:
                 residuals = _in(residuals, dtype)
             with guides.image_prompts(len(x), twice) as embeds:
-                output = predict(components.unet, *inputs, residuals, embeds)
+                output = predict(components.unet, inputs, times, text[rows], ids[rows], residuals, embeds)
         return guidance.combine(*output.chunk(2)) if twice else output
 
     return run
