@@ -7,46 +7,20 @@ import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from terminus.data.loader import Batch, Loader
 from terminus.data.mixing import Mixed, epochs, order_of
-from terminus.data.order import Order, Place
+from terminus.data.order import Order
 from terminus.data.settings import DataConfig
 from terminus.data.sources.folder import FolderSource
 from terminus.errors import UserError
 
-
-@dataclass(frozen=True)
-class Table:
-    """Rows that are only counted; the key of each says its bucket and number."""
-
-    sources: tuple[dict[str, int], ...]
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        return tuple(sum(bucket.values()) for bucket in self.sources)
-
-    def read(self, bucket: int, rows: Sequence[int], positions: Sequence[int], epoch: int) -> Batch:
-        keys = tuple(f"{bucket}/{row}" for row in rows)
-        return Batch(tuple(positions), keys, ((),) * len(keys), (), torch.zeros(len(keys)), epoch)
-
-    def source(self, bucket: int, row: int) -> str:
-        for name, count in self.sources[bucket].items():
-            if row < count:
-                return name
-            row -= count
-        raise AssertionError("no such row")
-
-    def names(self, place: Place) -> list[str]:
-        """The source of each sample of a micro-batch."""
-        return [self.source(place.bucket, row) for row in place.rows]
+from .counted import Table
 
 
 def config(mix: dict[str, float | int], names: Sequence[str]) -> DataConfig:

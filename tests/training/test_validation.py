@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
@@ -15,22 +13,7 @@ from terminus.data.loader import Batch
 from terminus.training.step import StepLoss
 from terminus.training.validation import build_validation
 
-
-@dataclass(frozen=True)
-class Table:
-    """Rows whose key says bucket, number and source."""
-
-    sources: tuple[dict[str, int], ...]
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        return tuple(sum(bucket.values()) for bucket in self.sources)
-
-    def read(self, bucket: int, rows: Sequence[int], positions: Sequence[int], epoch: int) -> Batch:
-        names = [name for name, count in self.sources[bucket].items() for _ in range(count)]
-        keys = tuple(f"{bucket}/{row}/{names[row]}" for row in rows)
-        return Batch(tuple(positions), keys, (("a", "b"),) * len(keys), (), torch.zeros(len(keys)), epoch)
-
+from ..data.counted import Table
 
 TABLE = Table(({"web": 900, "anchor": 1}, {"web": 90, "anchor": 2, "art": 7}))
 
