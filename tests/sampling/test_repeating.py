@@ -125,7 +125,7 @@ def test_what_a_picture_does_not_hold_has_to_be_what_it_was(
     with pytest.raises(UserError, match=r"another set of adapters.*ink at 0\.7"):
         model.again(tmp_path / "a.webp", image, mask, [guide])
     save(drawn, tmp_path / "private.png", private=True)
-    with pytest.raises(UserError, match="does not say how to draw it again"):
+    with pytest.raises(UserError, match=r"private\.png: This picture does not say how to draw it again"):
         model.again(tmp_path / "private.png")
 
 

@@ -270,7 +270,7 @@ class Terminus:
         What it only names is given again: the initial `image`, the `mask`, the `guides`; adapters are attached before.
         UserError if Terminus did not write it, or if the model or one of these is not what it was drawn with.
         """
-        origin = settings_of(read(Path(picture)))
+        origin = settings_of(read(Path(picture)), str(picture))
         one = asked(origin, self.components, image, mask)
         used = Guides(guides, self.components)
         found = {"model_hash": self.hash, "schedule": self.components.record.schedule}

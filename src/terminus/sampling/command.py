@@ -204,7 +204,7 @@ def again(
         rule = "A picture is drawn again as it says itself; only the files that it names are given, as they were"
         raise UserError(f"--again and {', '.join(other)}", rule=rule, fix="Leave out either")
     console = Console(stderr=True, highlight=False)
-    origin = settings_of(read(picture))
+    origin = settings_of(read(picture), str(picture))
     check_given(origin, image, mask)
     _check_folder(output.folder)
     signer, parent = output.identity(), None if image is None else read_file(image)

@@ -132,17 +132,21 @@ def read_bytes(data: bytes, where: str = "") -> PictureFacts:
     )
 
 
-def settings_of(facts: PictureFacts) -> Origin:
-    """What draws the same picture again; UserError unless Terminus wrote it and all of it is understood."""
+def settings_of(facts: PictureFacts, where: str = "") -> Origin:
+    """What draws the same picture again; UserError unless Terminus wrote it and all of it is understood.
+
+    `where` the picture is, for that error.
+    """
     if OURS not in facts.texts:
         raise UserError(
             "This picture does not say how to draw it again",
+            where=where,
             rule="Terminus writes that into its pictures, unless they are saved privately; others' settings differ",
         )
     try:
         return from_text(facts.texts[OURS])
     except ValueError as error:
-        raise UserError(f"What this picture says of its making is not understood ({error})") from error
+        raise UserError(f"What this picture says of its making is not understood ({error})", where=where) from error
 
 
 class _Found(NamedTuple):
