@@ -7,7 +7,7 @@ precision would round away what is smallest in it. The other way round, `model.a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -32,6 +32,8 @@ FOLDERS: dict[Part, str] = {"unet": "unet", "tower_1": "text_encoder", "tower_2"
 _KOHYA = {"unet": "lora_unet_", "tower_1": "lora_te1_", "tower_2": "lora_te2_"}
 _KOHYA_SLOTS = {"down": "lora_down.weight", "up": "lora_up.weight", "magnitude": "dora_scale"}
 _PEFT_SLOTS = {"down": "lora_A.weight", "up": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
+_SAID = ("alpha_pattern", "lora_alpha", "peft_type", "r", "rank_pattern", "target_modules", "use_dora", "use_rslora")
+"""peft's settings that change the numbers. diffusers' file has no others: an older peft raises on those it lacks."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,16 @@ def write_adapter(trained: Trained, components: Components, folder: Path, name: 
     _write_kohya(trained, components, folder / f"{name}.safetensors", name)
     if trained.algorithm in ("lora", "dora"):
         configs = {
-            f"{FOLDERS[part]}.{key}": value for part, one in trained.configs.items() for key, value in one.items()
+            f"{FOLDERS[part]}.{key}": one[key] for part, one in trained.configs.items() for key in _SAID if key in one
         }
         metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(configs, sort_keys=True)}
-        tensors = {f"{FOLDERS[target.part]}.{key}": value for target, key, value in _as_peft(trained)}
+        tensors = {f"{FOLDERS[target.part]}.{key}": value for target, key, value in _as_peft(trained, _lasting_name)}
         write_safetensors(folder / DIFFUSERS_FILE, tensors, metadata)
         return
     for part, config in trained.configs.items():
         (folder / FOLDERS[part]).mkdir()
-        tensors = {f"base_model.model.{key}": value for target, key, value in _as_peft(trained) if target.part == part}
+        found = _as_peft(trained, _present_name)
+        tensors = {f"base_model.model.{key}": value for target, key, value in found if target.part == part}
         write_safetensors(folder / FOLDERS[part] / PEFT_FILE, tensors, {"format": "pt"})
         write_json(folder / FOLDERS[part] / PEFT_CONFIG, dict(config))
 
@@ -88,19 +91,31 @@ def kohya_tensors(trained: Trained, layers: int) -> dict[str, Tensor]:
 
 
 def _kohya_name(target: Target, layers: int) -> str:
-    name = target.module
-    if target.part == "unet":
-        name = ldm_unet_name(name, layers)
-    elif not name.startswith("text_model."):  # newer transformers have dropped it, files have not
-        name = f"text_model.{name}"
+    name = ldm_unet_name(target.module, layers) if target.part == "unet" else _lasting_name(target)
     return _KOHYA[target.part] + name.replace(".", "_")
 
 
-def _as_peft(trained: Trained) -> list[tuple[Target, str, Tensor]]:
+def _lasting_name(target: Target) -> str:
+    """The module's name in files, whichever transformers is installed.
+
+    transformers 5.6 took `text_model.` out of tower 1's own names, which all programs before it have and those after it
+    still read.
+    """
+    if target.part == "unet" or target.module.startswith("text_model."):
+        return target.module
+    return f"text_model.{target.module}"
+
+
+def _present_name(target: Target) -> str:
+    """The module's name in transformers since 5.6: peft looks for the names of the network that it is given."""
+    return target.module.removeprefix("text_model.") if target.part == "tower_1" else target.module
+
+
+def _as_peft(trained: Trained, name: Callable[[Target], str]) -> list[tuple[Target, str, Tensor]]:
     found: list[tuple[Target, str, Tensor]] = []
     for target, factors in trained.layers.items():
         for slot, value in factors.items():
-            key = f"{target.module}.{_PEFT_SLOTS.get(slot, slot)}"
+            key = f"{name(target)}.{_PEFT_SLOTS.get(slot, slot)}"
             # Of a text tower, transformers finds the magnitude by its full name alone; peft finds it by both.
             full = slot == "magnitude" and target.part != "unet"
             found.append((target, f"{key}.weight" if full else key, value))
