@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import stat
@@ -43,6 +44,16 @@ def test_a_moving_average_alone_is_corrected(tmp_path: Path):
     save_file({"model_ema.diffusion_modelinput_blocks00weight": torch.zeros(2, 2)}, tmp_path / "x.safetensors")
     target = fix(tmp_path / "x.safetensors", tmp_path / "y-vpred.safetensors", "v").target
     assert "v_pred" in read_header(target).tensors
+
+
+@pytest.mark.parametrize(("decided", "kept"), [("v", False), ("v-ztsnr", True), ("epsilon", False)])
+def test_what_one_trainer_was_told_goes_where_it_is_wrong(tmp_path: Path, decided: str, kept: bool):
+    told = json.dumps({"rescale_noise_scheduler_to_zero_terminal_snr": True})
+    save_file({UNET: torch.zeros(8, 4, 3, 3)}, tmp_path / "x.safetensors", metadata={"ot_config": told})
+    name = "y.safetensors" if decided == "epsilon" else "y-vpred.safetensors"
+    target = fix(tmp_path / "x.safetensors", tmp_path / name, decided).target
+    assert detect(target).conflicts == ()
+    assert ("ot_config" in read_header(target).metadata) == kept
 
 
 def test_a_copy_of_a_folder_that_is_read_only_can_be_written(tmp_path: Path, random_nano: Path):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from terminus.diffusion.schedule import NoiseSchedule
 from terminus.errors import UserError
-from terminus.model.detect import LARGEST_SIDE_CAR, Detection, detect
+from terminus.model.detect import LARGEST_SIDE_CAR, PROJECTION, Detection, detect
 from terminus.model.record import Schedule, load_record
 from terminus.model.weights import SHIPPED
 
@@ -67,6 +67,12 @@ def ours(**schedule: object) -> str:
     return json.dumps({"schedule": schedule})
 
 
+def one_trainer(**settings: bool) -> dict[str, str]:
+    """As OneTrainer writes its configuration, which holds every setting."""
+    names = ("rescale_noise_scheduler_to_zero_terminal_snr", "force_v_prediction", "force_epsilon_prediction")
+    return {"ot_config": json.dumps({"__version": 11} | {name: settings.get(name, False) for name in names})}
+
+
 @pytest.mark.parametrize(
     ("tensors", "more", "expected"),
     [
@@ -89,6 +95,10 @@ def ours(**schedule: object) -> str:
         ((), {"side_car": V_YAML.format(scaling="VScaling")}, VELOCITY_LEAKY),
         ((), {"side_car": V_YAML.format(scaling="EpsScaling")}, EPSILON_LEAKY),
         ((), {"side_car": "model:\n  params:\n    parameterization: v\n"}, VELOCITY_LEAKY),
+        ((), {"metadata": one_trainer(rescale_noise_scheduler_to_zero_terminal_snr=True)}, VELOCITY_ZERO),
+        ((), {"metadata": one_trainer(force_v_prediction=True)}, VELOCITY_LEAKY),
+        ((), {"metadata": one_trainer(force_epsilon_prediction=True)}, EPSILON_LEAKY),
+        (("v_pred", "ztsnr"), {"metadata": one_trainer()}, VELOCITY_ZERO),
         ((), {"metadata": {"terminus": ours(prediction="velocity", zero_terminal=True)}}, VELOCITY_ZERO),
         ((), {"metadata": {"terminus": ours(prediction="velocity", zero_terminal=False)}}, VELOCITY_LEAKY),
     ],
@@ -97,6 +107,33 @@ def test_each_source_alone(tmp_path: Path, tensors: tuple[str, ...], more: dict,
     detection = detect(written(tmp_path, *tensors, **more))
     assert facts(detection) == expected
     assert detection.conflicts == ()
+
+
+def test_one_trainer_forces_velocity_where_it_rescales(tmp_path: Path):
+    """Its setup asks for the rescaled schedule first; the file's own word on the target still comes before."""
+    both = one_trainer(rescale_noise_scheduler_to_zero_terminal_snr=True, force_epsilon_prediction=True)
+    detection = detect(written(tmp_path, metadata={"modelspec.prediction_type": "v"} | both))
+    assert facts(detection) == VELOCITY_ZERO
+    assert detection.conflicts == ()
+
+
+@pytest.mark.parametrize("config", ["{", "[]", '{"force_v_prediction": "yes"}', "[" * 10_000])
+def test_a_configuration_that_is_none_decides_nothing(tmp_path: Path, config: str):
+    detection = detect(written(tmp_path, metadata={"ot_config": config}))
+    assert facts(detection) == EPSILON_LEAKY
+    readable = config.startswith('{"force')
+    assert detection.conflicts == (() if readable else ("metadata ot_config says nothing readable",))
+
+
+def test_a_projection_that_one_trainer_wrote_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    path = written(tmp_path, PROJECTION, metadata={"ot_revision": "23df3832", "ot_branch": "master"})
+    with caplog.at_level(logging.WARNING, "terminus"):
+        detect(path)
+    assert "OneTrainer 23df3832, which writes the second text tower's text_projection transposed" in caplog.text
+    caplog.clear()
+    detect(written(tmp_path, metadata={"ot_revision": "23df3832"}))  # an adapter, or a UNet alone
+    detect(written(tmp_path, PROJECTION))
+    assert caplog.text == ""
 
 
 def test_what_is_not_said_of_a_velocity_model_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):

@@ -20,7 +20,7 @@ from torch import Tensor
 from terminus.errors import UserError
 from terminus.inspection.checkpoint import UNET_IN_FILE, architecture, input_channels, unet_in_file
 from terminus.model import modelspec
-from terminus.model.detect import DEFAULT, Detection, Evidence, file_name, read_evidence, weigh
+from terminus.model.detect import DEFAULT, Detection, Evidence, file_name, one_trainer_config, read_evidence, weigh
 from terminus.model.foreign import sdxl_configs
 from terminus.model.header import Header, read_header, read_numbers
 from terminus.model.kinds import has_only_ema
@@ -176,6 +176,8 @@ def _relabelled(stored: Mapping[str, str], schedule: Schedule, where: str) -> di
         "ss_zero_terminal_snr": str(schedule.zero_terminal),
         HASH: "",
     }
+    if _disagreeing(one_trainer_config(stored), schedule):
+        del metadata["ot_config"]  # what OneTrainer was told, which the file no longer is
     if "terminus" in stored:
         try:
             ours = parse_json(stored["terminus"], where)

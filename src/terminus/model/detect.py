@@ -40,6 +40,13 @@ _NAMES: dict[str, Prediction] = {
     "epsilon": "epsilon",
     "eps": "epsilon",
 }
+PROJECTION = "conditioner.embedders.1.model.text_projection"
+_ONE_TRAINER: tuple[tuple[str, Prediction, bool | None], ...] = (
+    ("rescale_noise_scheduler_to_zero_terminal_snr", "velocity", True),
+    ("force_v_prediction", "velocity", None),
+    ("force_epsilon_prediction", "epsilon", None),
+)
+"""OneTrainer's settings in the order in which it obeys them: the first that is on, and what it makes of a model."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +127,7 @@ def read_evidence(path: Path) -> tuple[list[Evidence], Schedule | None]:
     refuse_edm(header.tensors.keys(), path)
     ours, schedule = _our_metadata(header)
     found = [*ours, *markers(header.tensors.keys()), *metadata(header.metadata), *_table(header)]
-    return [*found, *file_name(path.stem), *_side_car(path)], schedule
+    return [*found, *file_name(path.stem), *_side_car(path), *_projection(header)], schedule
 
 
 def _folder(folder: Path) -> tuple[list[Evidence], Schedule | None]:
@@ -222,7 +229,40 @@ def metadata(stored: Mapping[str, str]) -> list[Evidence]:
             found.append(Evidence(f"metadata {key}", str(flag), "velocity" if flag else "epsilon"))
         elif flag is not None:
             found.append(Evidence(f"metadata {key}", str(flag), None, flag))
-    return found
+    return found + one_trainer_config(stored)
+
+
+def one_trainer_config(stored: Mapping[str, str]) -> list[Evidence]:
+    """What OneTrainer was told, where it keeps that: its adapters have no other word on zero terminal SNR.
+
+    A setting that is off says nothing, since the schedule is then that of the model it started from.
+    """
+    source = "metadata ot_config"
+    if "ot_config" not in stored:
+        return []
+    try:
+        config = parse_json(stored["ot_config"], source)
+    except UserError:
+        return [Evidence(source, "nothing readable", warning=True)]
+    for key, prediction, zero in _ONE_TRAINER:
+        if config.get(key) is True:
+            return [Evidence(source, key, prediction, zero)]
+    return []
+
+
+def _projection(header: Header) -> list[Evidence]:
+    """A warning of OneTrainer's single files, which hold a matrix as transformers has it and all others transposed.
+
+    It is square, and which way it stands cannot be seen: a file made from such a file is right again.
+    """
+    revision = header.metadata.get("ot_revision")
+    if revision is None or PROJECTION not in header.tensors:
+        return []
+    says = (
+        f"OneTrainer {ascii(revision)[1:-1][:40]}, which writes the second text tower's text_projection transposed; "
+        "it is read as it stands, as in other programs (OneTrainer's diffusers folder has it right)"
+    )
+    return [Evidence("metadata ot_revision", says, warning=True)]
 
 
 def _table(header: Header) -> list[Evidence]:
