@@ -198,13 +198,22 @@ def convert(
     precision: options.StoredPrecision = "keep",
     shard_size: options.ShardSize = None,
     ema: options.TakeEma = False,
+    onto: options.Onto = None,
 ) -> None:
-    """Turn a diffusers folder into a single file, or back."""
-    from terminus.model.convert import Precision
+    """Turn a diffusers folder into a single file, or back; with --onto an adapter into plain differences."""
+    from terminus.model.convert import DTYPES, Precision
     from terminus.model.convert import convert as run_convert
 
     if precision not in get_args(Precision):
         raise UserError(f"--precision {precision}", rule=f"Known: {', '.join(get_args(Precision))}")
+    if onto is not None:
+        if ema or shard_size is not None:
+            raise UserError("--onto writes one file of an adapter", fix="Leave out --ema and --shard-size")
+        from terminus.model.adapter_differences import write_differences
+
+        plain = write_differences(source, onto, target, DTYPES.get(precision))
+        print(f"{plain.target}\n{plain.tensors} tensors, {plain.size / 1e6:.1f} MB, for this model alone")
+        return
     written = run_convert(source, target, cast(Precision, precision), shard_size, ema)
     print(f"{written.target}\n{written.tensors} tensors, {written.size / 1e6:.1f} MB, says {written.says}")
 

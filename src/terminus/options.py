@@ -127,6 +127,9 @@ ConvertTarget = Annotated[Path, typer.Argument(metavar="TARGET", help="A new fol
 StoredPrecision = Annotated[str, typer.Option("--precision", help="keep, fp16, bf16 or fp32.")]
 ShardSize = Annotated[str | None, typer.Option(metavar="SIZE", help="Split large files of a folder, as in 5GB.")]
 TakeEma = Annotated[bool, typer.Option("--ema", help="Take the moving average that a file holds.")]
+Onto = Annotated[
+    str | None, typer.Option(metavar="MODEL", help="Write out what the adapter SOURCE adds to this model's weights.")
+]
 Against = Annotated[str | None, typer.Option(metavar="OTHER", help="Measure this beside it: diffusers.")]
 BenchBatch = Annotated[int, typer.Option(help="Pictures drawn at once.")]
 BenchRuns = Annotated[int, typer.Option(help="Runs of each; the median counts.")]

@@ -30,7 +30,7 @@ SURFACE = {
         *("--lora", "--control", "--format", "--private", "--sign", "--compile", "--offload", "--device"),
     ],
     "inspect": ["PATH", "--json", "--fix", "--as", "--probe"],
-    "convert": ["SOURCE", "TARGET", "--precision", "--shard-size", "--ema"],
+    "convert": ["SOURCE", "TARGET", "--precision", "--shard-size", "--ema", "--onto"],
     "evaluate": ["MODEL", "--out"],
     "card": ["RUN_DIR", "--check"],
     "bench sample": [

@@ -76,7 +76,7 @@ def kohya_tensors(trained: Trained, layers: int) -> dict[str, Tensor]:
     """Under LDM's names flattened with underscores, each module with its alpha; `layers` is the UNet's per block."""
     tensors: dict[str, Tensor] = {}
     for target, factors in trained.layers.items():
-        stem = _kohya_name(target, layers)
+        stem = kohya_name(target, layers)
         # Readers scale a product of low rank alone. Whole factors of LoKr have none, so theirs is multiplied in.
         ranked = not factors.keys() <= {"lokr_w1", "lokr_w2"}
         if ranked:
@@ -90,7 +90,8 @@ def kohya_tensors(trained: Trained, layers: int) -> dict[str, Tensor]:
     return tensors
 
 
-def _kohya_name(target: Target, layers: int) -> str:
+def kohya_name(target: Target, layers: int) -> str:
+    """The module as kohya's files call it; `layers` is the UNet's per block."""
     name = ldm_unet_name(target.module, layers) if target.part == "unet" else _lasting_name(target)
     return _KOHYA[target.part] + name.replace(".", "_")
 

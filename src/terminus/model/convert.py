@@ -23,7 +23,8 @@ from terminus.model.writing import fresh, refuse_existing
 log = logging.getLogger("terminus")
 
 Precision = Literal["keep", "fp16", "bf16", "fp32"]
-_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+"""By the word of the command line; `keep` is none of them."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ def convert(
     target = at_home(target)
     single = target.suffix == ".safetensors"
     refuse_pickle(target)
-    if precision != "keep" and precision not in _DTYPES:
-        raise UserError(f"{precision!r:.40} is not a precision", rule=f"Known: keep, {', '.join(_DTYPES)}")
+    if precision != "keep" and precision not in DTYPES:
+        raise UserError(f"{precision!r:.40} is not a precision", rule=f"Known: keep, {', '.join(DTYPES)}")
     for path in (target, *([target.with_suffix(".yaml")] if single else [])):
         refuse_existing(path)
     if single and shard_size is not None:
@@ -73,9 +74,9 @@ def convert(
     try:
         with fresh(target) as draft:
             if single:
-                write_single_file(parts, draft, _DTYPES.get(precision))
+                write_single_file(parts, draft, DTYPES.get(precision))
             else:
-                write_folder(parts, draft, shard_size, _DTYPES.get(precision))
+                write_folder(parts, draft, shard_size, DTYPES.get(precision))
             if side_car is not None:
                 with fresh(side_car) as text:
                     text.write_text(modelspec.side_car(parts), encoding="utf-8")

@@ -49,7 +49,10 @@ def infer_configs(header: Header) -> dict[str, dict[str, Any]]:
         )  # fmt: skip
     if "UNet" in missing:
         kind = guess(names)
-        lora = "`terminus sample MODEL --lora FILE` uses it with its model" if "LoRA" in kind else ""
+        adapter = (
+            "`terminus sample MODEL --lora FILE` uses it with its model, `terminus convert FILE NEW --onto MODEL` "
+        )
+        lora = f"{adapter}writes out what it adds to that model" if "LoRA" in kind else ""
         raise UserError(f"This is not an SDXL checkpoint: it looks like {kind}", where=where, rule=fix, fix=lora)
     if missing:
         raise UserError(
