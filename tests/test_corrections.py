@@ -56,6 +56,19 @@ def test_what_one_trainer_was_told_goes_where_it_is_wrong(tmp_path: Path, decide
     assert ("ot_config" in read_header(target).metadata) == kept
 
 
+def test_empty_markers_are_filled(tmp_path: Path):
+    """NoobAI's and ComfyUI's are empty; the rest of the labels is right."""
+    save_file({UNET: torch.randn(8, 9, 3, 3)}, tmp_path / "x.safetensors")
+    right = fix(tmp_path / "x.safetensors", tmp_path / "right-vpred.safetensors", "v-ztsnr").target
+    with pytest.raises(UserError, match="Nothing is wrong"):
+        fix(right, tmp_path / "y-vpred.safetensors")
+    empty = dict.fromkeys(("v_pred", "ztsnr"), torch.zeros(0))
+    save_file(load_file(right) | empty, tmp_path / "empty-vpred.safetensors", metadata=read_header(right).metadata)
+    fixed = fix(tmp_path / "empty-vpred.safetensors", tmp_path / "y-vpred.safetensors")
+    assert [problem.split(",")[0] for problem in fixed.problems] == [f"the tensor {name} is empty" for name in empty]
+    assert {name: read_header(fixed.target).tensors[name].shape for name in empty} == dict.fromkeys(empty, (1,))
+
+
 def test_a_copy_of_a_folder_that_is_read_only_can_be_written(tmp_path: Path, random_nano: Path):
     source = shutil.copytree(random_nano, tmp_path / "source")
     unet = source / "unet" / "diffusion_pytorch_model.safetensors"

@@ -225,6 +225,11 @@ def table(*numbers: float) -> tuple[str, Any]:
     return "F32", np.array([*np.linspace(0.99, 0.1, 1000 - len(numbers)), *numbers])
 
 
+def test_no_tensor_is_empty(ours: Seen):
+    """stable-diffusion.cpp, src/model_loader.cpp: it divides by the innermost dimension, and dies of a 0."""
+    assert [name for name, shape in ours.shapes.items() if 0 in shape] == []
+
+
 WRONG: dict[str, tuple[str, Callable[[Seen], Seen]]] = {
     "no markers": ("ComfyUI", lambda seen: without(seen, "v_pred", "ztsnr")),
     "one marker": ("Forge", lambda seen: without(seen, "ztsnr")),
@@ -251,7 +256,7 @@ def test_each_label_is_needed(change: str, ours: Seen):
 
 def test_no_name_or_tensor_misleads(ours: Seen):
     assert not [name for name in ours.shapes if name.startswith("edm_")]
-    assert {name: ours.shapes[name] for name in ("v_pred", "ztsnr")} == {"v_pred": (0,), "ztsnr": (0,)}
+    assert {name: ours.shapes[name] for name in ("v_pred", "ztsnr")} == {"v_pred": (1,), "ztsnr": (1,)}
     kind, numbers = ours.alphas
     assert kind == "F32"
     assert numbers.shape == (1000,)

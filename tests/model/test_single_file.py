@@ -207,9 +207,9 @@ def test_every_precision_of_others_is_read(plain: Path, dtype: torch.dtype):
 
 
 @pytest.mark.usefixtures("as_sdxl")
-def test_markers_of_others_decide_the_schedule(plain: Path):
-    empty = torch.zeros(0)
-    path = change(plain, lambda tensors: tensors | {"v_pred": empty, "ztsnr": empty})
+@pytest.mark.parametrize("marker", [torch.zeros(0), torch.ones(1), torch.tensor(1.0), torch.zeros(1).half()])
+def test_markers_of_others_decide_the_schedule(plain: Path, marker: torch.Tensor):
+    path = change(plain, lambda tensors: tensors | {"v_pred": marker, "ztsnr": marker.clone()})
     assert load_components(path).record.schedule == detect(path).schedule == Schedule()
 
 

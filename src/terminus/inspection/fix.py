@@ -24,7 +24,7 @@ from terminus.model.detect import DEFAULT, Detection, Evidence, file_name, one_t
 from terminus.model.foreign import sdxl_configs
 from terminus.model.header import Header, read_header, read_numbers
 from terminus.model.kinds import has_only_ema
-from terminus.model.parts import Parts, ramps
+from terminus.model.parts import MARKERS, Parts, ramps
 from terminus.model.record import Prediction, Record, Schedule, scheduler_config, write_json
 from terminus.model.weights import at_home, parse_json, read_json, read_safetensors, resolve
 from terminus.model.writing import DTYPES, HASH, fresh, refuse_existing, write_safetensors
@@ -149,6 +149,8 @@ def _problems(path: Path, evidence: list[Evidence], schedule: Schedule) -> Itera
     wanted = modelspec.markers(schedule)
     yield from (f"the tensor {name} is missing" for name in wanted if name not in header.tensors
                 and schedule != Schedule("epsilon", zero_terminal=False))  # fmt: skip
+    yield from (f"the tensor {name} is empty, of which stable-diffusion.cpp dies when it writes GGUF"
+                for name in MARKERS if name in header.tensors and 0 in header.tensors[name].shape)  # fmt: skip
     stated = header.metadata.get("modelspec.prediction_type")
     if schedule.prediction == "velocity" and stated != _prediction_type(schedule):
         yield f"modelspec.prediction_type is {ascii(stated)[:60]}; right is {_prediction_type(schedule)}"
@@ -237,10 +239,8 @@ def _fix_folder(source: Path, target: Path, schedule: Schedule) -> None:
             continue
         names = [name for name in header.tensors if name not in _LABELS]
         # The table is left out: nobody looks for it here, and loaders would take it for a weight.
-        markers = {
-            name: value for name, value in modelspec.markers(schedule).items() if labelled and value.numel() == 0
-        }
+        markers = {name: value for name, value in modelspec.markers(schedule).items() if labelled and name in MARKERS}
         draft = path.with_suffix(".new")
         metadata = _relabelled(header.metadata, schedule, str(path))
-        write_safetensors(draft, _tensors(header, names) | (markers if labelled else {}), metadata)
+        write_safetensors(draft, _tensors(header, names) | markers, metadata)
         draft.replace(path)

@@ -204,7 +204,7 @@ def refuse_edm(names: Set[str], path: Path) -> None:
 
 
 def markers(names: Set[str], source: str = MARKERS) -> list[Evidence]:
-    """The empty tensors `v_pred` and `ztsnr` (NoobAI, ComfyUI). Their absence says nothing: most tools write none."""
+    """The tensors `v_pred` and `ztsnr`, mostly empty (NoobAI, ComfyUI). Absent, they say nothing: few write them."""
     found = [name for name in ("v_pred", "ztsnr") if name in names]
     if not found:
         return []

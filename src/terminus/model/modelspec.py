@@ -71,12 +71,13 @@ def native_pixels(parts: Parts) -> int:
 
 
 def markers(schedule: Schedule) -> dict[str, Tensor]:
-    """Tensors beside the networks: two empty ones whose names are the message, and the schedule itself."""
+    """Tensors beside the networks: two whose names are the message, and the schedule itself."""
     found: dict[str, Tensor] = {}
+    # Others write them empty. Converting to GGUF, stable-diffusion.cpp divides by the first dimension, and dies of a 0.
     if schedule.prediction == "velocity":
-        found["v_pred"] = torch.zeros(0)
+        found["v_pred"] = torch.ones(1)
     if schedule.zero_terminal:
-        found["ztsnr"] = torch.zeros(0)
+        found["ztsnr"] = torch.ones(1)
     if schedule.timesteps == 1000:  # the only length that its reader takes
         found["alphas_cumprod"] = alphas_cumprod(schedule)
     return found

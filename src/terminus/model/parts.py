@@ -52,7 +52,7 @@ NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 """Those of every checkpoint; `vision` is ours and optional."""
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 MARKERS = ("v_pred", "ztsnr")
-"""Empty tensors that say how a network was trained (`model.detect` reads them)."""
+"""Tensors whose names say how a network was trained (`model.detect` reads them); of any content, mostly none."""
 CLASSES = {
     "scheduler": ("diffusers", "EulerDiscreteScheduler"),
     "text_encoder": ("transformers", "CLIPTextModel"),
