@@ -223,7 +223,7 @@ def test_nine_channels(small_folder: Path, plain: Path, caplog: pytest.LogCaptur
     with caplog.at_level(logging.WARNING, "terminus"):
         header = read_header(convert(path, path.with_name("x.safetensors")).target)
     assert (
-        "x.safetensors: SD.Next decides by the file's name; x-inpaint.safetensors would tell it inpainting"
+        "x.safetensors: SD.Next decides by the file's name; x-xl-inpaint.safetensors would tell it inpainting"
         in caplog.text
     )
     assert header.metadata["modelspec.architecture"] == "stable-diffusion-xl-v1-base-inpainting"

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from terminus.errors import UserError
 from terminus.inspection.checkpoint import UNET_IN_FILE, architecture, input_channels, unet_in_file
-from terminus.model import modelspec
+from terminus.model import modelspec, sdnext
 from terminus.model.detect import DEFAULT, Detection, Evidence, file_name, one_trainer_config, read_evidence, weigh
 from terminus.model.foreign import sdxl_configs
 from terminus.model.header import Header, read_header, read_numbers
@@ -78,6 +78,9 @@ def fix(source: str | Path, target: str | Path, decided: str | None = None) -> F
             if text is not None:
                 with fresh(target.with_suffix(".yaml")) as beside:
                     beside.write_text(text, encoding="utf-8")
+    if path.is_file():
+        unet = unet_in_file(read_header(target))
+        sdnext.warn(target, schedule, input_channels(unet), architecture(unet) == "SDXL")
     return Fixed(target, problems)
 
 
@@ -114,8 +117,7 @@ def _check_target(path: Path, target: Path, schedule: Schedule) -> None:
         raise UserError("The copy would lie inside the model", where=str(target), fix="Name another folder")
     if path.is_file():
         refuse_existing(target.with_suffix(".yaml"))
-        unet = unet_in_file(read_header(path))
-        modelspec.check_name(target, schedule, input_channels(unet))
+        sdnext.check_name(target, schedule)
     wrong = _disagreeing(file_name(target.stem), schedule)
     if wrong:
         raise UserError(

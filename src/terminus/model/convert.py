@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 
 from terminus.errors import UserError
-from terminus.model import modelspec
+from terminus.model import modelspec, sdnext
 from terminus.model.parts import Parts, check_networks, read_folder, write_folder
 from terminus.model.single_file import OURS, read_single_file, write_single_file
 from terminus.model.weights import at_home, refuse_pickle, resolve
@@ -67,7 +67,7 @@ def convert(
         )
     parts = _read(source, ema)
     if single:
-        modelspec.check_name(target, parts.record.schedule, parts.configs["unet"].get("in_channels"))
+        sdnext.check_name(target, parts.record.schedule)
     check_networks(parts)
     _tell_of_lost(parts, single)
     side_car = target.with_suffix(".yaml") if single and modelspec.needs_side_car(parts) else None
@@ -85,6 +85,8 @@ def convert(
             str(error), where=parts.where, rule="A number that a precision cannot hold would be written as infinity",
             fix="Choose bf16, which has the range of fp32, or fp32",
         ) from error  # fmt: skip
+    if single:
+        sdnext.warn(target, parts.record.schedule, parts.configs["unet"].get("in_channels"), modelspec.is_sdxl(parts))
     files = [target] if single else sorted(path for path in target.rglob("*") if path.is_file())
     files += [] if side_car is None else [side_car]
     return Converted(

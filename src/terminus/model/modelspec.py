@@ -1,4 +1,4 @@
-"""What a single file says of itself to other programs: ModelSpec and kohya keys, marker tensors, a side-car, a name.
+"""What a single file says of itself to other programs: ModelSpec and kohya keys, marker tensors, a side-car.
 
 No two programs look in the same place for velocity prediction and zero terminal SNR, so all of them are filled. What
 the checkpoint does not record is left out.
@@ -6,21 +6,16 @@ the checkpoint does not record is left out.
 
 from __future__ import annotations
 
-import logging
-from pathlib import Path
 from typing import cast
 
 import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from terminus.errors import UserError
 from terminus.model.architecture import SDXL
 from terminus.model.parts import Parts
 from terminus.model.record import Schedule
 from terminus.model.writing import HASH
-
-log = logging.getLogger("terminus")
 
 SMALLEST = 4.8973451890853435e-08
 """Stands for the last ᾱ of a ZTSNR schedule, which is 0: programs that divide by it agree on this one."""
@@ -29,7 +24,6 @@ _KEPT = (
     "preprocessor", "tags", "thumbnail", "timestep_range", "trigger_phrase", "unet_dtype", "usage_hint", "vae_dtype",
 )  # fmt: skip
 """What ModelSpec has for people: a file's own words are carried over."""
-_TAKEN_FOR_FLOW = ("flow", "bigaspv25", "noobai-rf")
 
 
 def metadata(parts: Parts) -> dict[str, str]:
@@ -107,30 +101,6 @@ def is_sdxl(parts: Parts) -> bool:
         and unet.get("projection_class_embeddings_input_dim") == SDXL.text_time_width
         and vae.get("block_out_channels") == list(SDXL.codec.channels)
     )
-
-
-def check_name(target: Path, schedule: Schedule, channels: object) -> None:
-    """UserError for a file name that SD.Next takes for another kind of model; warns of one that hides what it is."""
-    name = target.stem.lower()
-    taken = next((word for word in _TAKEN_FOR_FLOW if word in name.replace("flower", "")), None)
-    if taken is not None:
-        raise UserError(
-            f"The name contains {taken!r}", where=str(target),
-            rule="SD.Next decides by the name, and would sample this model with flow matching",
-            fix="Choose another name",
-        )  # fmt: skip
-    said = any(word in name for word in ("vpred", "v-pred", "v_pred"))
-    if said and schedule.prediction == "epsilon":
-        raise UserError(
-            "The name says velocity prediction, the model predicts epsilon", where=str(target),
-            rule="SD.Next decides by the name, and would sample noise", fix="Choose another name",
-        )  # fmt: skip
-    missing = {"inpaint": "inpainting"} if channels == 9 and "inpaint" not in name else {}
-    missing |= {"vpred": "velocity prediction"} if schedule.prediction == "velocity" and not said else {}
-    if missing:
-        better = target.with_name(f"{'-'.join([target.stem, *missing])}{target.suffix}").name
-        log.warning("%s: SD.Next decides by the file's name; %s would tell it %s",
-                    target.name, better, " and ".join(missing.values()))  # fmt: skip
 
 
 def _architecture(parts: Parts) -> str:
