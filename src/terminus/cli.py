@@ -77,7 +77,6 @@ def train(
     processes: options.PlanProcesses = 1,
     as_json: options.PlanJson = False,
     watch: options.Watch = False,
-    plots: options.Plots = False,
 ) -> None:
     """Train, or continue: the same command picks up where the run was stopped."""
     loaded = load_recipe(recipe, overrides)
@@ -97,10 +96,6 @@ def train(
         from terminus.training.dashboard import watch as watch_run
 
         watch_run(Path(loaded.value.run.dir), Console(highlight=False))
-    elif plots:
-        from terminus.training.plots import write_plots
-
-        print(write_plots(Path(loaded.value.run.dir)))
     else:
         from terminus.training.run import train as run_train
 

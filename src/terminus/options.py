@@ -157,4 +157,3 @@ ImportSource = Annotated[Path, typer.Argument(metavar="SOURCE", help="A file or 
 ImportOut = Annotated[Path, typer.Option("--out", metavar="RECIPE", help="The recipe to write; it must be new.")]
 PlanJson = Annotated[bool, typer.Option("--json", help="With --plan: one JSON object.")]
 Watch = Annotated[bool, typer.Option("--watch", help="Only look on while another process trains this run.")]
-Plots = Annotated[bool, typer.Option("--plots", help="Only draw plots.html in the run's folder, from its log.")]

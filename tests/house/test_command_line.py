@@ -21,7 +21,7 @@ SURFACE = {
     ],
     "caption": ["RECIPE", "KEY.PATH=VALUE", "--limit", "--trial"],
     "data": ["RECIPE", "KEY.PATH=VALUE", "--json"],
-    "train": ["RECIPE", "KEY.PATH=VALUE", "--plan", "--gpu", "--processes", "--json", "--watch", "--plots"],
+    "train": ["RECIPE", "KEY.PATH=VALUE", "--plan", "--gpu", "--processes", "--json", "--watch"],
     "sample": [
         *("MODEL", "--prompt", "--out", "--negative", "--seed", "--steps", "--count", "--size"),
         *("--guidance", "--rescale", "--interval", "--solver", "--spacing", "--variation"),

@@ -1,4 +1,4 @@
-"""What a run looks like while it trains: the view at every size, lines without a terminal, the page of plots."""
+"""What a run looks like while it trains: the view at every size, lines without a terminal."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ from terminus.config.load import dump, load
 from terminus.errors import UserError
 from terminus.progress import Meter
 from terminus.training.dashboard import About, Dashboard, about, watch
-from terminus.training.history import Curve, Follower, History, parse_row, read_history, resample
+from terminus.training.history import Curve, Follower, History, parse_row, resample
 from terminus.training.journal import Journal, Row
-from terminus.training.plots import write_plots
 from terminus.training.recipe import Recipe
 from terminus.training.screen import number, span, spark
 
@@ -86,6 +85,13 @@ def test_it_shows_what_matters(width: int, tmp_path: Path):
     mean = sum(a_row(step).loss for step in range(1, 41)) / 40
     assert f"{mean:.4f}" in text  # the step that is not finite spoils no mean
     assert "MFU" not in text  # nobody knows the peak of this CPU
+
+
+def test_one_measurement_is_drawn_beside_the_start(tmp_path: Path):
+    lines = on_screen(80, 24, a_run(tmp_path, name="My run"), a_history(3))
+    assert "My run" in lines[0]
+    (line,) = [line for line in lines if "validation " in line]
+    assert "█▁" in line  # 0.5 before the first step, 0.25 at the third
 
 
 def test_mfu_is_said_where_work_and_peak_are_known(tmp_path: Path):
@@ -179,7 +185,7 @@ def test_without_a_terminal_there_are_plain_lines_now_and_then(tmp_path: Path):
             dashboard.row(a_row(step), {"all": 0.5})
     lines = console.file.getvalue().splitlines()  # pyright: ignore[reportAttributeAccessIssue]
     assert [line.split(",")[0] for line in lines] == ["train: 24/800 images", "train: 800/800 images"]
-    assert "validation 0.2500" in lines[1]
+    assert "validation 0.2500 (before 0.5000)" in lines[1]
     assert "\x1b" not in "".join(lines)
 
 
@@ -303,34 +309,3 @@ def test_what_a_recipe_says_of_its_run(tmp_path: Path):
     recipe = recipe_in(tmp_path, images=81)
     what = about(recipe, tmp_path, device=torch.device("cpu"))
     assert (what.images, what.flops, what.peak) == (88, None, None)
-
-
-def test_the_log_alone_redraws_every_plot(tmp_path: Path):
-    folder = tmp_path / "a run & <more>"
-    folder.mkdir()
-    with Journal(folder, 0) as journal:
-        for step in range(1, 31):
-            journal.write(a_row(step, reason="spike" if step == 7 else None))
-        journal.undo(20, 1)
-        journal.write(a_row(31, loss=float("nan")))
-    page = write_plots(folder).read_text()
-    assert "a run &amp; &lt;more&gt;" in page
-    assert "248 images in 31 steps; 1 left out, 10 undone" in page
-    titles = re.findall(r"<h2>(.*)</h2>", page)
-    assert titles == [
-        *("loss and plain error", "plain error by timestep", "validation error"),
-        *("learning rate", "gradient norm", "images per second"),
-    ]
-    curves = dict(re.findall(r'points="([^"]*)"[^>]*><title>(.*)</title>', page))
-    by_name = {name: [tuple(map(float, point.split(","))) for point in path.split()] for path, name in curves.items()}
-    # the curve of the loss ends where the last row that counts has a number: at 160 of 248 images
-    assert by_name["loss"][-1][0] == pytest.approx(640 * 160 / 248, abs=0.1)
-    assert by_name["error"][0][1] == 0  # the first is the highest
-    assert page.count('class="undone" x="412.9"') == len(titles)
-    assert page.count('class="out"') == len(titles)
-
-
-def test_a_log_without_rows_has_no_plots(tmp_path: Path):
-    with pytest.raises(UserError, match="no rows"):
-        write_plots(tmp_path)
-    assert read_history(tmp_path / "log.jsonl").last is None

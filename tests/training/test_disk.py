@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,37 @@ def test_the_log_is_json_also_where_numbers_are_not_finite(tmp_path: Path):
     text = (tmp_path / "log.jsonl").read_text()
     assert "NaN" not in text
     assert '"gradient_norm": null' in text
+
+
+def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
+    """A curve as TensorBoard itself reads it."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(folder))
+    board.Reload()
+    return [(event.step, event.value) for event in board.Scalars(tag)]
+
+
+def test_tensorboard_shows_the_start_under_the_run_s_name(tmp_path: Path):
+    measured = replace(row(1), validation={"all": 0.25})
+    with Journal(tmp_path, 0, "A run / of mine") as journal:
+        journal.write(measured, {"all": 0.5})
+    with Journal(tmp_path, 0, "A run / of mine") as journal:  # killed before the first checkpoint, and begun again
+        journal.write(measured, {"all": 0.5})
+    with Journal(tmp_path, 1, "A run / of mine") as journal:
+        journal.write(replace(row(2), validation={"all": 0.125}))
+    assert [path.name for path in (tmp_path / "tensorboard").iterdir()] == ["A run _ of mine"]
+    curve = scalars(tmp_path / "tensorboard" / "A run _ of mine", "validation/all")
+    assert curve == [(0, 0.5), (1, 0.25), (2, 0.125)]
+
+
+@pytest.mark.parametrize("name", ["..", "a/../../b", "é" * 300, "", "\x1b[2J", "\0"])
+def test_no_name_leads_out_of_the_run_s_folder(name: str, tmp_path: Path):
+    with Journal(tmp_path, 0, name) as journal:
+        journal.write(row(1))
+    written = [path for path in tmp_path.rglob("events.*")]
+    assert written
+    assert all(len(path.relative_to(tmp_path / "tensorboard").parts) <= 2 for path in written)
 
 
 def test_a_log_that_a_power_cut_damaged_is_cut_there(tmp_path: Path):

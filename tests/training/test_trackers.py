@@ -89,6 +89,16 @@ def logged_by_trackio(store: Path) -> list[int]:
         return sorted(step for (step,) in connection.execute("SELECT step FROM metrics"))
 
 
+def test_the_start_is_a_point_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with Trackers(tmp_path, (), "nano", {}) as all_of_them:
+        told: list[object] = []
+        monkeypatch.setattr(all_of_them, "_tell", told.append)
+        all_of_them.row(row(1), {"all": 0.75, "900-999": float("nan")})
+        all_of_them.row(row(2))
+    assert told[0] == {"step": 0, "values": {"images_seen": 0, "validation/all": 0.75}}
+    assert [one["step"] for one in told] == [0, 1, 2]  # pyright: ignore[reportIndexIssue, reportCallIssue, reportArgumentType, reportUnknownVariableType]
+
+
 def test_no_trackers_are_no_work(tmp_path: Path):
     with Trackers(tmp_path, (), "nano", {}) as none:
         none.row(row(1))

@@ -188,7 +188,9 @@ class Dashboard:
         yield f"lr {row.learning_rate:.1e}"
         yield f"gradient {number(row.gradient_norm)}"
         if self.history.validations:
-            yield f"validation {self.history.validations[-1][1].get('all', float('nan')):.4f}"
+            before = (self.history.before or {}).get("all")
+            said = f"validation {self.history.validations[-1][1].get('all', float('nan')):.4f}"
+            yield said if before is None else f"{said} (before {before:.4f})"
         if self.history.left_out:
             yield f"{plural(self.history.left_out, 'step')} left out"
         if facts.memory:

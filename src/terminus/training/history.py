@@ -9,7 +9,7 @@ import json
 import os
 import statistics
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from itertools import pairwise
 from math import isfinite, nan
@@ -195,14 +195,3 @@ def _number(value: object) -> float:
 def _numbers(value: object) -> dict[str, float] | None:
     items = cast("dict[str, object]", value).items() if value is not None else None
     return None if items is None else {key: _number(one) for key, one in items}
-
-
-def rows(path: Path) -> Iterator[tuple[Row, bool]]:
-    """Every whole row of a log, and whether it was undone; lines that are no rows are passed over."""
-    if not path.is_file():
-        return
-    with path.open("rb") as lines:
-        for line in lines:
-            parsed = parse_row(line)
-            if parsed is not None:
-                yield parsed[0], parsed[2]

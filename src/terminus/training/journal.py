@@ -1,6 +1,6 @@
 """The run's log: `log.jsonl`, one row per optimizer step, and the same curves for TensorBoard.
 
-The file alone redraws every plot. After a kill the rows behind the checkpoint are cut off and written again, so a
+The file alone redraws every curve. After a kill the rows behind the checkpoint are cut off and written again, so a
 continued log reads as if nothing had happened; only the wall-clock fields can tell.
 """
 
@@ -68,7 +68,8 @@ class Journal:
     TensorBoard, is given up as soon as it cannot be written. `sync` may be called by another thread.
     """
 
-    def __init__(self, folder: Path, resume_step: int) -> None:
+    def __init__(self, folder: Path, resume_step: int, name: str = "") -> None:
+        """`name` is the run's: TensorBoard calls a run by the folder that its files lie in."""
         self.path = folder / "log.jsonl"
         self._lock = threading.Lock()
         self._pending = bytearray()
@@ -76,7 +77,10 @@ class Journal:
         with writing("The log", self.path):
             kept = _rewrite(self.path, lambda row: row if cast(int, row["step"]) <= resume_step else None)
             self._file = self.path.open("ab", buffering=0)
-            self._board: SummaryWriter | None = SummaryWriter(folder / "tensorboard", purge_step=resume_step + 1)
+            # Step 0 is what was measured before the first step: a run that begins anew measures it anew.
+            purge = resume_step + 1 if resume_step else 0
+            board = folder / "tensorboard" / _folder_name(name)
+            self._board: SummaryWriter | None = SummaryWriter(board, purge_step=purge)
         if kept < resume_step:
             log.warning(
                 "%s has %d rows of %d steps: it was damaged, and the rest is gone", self.path, kept, resume_step
@@ -101,6 +105,9 @@ class Journal:
                 self._wait_for_room(error)
         curves = {key: getattr(row, key) for key in _CURVES}
         curves |= {f"validation/{band}": value for band, value in (row.validation or {}).items()}
+        if validation_before is not None:
+            start = {f"validation/{band}": value for band, value in validation_before.items()}
+            self._on_board(lambda board: [board.add_scalar(key, value, 0) for key, value in start.items()])
         self._on_board(lambda board: [board.add_scalar(key, value, row.step) for key, value in curves.items()])
 
     def sync(self) -> None:
@@ -173,6 +180,12 @@ def by_band(errors: torch.Tensor, t: torch.Tensor) -> dict[str, float]:
     bands = t.cpu() // BAND
     means = {int(band): errors.cpu()[bands == band].double().mean().item() for band in bands.unique()}
     return {f"{band * BAND:03d}-{band * BAND + BAND - 1:03d}": mean for band, mean in sorted(means.items())}
+
+
+def _folder_name(name: str) -> str:
+    """A run's name as one folder's: it may hold a slash, or be longer than folders' names can be."""
+    plain = "".join(char if char.isprintable() and char not in "/\\" else "_" for char in name)
+    return plain.encode()[:200].decode(errors="ignore").strip(". ")
 
 
 def _finite(value: object) -> object:

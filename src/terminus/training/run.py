@@ -129,7 +129,7 @@ def _train(recipe: Recipe, folder: Path, parts: Parts, started: float, world: Wo
     with _signals() as asked, Watchdog() as watchdog:
         with (
             _trackers(folder, recipe) if world.first else nullcontext() as trackers,
-            Journal(folder, begun.step) if world.first else nullcontext() as journal,
+            Journal(folder, begun.step, recipe.run.name) if world.first else nullcontext() as journal,
             dashboard(recipe, folder, begun.images, world.size) if world.first else nullcontext() as meter,
             Saver(folder / "checkpoints", training.checkpoints, journal.sync if journal else _nothing, world) as saver,
         ):
@@ -223,7 +223,7 @@ class _Watch:
         self.journal.write(row, before)
         self.meter.row(row, before)
         if self.trackers is not None:
-            self.trackers.row(row)
+            self.trackers.row(row, before)
 
     def checkpoint(self, position: Position, now: bool) -> None:
         settings = self.recipe.training

@@ -56,8 +56,11 @@ class Trackers:
         begin = {"name": name, "folder": str(folder.resolve()), "config": dict(recipe)}
         self._all = [_Tracker(kind, folder / "trackers" / kind, begin | {"id": ids[kind]}) for kind in kinds]
 
-    def row(self, row: Row) -> None:
-        """A step, as it stands in the log."""
+    def row(self, row: Row, before: Mapping[str, float] | None = None) -> None:
+        """A step, as it stands in the log; `before` is what was measured before the first one, and is step 0."""
+        if before is not None:
+            start = {f"validation/{band}": value for band, value in before.items() if isfinite(value)}
+            self._tell({"step": 0, "values": {"images_seen": 0.0} | start})
         curves: dict[str, float | None] = {key: getattr(row, key) for key in _CURVES}
         curves |= {f"band/{band}": value for band, value in row.bands.items()}
         curves |= {f"validation/{band}": value for band, value in (row.validation or {}).items()}
