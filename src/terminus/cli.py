@@ -13,13 +13,13 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, cast, get_args
+from typing import Annotated
 
 import typer
 
 from terminus import cli_data, options
 from terminus.cli_bench import bench_app
-from terminus.cli_data import load_recipe
+from terminus.cli_data import check_gpu, load_recipe
 from terminus.errors import EXIT_DEFECT, EXIT_DONE, EXIT_INPUT, EXIT_STOPPED, Stopped, UserError
 
 EXIT_PIPE_CLOSED = 141
@@ -58,6 +58,9 @@ def _root(
 @app.command()
 def demo(out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/demo")) -> None:
     """The whole life of a tiny model in minutes: prepare, train, sample, evaluate, card."""
+    from terminus.sampling.arguments import check_folder
+
+    check_folder(out)
     from terminus.demo import demo as run_demo
 
     run_demo(out)
@@ -79,17 +82,22 @@ def train(
     watch: options.Watch = False,
 ) -> None:
     """Train, or continue: the same command picks up where the run was stopped."""
+    if not plan and (gpu is not None or as_json or processes > 1):
+        raise UserError(
+            "--gpu, --processes and --json belong to --plan",
+            fix="Add --plan; to train on a device set run.device, and on several start the command with torchrun",
+        )
+    if plan and watch:
+        raise UserError(
+            "--plan and --watch", rule="A plan is made before a run, and a run is watched", fix="Leave out either"
+        )
+    check_gpu(gpu)
     loaded = load_recipe(recipe, overrides)
     if plan:
         from terminus.training.planning import show_plan
 
         show_plan(loaded.value, gpu, as_json, processes)
         return
-    if gpu is not None or as_json or processes > 1:
-        raise UserError(
-            "--gpu, --processes and --json belong to --plan",
-            fix="Add --plan; to train on a device set run.device, and on several start the command with torchrun",
-        )
     if watch:
         from rich.console import Console
 
@@ -142,19 +150,30 @@ def sample(
     device: options.Device = "auto",
 ) -> None:
     """Draw pictures from prompts, or from prompts and a picture; or a picture of ours again."""
-    from terminus.model.running import running
+    # Everything that can be said of the arguments is said before torch is imported.
+    from terminus.sampling import arguments, limits, shapes
+
+    drawer = arguments.Drawer(model, lora or (), control or (), device, compiled, offload)
+    output = arguments.Output(out, file_format.lower(), private, sign)
+    drawer.check()
+    arguments.check_folder(out)
+    if again is not None:
+        given = _given(context)
+        arguments.check_again(given)
+        arguments.existing(again)
+        from terminus.sampling import command
+
+        command.again(drawer, output, again, image=image, mask=mask, given=given)
+        return
+    start = arguments.Start(image, mask, outpaint, upscale, hires, strength, fill, feather, padding)
+    part, pixels = shapes.parse_interval(interval), None if size is None else shapes.parse_size(size)
+    limits.check_settings(steps, guidance, rescale, part, solver, spacing, variation)
+    limits.check_seeds(seed, count)
+    arguments.check_prompts(prompt or ())
     from terminus.sampling import command
-    from terminus.sampling.requests import parse_interval, parse_size
     from terminus.sampling.settings import Settings
 
-    drawer = command.Drawer(model, lora or (), control or (), device, running(compiled, offload))
-    output = command.Output(out, file_format.lower(), private, sign)
-    if again is not None:
-        command.again(drawer, output, again, image=image, mask=mask, given=_given(context))
-        return
-    part, pixels = parse_interval(interval), None if size is None else parse_size(size)
     settings = Settings(steps, guidance, rescale, part, solver, spacing, pixels, variation)
-    start = command.Start(image, mask, outpaint, upscale, hires, strength, fill, feather, padding)
     command.sample(drawer, output, prompt or (), negative, seed, count, settings, start)
 
 
@@ -174,12 +193,21 @@ def inspect(
     probe: options.Probe = False,
 ) -> None:
     """Say what a file or folder is, and how we know."""
-    from terminus.inspection import command
-
     if fix is None and decided is not None:
         raise UserError("--as without --fix", fix="Name the corrected copy: --fix TARGET")
     if fix is not None and (as_json or probe):
         raise UserError("--fix writes a copy and looks at nothing else", fix="Leave out --json and --probe")
+    from terminus.model.choices import DECISIONS, check_choice, check_target
+    from terminus.model.naming import at_home, find_local
+
+    if decided is not None:
+        check_choice("--as", decided, DECISIONS)
+    if fix is not None:
+        check_target(fix)
+    if fix is not None or not at_home(path).exists():
+        find_local(path)
+    from terminus.inspection import command
+
     if fix is not None:
         command.fix(path, str(fix), decided)
     else:
@@ -196,11 +224,14 @@ def convert(
     onto: options.Onto = None,
 ) -> None:
     """Turn a diffusers folder into a single file, or back; with --onto an adapter into plain differences."""
-    from terminus.model.convert import DTYPES, Precision
+    from terminus.model.choices import check_target
+    from terminus.model.naming import find_local
+
+    check_target(target, precision, shard_size)
+    find_local(source)
+    from terminus.model.convert import DTYPES
     from terminus.model.convert import convert as run_convert
 
-    if precision not in get_args(Precision):
-        raise UserError(f"--precision {precision}", rule=f"Known: {', '.join(get_args(Precision))}")
     if onto is not None:
         if ema or shard_size is not None:
             raise UserError("--onto writes one file of an adapter", fix="Leave out --ema and --shard-size")
@@ -209,13 +240,18 @@ def convert(
         plain = write_differences(source, onto, target, DTYPES.get(precision))
         print(f"{plain.target}\n{plain.tensors} tensors, {plain.size / 1e6:.1f} MB, for this model alone")
         return
-    written = run_convert(source, target, cast(Precision, precision), shard_size, ema)
+    written = run_convert(source, target, precision, shard_size, ema)
     print(f"{written.target}\n{written.tensors} tensors, {written.size / 1e6:.1f} MB, says {written.says}")
 
 
 @app.command()
 def evaluate(model: options.ModelName, out: Annotated[Path, typer.Option(help="Folder of the report.")]) -> None:
     """Measure a model: metrics.json, report.html, samples.png."""
+    from terminus.model.naming import find_local
+    from terminus.sampling.arguments import check_folder
+
+    find_local(model)
+    check_folder(out)
     from terminus.evaluation.command import evaluate as run_evaluate
 
     run_evaluate(model, out)
@@ -251,6 +287,9 @@ def config_explain(recipe: options.RecipeName, overrides: options.Overrides = No
 @config_app.command("import")
 def config_import(source: options.ImportSource, out: options.ImportOut) -> None:
     """A recipe from settings of sd-scripts or SimpleTuner, or a folder of img2dataset."""
+    from terminus.importing.arguments import check_import
+
+    check_import(source, out)
     from rich.console import Console
 
     from terminus.importing.command import import_recipe
@@ -266,11 +305,11 @@ def config_schema(
     """The JSON Schema of recipes, for editors and programs."""
     import json
 
+    if recipe is not None:
+        load_recipe(recipe, overrides)
     from terminus.config.show import schema
     from terminus.training.recipe import Recipe
 
-    if recipe is not None:
-        load_recipe(recipe, overrides)
     print(json.dumps(schema(Recipe), indent=2))
 
 

@@ -1,12 +1,41 @@
-"""The verbs of `terminus bench`: how fast, against what, on which machine."""
+"""The verbs of `terminus bench`: how fast, against what, on which machine.
+
+Each says what is wrong with its arguments before torch is imported.
+"""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import typer
 
 from terminus import options
+from terminus.errors import UserError
 
 bench_app = typer.Typer(help="How fast, against what, on this machine.")
+
+
+def _check(against: str | None, out: Path | None, **counts: int) -> None:
+    """What the verbs have in common."""
+    from terminus.model.choices import check_choice
+    from terminus.sampling.arguments import check_folder
+
+    if against is not None:
+        check_choice("--against", against, ("diffusers",))
+    for name, count in counts.items():
+        if count < 1:
+            raise UserError(f"--{name} {count}", rule="It is at least 1")
+    if out is not None and out.is_dir():
+        raise UserError("This is a folder", where=str(out), rule="The numbers are written into a file", fix="Name one")
+    if out is not None:
+        check_folder(out.parent)
+
+
+def _check_model(name: str) -> None:
+    from terminus.model.naming import find_local
+
+    if not name.startswith("random:"):  # which of them there are is said by what makes them
+        find_local(name)
 
 
 @bench_app.command("sample")
@@ -23,11 +52,16 @@ def bench_sample(
     out: options.BenchOut = None,
 ) -> None:
     """Pictures per second, part by part, beside diffusers' pipeline; MODEL may be random:sdxl."""
-    from terminus.bench.sample import bench_sample as run_bench
-    from terminus.model.running import running
-    from terminus.sampling.requests import parse_pixels
+    from terminus.model.choices import check_running
+    from terminus.sampling.shapes import parse_pixels
 
     pixels = None if size is None else parse_pixels(size)
+    check_running(compiled, offload, device)
+    _check(against, out, steps=steps, batch=batch, runs=runs)
+    _check_model(model)
+    from terminus.bench.sample import bench_sample as run_bench
+    from terminus.model.running import running
+
     run_bench(model, out, against, pixels, steps, batch, runs, device, running(compiled, offload))
 
 
@@ -39,10 +73,16 @@ def bench_codec(
     out: options.BenchOut = None,
 ) -> None:
     """Decode one large latent whole and in tiles: time, memory, difference."""
-    from terminus.bench.codec import bench_codec as run_bench
-    from terminus.sampling.requests import parse_pixels
+    from terminus.model.choices import check_running
+    from terminus.sampling.shapes import parse_pixels
 
-    run_bench(model, out, None if size is None else parse_pixels(size), device=device)
+    pixels = None if size is None else parse_pixels(size)
+    check_running("off", "none", device)
+    _check(None, out)
+    _check_model(model)
+    from terminus.bench.codec import bench_codec as run_bench
+
+    run_bench(model, out, pixels, device=device)
 
 
 @bench_app.command("train")
@@ -57,6 +97,14 @@ def bench_train(
     out: options.BenchOut = None,
 ) -> None:
     """Images per second of the training loop on invented rows, part by part, beside a loop of diffusers' classes."""
+    from terminus.config.load import read
+    from terminus.model.choices import check_choice
+
+    _check(against, out, steps=steps, runs=runs)
+    check_choice("--text", text, ("cached", "online"))
+    check_choice("--average", average, ("both", "none"))
+    if not recipe.startswith("random:"):
+        read(recipe, overrides or ())
     from terminus.bench.train import bench_train as run_bench
 
     run_bench(recipe, overrides or (), against, steps, runs, text, average, out)
@@ -67,6 +115,7 @@ def bench_load(
     rows: options.BenchRows = 10**9, stored: options.BenchStored = 1000, out: options.BenchOut = None
 ) -> None:
     """Rows per second of the loader, and its memory, with the order of so many rows."""
+    _check(None, out, rows=rows, stored=stored)
     from terminus.bench.load import bench_load as run_bench
 
     run_bench(rows, stored, out=out)

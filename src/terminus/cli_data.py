@@ -15,10 +15,20 @@ if TYPE_CHECKING:
 
 def load_recipe(recipe: str, overrides: Sequence[str] | None) -> Loaded[Recipe]:
     """The recipe of this name or path, with the command line's overrides."""
-    from terminus.config.load import load
+    from terminus.config.load import load, read
+
+    read(recipe, overrides or ())  # what is wrong with its name, its YAML or an override is said before torch is there
     from terminus.training.recipe import Recipe
 
     return load(recipe, Recipe, overrides or ())
+
+
+def check_gpu(name: str | None) -> None:
+    """UserError for a GPU that is not in the table."""
+    if name is not None:
+        from terminus.training.gpus import find_gpu
+
+        find_gpu(name)
 
 
 def prepare(
@@ -32,6 +42,9 @@ def prepare(
     as_json: options.PlanJson = False,
 ) -> None:
     """Turn the recipe's sources into a store of latents, with a report of every image."""
+    if not plan and (as_json or any(option is not None for option in (images, gpu, price_gpu, price_core))):
+        raise UserError("--images, --gpu, --price-gpu, --price-core and --json belong to --plan", fix="Add --plan")
+    check_gpu(gpu)
     loaded = load_recipe(recipe, overrides)
     if plan:
         from terminus.data.plan import Machine, Prices, make_plan, show_plan
@@ -42,8 +55,6 @@ def prepare(
         training, prices = stage_of(loaded.value, here), Prices(price_gpu, price_core)
         show_plan(make_plan(loaded.value.data, machine, training, images, prices), as_json)
         return
-    if as_json or any(option is not None for option in (images, gpu, price_gpu, price_core)):
-        raise UserError("--images, --gpu, --price-gpu, --price-core and --json belong to --plan", fix="Add --plan")
     from terminus.data.prepare import prepare as run_prepare
 
     run_prepare(loaded.value.data, model=loaded.value.model.codec_from)
@@ -56,8 +67,6 @@ def caption(
     trial: options.CaptionTrial = False,
 ) -> None:
     """Have a vision-language model write captions for prepared images."""
-    from terminus.data.captioning.run import caption as run_caption
-
     loaded = load_recipe(recipe, overrides).value
     if loaded.data.captioner is None:
         raise UserError(
@@ -66,17 +75,20 @@ def caption(
             rule="It names the model and how it is reached",
             fix="Set data.captioner, as in recipes/caption.yaml",
         )
+    from terminus.data.captioning.run import caption as run_caption
+
     run_caption(loaded.data, loaded.data.captioner, limit=limit, trial=trial, device=loaded.run.device)
 
 
 def show_data(recipe: options.RecipeName, overrides: options.Overrides = None, as_json: options.AsJson = False) -> None:
     """List what the recipe's store holds: versions, images, latents, sizes, sources."""
+    place = load_recipe(recipe, overrides).value.data.store
     from rich.console import Console
 
     from terminus.data.store import Store
     from terminus.data.versions import listing, show
 
-    found = listing(Store(load_recipe(recipe, overrides).value.data.store))
+    found = listing(Store(place))
     if as_json:
         print(found.json)
     else:

@@ -9,27 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from terminus import runtime
-
-
-class Size(NamedTuple):
-    """(height, width) in pixels."""
-
-    height: int
-    width: int
-
-
-class Crop(NamedTuple):
-    """(top, left) of the crop in pixels of the resized image."""
-
-    top: int
-    left: int
+from terminus.sizes import Crop as Crop
+from terminus.sizes import Size as Size
 
 
 @dataclass(frozen=True)

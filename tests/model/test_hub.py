@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from terminus.errors import UserError
-from terminus.model.hub import HubId, parse
+from terminus.model.naming import HubId, parse_hub_id
 from terminus.model.weights import name_of, resolve
 from tests.data.hub import COMMIT, Hub, hub
 
@@ -39,7 +39,7 @@ def fetched(folder: Path) -> set[str]:
     ],
 )  # fmt: skip
 def test_what_is_an_id(text: str, model: HubId | None):
-    assert parse(text) == model
+    assert parse_hub_id(text) == model
 
 
 def test_of_each_network_the_most_precise_weights_alone_are_fetched(server: Hub):

@@ -30,8 +30,8 @@ from terminus.sampling.api import How
 from terminus.sampling.command import Start
 from terminus.sampling.edits import Hires
 from terminus.sampling.metadata import read
-from terminus.sampling.requests import parse_interval, parse_size
 from terminus.sampling.settings import Settings
+from terminus.sampling.shapes import parse_interval, parse_size
 
 
 def test_importing_terminus_is_cheap():

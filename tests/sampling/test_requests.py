@@ -7,8 +7,9 @@ import pytest
 
 from terminus.conditioning import Size
 from terminus.errors import UserError
-from terminus.sampling.requests import parse_size, requests_for
-from terminus.sampling.settings import Aspect, Settings
+from terminus.sampling.requests import requests_for
+from terminus.sampling.settings import Settings
+from terminus.sampling.shapes import Aspect, parse_size
 
 
 @pytest.mark.parametrize(

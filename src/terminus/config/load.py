@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 from terminus.config.errors import ConfigError, Origin
 from terminus.config.overrides import apply
 from terminus.config.recipes import find_recipe, read_recipe
-from terminus.config.source import Plain, leaves, plain
+from terminus.config.source import Plain, Table, leaves, plain
 from terminus.config.validation import dotted, problems
 
 T = TypeVar("T", bound=BaseModel)
@@ -33,12 +33,17 @@ class Loaded(Generic[T]):
     """What was written, after `extends` and overrides and before defaults."""
 
 
+def read(path: Path | str, overrides: Sequence[str] = ()) -> Table:
+    """The tree of a recipe under overrides, before any schema knows it. Raises as `load` does."""
+    return apply(read_recipe(find_recipe(path)), overrides)
+
+
 def load(path: Path | str, schema: type[T], overrides: Sequence[str] = ()) -> Loaded[T]:
     """The settings of a recipe file, or of a shipped recipe's name, under `key.path=value` overrides.
 
     Raises `UserError`: a file that cannot be read, or `ConfigError` with every problem of what it says.
     """
-    tree = apply(read_recipe(find_recipe(path)), overrides)
+    tree = read(path, overrides)
     written = plain(tree)
     assert isinstance(written, dict)
     try:

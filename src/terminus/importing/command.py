@@ -12,6 +12,7 @@ from rich.text import Text
 from terminus.config.load import load
 from terminus.errors import UserError
 from terminus.importing import img2dataset, kohya, simpletuner
+from terminus.importing.arguments import check_import
 from terminus.importing.reading import read_json, read_toml
 from terminus.importing.recipe import Draft, written
 from terminus.training.recipe import Recipe
@@ -28,10 +29,7 @@ def import_recipe(source: Path, out: Path, console: Console) -> None:
 
     `UserError` if it is none of the known, cannot be read, or names no images. Nothing is written then.
     """
-    if out.exists() or out.is_symlink():
-        raise UserError("this file exists already", where=str(out), fix="Give another name to --out.")
-    if out.suffix not in (".yaml", ".yml"):
-        raise UserError(f"{out.name} is no name of a recipe", where="--out", fix=f"Call it {out.stem}.yaml.")
+    check_import(source, out)
     draft = read(source)
     text = written(draft)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -66,8 +64,6 @@ def read(source: Path) -> Draft:
                 return kohya.read(source)
             if isinstance(found, list) or (isinstance(found, dict) and simpletuner.is_config(found)):  # pyright: ignore[reportUnknownArgumentType]
                 return simpletuner.read(source)
-    elif not source.exists():
-        raise UserError("there is no such file or folder", where=str(source))
     raise UserError("this is nothing that can be imported", where=str(source), rule=f"What can be: {KNOWN}")
 
 

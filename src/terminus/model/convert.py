@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from terminus.errors import UserError
 from terminus.model import modelspec, sdnext
+from terminus.model.choices import StoredPrecision
 from terminus.model.parts import Parts, check_networks, read_folder, write_folder
 from terminus.model.single_file import OURS, read_single_file, write_single_file
 from terminus.model.weights import at_home, refuse_pickle, resolve
@@ -22,7 +22,7 @@ from terminus.model.writing import fresh, refuse_existing
 
 log = logging.getLogger("terminus")
 
-Precision = Literal["keep", "fp16", "bf16", "fp32"]
+Precision = StoredPrecision
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 """By the word of the command line; `keep` is none of them."""
 

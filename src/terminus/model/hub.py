@@ -10,7 +10,6 @@ import glob
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import NamedTuple
 
 from httpx2 import HTTPError
 from huggingface_hub import HfApi, snapshot_download
@@ -18,6 +17,7 @@ from huggingface_hub.constants import DEFAULT_REVISION
 from huggingface_hub.errors import HFValidationError
 
 from terminus.errors import UserError
+from terminus.model.naming import HubId
 
 VARIANTS = ("", ".fp32", ".bf16", ".fp16")
 """Of a network that lies in its folder more than once: as nobody asked for less, the most precise is read."""
@@ -28,24 +28,6 @@ _WEIGHTS = re.compile(
     rf"(?P<network>{_FOLDERS}[^./]+?)(?P<variant>\.(?:fp32|bf16|fp16))?(?:-\d{{5}}-of-\d{{5}})?\.safetensors"
 )
 _RULE = 'A hub id is "owner/name", "owner/name/file.safetensors", or either with "@" and a commit, tag or branch'
-
-
-class HubId(NamedTuple):
-    """A model on the hub."""
-
-    repository: str
-    file: str | None
-    """A single file of it; None for the model that the repository is."""
-    revision: str | None
-
-
-def parse(name: str) -> HubId | None:
-    """The id that a text is; None for what can only be a path."""
-    where, _, revision = name.partition("@")
-    found = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(/.+\.safetensors)?", where)
-    if found is None or (found[2] is None and where.endswith(".safetensors")):
-        return None
-    return HubId(found[1], found[2] and found[2][1:], revision or None)
 
 
 def download(model: HubId) -> Path:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast, final, get_args
+from typing import Any, cast, final, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from terminus.errors import UserError
+from terminus.model.choices import Compile, Offload, check_choice
 from terminus.model.codec import Codec
 from terminus.model.components import Components
 from terminus.model.text import TextTowers
@@ -24,8 +25,6 @@ from terminus.runtime import Precision
 
 log = logging.getLogger("terminus")
 
-Compile = Literal["off", "blocks", "graphs"]
-Offload = Literal["none", "model"]
 REGIONS = ("BasicTransformerBlock", "ResnetBlock2D")
 """Classes of the UNet that are compiled one by one: most of the gain for a fraction of the compiling."""
 _VARIANTS = 64
@@ -69,9 +68,8 @@ class Running:
 
 def running(compile: str = "off", offload: str = "none") -> Running:
     """As a command line names it."""
-    for name, value, known in (("compile", compile, get_args(Compile)), ("offload", offload, get_args(Offload))):
-        if value not in known:
-            raise UserError(f"--{name} {value}", rule=f"Known: {', '.join(known)}")
+    check_choice("--compile", compile, get_args(Compile))
+    check_choice("--offload", offload, get_args(Offload))
     return Running(compile=cast(Compile, compile), offload=cast(Offload, offload))
 
 

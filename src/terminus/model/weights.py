@@ -19,62 +19,37 @@ from torch import Tensor, nn
 from terminus.errors import UserError
 from terminus.model import hub
 from terminus.model.header import read_header
+from terminus.model.naming import ASSETS as ASSETS
+from terminus.model.naming import RULE, find_local, parse_hub_id
+from terminus.model.naming import SHIPPED as SHIPPED
+from terminus.model.naming import at_home as at_home
+from terminus.model.naming import refuse_pickle as refuse_pickle
 from terminus.model.writing import write_safetensors
-
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
-SHIPPED = {"nano": ASSETS / "nano"}
 
 BROKEN = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError)
 """What the classes of diffusers and transformers raise on configurations that make no sense."""
 _LARGEST_JSON = 32 * 2**20
 _CODE = ("auto_map", "custom_pipeline", "trust_remote_code")
 """Settings by which other loaders fetch and run Python that a model brings."""
-_PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 _PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, *_FP8)
-_RULE = "A model is a diffusers folder (with model_index.json), a .safetensors file, a hub id, or a shipped name (nano)"
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
 def resolve(model: str | Path) -> Path:
     """The folder or .safetensors file of a model: a path, the name of a shipped model, or a hub id (`hub`)."""
-    name = str(model)
-    if name in SHIPPED:
-        return SHIPPED[name]
-    try:
-        return _resolve(at_home(name), name)
-    except OSError as error:
-        raise UserError(f"This cannot be read ({error.strerror or error})", where=name, rule=_RULE) from error
-
-
-def at_home(path: str | Path) -> Path:
-    """A path whose `~` is the user's home."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise UserError("The user whose home this names is not known", where=str(path)) from error
-
-
-def _resolve(path: Path, name: str) -> Path:
-    if path.is_dir() and (path / "model" / "model_index.json").is_file():
-        raise UserError(
-            "This is the folder of a run, not of a model", where=name, fix=f"Did you mean {path / 'model'}?"
-        )
-    if path.is_dir():
-        _check_links(path)
-        return path
-    refuse_pickle(path)
-    if path.is_file() and path.suffix == ".safetensors":
-        return path
-    if path.exists():
-        raise UserError("This is a file, but not a .safetensors file", where=name, rule=_RULE)
-    if (model := hub.parse(name)) is not None:
-        return hub.download(model)
-    raise UserError(
-        "No model is here", where=name, rule=_RULE,
-        fix="Check the path, or write `nano` for the model that comes with Terminus",
-    )  # fmt: skip
+    path = find_local(model)
+    if path is None:
+        found = parse_hub_id(str(model))
+        assert found is not None, "what is not here is a hub id"
+        return hub.download(found)
+    if path.is_dir() and path not in SHIPPED.values():
+        try:
+            _check_links(path)
+        except OSError as error:
+            raise UserError(f"This cannot be read ({error.strerror or error})", where=str(model), rule=RULE) from error
+    return path
 
 
 def name_of(folder: Path) -> str:
@@ -83,18 +58,6 @@ def name_of(folder: Path) -> str:
     if folder.parent.name == "snapshots":
         return folder.parent.parent.name.rpartition("--")[2]
     return folder.parent.name if folder.name == "model" and folder.parent.name else folder.name
-
-
-def refuse_pickle(path: Path) -> None:
-    """UserError for the names that PyTorch's pickled files have; the file is not looked at."""
-    if path.suffix.lower() in _PICKLES:
-        raise UserError(
-            f"{path.suffix} files are pickles and are never opened",
-            where=str(path),
-            rule="Opening a pickle runs whatever code it holds",
-            fix="Convert it to safetensors in a process of its own, with nothing in reach that matters: "
-            "torch.load(file, weights_only=True), then safetensors.torch.save_file",
-        )
 
 
 def _check_links(folder: Path) -> None:

@@ -35,8 +35,9 @@ from terminus.sampling.metadata import attach, read, settings_of
 from terminus.sampling.network import chunks
 from terminus.sampling.origin import AdapterUse, ControlUse, Enlargement, Origin, Variation
 from terminus.sampling.repeating import asked, compare
-from terminus.sampling.requests import parse_size, requests_for
-from terminus.sampling.settings import Aspect, Request, Settings
+from terminus.sampling.requests import requests_for
+from terminus.sampling.settings import Request, Settings
+from terminus.sampling.shapes import Aspect, parse_size
 from terminus.sampling.tasks import draw, to_bytes, visits
 
 _BATCH_PIXELS = 4 * 1024**2

@@ -21,13 +21,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from terminus.conditioning import Size
-from terminus.config.errors import did_you_mean
 from terminus.decode import HARD_PIXEL_LIMIT, Decoded, Limits, decode, of_image
 from terminus.errors import UserError
 from terminus.model.components import Components
 from terminus.pictures import Dropped
 from terminus.sampling.files import read_file
-from terminus.sampling.masks import FILLS, Fill, feathered, filled
+from terminus.sampling.limits import check_factor, check_margins, check_repaint
+from terminus.sampling.masks import Fill, feathered, filled
 from terminus.sampling.settings import Aspect, Settings, nearest_size, size_multiple, size_of
 
 # Pictures of several sizes meet in one function here, so the names of the axes bind nothing.
@@ -83,12 +83,7 @@ class Repaint:
     """Draw the mask and this many pixels around it at the model's size; None draws on the whole picture."""
 
     def __post_init__(self) -> None:
-        if self.fill is not None and self.fill not in FILLS:
-            near = did_you_mean(self.fill, FILLS)
-            raise UserError(f"There is no fill `{self.fill}`", rule=f"Known: {', '.join(FILLS)}", fix=near)
-        for name, value in (("feather", self.feather), ("padding", self.padding or 0)):
-            if not 0 <= value <= 1024:
-                raise UserError(f"{name} {value}", rule=f"The {name} is a number of pixels from 0 to 1024")
+        check_repaint(self.fill, self.feather, self.padding)
 
     def fill_for(self, strength: float) -> Fill:
         """The fill in force."""
@@ -136,8 +131,7 @@ def redraw(picture: Pixels, settings: Settings, components: Components) -> Canva
 
 def enlarge(picture: Pixels, factor: float, components: Components) -> Canvas:
     """The picture with sides `factor` times as long (LANCZOS)."""
-    if not (math.isfinite(factor) and 1 <= factor <= 8):
-        raise UserError(f"factor {factor}", rule="A picture is enlarged 1 to 8 times along each side")
+    check_factor(factor)
     size = Size(*(round(side * factor) for side in picture.shape[:2]))
     low = size_multiple(components)
     _check_area(size)
@@ -153,9 +147,7 @@ def enlarge(picture: Pixels, factor: float, components: Components) -> Canvas:
 
 def extended(picture: Pixels, margins: Margins) -> tuple[Pixels, Mask]:
     """A larger picture with the old one in it, its edges continued, and the mask of what is new."""
-    if min(margins) < 0 or max(margins) == 0:
-        rule = "Margins are LEFT,TOP,RIGHT,BOTTOM in pixels, none negative and at least one of them above 0"
-        raise UserError(f"margins {','.join(map(str, margins))}", rule=rule)
+    check_margins(*margins)
     left, top, right, bottom = margins
     _check_area(Size(picture.shape[0] + top + bottom, picture.shape[1] + left + right))
     sides = (left, right, top, bottom)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
@@ -14,14 +13,16 @@ from rich.console import Console
 from rich.text import Text
 
 from terminus.errors import UserError
-from terminus.model.running import Running
+from terminus.model.running import running
 from terminus.progress import Meter
+from terminus.runtime import Precision
 from terminus.sampling.api import Drawing, Terminus
+from terminus.sampling.arguments import ANOTHER, Drawer, Output, Start, check_again, check_folder, check_prompts
 from terminus.sampling.canvas import Margins, Repaint
 from terminus.sampling.edits import Edit, Hires, image_to_image, inpainting, outpainting, upscaling
 from terminus.sampling.files import read_file
-from terminus.sampling.guides import KINDS, Guide
-from terminus.sampling.metadata import FORMATS, CannotHold, mark, read, save, settings_of
+from terminus.sampling.guides import Guide
+from terminus.sampling.metadata import CannotHold, mark, read, save, settings_of
 from terminus.sampling.origin import Task
 from terminus.sampling.provenance import Identity
 from terminus.sampling.repeating import check_given, difference
@@ -31,118 +32,42 @@ from terminus.sampling.sheet import sheet
 _SHEET = 64
 """Pictures that a sheet shows at most."""
 _COLUMNS = 8
-_ANOTHER = "Choose another --out"
 _STRENGTH = 0.6
 _STRENGTH_ENLARGED = 0.3
-_WITH_AGAIN = (
-    *("--again", "--out", "--image", "--mask", "--lora", "--control", "--format", "--private", "--sign"),
-    *("--compile", "--offload", "--device"),
-)
-"""What does not say how a picture is drawn, or names a file that it was drawn from."""
 
 
-@dataclass(frozen=True)
-class Start:
-    """What is drawn on, if not on nothing: the options of the command line, as they are written there."""
-
-    image: Path | None = None
-    mask: Path | None = None
-    outpaint: str | None = None
-    upscale: float | None = None
-    hires: str | None = None
-    strength: float | None = None
-    fill: str | None = None
-    feather: int | None = None
-    padding: int | None = None
-
-    def __post_init__(self) -> None:
-        asked = [name for name in ("mask", "outpaint", "upscale") if getattr(self, name) is not None]
-        if len(asked) > 1:
-            raise UserError(f"--{asked[0]} and --{asked[1]}", rule="A picture is changed in one way at a time")
-        needing = [*asked, *(["strength"] if self.strength is not None else [])]
-        if self.image is None and needing:
-            raise UserError(f"--{needing[0]} without --image", fix="Name the picture to start from")
-        if self.hires is not None and self.image is not None:
-            raise UserError("--hires and --image", rule="A second pass follows a picture drawn from a prompt")
-        if not {"mask", "outpaint"} & {*asked}:
-            for name in ("fill", "feather", "padding"):
-                if getattr(self, name) is not None:
-                    raise UserError(f"--{name} without --mask or --outpaint", rule="It is about the part drawn anew")
-        if self.outpaint is not None and self.strength not in (None, 1.0):
-            raise UserError("--outpaint and --strength", rule="Beyond the edge there is nothing to keep: strength is 1")
-
-    def edit(self, model: Terminus, settings: Settings) -> Edit | None:
-        """None where pictures come from the prompt alone."""
-        if self.image is None:
-            return None
-        components, strength = model.components, self.strength
-        how = Repaint(self.fill, self.feather or 0, self.padding)
-        if self.mask is not None:
-            return inpainting(self.image, self.mask, 1.0 if strength is None else strength, how, settings, components)
-        if self.outpaint is not None:
-            return outpainting(self.image, _margins(self.outpaint), how, settings, components)
-        if self.upscale is not None:
-            strength = _STRENGTH_ENLARGED if strength is None else strength
-            return upscaling(self.image, self.upscale, strength, settings, components)
-        return image_to_image(self.image, _STRENGTH if strength is None else strength, settings, components)
-
-    def second(self) -> Hires | None:
-        """The second pass, "FACTOR" or "FACTOR:STRENGTH"."""
-        if self.hires is None:
-            return None
-        try:
-            numbers = [float(part) for part in self.hires.split(":")]
-            factor, strength = numbers if len(numbers) == 2 else (*numbers, Hires.strength)
-        except ValueError:
-            raise UserError(
-                f"--hires {self.hires}", rule="It is FACTOR or FACTOR:STRENGTH", fix="Try 1.5:0.5"
-            ) from None
-        return Hires(factor, strength)
+def edit_of(start: Start, model: Terminus, settings: Settings) -> Edit | None:
+    """What is drawn on, for this model; None where pictures come from the prompt alone."""
+    if start.image is None:
+        return None
+    components, strength = model.components, start.strength
+    how = Repaint(start.fill, start.feather or 0, start.padding)
+    if start.mask is not None:
+        return inpainting(start.image, start.mask, 1.0 if strength is None else strength, how, settings, components)
+    margins = start.margins()
+    if margins is not None:
+        return outpainting(start.image, Margins(*margins), how, settings, components)
+    if start.upscale is not None:
+        strength = _STRENGTH_ENLARGED if strength is None else strength
+        return upscaling(start.image, start.upscale, strength, settings, components)
+    return image_to_image(start.image, _STRENGTH if strength is None else strength, settings, components)
 
 
-@dataclass(frozen=True)
-class Output:
-    """Where pictures go, and what they say of themselves."""
-
-    folder: Path
-    format: str = "png"
-    private: bool = False
-    """Leave prompt and settings out of the files."""
-    sign: str | None = None
-    """ "CERTIFICATES,KEY", two PEM files, for content credentials."""
-
-    def __post_init__(self) -> None:
-        if f".{self.format}" not in FORMATS:
-            raise UserError(f"--format {self.format}", rule=f"Known: {', '.join(name[1:] for name in FORMATS)}")
-
-    def identity(self) -> Identity | None:
-        """Who signs; None if nobody does."""
-        if self.sign is None:
-            return None
-        certificates, comma, key = self.sign.partition(",")
-        if not comma:
-            raise UserError(f"--sign {self.sign}", rule="It is CERTIFICATES,KEY: two PEM files")
-        return Identity.load(Path(certificates), Path(key))
+def _identity(output: Output) -> Identity | None:
+    signer = output.signer()
+    return None if signer is None else Identity.load(*signer)
 
 
-@dataclass(frozen=True)
-class Drawer:
-    """The model, what steers it, and how it runs: the options of the command line, as they are written there."""
-
-    model: str
-    loras: Sequence[str] = ()
-    controls: Sequence[str] = ()
-    device: str = "auto"
-    running: Running | None = None
-
-    def load(self, console: Console) -> tuple[Terminus, list[Guide]]:
-        """Its files are looked for before the model is read."""
-        weighted, guides = [_lora(text) for text in self.loras], [_guide(text) for text in self.controls]
-        with console.status(Text(f"Loading {self.model}")):
-            loaded = Terminus.load(self.model, self.device, self.running)
-            for path, weight in weighted:
-                loaded.adapters.attach(path, weight)
-        return loaded, guides
+def _load(drawer: Drawer, console: Console, precision: Precision | None = None) -> tuple[Terminus, list[Guide]]:
+    """The files that steer it are looked for before the model is read."""
+    weighted = drawer.weighted()
+    guides = [Guide(one.kind, one.source, one.image, one.scale) for one in drawer.steering()]
+    how = replace(running(drawer.compile, drawer.offload), precision=precision)
+    with console.status(Text(f"Loading {drawer.model}")):
+        loaded = Terminus.load(drawer.model, drawer.device, how)
+        for path, weight in weighted:
+            loaded.adapters.attach(path, weight)
+    return loaded, guides
 
 
 def sample(
@@ -158,15 +83,15 @@ def sample(
     """Draws `count` pictures per prompt and prints their paths."""
     console = Console(stderr=True, highlight=False)
     settings, start, out = settings or Settings(), start or Start(), output.folder
-    if not prompts:
-        raise UserError("Missing option '--prompt'", fix="Say what to draw; or --again PICTURE draws a picture again")
+    check_prompts(prompts)
     if negative and settings.guidance == 1.0:
         console.print("The negative prompt has no effect at guidance 1.")
-    _check_folder(out)
-    signer, hires = output.identity(), start.second()
+    check_folder(out)
+    signer, second = _identity(output), start.second_pass()
+    hires = None if second is None else Hires(*second)
     parent = read_file(start.image) if start.image is not None else None
-    loaded, guides = drawer.load(console)
-    edit = start.edit(loaded, settings)
+    loaded, guides = _load(drawer, console)
+    edit = edit_of(start, loaded, settings)
     stream = loaded.stream(
         prompts, negative, seed=seed, count=count, settings=settings, edit=edit, hires=hires, guides=guides
     )
@@ -200,17 +125,14 @@ def again(
 
     Whether its pixels are those of the file is said in one line.
     """
-    if other := [name for name in given if name.startswith("--") and name not in _WITH_AGAIN]:
-        rule = "A picture is drawn again as it says itself; only the files that it names are given, as they were"
-        raise UserError(f"--again and {', '.join(other)}", rule=rule, fix="Leave out either")
+    check_again(given)
     console = Console(stderr=True, highlight=False)
     origin = settings_of(read(picture), str(picture))
     check_given(origin, image, mask)
-    _check_folder(output.folder)
-    signer, parent = output.identity(), None if image is None else read_file(image)
-    if origin.precision == "fp32":  # which networks held in bf16, as they are on a GPU, cannot be asked for
-        drawer = replace(drawer, running=replace(drawer.running or Running(), precision="fp32"))
-    loaded, guides = drawer.load(console)
+    check_folder(output.folder)
+    signer, parent = _identity(output), None if image is None else read_file(image)
+    # Networks held in bf16, as they are on a GPU, cannot draw what was drawn in fp32.
+    loaded, guides = _load(drawer, console, "fp32" if origin.precision == "fp32" else None)
     with console.status(Text(f"Drawing {picture} again")):
         drawn = loaded.again(picture, image, mask, guides)
     _make_folder(output.folder)
@@ -274,58 +196,11 @@ class _Written:
         raise AssertionError("names do not end")
 
 
-def _lora(text: str) -> tuple[Path, float]:
-    """ "FILE" or "FILE:WEIGHT"; a file's own name may hold a colon."""
-    path, colon, weight = text.rpartition(":")
-    if not colon or _exists(text):
-        return _existing(text), 1.0
-    try:
-        return _existing(path), float(weight)
-    except ValueError:
-        raise UserError(f"--lora {text}", rule="It is FILE[:WEIGHT]", fix="For example style.safetensors:0.8") from None
-
-
-def _guide(text: str) -> Guide:
-    try:
-        kind, folder, image, scale = text.split(":") if text.count(":") == 3 else (*text.split(":"), "1")
-        strength = float(scale)
-    except ValueError:
-        rule = f"It is KIND:FOLDER:IMAGE[:SCALE], and KIND is {', '.join(KINDS)}"
-        raise UserError(f"--control {text}", rule=rule) from None
-    return Guide(kind, _existing(folder), image, strength)
-
-
-def _existing(path: str) -> Path:
-    """A mistyped name should not wait for a model of gigabytes."""
-    if not _exists(path):
-        raise UserError("Nothing is here", where=path, fix="Check the name")
-    return Path(path)
-
-
-def _exists(path: str | Path) -> bool:
-    return os.path.exists(os.path.expanduser(path))  # where pathlib raises: a name too long, a user not known
-
-
-def _margins(text: str) -> Margins:
-    if not re.fullmatch(r"[0-9]{1,5}(,[0-9]{1,5}){3}", text):
-        raise UserError(f"--outpaint {text}", rule="It is LEFT,TOP,RIGHT,BOTTOM in pixels", fix="For example 0,0,256,0")
-    return Margins(*(int(part) for part in text.split(",")))
-
-
-def _check_folder(out: Path) -> None:
-    """Before the model is loaded: minutes of drawing must not end in a folder that cannot be written."""
-    there = next(folder for folder in (out, *out.absolute().parents) if _exists(folder))
-    if not there.is_dir():
-        raise UserError(f"This folder cannot be made ({there} is a file)", where=str(out), fix=_ANOTHER)
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError("This folder cannot be written", where=str(out), fix=_ANOTHER)
-
-
 def _make_folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"This folder cannot be made ({error.strerror})", where=str(out), fix=_ANOTHER) from error
+        raise UserError(f"This folder cannot be made ({error.strerror})", where=str(out), fix=ANOTHER) from error
 
 
 def _next_number(out: Path) -> int:

@@ -22,7 +22,7 @@ from terminus.sampling.canvas import (
 )
 from terminus.sampling.canvas import redraw as redraw_canvas
 from terminus.sampling.canvas import repaint as repaint_canvas
-from terminus.sampling.grid import check_strength
+from terminus.sampling.limits import HIRES_STRENGTH, check_hires, check_strength
 from terminus.sampling.origin import Enlargement, MaskUse
 from terminus.sampling.settings import Settings
 
@@ -47,13 +47,10 @@ class Hires:
     """A second pass on an enlarged first picture, which keeps its composition."""
 
     factor: float = 1.5
-    strength: float = 0.5
+    strength: float = HIRES_STRENGTH
 
     def __post_init__(self) -> None:
-        check_strength(self.strength)
-        if not 1 < self.factor <= 4:
-            rule = "A second pass is above 1 and at most 4 times as large"
-            raise UserError(f"hires factor {self.factor}", rule=rule, fix="`upscale` goes further, in tiles")
+        check_hires(self.factor, self.strength)
 
 
 def image_to_image(picture: Picture, strength: float, settings: Settings, components: Components) -> Edit:

@@ -16,6 +16,7 @@ from torch import Tensor
 from terminus.config.errors import did_you_mean
 from terminus.diffusion.schedule import NoiseSchedule
 from terminus.errors import UserError
+from terminus.sampling.limits import check_strength
 from terminus.sampling.solvers import DISTILLED
 
 Spacing = Callable[[int, NoiseSchedule], list[int]]
@@ -119,14 +120,6 @@ def tail(grid: Sequence[int], strength: float) -> list[int]:
     The number of steps kept is the nearest to len(grid) × strength, at least one.
     """
     return list(grid[len(grid) - max(1, round(len(grid) * check_strength(strength))) :])
-
-
-def check_strength(strength: float) -> float:
-    """UserError unless it is above 0 and at most 1."""
-    if not 0 < strength <= 1:
-        rule = "Strength is above 0 and at most 1; 1 draws everything anew"
-        raise UserError(f"strength {strength}", rule=rule)
-    return strength
 
 
 def beta_cdf(x: Float64[Tensor, "count"], shape: float) -> Float64[Tensor, "count"]:

@@ -16,7 +16,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
-from terminus.config.errors import did_you_mean
 from terminus.errors import UserError
 from terminus.model.components import Components
 from terminus.model.control import Control, Span, load_control
@@ -34,6 +33,7 @@ from terminus.model.unet import UNet
 from terminus.model.weights import at_home
 from terminus.sampling.canvas import Picture, Pixels, digest, open_picture
 from terminus.sampling.files import sha256
+from terminus.sampling.limits import check_name
 from terminus.sampling.origin import ControlUse
 
 Kind = Literal["controlnet", "t2i", "ip"]
@@ -56,9 +56,7 @@ class Guide:
     """When it acts, from noise (0) to picture (1); "ip" acts always."""
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            near = did_you_mean(self.kind, KINDS)
-            raise UserError(f"A control of kind {self.kind!r}", rule=f"Known: {', '.join(KINDS)}", fix=near)
+        check_name("control of kind", self.kind, KINDS)
         if self.kind == "ip" and self.span != _ALWAYS:
             raise UserError("An IP-Adapter for a part of the way", rule="It acts all the way; lower its scale instead")
 

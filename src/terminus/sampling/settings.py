@@ -3,41 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import cast
 
 from terminus import runtime
 from terminus.conditioning import MicroConditioning, Size
-from terminus.config.errors import did_you_mean
 from terminus.errors import UserError
 from terminus.model.components import Components
-from terminus.sampling.grid import SPACINGS
 from terminus.sampling.guidance import Guidance
-from terminus.sampling.solvers import SOLVERS
+from terminus.sampling.limits import SEED, SEEDS, check_settings
+from terminus.sampling.shapes import Aspect as Aspect
 
-SEEDS = 2**63
-"""Seeds are 0 .. SEEDS − 1."""
-_GUIDANCE = 100.0
 _RESCALE = 0.7
 _SIDES = 4
 """Sides from a quarter of the model's own to four times it: outside, networks of this kind draw texture."""
-
-
-class Aspect(NamedTuple):
-    """A shape without a size: the picture has about as many pixels as the model learnt on."""
-
-    width: int
-    height: int
-
-
-ASPECTS: Mapping[str, Aspect] = {
-    "square": Aspect(1, 1),
-    "portrait": Aspect(3, 4),
-    "landscape": Aspect(4, 3),
-    "tall": Aspect(9, 16),
-    "wide": Aspect(16, 9),
-}
 
 
 @dataclass(frozen=True)
@@ -55,7 +35,7 @@ class Request:
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < SEEDS:
-            raise UserError(f"seed {self.seed}", rule="A seed is a whole number from 0 to 2^63 - 1")
+            raise UserError(f"seed {self.seed}", rule=SEED)
         for text in (self.prompt, self.negative):
             if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
                 raise UserError(f"{text!r} is not valid text", rule="Prompts are Unicode; write them in UTF-8")
@@ -86,23 +66,9 @@ class Settings:
     """Of the networks; None is bf16 on a GPU and fp32 elsewhere. Latents and solvers are float32 always."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise UserError(f"{self.steps} sampling steps", rule="A picture needs at least one step")
-        if not (math.isfinite(self.guidance) and 0 <= self.guidance <= _GUIDANCE):
-            rule = f"Guidance is a number from 0 to {_GUIDANCE:g}; 1 leaves it out, 3 to 7 is usual"
-            raise UserError(f"guidance {self.guidance}", rule=rule)
-        if self.rescale is not None and not 0 <= self.rescale <= 1:
-            raise UserError(f"rescale {self.rescale}", rule="Guidance rescale is a number from 0 to 1")
-        low, high = self.interval
-        if not 0 <= low < high <= 1:
-            rule = "A guidance interval is two numbers, 0 <= LOW < HIGH <= 1; 1 is pure noise, 0 the finished picture"
-            raise UserError(f"guidance interval {low}..{high}", rule=rule)
-        if not 0 <= self.variation <= 1:
-            raise UserError(f"variation {self.variation}", rule="Variation is 0 (the seed's own) to 1 (another seed)")
-        for name, known, what in ((self.solver, SOLVERS, "solver"), (self.spacing, SPACINGS, "spacing")):
-            if name not in known:
-                near = did_you_mean(name, known)
-                raise UserError(f"There is no {what} `{name}`", rule=f"Known: {', '.join(known)}", fix=near)
+        check_settings(
+            self.steps, self.guidance, self.rescale, self.interval, self.solver, self.spacing, self.variation
+        )
 
     def rescale_for(self, components: Components) -> float:
         """The guidance rescale in force for this model; 0 without guidance, which has nothing to undo."""
