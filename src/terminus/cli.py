@@ -19,7 +19,7 @@ import typer
 
 from terminus import cli_data, options
 from terminus.cli_bench import bench_app
-from terminus.cli_data import check_gpu, load_recipe
+from terminus.cli_data import check_gpu, load_recipe, loading
 from terminus.errors import EXIT_DEFECT, EXIT_DONE, EXIT_INPUT, EXIT_STOPPED, Stopped, UserError
 
 EXIT_PIPE_CLOSED = 141
@@ -61,7 +61,8 @@ def demo(out: Annotated[Path, typer.Option(help="Folder of the results.")] = Pat
     from terminus.sampling.arguments import check_folder
 
     check_folder(out)
-    from terminus.demo import demo as run_demo
+    with loading():
+        from terminus.demo import demo as run_demo
 
     run_demo(out)
 
@@ -161,7 +162,8 @@ def sample(
         given = _given(context)
         arguments.check_again(given)
         arguments.existing(again)
-        from terminus.sampling import command
+        with loading():
+            from terminus.sampling import command
 
         command.again(drawer, output, again, image=image, mask=mask, given=given)
         return
@@ -170,8 +172,9 @@ def sample(
     limits.check_settings(steps, guidance, rescale, part, solver, spacing, variation)
     limits.check_seeds(seed, count)
     arguments.check_prompts(prompt or ())
-    from terminus.sampling import command
-    from terminus.sampling.settings import Settings
+    with loading():
+        from terminus.sampling import command
+        from terminus.sampling.settings import Settings
 
     settings = Settings(steps, guidance, rescale, part, solver, spacing, pixels, variation)
     command.sample(drawer, output, prompt or (), negative, seed, count, settings, start)
@@ -206,7 +209,8 @@ def inspect(
         check_target(fix)
     if fix is not None or not at_home(path).exists():
         find_local(path)
-    from terminus.inspection import command
+    with loading():
+        from terminus.inspection import command
 
     if fix is not None:
         command.fix(path, str(fix), decided)
@@ -229,8 +233,9 @@ def convert(
 
     check_target(target, precision, shard_size)
     find_local(source)
-    from terminus.model.convert import DTYPES
-    from terminus.model.convert import convert as run_convert
+    with loading():
+        from terminus.model.convert import DTYPES
+        from terminus.model.convert import convert as run_convert
 
     if onto is not None:
         if ema or shard_size is not None:
@@ -252,7 +257,8 @@ def evaluate(model: options.ModelName, out: Annotated[Path, typer.Option(help="F
 
     find_local(model)
     check_folder(out)
-    from terminus.evaluation.command import evaluate as run_evaluate
+    with loading():
+        from terminus.evaluation.command import evaluate as run_evaluate
 
     run_evaluate(model, out)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import typer
 
 from terminus import options
+from terminus.cli_data import loading
 from terminus.errors import UserError
 
 bench_app = typer.Typer(help="How fast, against what, on this machine.")
@@ -59,8 +60,9 @@ def bench_sample(
     check_running(compiled, offload, device)
     _check(against, out, steps=steps, batch=batch, runs=runs)
     _check_model(model)
-    from terminus.bench.sample import bench_sample as run_bench
-    from terminus.model.running import running
+    with loading():
+        from terminus.bench.sample import bench_sample as run_bench
+        from terminus.model.running import running
 
     run_bench(model, out, against, pixels, steps, batch, runs, device, running(compiled, offload))
 
@@ -80,7 +82,8 @@ def bench_codec(
     check_running("off", "none", device)
     _check(None, out)
     _check_model(model)
-    from terminus.bench.codec import bench_codec as run_bench
+    with loading():
+        from terminus.bench.codec import bench_codec as run_bench
 
     run_bench(model, out, pixels, device=device)
 
@@ -105,7 +108,8 @@ def bench_train(
     check_choice("--average", average, ("both", "none"))
     if not recipe.startswith("random:"):
         read(recipe, overrides or ())
-    from terminus.bench.train import bench_train as run_bench
+    with loading():
+        from terminus.bench.train import bench_train as run_bench
 
     run_bench(recipe, overrides or (), against, steps, runs, text, average, out)
 
@@ -116,6 +120,7 @@ def bench_load(
 ) -> None:
     """Rows per second of the loader, and its memory, with the order of so many rows."""
     _check(None, out, rows=rows, stored=stored)
-    from terminus.bench.load import bench_load as run_bench
+    with loading():
+        from terminus.bench.load import bench_load as run_bench
 
     run_bench(rows, stored, out=out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from terminus import options
@@ -18,9 +19,19 @@ def load_recipe(recipe: str, overrides: Sequence[str] | None) -> Loaded[Recipe]:
     from terminus.config.load import load, read
 
     read(recipe, overrides or ())  # what is wrong with its name, its YAML or an override is said before torch is there
-    from terminus.training.recipe import Recipe
+    with loading():
+        from terminus.training.recipe import Recipe
 
     return load(recipe, Recipe, overrides or ())
+
+
+def loading() -> AbstractContextManager[None]:
+    """Around imports that take seconds: says so, where they do."""
+    from rich.console import Console
+
+    from terminus.progress import waiting
+
+    return waiting(Console(stderr=True, highlight=False), "loading PyTorch and what runs on it")
 
 
 def check_gpu(name: str | None) -> None:
@@ -47,13 +58,18 @@ def prepare(
     check_gpu(gpu)
     loaded = load_recipe(recipe, overrides)
     if plan:
+        from rich.console import Console
+
         from terminus.data.plan import Machine, Prices, make_plan, show_plan
+        from terminus.progress import waiting
         from terminus.training.planning import chosen_gpu, stage_of
 
         here = chosen_gpu(gpu)
         machine = Machine(here.name, 1e12 * here.sheet / 2, here.watts)
-        training, prices = stage_of(loaded.value, here), Prices(price_gpu, price_core)
-        show_plan(make_plan(loaded.value.data, machine, training, images, prices), as_json)
+        with waiting(Console(stderr=True, highlight=False), "counting images, memory and FLOPs"):
+            training, prices = stage_of(loaded.value, here), Prices(price_gpu, price_core)
+            made = make_plan(loaded.value.data, machine, training, images, prices)
+        show_plan(made, as_json)
         return
     from terminus.data.prepare import prepare as run_prepare
 

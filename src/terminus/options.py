@@ -55,7 +55,7 @@ Strength = Annotated[
     typer.Option(
         help="How much of it is drawn anew, above 0 to 1.",
         rich_help_panel=_START,
-        show_default="0.6; with --mask 1, with --upscale 0.3",
+        show_default="0.6; with --mask 1, with --upscale 0.3, less in tiles",
     ),
 ]
 MaskImage = Annotated[

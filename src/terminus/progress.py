@@ -1,12 +1,16 @@
-"""How far a long step is: a bar with rate and time left on a terminal, a plain line now and then elsewhere."""
+"""How far a long step is: a bar with rate and time left on a terminal, a plain line now and then elsewhere.
+
+No torch here: what is waited for may be torch itself.
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Protocol
 
@@ -15,6 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 10.0
+SECONDS_UNTIL_WAITING = 2.0
+"""What is over sooner needs no word."""
 
 
 class Meter:
@@ -58,6 +64,33 @@ class Meter:
             seconds = (self.total - self.done) / rate
             parts.append(f"{seconds:.0f} s left" if seconds < 120 else f"{seconds / 60:.0f} min left")
         self.console.print(Text(", ".join([*parts, status] if status else parts)), soft_wrap=True)
+
+
+@contextmanager
+def waiting(console: Console, what: str, after: float = SECONDS_UNTIL_WAITING) -> Generator[None]:
+    """Says what is being waited for where that takes longer than `after` seconds and cannot be counted.
+
+    On a terminal by a spinner that goes away again, elsewhere by one plain line.
+    """
+    status = console.status(Text(what))
+
+    def say() -> None:
+        with suppress(OSError):  # a terminal that has gone away ends no work
+            if console.is_terminal:
+                status.start()
+            else:
+                console.print(Text(f"{what} ..."), soft_wrap=True)
+
+    timer = threading.Timer(after, say)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+        with suppress(OSError):
+            status.stop()
 
 
 class _Display(Protocol):

@@ -29,6 +29,20 @@ class Page(HTMLParser):
         self.tags.append((tag, dict(attrs)))
 
 
+def bars(page: str, kind: str) -> list[str]:
+    """Their widths; a legend's has none."""
+    return re.findall(rf'<i class="{kind}" style="width: ([^"]*)">', page)
+
+
+def test_nothing_dropped_is_no_bar(pictures: Path, config: Callable[..., DataConfig]):
+    """A bar is at least two pixels wide, so one of width 0 is seen."""
+    data = config(pictures)
+    assert prepare(data, None, Console(file=StringIO())).dropped == {}
+    page = Path(data.store, "report.html").read_text()
+    assert bars(page, "drop") == []
+    assert "width: 0.00%" not in page
+
+
 def test_the_report_says_what_was_kept_and_dropped_and_is_safe(pictures: Path, config: Callable[..., DataConfig]):
     save(pictures / "white.png", Image.fromarray(np.full((90, 90, 3), 255, np.uint8)))
     (pictures / "<script>alert(1)<").mkdir()
@@ -61,3 +75,4 @@ def test_the_report_says_what_was_kept_and_dropped_and_is_safe(pictures: Path, c
     assert not re.search(r"https?://", page)
     assert "&lt;img src=x onerror=alert(2)&gt; {{ 7 * 7 }}" in page
     assert "prefers-color-scheme: dark" in page
+    assert bars(page, "drop")

@@ -103,7 +103,8 @@ for line in sys.stdin:
     before = set(sys.modules)
     with contextlib.redirect_stderr(said):
         code = main(json.loads(line))
-    print(json.dumps([code, said.getvalue(), [name for name in {HEAVY} if name in sys.modules and name not in before]]), flush=True)
+    loaded = [name for name in {HEAVY} if name in sys.modules and name not in before]
+    print(json.dumps([code, said.getvalue(), loaded]), flush=True)
 """
 
 

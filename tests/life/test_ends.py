@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -46,7 +47,12 @@ def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.mark.parametrize("measurement", [1, 2], ids=["before the first step", "while validating"])
 def test_a_signal_while_measuring(
-    recipe: Build, undisturbed: Path, tmp_path: Path, measurement: int, monkeypatch: pytest.MonkeyPatch
+    recipe: Build,
+    undisturbed: Path,
+    tmp_path: Path,
+    measurement: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ):
     real, count = Validation.measure, 0
 
@@ -58,8 +64,9 @@ def test_a_signal_while_measuring(
         return real(self, step, world)
 
     monkeypatch.setattr(Validation, "measure", measure)
-    with pytest.raises(Stopped):
+    with caplog.at_level(logging.INFO), pytest.raises(Stopped, match=r"^Stopped at \d+ images; everything is saved\.$"):
         run.train(recipe(*SHORT))
+    assert "topped" not in caplog.text  # the command line says it, once
     assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == measurement - 1
     run.train(recipe(*SHORT))
     assert losses(tmp_path / "run") == losses(undisturbed)

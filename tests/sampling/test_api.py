@@ -12,7 +12,7 @@ import subprocess
 import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import get_type_hints
 
@@ -27,7 +27,8 @@ from terminus.conditioning import Size
 from terminus.errors import UserError
 from terminus.model.running import Running, running
 from terminus.sampling.api import How
-from terminus.sampling.command import Start
+from terminus.sampling.arguments import Start
+from terminus.sampling.command import edit_of
 from terminus.sampling.edits import Hires
 from terminus.sampling.metadata import read
 from terminus.sampling.settings import Settings
@@ -175,12 +176,15 @@ def test_the_command_line_and_python_have_the_same_defaults(model: Terminus, tmp
     for start, task in (
         (Start(tmp_path / "a.png"), Terminus.img2img),
         (Start(tmp_path / "a.png", mask=tmp_path / "m.png"), Terminus.inpaint),
-        (Start(tmp_path / "a.png", upscale=2.0), Terminus.upscale),
     ):
-        edit = start.edit(model, Settings())
+        edit = edit_of(start, model, Settings())
         assert edit is not None
         assert edit.strength == inspect.signature(task).parameters["strength"].default
-    assert Start(hires="2").second() == Hires(2.0)
+    enlarged = edit_of(Start(tmp_path / "a.png", upscale=2.0), model, Settings())
+    (one,) = model.upscale(tmp_path / "a.png", 2.0, steps=2)
+    assert enlarged is not None
+    assert enlarged.strength == json.loads(one.info["terminus"])["strength"]
+    assert Start(hires="2").second_pass() == astuple(Hires(2.0))
 
 
 def test_a_drawing_that_is_cancelled_leaves_nothing_behind(model: Terminus):

@@ -14,7 +14,7 @@ from PIL import Image
 from terminus import Terminus, runtime
 from terminus.errors import UserError
 from terminus.sampling.canvas import Margins, Repaint
-from terminus.sampling.edits import Hires
+from terminus.sampling.edits import Hires, strength_for
 from terminus.sampling.solvers import SOLVERS
 from terminus.sampling.tasks import latents
 
@@ -220,6 +220,26 @@ def test_large_pictures_are_drawn_in_tiles_of_the_models_size(model: Terminus):
     model.upscale(picture(), 3.0, steps=2)
     handle.remove()
     assert seen == {(8, 8)}
+
+
+def test_more_tiles_change_less_and_it_is_said(model: Terminus, caplog: pytest.LogCaptureFixture):
+    """Each tile is drawn from the whole prompt: enough strength would draw a grid of little pictures."""
+
+    def strength(factor: float, asked: float | None = None) -> float:
+        caplog.clear()
+        (one,) = model.upscale(picture(), factor, "a dog", strength=asked, steps=1)
+        return json.loads(one.info["terminus"])["strength"]
+
+    assert strength(1.0) == 0.3  # one look
+    assert caplog.messages == []
+    assert strength(2.0) == strength_for(9) < 0.3
+    assert caplog.messages[0].startswith("drawn in 9 tiles, each from the whole prompt: strength is lowered from 0.3")
+    assert strength(4.0) == strength_for(25) < strength_for(9)
+    assert "25 tiles" in caplog.text
+    assert strength(2.0, 0.05) == 0.05
+    assert caplog.messages == []
+    assert strength(2.0, 0.5) == 0.5  # what is asked for is done, and its danger said
+    assert "at strength 0.5 each of them may become a picture of its own" in caplog.text
 
 
 def test_a_second_pass_ends_larger_with_the_same_steps_counted(model: Terminus):

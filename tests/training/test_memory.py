@@ -325,6 +325,8 @@ def test_the_plan_is_printed_and_is_json(tmp_path: Path, capsys: pytest.CaptureF
     assert cli.main(["train", "nano", "--plan"]) == 0
     text = capsys.readouterr().out
     assert "nothing here was measured" in text
+    assert "bound, products alone at 50% of the peak: " in text  # two speeds, and which is which
+    assert "images/s estimated at 50% of the peak with slow small products" in text
     assert "the recipe's micro-batch 32 × 1, checkpointing none fits" in text
     assert cli.main(["train", "nano", "--plan", "--gpu", "4090", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)

@@ -66,7 +66,10 @@ class DataConfig(Config):
     crop: CropRule = "center"
     """center, random: LANCZOS down to cover the bucket, then cut there; native: random cut, no resampling."""
     crops: int = Field(default=1, ge=1, le=64)
-    """Different random cuts of each image, all seen in each epoch; fewer where it has no room for them."""
+    """Different random cuts of each training image, all seen in each epoch; fewer where it has no room for them.
+
+    Held-out images are cut once by the rule of `crop`, whatever stands here: they measure.
+    """
     buckets: Buckets = SquareBuckets(kind="square")
     """The shapes that images are cut to."""
     background: str = Field(default="#ffffff", pattern=r"^#[0-9a-f]{6}$")

@@ -250,12 +250,15 @@ class Terminus:
         prompt: str | Sequence[str] = "",
         negative: str = "",
         *,
-        strength: float = 0.3,
+        strength: float | None = None,
         seed: int | Sequence[int] = 0,
         count: int = 1,
         **how: Unpack[How],
     ) -> list[Image.Image]:
-        """`image` with sides `factor` times as long, its detail drawn by the model, in tiles where it is large."""
+        """`image` with sides `factor` times as long, its detail drawn by the model, in tiles where it is large.
+
+        `strength` None is 0.3, and lower where there are tiles: each of them is drawn from the whole prompt.
+        """
         edit = upscaling(image, factor, strength, _settings(how), self.components)
         return self._edited(prompt, negative, seed, count, how, edit)
 

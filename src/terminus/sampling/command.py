@@ -14,7 +14,7 @@ from rich.text import Text
 
 from terminus.errors import UserError
 from terminus.model.running import running
-from terminus.progress import Meter
+from terminus.progress import Meter, waiting
 from terminus.runtime import Precision
 from terminus.sampling.api import Drawing, Terminus
 from terminus.sampling.arguments import ANOTHER, Drawer, Output, Start, check_again, check_folder, check_prompts
@@ -33,7 +33,6 @@ _SHEET = 64
 """Pictures that a sheet shows at most."""
 _COLUMNS = 8
 _STRENGTH = 0.6
-_STRENGTH_ENLARGED = 0.3
 
 
 def edit_of(start: Start, model: Terminus, settings: Settings) -> Edit | None:
@@ -48,7 +47,6 @@ def edit_of(start: Start, model: Terminus, settings: Settings) -> Edit | None:
     if margins is not None:
         return outpainting(start.image, Margins(*margins), how, settings, components)
     if start.upscale is not None:
-        strength = _STRENGTH_ENLARGED if strength is None else strength
         return upscaling(start.image, start.upscale, strength, settings, components)
     return image_to_image(start.image, _STRENGTH if strength is None else strength, settings, components)
 
@@ -63,7 +61,7 @@ def _load(drawer: Drawer, console: Console, precision: Precision | None = None) 
     weighted = drawer.weighted()
     guides = [Guide(one.kind, one.source, one.image, one.scale) for one in drawer.steering()]
     how = replace(running(drawer.compile, drawer.offload), precision=precision)
-    with console.status(Text(f"Loading {drawer.model}")):
+    with waiting(console, f"loading {drawer.model}"):
         loaded = Terminus.load(drawer.model, drawer.device, how)
         for path, weight in weighted:
             loaded.adapters.attach(path, weight)
@@ -133,7 +131,7 @@ def again(
     signer, parent = _identity(output), None if image is None else read_file(image)
     # Networks held in bf16, as they are on a GPU, cannot draw what was drawn in fp32.
     loaded, guides = _load(drawer, console, "fp32" if origin.precision == "fp32" else None)
-    with console.status(Text(f"Drawing {picture} again")):
+    with waiting(console, f"drawing {picture} again"):
         drawn = loaded.again(picture, image, mask, guides)
     _make_folder(output.folder)
     _Written(output, signer, parent, console).one(drawn, origin.seed)

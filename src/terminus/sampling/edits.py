@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from terminus.conditioning import Size
 from terminus.errors import UserError
 from terminus.model.components import Components
+from terminus.model.tiling import starts
 from terminus.sampling.canvas import (
     Canvas,
     Margins,
@@ -26,8 +29,12 @@ from terminus.sampling.limits import HIRES_STRENGTH, check_hires, check_strength
 from terminus.sampling.origin import Enlargement, MaskUse
 from terminus.sampling.settings import Settings
 
+log = logging.getLogger("terminus")
+
 TILE_OVERLAP = 1 / 4
 """Of a tile's side; less shows where tiles meet, more is only slower."""
+_ENLARGED = 0.3
+"""Strength of an upscaled picture that the network sees whole."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,20 +86,49 @@ def outpainting(picture: Picture, margins: Margins, how: Repaint, settings: Sett
     return Edit(canvas, 1.0, {"strength": 1.0, "margins": tuple(margins), **facts})
 
 
-def upscaling(picture: Picture, factor: float, strength: float, settings: Settings, components: Components) -> Edit:
-    """The picture enlarged, and drawn anew by `strength` in tiles of the size that the model knows."""
+def upscaling(
+    picture: Picture, factor: float, strength: float | None, settings: Settings, components: Components
+) -> Edit:
+    """The picture enlarged, and drawn anew by `strength` in tiles of the size that the model knows.
+
+    Each tile is drawn from the whole prompt, and with enough strength each becomes the whole picture: None lowers the
+    strength by the number of tiles, and says so; a higher one is kept, with a warning.
+    """
     if settings.size is not None:
         raise UserError("Upscaling to a size", rule="An upscaled picture has the size of its picture times the factor")
-    check_strength(strength)
+    if strength is not None:
+        check_strength(strength)
     pixels = open_picture(picture)
     canvas = enlarge(pixels, factor, components)
     scale = components.codec.factor
     side = components.native_pixels // scale
     tile = (side, round(side * TILE_OVERLAP)) if max(canvas.size) > components.native_pixels else None
+    tiles = 1 if tile is None else math.prod(len(starts(length // scale, *tile)) for length in canvas.size)
+    strength = _strength_in_tiles(strength, tiles)
     used = {} if tile is None else {"tile": tile[0] * scale, "overlap": tile[1] * scale}
     growth = Enlargement(factor, Size(*pixels.shape[:2]), "lanczos", **used)
     facts = {"task": "upscale", "strength": strength, "image_sha256": digest(pixels), "enlargement": growth}
     return Edit(canvas, strength, facts, tile)
+
+
+def strength_for(tiles: int) -> float:
+    """How much an upscaled picture of so many tiles is drawn anew, if nobody says: less, the more tiles there are."""
+    return round(_ENLARGED / math.sqrt(tiles), 3)
+
+
+def _strength_in_tiles(asked: float | None, tiles: int) -> float:
+    fitting = strength_for(tiles)
+    if tiles > 1 and asked is None:
+        log.warning(
+            "drawn in %d tiles, each from the whole prompt: strength is lowered from %g to %g, so that none of them "
+            "becomes a picture of its own; --strength sets it", tiles, _ENLARGED, fitting,
+        )  # fmt: skip
+    elif asked is not None and asked > fitting and tiles > 1:
+        log.warning(
+            "drawn in %d tiles, each from the whole prompt: at strength %g each of them may become a picture of its "
+            "own; %g, the default for so many, keeps to what is there", tiles, asked, fitting,
+        )  # fmt: skip
+    return fitting if asked is None else asked
 
 
 def _use(mask: Mask, how: Repaint, strength: float, canvas: Canvas) -> MaskUse:

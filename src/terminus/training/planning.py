@@ -16,6 +16,7 @@ from rich.table import Table
 from terminus.data import plan as data_plan
 from terminus.errors import UserError
 from terminus.model.architecture import SDXL
+from terminus.progress import waiting
 from terminus.training.division import MACHINE, NETWORK, Traffic
 from terminus.training.gpus import GPUS, Gpu, find_gpu
 from terminus.training.memory import (
@@ -173,7 +174,8 @@ def _links(processes: int, gpu: Gpu) -> str:
 def show_plan(recipe: Recipe, gpu_name: str | None, as_json: bool, processes: int = 1) -> None:
     """Prints the plan: to standard output, as tables or as one JSON object."""
     gpu = chosen_gpu(gpu_name)
-    plan = make_plan(recipe, gpu, processes)
+    with waiting(Console(stderr=True, highlight=False), "counting memory and FLOPs of every way to divide a step"):
+        plan = make_plan(recipe, gpu, processes)
     if as_json:
         print(json.dumps(_object(recipe, plan), indent=1))
         return
@@ -182,8 +184,8 @@ def show_plan(recipe: Recipe, gpu_name: str | None, as_json: bool, processes: in
         *_facts(recipe, plan),
         f"\nmemory of {plan.own}{', on the fullest GPU' if processes > 1 else ''}:",
         _memory_table(plan),
-        f"\nlargest micro-batches of {recipe.training.global_batch} images that fit; "
-        f"images/s by the model at {EFFICIENCIES[-1]:.0%} of the peak:",
+        f"\nlargest micro-batches of {recipe.training.global_batch} images that fit; images/s estimated at "
+        f"{EFFICIENCIES[-1]:.0%} of the peak with slow small products and memory traffic added, hence below the bound:",
         _cuts_table(recipe, plan),
         *_verdict(plan),
     ):
@@ -211,7 +213,7 @@ def _facts(recipe: Recipe, plan: Plan) -> list[str]:
     ]
     for each in plan.bounds:
         lines.append(
-            f"at {each.efficiency:.0%} of the peak: {each.images_per_second:.1f} images/s, "
+            f"bound, products alone at {each.efficiency:.0%} of the peak: {each.images_per_second:.1f} images/s, "
             f"{_time(each.hours)} for {recipe.training.images:,} images, {each.gpu_hours:,.0f} GPU hours, "
             f"{each.kwh:,.1f} kWh"
         )
@@ -272,11 +274,11 @@ def _verdict(plan: Plan) -> list[str]:
         )
     elif (best.micro_batch, best.checkpointing) != (own.micro_batch, own.checkpointing):
         lines.append(
-            f"fastest by the model: training.micro_batch={best.micro_batch} "
+            f"fastest by the estimate: training.micro_batch={best.micro_batch} "
             f"training.accumulation={best.accumulation} training.checkpointing={best.checkpointing}"
         )
     else:
-        lines.append("it is the fastest by the model, too")
+        lines.append("it is the fastest by the estimate, too")
     return [*lines, *(f"note: {note}" for note in plan.notes), "counted and computed; nothing here was measured"]
 
 

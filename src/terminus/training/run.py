@@ -144,8 +144,7 @@ def _train(recipe: Recipe, folder: Path, parts: Parts, started: float, world: Wo
                     raise Stopped
                 run_loop(parts.step, state, loader, training, hooks)
             except Stopped:
-                log.info("stopped at %d images; the same command continues", state.position.images)
-                raise
+                raise Stopped(f"Stopped at {state.position.images} images; everything is saved.") from None
             except torch.OutOfMemoryError as error:
                 raise out_of_memory(recipe, error, world.size) from error
         # A signal does not interrupt this: what is left is short, and then there is nothing to continue.
