@@ -73,6 +73,12 @@ def train(loaded: Loaded[Recipe]) -> Path:
         check_several(recipe, world)
         if world.once(lambda: _nothing_to_do(folder, recipe)):
             return folder / "model"
+        if world.first and runtime.computes_in_software(
+            runtime.pick_device(recipe.run.device), recipe.training.precision
+        ):
+            log.warning(
+                "this CPU computes bfloat16 in software, ten times slower or worse: set training.precision=fp32"
+            )
         world.together(lambda: refuse_what_cannot_fit(recipe, runtime.pick_device(recipe.run.device), world.size))
         version = world.once(lambda: pinned(folder, recipe).version)
         parts = world.together(lambda: assemble(recipe, at_version(recipe, version)))
