@@ -11,6 +11,8 @@ from terminus.errors import UserError
 
 MAX_BYTES = 1_000_000
 SUFFIXES = (".yaml", ".yml")
+_LONGEST_NAME = 255
+"""Characters of a name that a message repeats."""
 
 
 def find_recipe(name: Path | str, folder: Path | None = None) -> Path:
@@ -18,7 +20,17 @@ def find_recipe(name: Path | str, folder: Path | None = None) -> Path:
 
     `nano`, `nano.yaml` and `recipes/nano.yaml` all name the shipped recipe where no such file exists.
     """
-    path = (folder or Path()) / name
+    try:
+        return _find((folder or Path()) / name, name)
+    except OSError as error:
+        raise UserError(
+            f"this path cannot be followed ({error.strerror})",
+            where=_clipped(str(name)),
+            rule="A recipe is the path of a YAML file, or the name of a shipped one.",
+        ) from None
+
+
+def _find(path: Path, name: Path | str) -> Path:
     if path.is_file():
         return path
     if path.is_dir():
@@ -61,7 +73,7 @@ def _read(path: Path, chain: tuple[Path, ...], done: dict[Path, Table]) -> Table
         try:
             parent = find_recipe(name, path.parent)
         except UserError as error:
-            raise ConfigError([Problem(origin, f"`extends: {name}`: {error}")]) from None
+            raise ConfigError([Problem(origin, f"`extends: {_clipped(name)}`: {error}")]) from None
         circle = (*chain, path, parent.resolve())
         if parent.resolve() in circle[:-1]:
             names = " -> ".join(_shown(step) for step in circle)
@@ -129,6 +141,10 @@ def _extended(table: Table) -> list[tuple[str, Origin]]:
 
 def _without_extends(table: Table) -> Table:
     return Table({key: entry for key, entry in table.entries.items() if key != "extends"}, table.keys, table.origin)
+
+
+def _clipped(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}... ({len(name)} characters)"
 
 
 def _shown(path: Path) -> str:
