@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
@@ -20,6 +21,7 @@ import typer
 from terminus import cli_data, options
 from terminus.cli_bench import bench_app
 from terminus.cli_data import check_gpu, load_recipe, loading
+from terminus.cli_system import refusal, unwritten
 from terminus.errors import EXIT_DEFECT, EXIT_DONE, EXIT_INPUT, EXIT_STOPPED, Stopped, UserError
 
 EXIT_PIPE_CLOSED = 141
@@ -334,6 +336,13 @@ def _main(given: list[str]) -> int:
     debug = "--debug" in given
     _prepare_streams()
     _log_to_stderr()
+    code = _run(given, debug)
+    if (problem := unwritten()) is not None and code in (EXIT_DONE, EXIT_DEFECT):
+        return _fail(problem, EXIT_INPUT, debug)
+    return code
+
+
+def _run(given: list[str], debug: bool) -> int:
     try:
         # without standalone mode typer raises its complaints instead of printing them, and returns exit codes (130)
         code = app([word for word in given if word != "--debug"] or ["--help"], "terminus", standalone_mode=False)
@@ -355,6 +364,9 @@ def _main(given: list[str]) -> int:
         # what is left in the buffer must not raise again when the interpreter flushes it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_PIPE_CLOSED
+    except OSError as error:
+        refused = refusal(error)
+        return _defect(error, given, debug) if refused is None else _fail(refused, EXIT_INPUT, debug)
     except Exception as error:  # noqa: BLE001 - the process boundary: the only place that may catch everything
         return _defect(error, given, debug)
 
@@ -370,10 +382,11 @@ def _fail(paragraph: str, code: int, debug: bool) -> int:
     from rich.text import Text
 
     console = Console(stderr=True, highlight=False)
-    if debug:
-        console.print_exception()
     text = Text.assemble(("error: ", "bold red") if code != EXIT_STOPPED else "", _printable(paragraph))
-    console.print(text, soft_wrap=True)
+    with contextlib.suppress(OSError):  # nowhere to say it: the code still does
+        if debug:
+            console.print_exception()
+        console.print(text, soft_wrap=True)
     return code
 
 

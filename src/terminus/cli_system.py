@@ -1,0 +1,48 @@
+"""What the user's machine refuses: a full disk, a name that is too long, output that cannot be written.
+
+None of it is a defect of ours, so a command that meets it ends as for any other wrong input.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+
+_REFUSALS = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE,
+    errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EMFILE, errno.ENFILE, errno.ENXIO,
+}  # fmt: skip
+"""ENOENT is none: a file that may be missing is looked for before it is opened."""
+_LONGEST_NAME = 255
+
+
+def refusal(error: OSError) -> str | None:
+    """The paragraph for an error of the user's machine, whichever file it was about; None for any other."""
+    if error.errno not in _REFUSALS:
+        return None
+    if error.filename is None:
+        return f"The system refused to read or write ({error.strerror})."
+    name = str(error.filename)
+    where = name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}... ({len(name)} characters)"
+    return f"{where}: The system refused to read or write this ({error.strerror})."
+
+
+def unwritten() -> str | None:
+    """The paragraph for printed lines that did not arrive; None if all did.
+
+    They are let go then: Python would try once more at its end, and end with code 120.
+    """
+    problem: OSError | None = None
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as error:
+            problem = problem or error
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    if problem is None:
+        return None
+    return (
+        f"The output could not be written ({problem.strerror or problem}). "
+        "Send it where there is room, and run the command again: what it has saved is kept."
+    )
