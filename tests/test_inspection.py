@@ -336,8 +336,8 @@ def test_numbers_that_json_does_not_know(tmp_path: Path, run: Path, capsys: pyte
         ("empty.safetensors", b"", "it is empty"),
         ("model.ckpt", b"\x80\x02}q\x00.", "a pickle"),
         ("model.safetensors", b"PK\x03\x04 and so on", "zip"),
-        ("model.gguf", b"GGUF\3\0\0\0 and so on", "it is a GGUF file.*the safetensors file of the same model"),
-        ("note.txt", b"hello, this is a text and no model", "not a safetensors file"),
+        ("model.gguf", b"GGUF\3\0\0\0 and so on", "a GGUF file.*the safetensors file of the same model"),
+        ("note.txt", b"hello, this is a text and no model", "This is a text file"),
         ("broken.png", b"\x89PNG\r\n\x1a\nbroken", "picture"),
     ],
 )
@@ -349,7 +349,7 @@ def test_other_files_are_one_paragraph(tmp_path: Path, name: str, content: bytes
 
 
 def test_places_with_nothing_to_inspect(tmp_path: Path):
-    with pytest.raises(UserError, match="neither a model nor a run"):
+    with pytest.raises(UserError, match="an empty folder"):
         inspect(str(tmp_path))
     with pytest.raises(UserError):
         inspect(str(tmp_path / "nothing here"))

@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import save_file
 
 from terminus.errors import UserError
-from terminus.model.header import LARGEST, read_header, read_numbers
+from terminus.model.header import read_header, read_numbers
+from terminus.model.limits import HEADER_BYTES
 from terminus.model.weights import SHIPPED
 
 PAIR = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
@@ -145,7 +146,7 @@ def test_a_name_that_stands_twice_is_refused(tmp_path: Path, raw: bytes, name: s
         read_header(written(tmp_path, raw, b"\0" * 8))
 
 
-@pytest.mark.parametrize("length", [LARGEST + 1, 2**63, 2**64 - 1])
+@pytest.mark.parametrize("length", [HEADER_BYTES + 1, 2**63, 2**64 - 1])
 def test_a_header_of_absurd_length_is_not_read(tmp_path: Path, length: int):
     path = tmp_path / "a.safetensors"
     path.write_bytes(struct.pack("<Q", length) + b"{}")

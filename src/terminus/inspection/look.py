@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
@@ -19,6 +20,7 @@ from terminus.inspection.checkpoint import (
     network_headers,
 )
 from terminus.inspection.findings import Finding, Picture, Run, Scalar, Tensors
+from terminus.inspection.strangers import RULE, refuse_file, refuse_folder
 from terminus.inspection.tensors import about, clipped, hashes, other_keys, part
 from terminus.model.header import Header, read_header
 from terminus.model.kinds import guess, has_only_ema
@@ -28,10 +30,6 @@ _PICTURES = {b"\x89PNG": 0, b"\xff\xd8\xff": 0, b"WEBP": 8}
 """First bytes, and where they stand."""
 _ADAPTERS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 """What peft and diffusers call the file in a folder of theirs."""
-_RULE = (
-    "A model folder, a .safetensors file, the folder of a run, a PNG, JPEG or WebP picture, a hub id or `nano` "
-    "can be inspected"
-)
 
 
 def look(name: str, console: Console) -> Finding:
@@ -39,12 +37,13 @@ def look(name: str, console: Console) -> Finding:
     try:
         path = at_home(name)
         path = resolve(name) if name in SHIPPED or not path.exists() else path
-        if not path.is_dir() and _is_picture(path):
+        if path.is_dir():
+            return _folder(path, console)
+        if _is_picture(path):
             return _picture(path)
+        refuse_file(path)
     except OSError as error:
-        raise UserError(f"This cannot be read ({error})", where=name, rule=_RULE) from error
-    if path.is_dir():
-        return _folder(path, console)
+        raise UserError(f"This cannot be read ({error.strerror or error})", where=name[:300], rule=RULE) from error
     header = read_header(path)
     if UNET_IN_FILE in header.tensors or has_only_ema(header):
         return file_finding(header, console)
@@ -58,18 +57,24 @@ def _folder(folder: Path, console: Console) -> Finding:
         return _run(folder, console)
     if (folder / "model_index.json").is_file():
         return folder_finding(folder, console)
+    files = sorted(folder.glob("*.safetensors"))
     for name in _ADAPTERS:
-        if (folder / name).is_file():
+        if files == [folder / name]:  # beside others it would be one answer for several files
             return adapter_finding(read_header(folder / name), console)
-    headers = network_headers(folder)
-    if headers and (folder / "config.json").is_file():
-        return _tensors(headers, folder, console)
-    raise UserError("This folder is neither a model nor a run", where=str(folder), rule=_RULE)
+    if files and (folder / "config.json").is_file() and _is_one(folder, files):
+        return _tensors(network_headers(folder), folder, console)
+    raise refuse_folder(folder)
+
+
+def _is_one(folder: Path, files: list[Path]) -> bool:
+    """Whether the files are one network: whole or in shards, also where other precisions of it lie beside."""
+    stems = {re.sub(r"(\.(fp32|fp16|bf16))?(-\d{5}-of-\d{5})?$", "", file.stem) for file in files}
+    return len(stems) == 1
 
 
 def _is_picture(path: Path) -> bool:
     if not path.is_file():
-        raise UserError("This is not a file", where=str(path), rule=_RULE)
+        raise UserError("This is not a file", where=str(path), rule=RULE)
     with path.open("rb") as file:
         first = file.read(12)
     return any(first[start:].startswith(magic) for magic, start in _PICTURES.items())

@@ -19,9 +19,8 @@ from jaxtyping import Float64
 from safetensors import SafetensorError, safe_open
 
 from terminus.errors import UserError
+from terminus.model.limits import HEADER_BYTES
 
-LARGEST = 100_000_000
-"""Bytes of a header; the limit of the format."""
 _KINDS = {
     b"PK\x03\x04": "a zip archive (a PyTorch .ckpt, .pt or .bin file is one, with a pickle inside)",
     b"PK\x05\x06": "an empty zip archive",
@@ -30,10 +29,24 @@ _KINDS = {
     b"\x1f\x8b": "a gzip archive",
     b"\x89PNG": "a PNG picture",
     b"\xff\xd8\xff": "a JPEG picture",
+    b"GIF8": "a GIF picture",
+    b"II*\0": "a TIFF picture",
+    b"MM\0*": "a TIFF picture",
+    b"%PDF": "a PDF document",
+    b"PAR1": "a Parquet table",
+    b"\x93NUMPY": "an array of NumPy",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"Rar!": "a RAR archive",
+    b"BZh": "a bzip2 archive",
+    b"\xfd7zXZ": "an xz archive",
+    b"\x28\xb5\x2f\xfd": "a zstd archive",
+    b"\x7fELF": "a program",
+    b"SQLite format 3": "a database of SQLite",
     b"version https://git-lfs": "a Git LFS pointer, not the file that it stands for",
     b"<!DOCTYPE": "an HTML page, perhaps a failed download",
     b"<html": "an HTML page, perhaps a failed download",
 }
+_STILL = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")
 _RULE = "Terminus opens safetensors files only; a pickle can run code, so none is ever opened"
 _AGAIN = "Download it again, or have whoever made it save it with safetensors"
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
@@ -78,10 +91,10 @@ def read_header(path: Path) -> Header:
         if not path.is_file():
             raise UserError("This is not a file" if path.exists() else "This file does not exist", where=str(path))
         with path.open("rb") as file:
-            first = file.read(32)
+            first = file.read(512)
             _check_kind(first, path)
             length = int.from_bytes(first[:8], "little")
-            if length > LARGEST:
+            if length > HEADER_BYTES:
                 raise _broken(path, f"its first 8 bytes claim a header of {length} bytes")
             with safe_open(path, framework="numpy"):  # pyright: ignore[reportUnknownVariableType]
                 pass  # opening checks the layout
@@ -112,15 +125,41 @@ def read_numbers(header: Header, name: str, most: int = 4096) -> Float64[np.ndar
 
 
 def _check_kind(first: bytes, path: Path) -> None:
-    if not first:
+    kind = kind_of(first)
+    if kind == "an empty file":
         raise _broken(path, "it is empty")
-    if first[8:9] == b"{":  # JSON follows; the 8 bytes before it are a number, whatever they look like
-        return
+    if kind is not None and kind != "a safetensors file":
+        raise _broken(path, f"it is {kind}")
+
+
+def kind_of(first: bytes) -> str | None:
+    """What a file is by its first bytes, at best 512 of them; None for what is not known."""
+    if not first:
+        return "an empty file"
+    # JSON follows the 8 bytes of its length, whatever they look like; a length that is none is a text's beginning.
+    if first[8:9] == b"{" and first[4:8] == bytes(4):
+        return "a safetensors file"
     kind = next((kind for magic, kind in _KINDS.items() if first.startswith(magic)), None)
     if kind is None and first[0] == 0x80 and first[1:2] <= b"\x05":
         kind = "a pickle"
-    if kind is not None:
-        raise _broken(path, f"it is {kind}")
+    if kind is None and first.startswith(b"BM") and first[6:10] == bytes(4):
+        kind = "a BMP picture"
+    if kind is None and first[257:262] == b"ustar":
+        kind = "a tar archive"
+    if kind is None and first[4:8] == b"ftyp":
+        kind = "an AVIF or HEIF picture" if first[8:12] in _STILL else "a video"
+    return kind or ("a text file" if _is_text(first) else None)
+
+
+def _is_text(first: bytes) -> bool:
+    """UTF-8 without control characters; its last character may be cut."""
+    try:
+        text = first.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.reason != "unexpected end of data":
+            return False
+        text = first[: error.start].decode("utf-8")
+    return all(character.isprintable() or character in "\t\n\r\f\ufeff" for character in text)
 
 
 def _parse(raw: bytes, path: Path) -> Header:
@@ -147,5 +186,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _broken(path: Path, why: str) -> UserError:
-    fix = "Use the safetensors file of the same model" if why.startswith("it is a GGUF") else _AGAIN
+    fixes = {"it is a GGUF file": "Use the safetensors file of the same model",
+             "it is a text file": "`terminus inspect` says what it is"}  # fmt: skip
+    fix = fixes.get(why, _AGAIN)
     return UserError(f"This is not a safetensors file: {why}", where=str(path), rule=_RULE, fix=fix)

@@ -170,7 +170,8 @@ def _texts(image: Image.Image, notes: list[str]) -> _Found:
 
 
 def _strings(info: Mapping[str | tuple[int, int], object]) -> dict[str, str]:
-    return {name: str(text) for name, text in info.items() if isinstance(name, str) and isinstance(text, str)}
+    texts = {name: str(text) for name, text in info.items() if isinstance(name, str) and isinstance(text, str)}
+    return {name: text for name, text in texts.items() if text.strip("\0 \t\r\n")}
 
 
 def _from_exif(image: Image.Image, notes: list[str]) -> dict[str, str]:
@@ -184,7 +185,7 @@ def _from_exif(image: Image.Image, notes: list[str]) -> dict[str, str]:
     texts: dict[str, str] = {}
     if isinstance(comment, str):  # Fooocus puts it beside the tag's proper place, as a plain string
         comment = comment.encode()
-    if isinstance(comment, bytes) and (text := _comment(comment)):
+    if isinstance(comment, bytes) and (text := _comment(comment).strip("\0 ")):  # cameras fill the field up
         texts[PARAMETERS] = text
     for tag in tags:  # ComfyUI names its texts within the value, and takes the tags as they come
         name, colon, text = tag.partition(":") if isinstance(tag, str) else ("", "", "")
