@@ -16,7 +16,8 @@ from torch import Tensor
 
 from terminus.diffusion.schedule import NoiseSchedule
 from terminus.errors import UserError
-from terminus.model.detect import LARGEST_SIDE_CAR, PROJECTION, Detection, detect
+from terminus.model.detect import PROJECTION, Detection, detect
+from terminus.model.limits import SIDE_CAR_BYTES
 from terminus.model.record import Schedule, load_record
 from terminus.model.weights import SHIPPED
 
@@ -268,7 +269,7 @@ def test_a_word_that_is_not_known_is_a_warning(tmp_path: Path):
     [
         "!!python/object/apply:os.system ['touch ran']",
         "a: &a [x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n" + "".join(f"k{i}: [*c, *c]\n" for i in range(9000)),
-        "#" * (LARGEST_SIDE_CAR + 1),
+        "#" * (SIDE_CAR_BYTES + 1),
         "{" * 60_000,
         "a: [",
         "\x00\x01",

@@ -116,7 +116,7 @@ def rewrite(path: Path, edit: Callable[[dict[str, Tensor]], dict[str, Tensor]]) 
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (lambda t: t | {CONV: t[CONV][:, :3].contiguous()}, r"conv_in.weight is \[16, 3, 3, 3\], the configuration"),
+        (lambda t: t | {CONV: t[CONV][:, :3].contiguous()}, "in_channels is 4, the weights have 3 input channels"),
         (lambda t: t | {CONV: torch.full_like(t[CONV], torch.nan)}, "conv_in.weight holds NaN or infinity"),
         (lambda t: t | {CONV: torch.full_like(t[CONV], torch.inf)}, "conv_in.weight holds NaN or infinity"),
         (lambda t: t | {CONV: t[CONV].to(torch.int8)}, "conv_in.weight is int8, which is a quantised"),
@@ -193,10 +193,11 @@ BROKEN_TOKENIZERS = {
         (lambda content: content | {"index": {"unet": ["evil", "UNet"]}}, "no class that a file names is imported"),
         (configured("unet", block_out_channels=[16, 32]), "have no name in diffusers|does not describe|do not fit"),
         (configured("unet", block_out_channels=[16, 32, 10**9]), "does not describe|do not fit"),
-        (configured("unet", layers_per_block=-1), "levels of"),
-        (configured("unet", layers_per_block="x" * 10**6), "levels of"),
+        (configured("unet", layers_per_block=-1), "layers_per_block is -1"),
+        (configured("unet", layers_per_block=[1, 1, 1]), "all levels have equally many layers"),
+        (configured("unet", layers_per_block="x" * 10**6), "layers_per_block is 'xxx"),
         (configured("vae", down_block_types=["os.system"]), "does not describe"),
-        (configured("text_encoder_2", num_hidden_layers=10**9), "has 1000000000 layers"),
+        (configured("text_encoder_2", num_hidden_layers=10**9), "num_hidden_layers is 1000000000"),
         (configured("text_encoder", num_hidden_layers="x"), "does not describe"),
         (configured("text_encoder", max_position_embeddings=8), "do not fit"),
     ],
@@ -280,7 +281,7 @@ def test_shards_that_are_not_there(random_nano: Path, tmp_path: Path, damage: st
     shards[0].unlink()
     if damage != "missing":
         shards[0].write_bytes(b"" if damage == "empty" else shards[1].read_bytes())
-    words = {"missing": "does not exist", "empty": "it is empty", "other": "keys are missing"}[damage]
+    words = {"missing": "does not exist", "empty": "it is empty", "other": "get the weights that are missing"}[damage]
     refused(model, words)
 
 
@@ -293,6 +294,9 @@ def test_shards_that_are_not_there(random_nano: Path, tmp_path: Path, damage: st
         ("tokenizer/merges.txt", "never seen\n", "tokenizer is not readable"),
         ("tokenizer/tokenizer_config.json", '{"model_max_length": "x"}', "This tokenizer pads with"),
         ("tokenizer/tokenizer_config.json", '{"pad_token": "nowhere"}', "This tokenizer pads with"),
+        ("tokenizer/tokenizer_config.json", '{"pad_token": {}}', "This tokenizer pads with {} to"),
+        ("tokenizer/tokenizer_config.json", '{"pad_token": {"content": 7}}', "This tokenizer pads with"),
+        ("tokenizer/tokenizer_config.json", '{"pad_token": [[]]}', "This tokenizer pads with"),
     ],
 )
 def test_tokenizers_that_are_broken(folder: Path, name: str, text: str, words: str):

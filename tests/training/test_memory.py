@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -346,3 +347,22 @@ def test_the_bound_is_the_bar_of_the_design(tmp_path: Path):
     assert at[0.4].images_per_second == pytest.approx(15.6, abs=0.05)
     assert at[0.5].images_per_second == pytest.approx(19.5, abs=0.05)
     assert at[0.4].kwh == pytest.approx(0.7 * settings.training.images / at[0.4].images_per_second / 3600)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "words"),
+    [
+        ("unet", {"layers_per_block": 10**6}, "layers_per_block is 1000000"),
+        ("unet", {"transformer_layers_per_block": 20}, "transformer_layers_per_block is 20, the weights have 1"),
+        ("text_encoder", {"num_hidden_layers": 100}, "num_hidden_layers is 100, the weights have 2 layers"),
+        ("vae", {"block_out_channels": 7}, "block_out_channels is 7"),
+    ],
+)
+def test_a_plan_builds_nothing_that_the_weights_are_not(
+    random_nano: Path, tmp_path: Path, name: str, values: dict[str, object], words: str
+):
+    model = shutil.copytree(random_nano, tmp_path / "model")
+    config = model / name / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | values))
+    with pytest.raises(UserError, match=words):
+        networks_of(recipe(tmp_path, f"model.start={model}"))

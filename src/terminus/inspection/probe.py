@@ -114,10 +114,11 @@ def seam(components: Components, timestep: int) -> tuple[Answer, Float[Tensor, "
         raise UserError(f"A UNet for {channels} channels and {side} pixels cannot be shown noise")
     with torch.no_grad():
         black, white = (
-            codec.encode(to_signal(torch.full((1, 3, side, side), level, dtype=torch.uint8)).to(device)).mean[0]
+            codec.encode(to_signal(torch.full((1, 3, side, side), level, dtype=torch.uint8)).to(device))
             for level in (0, 255)
         )
-        brightness = (white - black) * codec.scale / 2
+        half = [codec.latents(moments, torch.zeros_like(moments.mean))[0] / 2 for moments in (white, black)]
+        brightness = half[0] - half[1]
         text = components.text.encode([""])
     # Inpainting is asked to repaint everything: the mask is 1, and nothing is known.
     more = torch.zeros(1, channels - codec.channels, *brightness.shape[1:], device=device)

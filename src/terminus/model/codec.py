@@ -57,8 +57,16 @@ class Codec:
 
     @property
     def scale(self) -> float:
-        """Multiplies raw latents on their way to the UNet."""
-        return cast(float, self.vae.config["scaling_factor"])
+        """Multiplies raw latents on their way to the UNet, centred ones where it has a `centre`."""
+        return float(self.vae.config["scaling_factor"])
+
+    @property
+    def centre(self) -> tuple[Float[Tensor, "channels 1 1"], Float[Tensor, "channels 1 1"]] | None:
+        """Mean and standard deviation of each channel of raw latents, for the few codecs that record them."""
+        mean, std = self.vae.config["latents_mean"], self.vae.config["latents_std"]
+        if mean is None or std is None:
+            return None
+        return torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
 
     @property
     def id(self) -> str:
@@ -91,7 +99,11 @@ class Codec:
 
     def latents(self, moments: Moments, noise: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch c h w"]:
         """Scaled latents, one sample of the moments: what diffusion calls x0."""
-        return moments.sample(noise) * self.scale
+        raw = moments.sample(noise)
+        if self.centre is not None:
+            mean, std = (table.to(raw) for table in self.centre)
+            raw = (raw - mean) / std
+        return raw * self.scale
 
     def decode(self, latents: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch 3 height width"]:
         """Pixels in about [-1, 1], float32, not clamped."""
@@ -101,7 +113,11 @@ class Codec:
         def run(part: Tensor) -> Tensor:
             return decoder(part, return_dict=False)[0]
 
-        raw = self._placed(latents / self.scale)
+        raw = latents / self.scale
+        if self.centre is not None:
+            mean, std = (table.to(raw) for table in self.centre)
+            raw = raw * std + mean
+        raw = self._placed(raw)
         if raw.shape[-2] * raw.shape[-1] * factor**2 > tiling.whole:
             tile, overlap = tiling.side // factor, tiling.overlap // factor
             return in_tiles(run, _norms(self.vae.decoder), raw, tile, overlap, float(factor))

@@ -58,7 +58,7 @@ def load_components(model: str | Path, schedule: Schedule | None = None) -> Comp
     codec, text = load_codec(folder), load_towers(folder)
     vision = load_vision(folder / "vision") if (folder / "vision").is_dir() else None
     check_widths(unet, text, str(folder))
-    return Components(unet, codec, text, read_record(folder, schedule), vision)
+    return _sized(Components(unet, codec, text, read_record(folder, schedule), vision), str(folder))
 
 
 def load_single_file(path: Path, ema: bool = False, schedule: Schedule | None = None) -> Components:
@@ -67,7 +67,17 @@ def load_single_file(path: Path, ema: bool = False, schedule: Schedule | None = 
     unet, text = cast(UNet, networks["unet"]), towers_of(networks, parts)
     check_widths(unet, text, str(path))
     vision = cast("CLIPVisionModelWithProjection | None", networks.get("vision"))
-    return Components(unet, Codec(cast(AutoencoderKL, networks["vae"])), text, parts.record, vision)
+    codec = Codec(cast(AutoencoderKL, networks["vae"]))
+    return _sized(Components(unet, codec, text, parts.record, vision), str(path))
+
+
+def _sized(components: Components, where: str) -> Components:
+    """The same, of a size that can be drawn: what does not say how large it draws is drawn at its native size."""
+    try:
+        components.native_pixels  # noqa: B018 - for its error
+    except UserError as error:
+        raise UserError(str(error), where=where) from error
+    return components
 
 
 def save_components(components: Components, folder: Path, dtype: torch.dtype = torch.float16) -> None:
@@ -84,7 +94,8 @@ def save_components(components: Components, folder: Path, dtype: torch.dtype = t
 
 def check_widths(unet: UNet, text: TextTowers, where: str) -> None:
     """UserError unless the towers give what the UNet reads."""
-    projection, sizes = text.tower_2.config.projection_dim, 6 * unet.config["addition_time_embed_dim"]
+    projection = cast(int, text.tower_2.config.projection_dim)
+    sizes = 6 * cast(int, unet.config["addition_time_embed_dim"] or 0)
     for what, have, want in (
         ("a context", text.tower_1.config.hidden_size + text.tower_2.config.hidden_size, "cross_attention_dim"),
         ("pooled text and sizes", projection + sizes, "projection_class_embeddings_input_dim"),

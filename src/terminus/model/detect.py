@@ -18,6 +18,7 @@ from terminus.config.errors import Origin
 from terminus.config.source import parse, plain
 from terminus.errors import UserError
 from terminus.model.header import Header, read_header, read_numbers
+from terminus.model.limits import SIDE_CAR_BYTES
 from terminus.model.record import Prediction, Schedule, load_record, parse_schedule
 from terminus.model.weights import name_of, parse_json, read_json
 
@@ -25,8 +26,6 @@ log = logging.getLogger("terminus")
 
 SCHEDULER, OURS = "scheduler/scheduler_config.json", "metadata terminus"
 MARKERS, FILE_NAME, DEFAULT = "marker tensors", "file name", "default"
-LARGEST_SIDE_CAR = 64_000
-"""Bytes; those that exist have under 4,000."""
 _EDM = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 _ZERO, _LEAKY = 1e-6, 1e-3
 """The last alphas_cumprod: 0 to 1e-6 is noise to every tool (4.9e-8 is usual); plain SDXL ends at 4.7e-3."""
@@ -297,8 +296,8 @@ def _side_car(path: Path) -> Iterator[Evidence]:
         return
     source = "side-car .yaml"
     try:
-        if side_car.stat().st_size > LARGEST_SIDE_CAR:
-            yield Evidence(source, f"nothing: it has over {LARGEST_SIDE_CAR} bytes", warning=True)
+        if side_car.stat().st_size > SIDE_CAR_BYTES:
+            yield Evidence(source, f"nothing: it has over {SIDE_CAR_BYTES} bytes", warning=True)
             return
         text = side_car.read_text(encoding="utf-8")
         tree = plain(parse(text, lambda row, column: Origin(f"{side_car.name}:{row + 1}:{column + 1}", "", 0)))

@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from terminus.errors import UserError
+from terminus.model import counts
 from terminus.model.detect import detect
 from terminus.model.keys import modern_vae_name
 from terminus.model.record import Record, Schedule, load_record, parse_schedule, scheduler_config, write_json
@@ -39,7 +40,7 @@ from terminus.model.towers import (
     tower_keys,
 )
 from terminus.model.unet import UNet
-from terminus.model.weights import build_module, check_fit, make_module, name_of, read_json, read_tensors
+from terminus.model.weights import build_module, check_fit, make_module, name_of, read_config, read_json, read_tensors
 from terminus.model.writing import write_safetensors
 
 TOWERS: dict[str, tuple[type[nn.Module], type[PretrainedConfig]]] = {
@@ -93,11 +94,12 @@ def read_folder(folder: Path) -> Parts:
     names = [*NETWORKS, *(["vision"] if (folder / "vision").is_dir() else [])]
     record = read_record(folder)
     special = {name: folder / name / "special_tokens_map.json" for name in TOKENIZERS}
+    configs = {name: read_network_config(folder, name) for name in names}  # before gigabytes are read
     return Parts(
         where=str(folder),
         title=name_of(folder),
         tensors={name: _tensors(folder / name, name) for name in names},
-        configs={name: read_json(folder / name / "config.json") for name in names},
+        configs=configs,
         vocabularies={name: read_vocabulary(folder / name) for name in TOKENIZERS},
         record=record,
         index=portable_index(index),
@@ -105,6 +107,12 @@ def read_folder(folder: Path) -> Parts:
         special_tokens={name: read_json(path) for name, path in special.items() if path.is_file()},
         described=(folder / "terminus.json").is_file(),
     )
+
+
+def read_network_config(folder: Path, network: str) -> dict[str, Any]:
+    """The `config.json` of one network of a diffusers folder, checked against its weights."""
+    renamed = modern_vae_name if network == "vae" else str
+    return read_config(class_of(network), folder / network, stem(network), renamed)
 
 
 def read_record(folder: Path, schedule: Schedule | None = None) -> Record:
@@ -196,12 +204,18 @@ def make_network(name: str, config: Mapping[str, Any], tensors: Mapping[str, Ten
 
 
 def _check_network(name: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> None:
+    counts.check(class_of(name), config, {key: value.shape for key, value in tensors.items()}, where)
     with torch.device("meta"):
         if name in TOWERS:
             tower = make_tower(*TOWERS[name], config, None, where)
             check_fit(tower, tower_keys(tower, tensors), where)
         else:
             check_fit(make_module(MODULES[name], config, where), tensors, where)
+
+
+def class_of(network: str) -> str:
+    """The name of the class of diffusers or transformers that a network of a checkpoint is."""
+    return (TOWERS[network][0] if network in TOWERS else MODULES[network]).__name__
 
 
 def write_folder(parts: Parts, folder: Path, shard_size: str | None = None, dtype: torch.dtype | None = None) -> None:

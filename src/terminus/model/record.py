@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from terminus.errors import UserError
+from terminus.model.limits import PIXELS, TIMESTEPS, shown
 from terminus.model.weights import read_json
 
 Number = TypeVar("Number", int, float)
@@ -47,8 +48,17 @@ class Record:
         """Of the square picture that the model was trained on, in pixels.
 
         Where it was not recorded, that of a UNet with this `sample_size`, which may be nothing: then SDXL's.
+        UserError for one that no model is trained on.
         """
-        return self.native_pixels or factor * (latent if isinstance(latent, int) and latent > 0 else 128)
+        side = self.native_pixels or factor * (latent if isinstance(latent, int) and latent > 0 else 128)
+        if side > PIXELS:
+            raise UserError(
+                f"The model says that it was trained on pictures of {shown(side)} pixels (sample_size is "
+                f"{shown(latent)}, a latent stands for {factor} pixels)",
+                rule=f"Such a side is at most {PIXELS}",
+                fix="Correct sample_size in the UNet's config.json",
+            )
+        return side
 
 
 def load_record(folder: Path) -> Record:
@@ -68,7 +78,7 @@ def parse_record(stored: dict[str, Any], schedule: Schedule, where: str) -> Reco
             images_seen=int(stored.get("images_seen", 0)),
             parents=tuple(str(parent) for parent in stored.get("parents", [])),
             licence=None if stored.get("licence") is None else str(stored["licence"]),
-            native_pixels=_number(stored.get("native_pixels"), int),
+            native_pixels=_pixels(_number(stored.get("native_pixels"), int)),
         )
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"This record is not readable ({error})", where=where) from error
@@ -78,6 +88,12 @@ def _number(stored: object, kind: Callable[[Any], Number]) -> Number | None:
     if isinstance(stored, bool | str):
         raise ValueError(f"{stored!r} is not a number")
     return None if stored is None else kind(stored)
+
+
+def _pixels(side: int | None) -> int | None:
+    if side is not None and not 8 <= side <= PIXELS:
+        raise ValueError(f"native_pixels is {shown(side)}, and is from 8 to {PIXELS}")
+    return side
 
 
 def save_record(record: Record, folder: Path) -> None:
@@ -133,7 +149,7 @@ def parse_schedule(config: dict[str, Any], where: str) -> Schedule:
             timesteps=int(config.get("num_train_timesteps", 1000)),
             zero_terminal=config.get("rescale_betas_zero_snr", False) is True,
         )
-        if not (0 < schedule.beta_start <= schedule.beta_end < 1 and 2 <= schedule.timesteps <= 100_000):
+        if not (0 < schedule.beta_start <= schedule.beta_end < 1 and 2 <= schedule.timesteps <= TIMESTEPS):
             raise ValueError(f"{schedule.timesteps} betas from {schedule.beta_start} to {schedule.beta_end}")
         return schedule
     except (TypeError, ValueError, OverflowError) as error:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from terminus.errors import UserError
-from terminus.model import foreign, kinds, modelspec
+from terminus.model import counts, foreign, kinds, limits, modelspec
 from terminus.model.codec import Codec
 from terminus.model.detect import detect
 from terminus.model.header import Header, read_header
@@ -30,6 +30,7 @@ from terminus.model.parts import (
     TOKENIZERS,
     Parts,
     check_index,
+    class_of,
     make_network,
     new_index,
     parse_object,
@@ -58,7 +59,8 @@ _BUFFERS = (
 def write_single_file(parts: Parts, path: Path, dtype: torch.dtype | None = None) -> None:
     """Writes one file in `dtype`, or as it is (see `model.writing` for what is promised of its bytes)."""
     tensors: dict[str, Tensor] = {}
-    for name, layout in _layouts(parts.configs, parts.where).items():
+    _check_configs(parts.configs, parts.where)
+    for name, layout in _layouts(parts.configs).items():
         own = parts.tensors[name]
         if layout.fused and dtype is not None:  # what becomes one matrix may have had several precisions
             own = {key: in_precision(layout.prefix + key, value, dtype) for key, value in own.items()}
@@ -80,11 +82,15 @@ def read_single_file(
     kinds.refuse_scaled(header)
     schedule = schedule or detect(path).schedule
     parts = _ours(header, schedule) if OURS in header.metadata else _foreign(header, schedule)
-    layouts = _layouts(parts.configs, parts.where)
+    layouts = _layouts(parts.configs)
     wanted = set(parts.configs if networks is None else networks)
     sources = {name: _names(header, layout, ema and name == "unet") for name, layout in layouts.items()}
     _tell_of_the_rest(header, sources.values())
     tensors: dict[str, Mapping[str, Tensor]] = {}
+    for name in wanted & parts.configs.keys():  # before gigabytes are read
+        counts.check(
+            class_of(name), parts.configs[name], _shapes(header, layouts, sources, name), f"{parts.where} ({name})"
+        )
     for name, layout in layouts.items():
         if name in wanted:
             stored = read_safetensors(path, sources[name])
@@ -95,6 +101,31 @@ def read_single_file(
         tensors["vision"] = {name.removeprefix(VISION_PREFIX): value for name, value in stored.items()}
     configs = {name: config for name, config in parts.configs.items() if name in wanted}
     return replace(parts, tensors=tensors, configs=configs)
+
+
+def read_configs(header: Header) -> Mapping[str, Mapping[str, Any]]:
+    """The `config.json` of each network of a file, checked against its tensors, none of which is read."""
+    parts = _ours(header, Schedule()) if OURS in header.metadata else _foreign(header, Schedule())
+    layouts = _layouts(parts.configs)
+    sources = {name: _names(header, layout, False) for name, layout in layouts.items()}
+    for name, config in parts.configs.items():
+        counts.check(class_of(name), config, _shapes(header, layouts, sources, name), f"{parts.where} ({name})")
+    return parts.configs
+
+
+def _shapes(
+    header: Header, layouts: Mapping[str, KeyMap], sources: Mapping[str, Mapping[str, str]], network: str
+) -> dict[str, tuple[int, ...]]:
+    """Of one network's tensors under diffusers' names, from the header."""
+    if network not in layouts:
+        return {name.removeprefix(VISION_PREFIX): info.shape for name, info in header.tensors.items()
+                if name.startswith(VISION_PREFIX)}  # fmt: skip
+    try:
+        stored = {ldm: torch.empty(header.tensors[name].shape, device="meta") for name, ldm in sources[network].items()}
+    except RuntimeError as error:
+        raise UserError(f"The shapes of the {network} are impossible", where=str(header.path)) from error
+    found = layouts[network].from_ldm(stored, str(header.path))
+    return {name: tuple(tensor.shape) for name, tensor in found.items()}
 
 
 def read_networks(
@@ -127,25 +158,34 @@ def towers_of(networks: Mapping[str, nn.Module], parts: Parts) -> TextTowers:
     return towers
 
 
-def _layouts(configs: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, KeyMap]:
-    """The key map of each network, from its configuration."""
-    unet, vae = (_levels(configs[name], name, where) for name in ("unet", "vae"))
+def _layouts(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, KeyMap]:
+    """The key map of each network, from its configuration, which is within the limits."""
     layers = configs["text_encoder_2"].get("num_hidden_layers", 12)
-    if not isinstance(layers, int) or not 0 < layers < 1000:
-        raise UserError(f"The second text tower has {layers!r} layers", where=where)
     return {
-        "unet": unet_map(*unet),
-        "vae": vae_map(*vae),
+        "unet": unet_map(*_levels(configs["unet"])),
+        "vae": vae_map(*_levels(configs["vae"])),
         "text_encoder": clip_map(),
         "text_encoder_2": open_clip_map(layers),
     }
 
 
-def _levels(config: Mapping[str, Any], name: str, where: str) -> tuple[int, int]:
-    channels, layers = config.get("block_out_channels"), config.get("layers_per_block", 2)
-    if not isinstance(channels, list | tuple) or not isinstance(layers, int) or not 0 < layers < 100:
-        raise UserError(f"The {name} has levels of {channels!r:.80} with {layers!r:.80} layers each", where=where)
-    return len(cast(list[object], channels)), layers
+def _levels(config: Mapping[str, Any]) -> tuple[int, int]:
+    return len(config["block_out_channels"]), config.get("layers_per_block", 2)
+
+
+def _check_configs(configs: Mapping[str, Mapping[str, Any]], where: str) -> None:
+    """UserError for what is beyond the limits, or what single files have no names for."""
+    for name, config in configs.items():
+        limits.check(config, class_of(name), f"{where} ({name})")
+        if name in ("unet", "vae") and not isinstance(config.get("block_out_channels"), list | tuple):
+            raise UserError("block_out_channels is no list", where=f"{where} ({name})", rule="It has one entry a level")
+        if name in ("unet", "vae") and not isinstance(config.get("layers_per_block", 2), int):
+            raise UserError(
+                f"layers_per_block is {limits.shown(config['layers_per_block'])}",
+                where=f"{where} ({name})",
+                rule="In single files all levels have equally many layers",
+                fix="Keep this model as a folder",
+            )
 
 
 def _names(header: Header, layout: KeyMap, ema: bool) -> dict[str, str]:
@@ -203,6 +243,8 @@ def _ours(header: Header, schedule: Schedule) -> Parts:
     configs = parse_object(stored.get("configs"), "configs", where)
     if not set(NETWORKS) <= configs.keys() <= {*NETWORKS, "vision"}:
         raise UserError(f"It has configurations of {', '.join(sorted(configs))[:200]}", where=where)
+    checked = {name: parse_object(config, name, where) for name, config in configs.items()}
+    _check_configs(checked, where)
     described = stored.get("record") is not None
     record = Record(schedule=schedule)
     if described:
@@ -216,7 +258,7 @@ def _ours(header: Header, schedule: Schedule) -> Parts:
         where=str(header.path),
         title=header.metadata.get("modelspec.title") or header.path.stem,
         tensors={},
-        configs={name: parse_object(config, name, where) for name, config in configs.items()},
+        configs=checked,
         vocabularies={name: _vocabulary(entry, where) for name, entry in kept.items()},
         record=record,
         index=index,

@@ -26,13 +26,22 @@ from transformers import (
 )
 
 from terminus.errors import UserError
+from terminus.model import limits
 from terminus.model.record import write_json
 from terminus.model.text import TextTowers
-from terminus.model.weights import BROKEN, fill, misconfigured, read_json, read_tensors
+from terminus.model.weights import BROKEN, assign, misconfigured, read_config, read_json, read_tensors
 from terminus.model.writing import write_safetensors
 
 _PREFIX = "text_model."
 _STEM = "model"
+_SETTINGS = (
+    "vocab_size", "hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers", "num_attention_heads",
+    "max_position_embeddings", "num_channels", "image_size", "patch_size", "hidden_act", "layer_norm_eps",
+    "attention_dropout", "initializer_range", "initializer_factor", "pad_token_id", "bos_token_id", "eos_token_id",
+)  # fmt: skip
+"""All that a tower is built from. transformers takes more from a file than describes one: `num_labels: 1000000000`
+fills the memory with names, `return_dict: false` changes what a call answers, and an "attention implementation" may
+name a repository on the hub, whose code would be fetched and run."""
 Tower = TypeVar("Tower", bound=nn.Module)
 
 
@@ -58,7 +67,7 @@ def check_tokenizers(towers: TextTowers, where: str) -> None:
         length, positions = tokenizer.model_max_length, tower.config.max_position_embeddings
         if length > positions or len(tokenizer) > tower.config.vocab_size:
             raise UserError(
-                f"A tokenizer gives {length} tokens out of {len(tokenizer)}, "
+                f"A tokenizer gives {limits.shown(length)} tokens out of {len(tokenizer)}, "
                 f"its text tower reads {positions} out of {tower.config.vocab_size}",
                 where=where,
                 rule="model_max_length and the vocabulary of a tokenizer must fit its text encoder",
@@ -94,10 +103,13 @@ class Vocabulary:
 
     def tokenizer(self) -> CLIPTokenizer:
         """Ready to use."""
-        length = cast(object, self.settings.get("model_max_length", 77))
-        pad = _text(self.settings.get("pad_token", "<|endoftext|>"))
+        length, token = self.settings.get("model_max_length", 77), self.settings.get("pad_token", "<|endoftext|>")
+        pad = _text(token)
         if not isinstance(length, int | float) or length < 3 or pad not in self.ids:
-            raise UserError(f"This tokenizer pads with {pad[:80]!r} to {str(length)[:80]} tokens")
+            raise UserError(
+                f"This tokenizer pads with {limits.shown(token)} to {limits.shown(length)} tokens",
+                rule="pad_token is an entry of its vocabulary, model_max_length a number of at least 3",
+            )
         return build_tokenizer(self.ids, list(self.merges), int(length), pad)
 
 
@@ -112,6 +124,9 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
     try:
         if vocabulary.is_file() and merges.is_file():
+            size = merges.stat().st_size
+            if size > limits.MERGES_BYTES:
+                raise ValueError(f"merges.txt has {size} bytes, more than any tokenizer needs")
             lines = merges.read_text(encoding="utf-8").splitlines()
             pairs = [line for line in lines if line and not line.startswith("#version")]
             return make_vocabulary(settings, read_json(vocabulary), pairs)
@@ -125,6 +140,9 @@ def make_vocabulary(settings: dict[str, Any], ids: object, merges: object) -> Vo
     """A vocabulary from JSON, in which a merge is a pair or (in older files) one text; ValueError if it is broken."""
     if not isinstance(ids, dict) or not isinstance(merges, list):
         raise ValueError("a vocabulary is an object, its merges are a list")
+    most = max(len(cast("list[object]", merges)), len(cast("dict[object, object]", ids)))
+    if most > limits.VOCABULARY:
+        raise ValueError(f"it has {most} entries, and at most {limits.VOCABULARY} are read")
     known = {str(entry): number for entry, number in cast(dict[object, object], ids).items() if isinstance(number, int)}
     pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in cast(list[object], merges)]
     for pair in pairs:
@@ -167,11 +185,12 @@ def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
 
 def _text(token: object) -> str:
     """Old tokenizer configurations store a token as an object with its content."""
-    return str(cast(dict[str, Any], token)["content"]) if isinstance(token, dict) else str(token)
+    content = cast(dict[str, object], token).get("content") if isinstance(token, dict) else token
+    return content if isinstance(content, str) else ""
 
 
 def _load(cls: type[Tower], config_class: type[PretrainedConfig], folder: Path) -> Tower:
-    config = read_json(folder / "config.json")
+    config = read_config(cls.__name__, folder, _STEM)
     return make_tower(cls, config_class, config, read_tensors(folder, _STEM), str(folder))
 
 
@@ -182,15 +201,16 @@ def make_tower(
     stored: Mapping[str, Tensor] | None,
     where: str,
 ) -> Tower:
-    """A tower of this configuration with these weights (with random ones for None), in evaluation mode."""
-    # An "attention implementation" may name a repository on the hub, whose code transformers would fetch and run.
-    settings = {key: value for key, value in config.items() if not key.endswith("_implementation")}
+    """A tower of this configuration with these weights, float32 and in evaluation mode; for None on the meta device."""
+    limits.check(config, cls.__name__, where)
+    settings = {key: value for key, value in config.items() if key in _SETTINGS}
     try:
-        tower = cls(config_class.from_dict(settings))
+        with torch.device("meta"):
+            tower = cls(config_class.from_dict(settings))
     except (StrictDataclassError, *BROKEN) as error:
         raise misconfigured(cls.__name__, error, where) from error
     if stored is not None:
-        fill(tower, tower_keys(tower, stored), where)
+        assign(tower, tower_keys(tower, stored), where)
     return tower.eval().requires_grad_(False)
 
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from terminus.errors import UserError
-from terminus.model import hub
+from terminus.model import counts, hub, limits
 from terminus.model.header import read_header
 from terminus.model.naming import ASSETS as ASSETS
 from terminus.model.naming import RULE, find_local, parse_hub_id
@@ -28,7 +28,6 @@ from terminus.model.writing import write_safetensors
 
 BROKEN = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError)
 """What the classes of diffusers and transformers raise on configurations that make no sense."""
-_LARGEST_JSON = 32 * 2**20
 _CODE = ("auto_map", "custom_pipeline", "trust_remote_code")
 """Settings by which other loaders fetch and run Python that a model brings."""
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
@@ -77,7 +76,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if not path.is_file():
             raise UserError("This file is missing", where=str(path), rule="A diffusers model folder must have it")
-        if path.stat().st_size > _LARGEST_JSON:
+        if path.stat().st_size > limits.JSON_BYTES:
             raise ValueError(f"{path.stat().st_size} bytes, more than any model needs")
         return parse_json(path.read_text(encoding="utf-8"), str(path))
     except (ValueError, OSError) as error:
@@ -133,6 +132,21 @@ def read_tensors(folder: Path, stem: str) -> dict[str, Tensor]:
     return tensors
 
 
+def read_config(network: str, folder: Path, stem: str, renamed: Callable[[str], str] = str) -> dict[str, Any]:
+    """The `config.json` of a class of diffusers or transformers, within the limits, and that of the weights beside it.
+
+    `renamed` gives the present name of each key. Without weights only the limits are checked.
+    """
+    config, where = read_json(folder / "config.json"), str(folder / "config.json")
+    limits.check(config, network, where)
+    files = weight_files(folder, stem)
+    if files:
+        stored = (read_header(file).tensors for file in files)
+        shapes = {renamed(name): info.shape for tensors in stored for name, info in tensors.items()}
+        counts.check(network, config, shapes, where)
+    return config
+
+
 def weight_files(folder: Path, stem: str) -> list[Path]:
     """The file, or the shards, that hold one component; none if there is none."""
     try:
@@ -169,10 +183,21 @@ def read_safetensors(path: Path, names: Collection[str] | None = None) -> dict[s
         raise UserError(f"This is not a readable safetensors file ({error})", where=str(path)) from error
 
 
-def fill(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Copies tensors into a module of exactly these keys and shapes; numbers must be finite."""
+def assign(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Gives a module on the meta device its weights, of exactly its keys and shapes, as float32.
+
+    Random numbers for weights that are replaced at once would cost half a minute at the size of SDXL, and memory for
+    whatever a configuration claims.
+    """
     check_fit(module, tensors, where)
-    module.load_state_dict(dict(tensors))
+    precise = {name: value.to(torch.float32, copy=True) for name, value in tensors.items()}
+    module.load_state_dict(precise, assign=True)
+    for name, table in list(module.named_buffers()):
+        if name.endswith("position_ids"):  # CLIP's only table, which it counts itself
+            owner = module.get_submodule(name.rpartition(".")[0])
+            owner.register_buffer("position_ids", torch.arange(table.shape[-1]).expand((1, -1)), persistent=False)
+    if any(table.is_meta for table in module.buffers()):
+        raise AssertionError(f"{type(module).__name__} has tables that its weights do not hold")
 
 
 def check_fit(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
@@ -217,7 +242,7 @@ def load_module(
 
     `ignored` are keys that are no weights, `renamed` gives the present name of each key.
     """
-    config = read_json(folder / "config.json")
+    config = read_config(cls.__name__, folder, stem, renamed)
     with torch.device("meta"):  # for its own error, before gigabytes are read
         make_module(cls, config, str(folder / "config.json"))
     tensors = {renamed(key): value for key, value in read_tensors(folder, stem).items() if key not in ignored}
@@ -226,19 +251,15 @@ def load_module(
 
 def build_module(cls: type[Module], config: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> Module:
     """A diffusers network of this configuration with these weights, float32."""
-    # Random numbers for weights that are replaced at once cost half a minute at the size of SDXL.
     with torch.device("meta"):
         module = make_module(cls, config, where)
-    check_fit(module, tensors, where)
-    if {name for name, _ in module.named_buffers()} - module.state_dict().keys():
-        raise AssertionError(f"{cls.__name__} has tables that its weights do not hold")
-    precise = {name: value.to(torch.float32, copy=True) for name, value in tensors.items()}
-    module.load_state_dict(precise, assign=True)
+    assign(module, tensors, where)
     return module
 
 
 def make_module(cls: type[Module], config: Mapping[str, Any], where: str) -> Module:
     """A diffusers network of this configuration, its weights random."""
+    limits.check(config, cls.__name__, where)
     settings = {key: value for key, value in config.items() if not key.startswith("_")}
     try:
         return cast(Module, cast(Any, cls).from_config(settings))

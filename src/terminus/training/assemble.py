@@ -124,7 +124,8 @@ def _codec(recipe: Recipe, objective: Autoencoding, view: View, device: torch.de
         batch = held_out.read(0, range(min(256, held_out.sizes[0])), range(256), 0)
         with torch.no_grad():
             latents = codec.encode(to_signal(batch.values)).mean
-        codec.vae.register_to_config(scaling_factor=round(1.0 / latents.std().item(), 5))
+        scale = round(1.0 / latents.std().item(), 5)
+        codec.vae.register_to_config(scaling_factor=scale, latents_mean=None, latents_std=None)
         save_module(codec.vae, folder / "vae", torch.float16)
 
     return Parts(step, train, held_out, "images", export)

@@ -8,20 +8,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 
 from terminus.errors import UserError
 from terminus.model.adapter_keys import Part
 from terminus.model.architecture import ARCHITECTURES, SDXL
-from terminus.model.foreign import infer_configs, sdxl_configs
+from terminus.model.foreign import sdxl_configs
 from terminus.model.header import Header, TensorInfo, read_header
-from terminus.model.parts import TOWERS
-from terminus.model.single_file import OURS
+from terminus.model.parts import TOWERS, read_network_config
+from terminus.model.single_file import read_configs
 from terminus.model.towers import make_tower
 from terminus.model.unet import build_unet
-from terminus.model.weights import SHIPPED, at_home, parse_json, read_json
+from terminus.model.weights import SHIPPED, at_home
 from terminus.training.adapting import AdapterConfig, inject
 from terminus.training.counting import config_of
 from terminus.training.objectives import Diffusion
@@ -118,16 +118,15 @@ def _networks(start: str | None, architecture: str, codec: str | None, text: str
         return _made(config, SDXL.positions, SDXL.codec.factor, _SDXLS, SDXL_CODEC, trained, True)
     if folder.is_file():
         return _of_file(folder, trained)
-    config = json.dumps(read_json(folder / "unet" / "config.json"), sort_keys=True)
-    tokens = int(read_json(folder / "text_encoder" / "config.json").get("max_position_embeddings", SDXL.positions))
-    factor = 2 ** (len(read_json(folder / "vae" / "config.json")["block_out_channels"]) - 1)
+    config = json.dumps(read_network_config(folder, "unet"), sort_keys=True)
+    tokens = int(read_network_config(folder, "text_encoder").get("max_position_embeddings", SDXL.positions))
+    factor = 2 ** (len(read_network_config(folder, "vae").get("block_out_channels", SDXL.codec.channels)) - 1)
     return _made(config, tokens, factor, _towers(folder), _parameters(folder, ("vae", "vision")), trained, False)
 
 
 def _of_file(path: Path, trained: bool) -> Networks:
     header = read_header(path)
-    ours = header.metadata.get(OURS)
-    configs: dict[str, Any] = parse_json(ours, str(path))["configs"] if ours else infer_configs(header)
+    configs = read_configs(header)
     first, second = (json.dumps(configs[name], sort_keys=True) for name in _TEXT)
     towers = _towers_of_file(header, (first, second))
     unet = sum(info.count for name, info in header.tensors.items() if name.startswith(_UNET_OF_FILE))
@@ -150,7 +149,7 @@ def _towers(folder: Path) -> _Towers:
     if folder.is_file():
         return _towers_of_file(read_header(folder), None)
     headers = [read_header(file) for file in _files(folder, _TEXT)]
-    first, second = (json.dumps(read_json(folder / name / "config.json"), sort_keys=True) for name in _TEXT)
+    first, second = (json.dumps(read_network_config(folder, name), sort_keys=True) for name in _TEXT)
     return _Towers(sum(map(_count, headers)), sum(_in_blocks(header.tensors) for header in headers), (first, second))
 
 
