@@ -7,16 +7,12 @@ caption means is unknown.
 
 from __future__ import annotations
 
-import errno
-import os
-import stat
 import struct
 import warnings
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import simplejpeg
@@ -45,6 +41,10 @@ _BROKEN = (
     OverflowError,
 )
 """What Pillow's parsers raise on malformed data."""
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_AROUND = 12
+"""Bytes of a PNG's chunk around its content: length, name, checksum."""
 
 _ORIENTATION = 0x0112
 """The EXIF tag."""
@@ -91,32 +91,6 @@ class Decoded:
         return ((mixed + (mixed >> 8)) >> 8).astype(np.uint8)  # exactly round(mixed / 255)
 
 
-def read(path: Path, root: Path, limit: int) -> bytes | Dropped:
-    """The bytes of a regular file of at most `limit` bytes inside `root`; never blocks, opens no device."""
-    try:
-        resolved = path.resolve(strict=True)
-        if not resolved.is_relative_to(root.resolve()):
-            return Dropped("link out of the folder", str(resolved))
-        # Looked at before opening, because opening a device can act; non-blocking, should it change then.
-        if not stat.S_ISREG(resolved.stat().st_mode):
-            return Dropped("not a regular file")
-        handle = os.open(resolved, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(handle, "rb") as file:
-            status = os.fstat(handle)
-            if not stat.S_ISREG(status.st_mode):
-                return Dropped("not a regular file")
-            data = file.read(limit + 1)
-    except RuntimeError:  # what pathlib makes of a loop before Python 3.13
-        return Dropped("symbolic link in a loop")
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            return Dropped("symbolic link in a loop")
-        return Dropped("cannot be read", error.strerror or type(error).__name__)
-    if len(data) > limit:
-        return Dropped("file too large", f"more than {limit} bytes")
-    return data
-
-
 def decode(data: bytes, limits: Limits) -> Decoded | Dropped:
     """Upright sRGB pixels; EXIF orientation, colour profile, CMYK, 16 bits and palettes are handled here."""
     if len(data) > limits.file_bytes:
@@ -128,7 +102,7 @@ def decode(data: bytes, limits: Limits) -> Decoded | Dropped:
             return Dropped("too many pixels", f"{width}x{height}, the limit is {limits.pixels}")
         if getattr(image, "is_animated", False) and image.format != "MPO":
             return Dropped("animated", f"{getattr(image, 'n_frames', 2)} frames")
-        return _pixels(image, data)
+        return _damaged_png(data) or _pixels(image, data)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         return Dropped("too many pixels", f"more than {HARD_PIXEL_LIMIT}")
     except UnidentifiedImageError:
@@ -150,6 +124,24 @@ def of_image(image: Image.Image) -> Decoded | Dropped:
 
 def _broken(error: BaseException) -> Dropped:
     return Dropped("truncated" if "truncated" in str(error) else "damaged", _printable(error))
+
+
+def _damaged_png(data: bytes) -> Dropped | None:
+    """The first chunk whose CRC-32 is not that of its bytes: of pixels Pillow does not compare it. It covers the
+    Adler-32 within them, which another inflation would cost to compare."""
+    at, view = len(_PNG), memoryview(data)
+    while data.startswith(_PNG) and at + _AROUND <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + _AROUND + length
+        name = kind.decode("ascii", "replace")
+        if end > len(data):
+            return Dropped("truncated", f"within chunk {name}" if name.isalpha() else "within a chunk")
+        if zlib.crc32(view[at + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
+            return Dropped("damaged", f"checksum of chunk {name}" if name.isalpha() else "checksum of a chunk")
+        if kind == b"IEND":
+            break
+        at = end
+    return None  # what ends between two chunks is for Pillow to judge
 
 
 def _pixels(image: Image.Image, data: bytes) -> Decoded:

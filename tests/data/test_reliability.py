@@ -29,6 +29,7 @@ from terminus.config.load import load
 from terminus.data.addresses import is_global
 from terminus.data.download import Policy, Request, fetch_many
 from terminus.data.examine import Refused, Subject, examine
+from terminus.data.files import read
 from terminus.data.filters import Filters
 from terminus.data.geometry import Transform
 from terminus.data.prepare import prepare
@@ -40,7 +41,7 @@ from terminus.data.sources.huggingface import HuggingfaceSource
 from terminus.data.sources.laion import LaionSource
 from terminus.data.sources.webdataset import WebdatasetSource
 from terminus.data.store import Store
-from terminus.decode import Decoded, Limits, decode, read
+from terminus.decode import Decoded, Limits, decode
 from terminus.errors import UserError
 from terminus.model.towers import load_tokenizer
 from terminus.pictures import Dropped

@@ -194,8 +194,10 @@ class Row:
 
 
 def one_line(text: str) -> str:
-    """Without line breaks, repeated spaces and control characters."""
-    return " ".join(_CONTROL.sub("", text).split())
+    """Without line breaks, repeated spaces and control characters; "" where nothing is left that can be seen, as of
+    zero-width spaces alone. (Within a text these may join what belongs together, as in emoji and in Persian.)"""
+    line = " ".join(_CONTROL.sub("", text).split())
+    return line if any(letter.isprintable() and letter != " " for letter in line) else ""
 
 
 def said(row: Row) -> Said:

@@ -2,7 +2,8 @@
 
 `cat.jpg` is captioned by `cat.txt` (the text) or `cat.json` ({"caption": "..."} or {"captions": [...]},
 optionally "licence"); with both, the captions of both count. So do those of the rows that name it in a
-`metadata.csv`, `.jsonl` or `.parquet` (`metadata`) of its folder or of one above.
+`metadata.csv`, `.jsonl` or `.parquet` (`metadata`) of its folder or of one above. Whatever is read lies inside the
+folder, also where a name is a link.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ from __future__ import annotations
 import errno
 import json
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from terminus.config.base import Config
+from terminus.data import files
 from terminus.data.record import Candidate, Caption
+from terminus.data.sources.columns import BadRow, Row
 from terminus.data.sources.metadata import Metadata
 from terminus.data.sources.printable import printable
 from terminus.errors import UserError
@@ -53,39 +55,48 @@ class FolderSource(Config):
             yield one if isinstance(one, Candidate) else self._candidate(root, *one)
 
     def _listed(self, root: Path) -> Iterator[Candidate | tuple[Path, tuple[Caption, ...], str | None]]:
-        """Files, with what metadata says of them, and the rows of metadata that are of no use."""
+        """Files, with what metadata says of them; folders that cannot be read, and rows of metadata of no use."""
         from terminus.data.known import room_for_scratch
 
         with room_for_scratch(), closing((metadata := Metadata(self.name, root)).database):
             for path in _files(root):
-                if path.name in METADATA and not path.is_dir():
+                if isinstance(path, OSError):
+                    yield self._unread(root, path)
+                elif path.name in METADATA and not os.path.isdir(path):
                     yield from metadata.read(path)
                 else:
                     yield path, *metadata.take(path)
             yield from metadata.unmatched()
 
     def _root(self) -> Path:
-        if not self.path.is_dir():
+        try:
+            with os.scandir(self.path):
+                return self.path.absolute()
+        except (OSError, ValueError) as error:
             raise UserError(
-                "this is not a folder" if self.path.exists() else "there is no such folder",
-                where=f"data.sources ({self.name}): {self.path}",
+                _said_of_root(error),
+                where=f"data.sources ({self.name}): {printable(str(self.path))}",
                 rule="A folder source reads the images under `path`",
-                fix="Correct the path; it is relative to where the command runs.",
-            )
-        return self.path.absolute()
+                fix="Correct the path, which is relative to where the command runs, or the rights to read it.",
+            ) from None
+
+    def _unread(self, root: Path, error: OSError) -> Candidate:
+        below = os.path.relpath(os.fsdecode(error.filename), root)
+        problem = Dropped("folder cannot be read", error.strerror or type(error).__name__)
+        return Candidate(self.name, f"{printable(below)}/", problem=problem)
 
     def _candidate(self, root: Path, path: Path, described: tuple[Caption, ...], said: str | None) -> Candidate:
         identity = printable(str(path.relative_to(root)))
-        if path.is_symlink() and path.is_dir():
+        if os.path.islink(path) and os.path.isdir(path):
             return Candidate(self.name, identity, problem=Dropped("link to a folder"))
         if path.suffix.lower() not in IMAGE_SUFFIXES:
             ending = f"the name ends in {printable(path.suffix)!r}" if path.suffix else "the name has no ending"
             dropped = Dropped("not a JPEG, PNG or WebP image", ending)
             return Candidate(self.name, identity, problem=dropped)
         try:
-            captions, licence, stamps = _sidecars(path)
+            captions, licence, stamps = _sidecars(path, root)
         except _BadSidecar as error:
-            return Candidate(self.name, identity, problem=Dropped("caption cannot be read", str(error)))
+            return Candidate(self.name, identity, problem=Dropped("caption cannot be read", printable(str(error))))
         return Candidate(
             self.name,
             identity,
@@ -101,9 +112,21 @@ class _BadSidecar(ValueError):
     """The sidecar exists and is of no use."""
 
 
-def _files(root: Path) -> Iterator[Path]:
-    """All but sidecars, sorted by folder and name, metadata first. Links to folders are not followed, but named."""
-    for folder, folders, names in os.walk(root):
+def _said_of_root(error: OSError | ValueError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "there is no such folder"
+    if isinstance(error, NotADirectoryError):
+        return "this is not a folder"
+    reason = error.strerror if isinstance(error, OSError) else None
+    return f"this folder cannot be read ({reason or error})"
+
+
+def _files(root: Path) -> Iterator[Path | OSError]:
+    """All but sidecars, sorted by folder and name, metadata first. Links to folders are not followed, but named; of a
+    folder that cannot be read there is its error."""
+    unread: list[OSError] = []
+    for folder, folders, names in os.walk(root, onerror=unread.append):
+        yield from _taken(unread)
         folders.sort()
         for linked in [name for name in folders if os.path.islink(os.path.join(folder, name))]:
             folders.remove(linked)
@@ -112,6 +135,13 @@ def _files(root: Path) -> Iterator[Path]:
         for name in sorted(names, key=lambda name: (name not in METADATA, name)):
             if not _is_sidecar(name, present):
                 yield Path(folder, name)
+    yield from _taken(unread)
+
+
+def _taken(some: list[OSError]) -> list[OSError]:
+    taken = some[:]
+    some.clear()
+    return taken
 
 
 def _is_sidecar(name: str, present: set[str]) -> bool:
@@ -121,58 +151,65 @@ def _is_sidecar(name: str, present: set[str]) -> bool:
     return any(stem + ending in present for end in IMAGE_SUFFIXES for ending in (end, end.upper()))
 
 
-def _sidecars(path: Path) -> tuple[tuple[Caption, ...], str | None, list[str]]:
+def _sidecars(path: Path, root: Path) -> tuple[tuple[Caption, ...], str | None, list[str]]:
     captions: list[Caption] = []
     licence: str | None = None
     stamps: list[str] = []
     for suffix in SIDECAR_SUFFIXES:
         sidecar = path.with_suffix(suffix)
-        text = _text(sidecar)
+        text = _text(sidecar, root)
         if text is None:
             continue
         stamps.append(_stamp(sidecar))
-        if suffix == ".txt":
-            texts = [text]
-        else:
-            texts, licence = _from_json(text, sidecar.name)
-        captions += [Caption(" ".join(text.split()), "sidecar") for text in texts if text.strip()]
+        content: dict[str, object] = {"caption": text} if suffix == ".txt" else _object(text, sidecar.name)
+        try:
+            texts, said = _described(content, sidecar.name)
+        except BadRow as error:
+            raise _BadSidecar(f"{sidecar.name}: {error.dropped.detail}") from None
+        captions += [Caption(one, "sidecar") for one in texts]
+        licence = said or licence
     return tuple(captions), licence, stamps
 
 
-def _text(path: Path) -> str | None:
+def _text(path: Path, root: Path) -> str | None:
     """None where there is no such file."""
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise _BadSidecar(f"{path.name} is not a regular file")
-        if status.st_size > MAX_SIDECAR_BYTES:
-            raise _BadSidecar(f"{path.name} is larger than {MAX_SIDECAR_BYTES} bytes")
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        return None
-    except UnicodeDecodeError:
-        raise _BadSidecar(f"{path.name} is not UTF-8") from None
+        os.lstat(path)
     except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:  # the image's name is as long as names may be, and .json is longer
+        # The image's name may be as long as names may be, and .json is longer than its ending.
+        if error.errno in (errno.ENOENT, errno.ENAMETOOLONG):
             return None
         raise _BadSidecar(f"{path.name}: {error.strerror}") from None
+    data = files.read(path, root, MAX_SIDECAR_BYTES)
+    if isinstance(data, Dropped):
+        raise _BadSidecar(f"{path.name}: {data.reason}" + (f" ({data.detail})" if data.detail else ""))
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise _BadSidecar(f"{path.name} is not UTF-8") from None
 
 
-def _from_json(text: str, name: str) -> tuple[list[str], str | None]:
+def _object(text: str, name: str) -> dict[str, object]:
     try:
         content: object = json.loads(text)
     except (ValueError, RecursionError):
         raise _BadSidecar(f"{name} is not JSON") from None
     if not isinstance(content, dict):
         raise _BadSidecar(f"{name} is not an object with `caption` or `captions`")
+    return cast("dict[str, object]", content)
+
+
+def _described(content: dict[str, object], name: str) -> tuple[list[str], str | None]:
+    """Captions and licence; `BadRow` where they are not in UTF-8."""
     several = content.get("captions", [])
     if not isinstance(several, list):
         raise _BadSidecar(f"{name}: `captions` is not a list")
-    texts = [*several, *([content["caption"]] if "caption" in content else ())]
+    texts = [*cast("list[object]", several), *([content["caption"]] if "caption" in content else ())]
     licence = content.get("licence", content.get("license"))
     if not all(isinstance(text, str) for text in texts) or not isinstance(licence, str | None):
         raise _BadSidecar(f"{name} holds a caption or licence that is not text")
-    return texts, licence
+    row = Row(name, {"captions": texts, "licence": licence}, {})
+    return row.texts("captions"), row.licence()
 
 
 def _stamp(path: Path) -> str:

@@ -47,8 +47,16 @@ class Metadata:
     def read(self, path: Path) -> Iterator[Candidate]:
         """Takes the rows of a file, and gives those that are of no use, with the reason.
 
-        `UserError` if the file cannot be read, lacks the columns, or has no row that can be read.
+        `UserError` if the file cannot be read, lies outside the folder, lacks the columns, or has no row that can be
+        read.
         """
+        if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.root)):
+            raise UserError(
+                "this link leads out of the folder",
+                where=printable(str(path)),
+                rule=f"Only what lies in {printable(str(self.root))} is read",
+                fix="Put the file in place of the link, or remove it.",
+            )
         folder = path.parent.relative_to(self.root)
         read, unread = 0, ""
         for row in _rows(path):
