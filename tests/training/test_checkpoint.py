@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import resource
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -144,3 +151,142 @@ def test_the_tensors_of_another_network_are_refused_and_nothing_is_broadcast(tmp
         with Stored([tmp_path / f"{number}"]) as stored, pytest.raises(UserError, match="of another network"):
             checkpoint.copy_into({"a": held(target)}, stored)
     assert not target.any()
+
+
+# What is no damage
+
+
+@pytest.mark.parametrize(
+    "name", [".DS_Store", ".nfs000000000001", "._weights.safetensors", "weights/._x.safetensors", "notes/why.txt"]
+)
+def test_foreign_files_are_none_of_its_business(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture):
+    newest = save(tmp_path, 8)
+    (newest / name).parent.mkdir(exist_ok=True)
+    (newest / name).write_bytes(b"foreign")
+    saved = checkpoint.latest(tmp_path)
+    assert saved is not None
+    assert saved.folder == newest
+    assert torch.equal(loaded(saved, "weights")["a"], torch.full((3,), 8.0))
+    assert not caplog.text
+
+
+def test_a_copy_beside_it_is_no_checkpoint(tmp_path: Path):
+    for images in (80, 112, 120):
+        save(tmp_path, images, keep=9)
+    backup = tmp_path / "images-000000000112-backup"
+    shutil.copytree(tmp_path / "images-000000000112", backup)
+    (tmp_path / "images-last").mkdir()
+    assert [checkpoint.images_of(path) for path in checkpoint.whole(tmp_path)] == [80, 112, 120]
+    checkpoint.prune(tmp_path, keep=1)
+    assert [checkpoint.images_of(path) for path in checkpoint.whole(tmp_path)] == [120]
+    assert (backup / "manifest.json").is_file()
+    saved = checkpoint.latest(tmp_path)
+    assert saved is not None
+    assert saved.position.images == 120
+
+
+def untouched(folder: Path, match: str) -> None:
+    """The error is told, and nothing was renamed or removed."""
+    before = sorted(path.name for path in folder.rglob("*"))
+    with pytest.raises(UserError, match=match) as caught:
+        checkpoint.latest(folder)
+    assert "nothing was renamed, removed or begun anew" in str(caught.value)
+    assert sorted(path.name for path in folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EPERM, errno.ETIMEDOUT])
+@pytest.mark.parametrize("file", ["weights.safetensors", "manifest.json", "position.json"])
+def test_an_error_of_the_disk_is_no_damage(tmp_path: Path, number: int, file: str, monkeypatch: pytest.MonkeyPatch):
+    save(tmp_path, 4)
+    save(tmp_path, 8)
+    real = Path.open
+
+    def failing(path: Path, *arguments: object, **options: object) -> object:
+        if path.name == file:
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path, *arguments, **options)  # pyright: ignore
+
+    monkeypatch.setattr(Path, "open", failing)
+    untouched(tmp_path, rf"A checkpoint cannot be read \({os.strerror(number)}\)")
+
+
+def test_a_disk_that_really_fails(tmp_path: Path):
+    """Address 0 of this process cannot be read: the kernel answers EIO."""
+    newest = save(tmp_path, 8)
+    (newest / "manifest.json").unlink()
+    (newest / "manifest.json").symlink_to("/proc/self/mem")
+    untouched(tmp_path, "Input/output error")
+
+
+def test_no_more_files_may_be_open(tmp_path: Path):
+    save(tmp_path, 8)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.open(os.devnull, os.O_RDONLY)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+    try:
+        with pytest.raises(UserError, match="Too many open files"):
+            checkpoint.latest(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["images-000000000008"]
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """File modes mean nothing to root."""
+    user = os.geteuid()
+    os.seteuid(65534 if user == 0 else user)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+@pytest.mark.parametrize("shut", ["", "images-000000000008", "images-000000000008/weights.safetensors"])
+def test_what_may_not_be_read_is_no_damage_and_no_beginning(shut: str):
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "checkpoints"
+        save(folder, 8)
+        for path in (Path(name), folder, *folder.rglob("*")):
+            path.chmod(0o755)
+        (folder / shut).chmod(0)
+        with as_nobody(), pytest.raises(UserError, match="Permission denied"):
+            checkpoint.latest(folder)
+        (folder / shut).chmod(0o755)
+        assert [path.name for path in folder.iterdir()] == ["images-000000000008"]
+
+
+def test_one_of_a_newer_version_is_no_damage(tmp_path: Path):
+    folder = save(tmp_path, 4)
+    fields = json.loads((folder / "position.json").read_text()) | {"phase": 2}
+    (folder / "position.json").write_text(json.dumps(fields))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["position.json"] = checkpoint._fingerprint(folder / "position.json")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="is whole and not as this version writes them"):
+        checkpoint.latest(tmp_path)
+    assert folder.is_dir()
+
+
+def test_old_ones_that_cannot_be_removed_stay(tmp_path: Path, monkeypatch, caplog: pytest.LogCaptureFixture):
+    for images in (4, 8, 12):
+        save(tmp_path, images, keep=9)
+    monkeypatch.setattr(os, "rename", failing_once := Failing(os.rename, errno.EBUSY, times=1))
+    checkpoint.prune(tmp_path, keep=1)
+    assert failing_once.times == 0
+    assert [checkpoint.images_of(path) for path in checkpoint.whole(tmp_path)] == [4, 12]
+    assert "images-000000000004 cannot be removed (Device or resource busy)" in caplog.text
+
+
+class Failing:
+    """A system call that fails so often, with an error, before it works."""
+
+    def __init__(self, real, number: int, times: int) -> None:
+        self.real, self.number, self.times = real, number, times
+
+    def __call__(self, *arguments: object, **options: object) -> object:
+        if self.times > 0:
+            self.times -= 1
+            raise OSError(self.number, os.strerror(self.number), str(arguments[0]))
+        return self.real(*arguments, **options)

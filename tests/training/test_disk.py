@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from terminus.errors import UserError
-from terminus.training.disk import DiskFull, whole_folder, write_whole, writing
+from terminus.training.disk import DiskFull, whole_folder, writing
 from terminus.training.journal import Journal, Row, read_journal
 
 
@@ -104,9 +104,22 @@ def test_no_name_leads_out_of_the_run_s_folder(name: str, tmp_path: Path):
     assert all(len(path.relative_to(tmp_path / "tensorboard").parts) <= 2 for path in written)
 
 
-def test_a_log_that_a_power_cut_damaged_is_cut_there(tmp_path: Path):
-    write_whole(tmp_path / "log.jsonl", '{"step": 1}\n\x00\x00\x00\n{"step": 3}\n')
-    assert [one["step"] for one in read_journal(tmp_path / "log.jsonl")] == [1]
+DAMAGE = {
+    "zeros": b"\x00\x00\x00\n", "half a row": b'{"step": 2, "loss\n', "not UTF-8": b"\xff\xfe\n", "a list": b"[2]\n",
+    "another object": b"{}\n", "a step of text": b'{"step": "2"}\n', "deep": b"[" * 100_000 + b"\n",
+    "an earlier step": b'{"step": 1}\n',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_line_of_the_log_costs_itself(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + DAMAGE[damage] + b'{"step": 3}\n{"step": 4}\n{"step": 5')
+    assert [one["step"] for one in read_journal(path)] == [1, 3, 4]
+    assert "log.jsonl:2 is not readable; 1 such lines are left out" in caplog.text
+    with Journal(tmp_path, 3):
+        pass
+    assert path.read_bytes() == b'{"step": 1}\n{"step": 3}\n'
 
 
 def test_a_log_that_lacks_rows_of_the_checkpoint_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -114,6 +127,6 @@ def test_a_log_that_lacks_rows_of_the_checkpoint_is_said(tmp_path: Path, caplog:
         for step in (1, 2, 3):
             journal.write(row(step))
     with Journal(tmp_path, 2):
-        assert "damaged" not in caplog.text
+        assert "lost" not in caplog.text
     with Journal(tmp_path, 3):
         assert "has 2 rows of 3 steps" in caplog.text

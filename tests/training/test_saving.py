@@ -8,7 +8,9 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ import torch
 from terminus.errors import UserError
 from terminus.training import checkpoint, disk, saving
 from terminus.training.checkpoint import Position
-from terminus.training.disk import DiskFull
+from terminus.training.disk import DiskFull, Unwritten
 from terminus.training.journal import Journal, Row, read_journal
 from terminus.training.recipe import Checkpoints
 from terminus.training.saving import Saver, require_checkpoint_room
@@ -74,7 +76,16 @@ def test_without_memory_for_a_copy_training_waits(tmp_path: Path, monkeypatch: p
         assert newest(tmp_path) == (4, 1.0)
 
 
-def test_what_the_thread_met_is_raised_in_the_loop(tmp_path: Path):
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pauses between tries."""
+    monkeypatch.setattr(saving, "SOON", (0.0, 0.0))
+    monkeypatch.setattr(saving, "RETRY_SECONDS", 0.01)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_what_the_thread_met_is_raised_in_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(saving, "LIMIT_SECONDS", 0.05)
     (tmp_path / "checkpoints").write_text("in the way")
     one = saver(tmp_path / "checkpoints")
     one.save(position(4), tensors(1.0))
@@ -127,7 +138,7 @@ def test_a_full_disk_is_waited_for(
             saver(folder).save(position(12), tensors(3.0, size), wait=True, patient=False)
         filler.unlink()
     assert newest(folder) == (12, 3.0)
-    assert "there is room again" in caplog.text
+    assert "the disk takes checkpoints again" in caplog.text
     assert sorted(path.name for path in folder.iterdir()) == ["images-000000000004", "images-000000000012"]
 
 
@@ -167,6 +178,118 @@ def test_the_log_goes_on_when_there_is_room_and_no_line_is_torn(small_disk: Path
         filler.unlink()
         journal.write(row(12))
     assert [one["step"] for one in read_journal(small_disk / "log.jsonl")] == list(range(1, 13))
+
+
+class Failing:
+    """A system call that fails so often before it works, for paths of checkpoints."""
+
+    def __init__(self, real: Callable[..., object], number: int, times: float, done: bool = False) -> None:
+        self.real, self.number, self.times, self.done = real, number, times, done
+
+    def __get__(self, one: object, kind: type) -> Callable[..., object]:
+        return partial(self, one)  # of a method
+
+    def __call__(self, *arguments: object, **options: object) -> object:
+        if self.times <= 0:
+            return self.real(*arguments, **options)
+        self.times -= 1
+        if self.done:  # the server did it, and its answer was lost
+            self.real(*arguments, **options)
+        raise OSError(self.number, os.strerror(self.number))
+
+
+CALLS = {
+    "mkdir": (os, "mkdir"), "listdir": (os, "listdir"), "statvfs": (saving.checkpoint, "require_room"),
+    "tensors": (saving.checkpoint.shards, "save_file"), "fsync": (os, "fsync"), "rename": (os, "rename"),
+    "text": (Path, "write_text"),
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("number", [errno.EIO, errno.EROFS, errno.ESTALE, errno.EACCES])
+@pytest.mark.parametrize("call", CALLS)
+def test_one_error_costs_a_try_and_not_the_run(
+    tmp_path: Path, call: str, number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    with saver(tmp_path) as one:
+        one.save(position(4), tensors(1.0), wait=True)
+        place, name = CALLS[call]
+        # The first call of mkdir is for a folder that is there, whose error pathlib ignores.
+        failing = Failing(getattr(place, name), number, 2 if call == "mkdir" else 1)
+        with monkeypatch.context() as broken:
+            broken.setattr(place, name, failing)
+            one.save(position(8), tensors(2.0), wait=True, patient=False)
+        assert failing.times == 0
+    assert newest(tmp_path) == (8, 2.0)
+    assert f"A checkpoint cannot be written ({os.strerror(number)})" in caplog.text
+    assert "the disk takes checkpoints again: saved at 8 images" in caplog.text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images-000000000004", "images-000000000008"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EIO], ids=["asked twice", "an error after it was done"])
+@pytest.mark.usefixtures("hasty")
+def test_a_rename_that_was_done_and_reported_as_failed(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    with saver(tmp_path) as one, monkeypatch.context() as broken:
+        broken.setattr(os, "rename", Failing(os.rename, number, 1, done=True))
+        one.save(position(4), tensors(1.0), wait=True)
+    assert newest(tmp_path) == (4, 1.0)
+    assert ("Trying again" in caplog.text) == (number == errno.EIO)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_errors_without_end_end_the_run_and_all_else_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(saving, "LIMIT_SECONDS", 0.05)
+    journal = Journal(tmp_path, 0)
+    one = saver(tmp_path / "checkpoints", journal.sync)
+    one.save(position(4), tensors(1.0), wait=True)
+    journal.write(row(1))
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "rename", Failing(os.rename, errno.EIO, float("inf")))
+        one.save(position(8), tensors(2.0))
+        with pytest.raises(Unwritten, match=r"Input/output error.*What was saved before is untouched"):
+            one.join()
+    journal.__exit__(None, None, None)
+    assert newest(tmp_path / "checkpoints") == (4, 1.0)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["images-000000000004"]
+    assert [one["step"] for one in read_journal(tmp_path / "log.jsonl")] == [1]
+    assert "gave up; the newest checkpoint is at 4 images" in caplog.text
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_signal_waits_for_a_few_tries_and_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "rename", Failing(os.rename, errno.EIO, float("inf")))
+    with pytest.raises(Unwritten):
+        saver(tmp_path).save(position(4), tensors(1.0), wait=True, patient=False)
+
+
+def test_rows_wait_for_a_disk_that_fails(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    class Broken:
+        def __init__(self, file: Any) -> None:
+            self.file, self.errors = file, 2
+
+        def write(self, data: bytes) -> int:
+            if self.errors > 0:
+                self.errors -= 1
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return self.file.write(data)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.file, name)
+
+    with Journal(tmp_path, 0) as journal:
+        journal._file = Broken(journal._file)
+        for step in (1, 2, 3):
+            journal.write(row(step))
+    assert "the log cannot be written (Input/output error): its rows wait in memory" in caplog.text
+    assert [one["step"] for one in read_journal(tmp_path / "log.jsonl")] == [1, 2, 3]
+
+
+def row(step: int) -> Row:
+    return Row(step, 4 * step, 0, 0.5, 0.5, 1e-3, 0.1, {}, 1.0, 4.0)
 
 
 def test_the_error_of_a_full_disk_is_known_by_its_number():

@@ -3,6 +3,7 @@
 Protocol: write into a temporary folder, fsync every file, write the manifest (size and SHA-256 of each file), fsync,
 rename, fsync the parent; only then prune. The newest folder whose manifest verifies is used; one that does not is
 set aside under another name with a warning. At no instant is there less than one whole checkpoint, once there is one.
+What the manifest does not name is not looked at, and a disk that cannot be read ends the run with everything in place.
 
 One process writes `weights.safetensors` and its like; of several each writes what it holds into a folder of that name,
 and the first one does the rest once all have. Any number of processes reads either.
@@ -13,17 +14,21 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
+import re
 import shutil
+import stat
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from terminus.errors import UserError
 from terminus.training import shards
-from terminus.training.disk import DiskFull, fsync, require_room, writing
+from terminus.training.disk import fsync, reading, rename, require_room, writing
 from terminus.training.guards import Health
 from terminus.training.shards import Held, Stored
 from terminus.training.world import World
@@ -35,6 +40,11 @@ PARTS = ("weights", "average", "optimizer")
 
 _MANIFEST = "manifest.json"
 _PREFIX = "images-"
+_NAME = re.compile(rf"{_PREFIX}\d{{12,}}")
+_DAMAGED = re.compile(rf"{_NAME.pattern}-[0-9a-f]{{6}}\.bad")
+_HALF = ".tmp-"
+"""Begins the name of what is not yet, or no longer, a checkpoint."""
+_PLACE = "position.json"
 
 
 @dataclass(frozen=True)
@@ -56,10 +66,13 @@ class Saved:
 
     position: Position
     folder: Path
+    files: tuple[str, ...]
+    """Those that its manifest names."""
 
     def tensors(self, part: str) -> Stored:
         """Those of "weights", "average" or "optimizer"."""
-        return Stored(sorted([*self.folder.glob(f"{part}.safetensors"), *self.folder.glob(f"{part}/*.safetensors")]))
+        named = (name for name in self.files if name == f"{part}.safetensors" or name.startswith(f"{part}/"))
+        return Stored([self.folder / name for name in sorted(named)])
 
 
 Pieces = Mapping[str, Mapping[str, Held]]
@@ -69,12 +82,12 @@ Pieces = Mapping[str, Mapping[str, Held]]
 def save(folder: Path, position: Position, pieces: Pieces, world: World | None = None) -> Path:
     """Writes a checkpoint of `folder`, unless it is there. All processes call it, each with what it holds.
 
-    Raises `DiskFull` or `UserError`, in all of them, if one of them cannot write; nothing of it is left then.
+    Raises `Unwritten`, in all of them, if one of them cannot write; nothing of it is left then.
     """
     world = world or World()
     target = folder / f"{_PREFIX}{position.images:012d}"
     size = sum(world.gather(size_of(pieces)))
-    temporary = world.once(lambda: None if target.exists() else _begin(folder, pieces, size, world.size > 1))
+    temporary = world.once(lambda: _begin(target, pieces, size, world.size > 1))
     if temporary is None:
         return target
     try:
@@ -91,15 +104,20 @@ def size_of(pieces: Pieces) -> int:
     return sum(piece.size for some in pieces.values() for piece in some.values())
 
 
-_Written = dict[str, list[int | str]] | DiskFull | UserError
+_Written = dict[str, list[int | str]] | UserError
 """The fingerprints of what a process wrote, or why it could not."""
 
 
-def _begin(folder: Path, pieces: Pieces, size: int, several: bool) -> Path:
+def _begin(target: Path, pieces: Pieces, size: int, several: bool) -> Path | None:
+    """An empty folder to write into; None if the checkpoint is there."""
+    folder = target.parent
     with writing("A checkpoint", folder):
         folder.mkdir(parents=True, exist_ok=True)
+        if target.name in os.listdir(folder):
+            fsync(folder)  # it may have got its name in a try that failed after that
+            return None
         require_room(folder, size)
-        temporary = folder / f".tmp-{uuid.uuid4().hex}"
+        temporary = folder / f"{_HALF}{uuid.uuid4().hex}"
         temporary.mkdir()
         for part in pieces if several else ():
             (temporary / part).mkdir()
@@ -124,7 +142,7 @@ def _finish(temporary: Path, target: Path, position: Position, written: list[_Wr
         if isinstance(one, UserError):
             raise one
     with writing("A checkpoint", temporary.parent):
-        place = temporary / "position.json"
+        place = temporary / _PLACE
         place.write_text(json.dumps(asdict(position)), encoding="utf-8")
         fsync(place)
         manifest = {place.name: _fingerprint(place)}
@@ -136,27 +154,30 @@ def _finish(temporary: Path, target: Path, position: Position, written: list[_Wr
             if inner.is_dir():
                 fsync(inner)
         fsync(temporary)
-        temporary.rename(target)
+        rename(temporary, target)
         fsync(target.parent)
 
 
 def latest(folder: Path, last_good: int | None = None) -> Saved | None:
     """The newest checkpoint that verifies, or None if the run has none yet.
 
-    With `last_good`, the newest that was saved after a good step up to that one, or None.
+    With `last_good`, the newest that was saved after a good step up to that one, or None. `UserError` if the disk
+    cannot be read, or if every checkpoint is damaged.
     """
-    for stale in folder.glob(".tmp-*"):
-        shutil.rmtree(stale, ignore_errors=True)
+    for stale in _names(folder):
+        if stale.startswith(_HALF):
+            shutil.rmtree(folder / stale, ignore_errors=True)
     for candidate in reversed(whole(folder)):
-        problem = _problem(candidate)
-        if problem is None:
-            if last_good is None or _is_good(_position(candidate), last_good):
-                return Saved(_position(candidate), candidate)
+        saved = _checked(candidate)
+        if isinstance(saved, Saved):
+            if last_good is None or _is_good(saved.position, last_good):
+                return saved
             continue
         aside = candidate.with_name(f"{candidate.name}-{uuid.uuid4().hex[:6]}.bad")
-        candidate.rename(aside)
-        log.warning("checkpoint %s is damaged (%s); set aside as %s", candidate.name, problem, aside.name)
-    if last_good is None and any(folder.glob(f"{_PREFIX}*.bad")):
+        with writing("A damaged checkpoint's other name", candidate):
+            rename(candidate, aside)
+        log.warning("checkpoint %s is damaged (%s); set aside as %s", candidate.name, saved, aside.name)
+    if last_good is None and any(_DAMAGED.fullmatch(name) for name in _names(folder)):
         raise UserError(
             "Every checkpoint of this run is damaged",
             where=str(folder),
@@ -170,25 +191,44 @@ def _is_good(position: Position, last_good: int) -> bool:
     return position.step <= last_good and position.health.failed == 0
 
 
-def _position(folder: Path) -> Position:
-    fields = json.loads((folder / "position.json").read_text(encoding="utf-8"))
-    health = fields.pop("health", {})  # checkpoints of before there were guards have none
-    pairs = {key: tuple((one, two) for one, two in health.get(key, ())) for key in ("recent", "returns")}
-    return Position(**fields, health=Health(health.get("failed", 0), **pairs))
-
-
-def _problem(folder: Path) -> str | None:
+def _position(text: str, where: Path) -> Position:
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        files = {str(file.relative_to(folder)) for file in folder.rglob("*") if not file.is_dir()} - {_MANIFEST}
-        if not files or files != manifest.keys():
-            return "its files are not those of its manifest"
-        for name, expected in manifest.items():
-            if _fingerprint(folder / name) != expected:
-                return f"{name} does not match its manifest"
-    except (OSError, ValueError, AttributeError) as error:
-        return f"{type(error).__name__}: {error}"
-    return None
+        fields = json.loads(text)
+        health = fields.pop("health", {})  # checkpoints of before there were guards have none
+        pairs = {key: tuple((one, two) for one, two in health.get(key, ())) for key in ("recent", "returns")}
+        return Position(**fields, health=Health(health.get("failed", 0), **pairs))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"This checkpoint is whole and not as this version writes them ({error})",
+            where=str(where / _PLACE),
+            rule="A run continues with the version of terminus that it was begun with, or a newer one",
+            fix="Install that version, or move the checkpoint away to continue from the one before it",
+        ) from error
+
+
+def _checked(folder: Path) -> Saved | str:
+    """The checkpoint, or how it differs from its manifest. `UserError` if the disk does not let us see."""
+    with reading("A checkpoint", folder):
+        try:
+            manifest: object = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+            if not isinstance(manifest, dict) or _PLACE not in manifest:
+                return "its manifest names no position"
+            for name, expected in cast("dict[str, object]", manifest).items():
+                if not _matches(folder / name, expected):
+                    return f"{name} does not match its manifest"
+            position = _position((folder / _PLACE).read_text(encoding="utf-8"), folder)
+            return Saved(position, folder, tuple(cast("dict[str, object]", manifest)))
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            return f"{error.strerror}: {os.path.relpath(error.filename or folder, folder)}"
+        except (ValueError, RecursionError):
+            return "its manifest is not readable"
+
+
+def _matches(file: Path, expected: object) -> bool:
+    status = file.stat()
+    if not stat.S_ISREG(status.st_mode) or not isinstance(expected, list):
+        return False
+    return status.st_size == expected[0] and _fingerprint(file) == expected
 
 
 def _fingerprint(file: Path) -> list[int | str]:
@@ -197,16 +237,28 @@ def _fingerprint(file: Path) -> list[int | str]:
 
 
 def prune(folder: Path, keep: int, milestones: int | None = None) -> None:
-    """Removes all but the newest `keep`, and the first at or after each multiple of `milestones` images."""
+    """Removes all but the newest `keep`, and the first at or after each multiple of `milestones` images.
+
+    What cannot be removed stays until the next time, with a warning.
+    """
     spared: set[int] = set()
-    for old in whole(folder)[:-keep]:
+    try:
+        there = whole(folder)
+    except UserError as error:
+        log.warning("%s Old checkpoints stay", error)
+        return
+    for old in there[:-keep]:
         passed = images_of(old) // milestones if milestones else 0
         if passed and passed not in spared:
             spared.add(passed)
             continue
         # Renamed first: a kill in the middle of the removal must not leave half a checkpoint under a good name.
-        doomed = folder / f".tmp-{uuid.uuid4().hex}"
-        old.rename(doomed)
+        doomed = folder / f"{_HALF}{uuid.uuid4().hex}"
+        try:
+            rename(old, doomed)
+        except OSError as error:
+            log.warning("checkpoint %s cannot be removed (%s)", old.name, error.strerror or error)
+            continue
         shutil.rmtree(doomed, ignore_errors=True)
 
 
@@ -235,5 +287,16 @@ def copy_into(targets: Mapping[str, Held], stored: Stored, some: bool = False) -
 
 
 def whole(folder: Path) -> list[Path]:
-    """The checkpoints that were not set aside, oldest first."""
-    return sorted(path for path in folder.glob(f"{_PREFIX}*") if path.suffix != ".bad")
+    """The checkpoints that were not set aside, oldest first; what is called otherwise is not ours.
+
+    `UserError` if the disk cannot be read.
+    """
+    return sorted((folder / name for name in _names(folder) if _NAME.fullmatch(name)), key=images_of)
+
+
+def _names(folder: Path) -> list[str]:
+    with reading("The checkpoints", folder):
+        try:
+            return os.listdir(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return []

@@ -21,35 +21,76 @@ from terminus.errors import UserError
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-class DiskFull(UserError):
-    """There is no room; nothing is damaged, and trying again later is worth it."""
+class Unwritten(UserError):
+    """The disk did not take it; nothing is damaged, and trying again later is worth it."""
+
+
+class DiskFull(Unwritten):
+    """There is no room."""
 
 
 @contextmanager
 def writing(what: str, where: Path) -> Generator[None]:
-    """Turns a disk that is read-only or not there into a `UserError` that names `what` and `where`.
+    """Turns an error of the disk into an `Unwritten` that names `what` and `where`.
 
     One that is full, or a quota that is used up, makes it a `DiskFull`.
     """
     try:
         yield
     except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        kind = DiskFull if is_full(error) else UserError
+        number = number_of(error)
+        if number is None and isinstance(error, SafetensorError):
+            raise  # not of the disk
+        kind = DiskFull if number in _FULL else Unwritten
         raise kind(
-            f"{what} cannot be written ({reason})",
+            f"{what} cannot be written ({_reason(error)})",
             where=str(where),
             rule="What was saved before is untouched",
             fix="Make room, or allow writing there; the same command then continues",
         ) from error
 
 
+@contextmanager
+def reading(what: str, where: Path) -> Generator[None]:
+    """Turns an error of the disk into a `UserError` that names `what` and `where`, and says that nothing is lost."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{what} cannot be read ({_reason(error)})",
+            where=str(where),
+            rule="An error of the disk is no damage: nothing was renamed, removed or begun anew",
+            fix="Mend the disk, or allow reading there; the same command then continues",
+        ) from error
+
+
+def number_of(error: OSError | SafetensorError) -> int | None:
+    """The system's number of the error, if it is one of the system."""
+    if isinstance(error, OSError):
+        return error.errno
+    number = re.search(r"os error (\d+)", str(error))  # the only place where safetensors says it
+    return None if number is None else int(number[1])
+
+
 def is_full(error: OSError | SafetensorError) -> bool:
     """Whether room would help."""
-    if isinstance(error, OSError):
-        return error.errno in _FULL
-    number = re.search(r"os error (\d+)", str(error))  # the only place where safetensors says it
-    return number is not None and int(number[1]) in _FULL
+    return number_of(error) in _FULL
+
+
+def _reason(error: OSError | SafetensorError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def rename(old: Path, new: Path) -> None:
+    """Renames a file or folder.
+
+    Where a network disk's server did it and its answer was lost, the request that follows finds nothing to rename.
+    """
+    try:
+        old.rename(new)
+    except FileNotFoundError:
+        if old.exists() or not new.exists():
+            raise
 
 
 def require_room(folder: Path, size: int) -> None:

@@ -23,7 +23,7 @@ import torch
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from terminus.errors import UserError
-from terminus.training.disk import is_full, writing
+from terminus.training.disk import writing
 from terminus.training.guards import Reason
 
 log = logging.getLogger("terminus")
@@ -64,7 +64,7 @@ class Row:
 class Journal:
     """Appends rows; each is on its way to the disk when `write` returns.
 
-    Where the disk is full, rows wait in memory for room, and training goes on. A second copy of the curves, for
+    Where the disk takes none, rows wait in memory, and training goes on. A second copy of the curves, for
     TensorBoard, is given up as soon as it cannot be written. `sync` may be called by another thread.
     """
 
@@ -82,9 +82,7 @@ class Journal:
             board = folder / "tensorboard" / _folder_name(name)
             self._board: SummaryWriter | None = SummaryWriter(board, purge_step=purge)
         if kept < resume_step:
-            log.warning(
-                "%s has %d rows of %d steps: it was damaged, and the rest is gone", self.path, kept, resume_step
-            )
+            log.warning("%s has %d rows of %d steps: the others were lost with the file", self.path, kept, resume_step)
 
     def write(self, row: Row, validation_before: dict[str, float] | None = None) -> None:
         """One line of JSON; numbers are written so that they read back bit for bit, and null where not finite.
@@ -100,9 +98,7 @@ class Journal:
             try:
                 self._push()
             except OSError as error:
-                if not is_full(error):
-                    raise
-                self._wait_for_room(error)
+                self._wait(error)
         curves = {key: getattr(row, key) for key in _CURVES}
         curves |= {f"validation/{band}": value for band, value in (row.validation or {}).items()}
         if validation_before is not None:
@@ -139,15 +135,15 @@ class Journal:
             self.sync()
 
     def _push(self) -> None:
-        # Unbuffered: what a full disk took of a line is known, and the rest of it follows when there is room.
+        # Unbuffered: what the disk took of a line is known, and the rest of it follows when it takes more.
         with self._lock:
             while self._pending:
                 del self._pending[: self._file.write(self._pending)]
 
-    def _wait_for_room(self, error: OSError) -> None:
+    def _wait(self, error: OSError) -> None:
         if time.monotonic() - self._spoken > SECONDS_BETWEEN_WARNINGS:
             self._spoken = time.monotonic()
-            log.warning("the log cannot be written (%s): its rows wait in memory for room", error.strerror)
+            log.warning("the log cannot be written (%s): its rows wait in memory", error.strerror or error)
 
     def _on_board(self, do: Callable[[SummaryWriter], object]) -> None:
         if self._board is None:
@@ -160,19 +156,32 @@ class Journal:
 
 
 def read_journal(path: Path) -> Iterator[dict[str, object]]:
-    """The rows of a log as written, up to the first that a kill cut short or a power cut left unreadable."""
+    """The rows of a log as written. A last line that a kill cut short is none; what a power cut or the disk made
+    unreadable is passed over with a warning, and so is what does not follow the row before it."""
     if not path.is_file():
         return
+    unreadable, last = list[int](), -1
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                row = json.loads(line)
-            except ValueError:
-                log.warning("%s:%d is not readable; it and what follows are left out", path, number)
-                return
-            yield cast(dict[str, object], row)
+            row = _parsed(line)
+            if row is not None and cast(int, row["step"]) > last:
+                last = cast(int, row["step"])
+                yield row
+            elif line.endswith(b"\n"):
+                unreadable.append(number)
+    if unreadable:
+        log.warning("%s:%d is not readable; %d such lines are left out", path, unreadable[0], len(unreadable))
+
+
+def _parsed(line: bytes) -> dict[str, object] | None:
+    try:
+        row: object = json.loads(line) if line.endswith(b"\n") else None
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict):
+        return None
+    fields = cast("dict[str, object]", row)
+    return fields if type(fields.get("step")) is int else None
 
 
 def by_band(errors: torch.Tensor, t: torch.Tensor) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """Saving while training goes on: a copy of everything is taken at once, and a thread writes it.
 
-There is one save at a time; the next one waits for it, and so does the end of the run. Where the disk is full the
-thread waits for room while training goes on, and a newer state takes the place of the one that waits.
+There is one save at a time; the next one waits for it, and so does the end of the run. Where the disk is full, or does
+not take it for another reason, the thread tries again while training goes on, and a newer state takes the place of the
+one that waits.
 """
 
 from __future__ import annotations
@@ -12,19 +13,25 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from terminus.errors import UserError
 from terminus.training import checkpoint
 from terminus.training.checkpoint import Pieces, Position
-from terminus.training.disk import DiskFull, require_room, writing
+from terminus.training.disk import DiskFull, Unwritten, require_room, writing
 from terminus.training.recipe import Checkpoints
 from terminus.training.world import World
 
 log = logging.getLogger("terminus")
 
 RETRY_SECONDS = 60.0
-"""Between two tries to write on a full disk, each with a message."""
+"""Between two tries to write, each with a message."""
+
+SOON = (1.0, 2.0, 4.0)
+"""Seconds before the first of them where the disk is not full: most errors of network disks pass. A signal that asks
+to end waits for these."""
 
 LIMIT_SECONDS = 6 * 3600.0
 """How long a run goes on without being able to save."""
@@ -50,15 +57,15 @@ class Saver:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="saving")
         self._save: Future[None] | None = None
         self._give_way = threading.Event()
-        self._full_since: float | None = None
+        self._failing_since: float | None = None
 
     def save(
         self, position: Position, pieces: Pieces, *, wait: bool = False, patient: bool = True, prune: bool = True
     ) -> None:
         """Copies and writes; with `wait`, it is on the disk when this returns.
 
-        Raises what an earlier save met, and `DiskFull` where there has been no room for `LIMIT_SECONDS`, or at the
-        first try if not `patient`.
+        Raises what an earlier save met, and `Unwritten` where the disk has taken none for `LIMIT_SECONDS`, or, if not
+        `patient`, none of the first tries (one where it is full).
         """
         self.join(give_way=True)
         self._give_way.clear()
@@ -84,24 +91,44 @@ class Saver:
             self.join()
 
     def _write(self, position: Position, pieces: Pieces, patient: bool, prune: bool) -> None:
+        tries = 0
         while True:
             try:
                 self._line.together(self._flush)
                 checkpoint.save(self.folder, position, pieces, self._line)
-            except DiskFull as error:
-                self._full_since = self._full_since or time.monotonic()
-                if self._line.any(not patient or time.monotonic() - self._full_since > LIMIT_SECONDS):
+            except Unwritten as error:
+                pause = self._pause(error, tries, patient)
+                if self._line.any(pause is None):
+                    self._give_up()
                     raise
-                log.warning("%s Trying again every %.0f s", error, RETRY_SECONDS)
-                if self._line.any(self._give_way.wait(RETRY_SECONDS)):
+                log.warning("%s Trying again in %.0f s", error, pause)
+                if self._line.any(self._give_way.wait(pause)):
                     return  # a newer state is about to be written
+                tries += 1
                 continue
-            if self._full_since is not None:
-                log.warning("there is room again: saved at %d images", position.images)
-                self._full_since = None
+            if self._failing_since is not None:
+                log.warning("the disk takes checkpoints again: saved at %d images", position.images)
+                self._failing_since = None
             if prune and self._line.first:
                 checkpoint.prune(self.folder, self.settings.keep, self.settings.milestone_images)
             return
+
+    def _give_up(self) -> None:
+        with suppress(UserError):
+            there = checkpoint.whole(self.folder)
+            newest = (
+                f"the newest checkpoint is at {checkpoint.images_of(there[-1])} images" if there else "there is none"
+            )
+            log.warning("gave up; %s, and the log is complete", newest)
+
+    def _pause(self, error: Unwritten, tries: int, patient: bool) -> float | None:
+        """Seconds until the next try; None where there is none."""
+        self._failing_since = self._failing_since or time.monotonic()
+        if tries < len(SOON) and not isinstance(error, DiskFull):
+            return SOON[tries]
+        if not patient or time.monotonic() - self._failing_since > LIMIT_SECONDS:
+            return None
+        return RETRY_SECONDS
 
     def __enter__(self) -> Saver:
         return self
