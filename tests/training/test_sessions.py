@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from terminus.training.sessions import begin_session, goodput
+from terminus.training.sessions import begin_session, goodput, read_sessions
 
 
 def log(folder: Path, steps: int, at: float) -> None:
@@ -44,3 +44,36 @@ def test_a_run_of_before_there_were_sessions_says_nothing(tmp_path: Path):
     log(tmp_path, 4, at=1.0)
     begin_session(tmp_path, 1000.0, step=4)
     assert goodput(tmp_path, 1.0) is None
+
+
+@pytest.mark.parametrize("damage", ["cut", "emptied", "zeros", "another object", "gone", "first line"])
+def test_a_damaged_account_is_no_account_and_ends_no_run(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture):
+    begin_session(tmp_path, 1000.0, step=0)
+    begin_session(tmp_path, 2000.0, step=10)
+    file = tmp_path / "sessions.jsonl"
+    content = file.read_bytes()
+    match damage:
+        case "cut":
+            file.write_bytes(content[: len(content) - 20])
+        case "emptied":
+            file.write_bytes(b"")
+        case "zeros":
+            file.write_bytes(bytes(len(content)))
+        case "another object":
+            file.write_bytes(content + b"[1]\n")
+        case "gone":
+            file.unlink()
+        case _:
+            file.write_bytes(b"?" + content)
+    begin_session(tmp_path, 3000.0, step=20)
+    begin_session(tmp_path, 4000.0, step=30)
+    assert [one.started for one in read_sessions(tmp_path)][-2:] == [3000.0, 4000.0]
+    assert goodput(tmp_path, useful_seconds=1.0, now=5000.0) is None
+    assert ("was damaged" in caplog.text) == (damage not in ("emptied", "gone"))
+
+
+def test_rows_of_a_newer_version_are_read(tmp_path: Path):
+    begin_session(tmp_path, 1000.0, step=0)
+    file = tmp_path / "sessions.jsonl"
+    file.write_text(file.read_text().replace("{", '{"host": "a", ', 1))
+    assert [one.started for one in read_sessions(tmp_path)] == [1000.0]

@@ -74,7 +74,7 @@ def finished_images(folder: Path) -> int | None:
     try:
         facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
         return int(facts["images_seen"]) if (folder / "model").is_dir() else None
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
 
 

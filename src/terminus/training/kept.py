@@ -1,17 +1,28 @@
-"""What a run keeps from its beginning to its end: its recipe, and the version of its data."""
+"""What a run keeps from its beginning to its end: its recipe, and the version of its data.
+
+`recipe.yaml` and `data.json` say it, and `sessions.jsonl` says it again, so that a lost one of them is found out, or
+written anew.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 from terminus.config.load import load
 from terminus.data.store import Store, Table, View
 from terminus.errors import UserError
 from terminus.training.assemble import table_of
-from terminus.training.disk import write_whole
+from terminus.training.disk import reading, write_whole
 from terminus.training.optimizer import period_images
 from terminus.training.recipe import Recipe
+from terminus.training.sessions import read_sessions
+
+log = logging.getLogger("terminus")
 
 # What may change between two starts of one run: none of it has an influence on the numbers, beyond the rounding of
 # another device.
@@ -24,9 +35,9 @@ _MAY_CHANGE = (
 def same_run(folder: Path, recipe: Recipe, over: bool) -> bool:
     """Checks the recipe against the one that the run was begun with; whether the `run` section is the same as well."""
     path = folder / "recipe.yaml"
-    if not path.is_file():
-        return True
-    begun = load(path, Recipe).value
+    begun = _begun(path, recipe)
+    if begun is None:
+        return False
     old, new = _settings(begun), _settings(recipe)
     if over:  # how the rate would go on no longer matters
         new[_PERIOD] = old[_PERIOD]
@@ -35,6 +46,9 @@ def same_run(folder: Path, recipe: Recipe, over: bool) -> bool:
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key) and not key.startswith(_MAY_CHANGE)
     ]
+    if changed and _digest_of_begun(folder) == recipe_digest(recipe):
+        log.warning("%s was damaged; sessions.jsonl says that this is the recipe, and it is written anew", path)
+        return False
     if changed:
         raise UserError(
             f"This run was begun with another recipe: {'; '.join(changed)}",
@@ -43,6 +57,41 @@ def same_run(folder: Path, recipe: Recipe, over: bool) -> bool:
             fix="Undo the change, or give the new run another run.dir",
         )
     return begun.run == recipe.run
+
+
+def _begun(path: Path, recipe: Recipe) -> Recipe | None:
+    """The recipe that the run was begun with; None for a new run, and where it was lost and is known to be this one."""
+    try:
+        if path.is_file():
+            return load(path, Recipe).value
+        problem = "it is gone"
+    except (UserError, OSError) as error:
+        problem = str(error)
+    said = _digest_of_begun(path.parent)
+    if said == recipe_digest(recipe):
+        log.warning("%s is not readable; sessions.jsonl says that this is the recipe, and it is written anew", path)
+        return None
+    if said is None and not path.exists():
+        return None
+    raise UserError(
+        f"The recipe of this run is not readable ({problem.rstrip('.')})",
+        where=str(path),
+        rule="A run keeps its recipe, and continues with no other",
+        fix="Restore it; or, if you know that this recipe is the same, remove it and sessions.jsonl",
+    )
+
+
+def _digest_of_begun(folder: Path) -> str | None:
+    """Of the settings that the newest session had; None before they were recorded."""
+    with reading("The run's folder", folder):
+        said = [session.recipe for session in read_sessions(folder) if session.recipe is not None]
+    return said[-1] if said else None
+
+
+def recipe_digest(recipe: Recipe) -> str:
+    """Of the settings that must not change while a run lasts."""
+    kept = {key: value for key, value in _settings(recipe).items() if not key.startswith(_MAY_CHANGE)}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:32]
 
 
 _PERIOD = "training.learning_rate.period_images"
@@ -77,19 +126,10 @@ def _table(recipe: Recipe) -> Table:  # pyright: ignore[reportMissingTypeArgumen
 def pinned(folder: Path, recipe: Recipe) -> View:
     """The version of the data that this run was begun with, or the newest for a new run."""
     name, table = table_of(recipe), _table(recipe)
-    pin = folder / "data.json"
-    if not pin.is_file():
+    found = _pin(folder)
+    if found is None:
         return table.required()
-    try:
-        pinned = json.loads(pin.read_text(encoding="utf-8"))
-        version, rows = int(pinned["version"]), int(pinned["rows"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"This file is not readable ({error})",
-            where=str(pin),
-            rule="A run continues on the version of the data that it recorded here",
-            fix="Restore it, or give the new run another run.dir",
-        ) from error
+    version, rows = found
     view = table.at(version)
     if view.count != rows:
         raise UserError(
@@ -101,6 +141,37 @@ def pinned(folder: Path, recipe: Recipe) -> View:
     return view
 
 
-def pin(folder: Path, table: str, view: View) -> None:
-    content = {"table": table, "version": view.version, "rows": view.count}
+def _pin(folder: Path) -> tuple[int, int] | None:
+    """Version and rows as `data.json` has them or, where it cannot be read, the newest session; None for a new run."""
+    file = folder / "data.json"
+    try:
+        return _numbers(json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        problem = "it is gone"
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        problem = str(error)
+    with reading("The run's folder", folder):
+        sessions = read_sessions(folder)
+    for session in reversed(sessions):
+        if session.data is not None:
+            log.warning("%s is not readable (%s); sessions.jsonl says the same, and it is repaired", file, problem)
+            return _numbers(session.data)
+    if not file.exists():
+        return None
+    raise UserError(
+        f"This file is not readable ({problem})",
+        where=str(file),
+        rule="A run continues on the version of the data that it recorded here",
+        fix="Restore it, or give the new run another run.dir",
+    )
+
+
+def _numbers(pin: Mapping[str, object]) -> tuple[int, int]:
+    return int(cast(int, pin["version"])), int(cast(int, pin["rows"]))
+
+
+def pin(folder: Path, table: str, view: View) -> dict[str, object]:
+    """Records the version of the data, and returns what it recorded."""
+    content: dict[str, object] = {"table": table, "version": view.version, "rows": view.count}
     write_whole(folder / "data.json", json.dumps(content) + "\n")
+    return content

@@ -10,7 +10,7 @@ import fcntl
 import logging
 import signal
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,11 +29,11 @@ from terminus.training import checkpoint, guards
 from terminus.training.assemble import Parts, assemble
 from terminus.training.checkpoint import Position
 from terminus.training.dashboard import Dashboard, dashboard
-from terminus.training.disk import whole_folder, write_whole, writing
+from terminus.training.disk import reading, whole_folder, write_whole, writing
 from terminus.training.ema import Average
 from terminus.training.facts import finished_images, write_facts
 from terminus.training.journal import Journal, Row
-from terminus.training.kept import at_version, pin, pinned, same_run
+from terminus.training.kept import at_version, pin, pinned, recipe_digest, same_run
 from terminus.training.loop import Hooks, State, run_loop
 from terminus.training.memory import out_of_memory, refuse_what_cannot_fit
 from terminus.training.opening import weight_table
@@ -84,9 +84,9 @@ def train(loaded: Loaded[Recipe]) -> Path:
         parts = world.together(lambda: assemble(recipe, at_version(recipe, version)))
         check_agreement(world, parts)
         with ExitStack() as stack:
-            world.once(lambda: stack.enter_context(_begun(folder, recipe, parts, version)))
+            data = world.once(lambda: stack.enter_context(_begun(folder, recipe, parts, version)))
             check_shared(folder, world)
-            return _train(recipe, folder, parts, started, world)
+            return _train(recipe, folder, parts, started, world, data)
 
 
 def _nothing_to_do(folder: Path, recipe: Recipe) -> bool:
@@ -99,13 +99,13 @@ def _nothing_to_do(folder: Path, recipe: Recipe) -> bool:
 
 
 @contextmanager
-def _begun(folder: Path, recipe: Recipe, parts: Parts, version: int) -> Generator[None]:
-    """The run's folder is this run's alone, and says what it is."""
+def _begun(folder: Path, recipe: Recipe, parts: Parts, version: int) -> Generator[Mapping[str, object]]:
+    """The run's folder is this run's alone, and says what it is; gives what it says of the data."""
     with _locked(folder):
         with writing("The run's folder", folder):
             write_whole(folder / "recipe.yaml", dump(recipe))
-            pin(folder, parts.table, at_version(recipe, version))
-        yield
+            data = pin(folder, parts.table, at_version(recipe, version))
+        yield data
 
 
 def check(recipe: Recipe) -> None:
@@ -119,7 +119,9 @@ def check(recipe: Recipe) -> None:
         )
 
 
-def _train(recipe: Recipe, folder: Path, parts: Parts, started: float, world: World) -> Path:
+def _train(
+    recipe: Recipe, folder: Path, parts: Parts, started: float, world: World, data: Mapping[str, object]
+) -> Path:
     state = _state(recipe, parts, world)
     training, begun = recipe.training, _continued(folder, state, parts)
     _require_room(folder, training, state, parts)
@@ -128,7 +130,7 @@ def _train(recipe: Recipe, folder: Path, parts: Parts, started: float, world: Wo
     loader = Loader(parts.train, order, training.accumulation, training.loader_threads, world.rank, world.size)
     if world.first:
         with writing("The run's folder", folder):
-            begin_session(folder, started, begun.step)
+            begin_session(folder, started, begun.step, data, recipe_digest(recipe))
         if begun.step == 0 and isinstance(parts.step, DiffusionStep):
             table = weight_table(parts.step.objective, parts.step.density)
             Console(stderr=True, highlight=False).print("\n".join(table), markup=False)
@@ -319,14 +321,15 @@ def _trackers(folder: Path, recipe: Recipe) -> Trackers:
 
 def _restore(state: State, module: torch.nn.Module, saved: checkpoint.Saved) -> None:
     average = state.average
-    with saved.tensors("weights") as stored:
-        checkpoint.copy_into(_weights(module), stored)
-    with saved.tensors("average") as stored:
-        averages = {name: held(average.trained[name]).of(one) for name, one in average.tensors.items()}
-        checkpoint.copy_into(averages, stored, some=True)
-    state.optimizer.state.clear()
-    with saved.tensors("optimizer") as stored:
-        restore_optimizer(state.optimizer, _names(module), stored)
+    with reading("A checkpoint", saved.folder):
+        with saved.tensors("weights") as stored:
+            checkpoint.copy_into(_weights(module), stored)
+        with saved.tensors("average") as stored:
+            averages = {name: held(average.trained[name]).of(one) for name, one in average.tensors.items()}
+            checkpoint.copy_into(averages, stored, some=True)
+        state.optimizer.state.clear()
+        with saved.tensors("optimizer") as stored:
+            restore_optimizer(state.optimizer, _names(module), stored)
 
 
 def _checkpoint_size(state: State, module: torch.nn.Module, settings: Optimizer) -> int:
