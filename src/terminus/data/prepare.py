@@ -102,7 +102,7 @@ def _result(
         dropped=dict(curated.dropped.most_common()),
         sources={name: _tally(counts) for name, counts in curated.sources.items()},
         latents_added=added,
-        latents=int(latents.dataset.count_rows(filter=same)) if latents else 0,
+        latents=latents.counted(same) if latents else 0,
         versions={
             "images": store.images.version(),
             "latents": store.latents.version(),

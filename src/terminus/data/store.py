@@ -8,7 +8,6 @@ this module; it needs pylance and pyarrow, nothing of the preparation engine.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from terminus.conditioning import Crop, Size
 from terminus.data import places
 from terminus.data.geometry import Plan
 from terminus.data.record import CaptionRow, ImageRow, LatentRow, PartRow, Rejection
+from terminus.data.unreadable import reading, reason, unreadable
 from terminus.errors import UserError
 
 GEOMETRY = (
@@ -96,21 +96,35 @@ class View:
     @property
     def count(self) -> int:
         """Number of rows."""
-        return int(self.dataset.count_rows())
+        with reading(self.uri):
+            return int(self.dataset.count_rows())
+
+    def counted(self, where: str) -> int:
+        """Number of rows that match a SQL condition."""
+        with reading(self.uri):
+            return int(self.dataset.count_rows(filter=where))
+
+    @property
+    def uri(self) -> str:
+        """Of the table."""
+        return str(self.dataset.uri)
 
     def scan(self, columns: Sequence[str], where: str | None = None) -> pa.Table:  # pyright: ignore[reportUnknownParameterType]
         """The named columns of all rows, in row order; `where` is a SQL condition."""
-        return self.dataset.to_table(columns=list(columns), filter=where, scan_in_order=True)
+        with reading(self.uri):
+            return self.dataset.to_table(columns=list(columns), filter=where, scan_in_order=True)
 
     def batches(  # pyright: ignore[reportUnknownParameterType]
         self, columns: Sequence[str], where: str | None = None, size: int = 1024
     ) -> Iterator[pa.RecordBatch]:
         """As `scan`, in pieces of at most `size` rows: for columns too heavy to hold at once."""
-        return iter(self.dataset.to_batches(columns=list(columns), filter=where, batch_size=size, scan_in_order=True))
+        with reading(self.uri):
+            yield from self.dataset.to_batches(columns=list(columns), filter=where, batch_size=size, scan_in_order=True)
 
     def take(self, rows: Sequence[int], columns: Sequence[str]) -> pa.Table:  # pyright: ignore[reportUnknownParameterType]
         """The named columns of the rows with these indices (0-based), in the order asked for."""
-        return self.dataset.take(list(rows), columns=list(columns))
+        with reading(self.uri):
+            return self.dataset.take(list(rows), columns=list(columns))
 
 
 @dataclass(frozen=True)
@@ -127,7 +141,9 @@ class Table(Generic[Row]):
         except ValueError as error:
             if "was not found" in str(error):
                 return None
-            raise UserError(f"the table cannot be read ({_reason(error)})", where=self.uri) from None
+            raise unreadable(self.uri, error) from None
+        except (OSError, pa.ArrowException) as error:
+            raise unreadable(self.uri, error) from None
         return self._checked(View(dataset))
 
     def required(self) -> View:
@@ -146,9 +162,9 @@ class Table(Generic[Row]):
         """A given version, as recorded by a run."""
         try:
             return self._checked(View(lance.dataset(self.uri, version=version)))
-        except ValueError as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise UserError(
-                f"version {version} of the table cannot be read ({_reason(error)})",
+                f"version {version} of the table cannot be read ({reason(error)})",
                 where=self.uri,
                 rule="A run continues on the version of the data that it recorded",
                 fix="Restore the store, or start a new run.",
@@ -174,7 +190,7 @@ class Table(Generic[Row]):
             return int(lance.write_dataset(table, self.uri, schema=self.schema, mode=mode).version)
         except OSError as error:
             raise UserError(
-                f"the table cannot be written ({_reason(error)})",
+                f"the table cannot be written ({reason(error)})",
                 where=self.uri,
                 rule="A store is a folder that can be written and has room, or the URI of an object store",
                 fix="Correct data.store, or make room; the same command continues.",
@@ -188,25 +204,27 @@ class Table(Generic[Row]):
         view = self.latest()
         if view is None or changes.num_rows == 0:
             return
-        wanted = set(changes.column(on).to_pylist())
-        revised: list[lance.FragmentMetadata] = []
-        fields: set[int] = set()
-        for fragment in view.dataset.get_fragments():
-            if wanted.isdisjoint(fragment.to_table(columns=[on]).column(on).to_pylist()):
-                continue
-            metadata, modified = fragment.update_columns(changes, left_on=on, right_on=on)[:2]
-            revised.append(metadata)
-            fields.update(modified)
-        if revised:
-            operation = lance.LanceOperation.Update(updated_fragments=revised, fields_modified=sorted(fields))
-            lance.LanceDataset.commit(self.uri, operation, read_version=view.version)
+        with reading(self.uri, "changed"):
+            wanted = set(changes.column(on).to_pylist())
+            revised: list[lance.FragmentMetadata] = []
+            fields: set[int] = set()
+            for fragment in view.dataset.get_fragments():
+                if wanted.isdisjoint(fragment.to_table(columns=[on]).column(on).to_pylist()):
+                    continue
+                metadata, modified = fragment.update_columns(changes, left_on=on, right_on=on)[:2]
+                revised.append(metadata)
+                fields.update(modified)
+            if revised:
+                operation = lance.LanceOperation.Update(updated_fragments=revised, fields_modified=sorted(fields))
+                lance.LanceDataset.commit(self.uri, operation, read_version=view.version)
 
     def delete(self, on: str, values: Sequence[str]) -> None:
         """The newest version no longer has the rows with these values in column `on`; older versions keep them."""
         view = self.latest()
         for start in range(0, len(values), KEYS_PER_CONDITION) if view else ():
             listed = ", ".join(quoted(value) for value in values[start : start + KEYS_PER_CONDITION])
-            lance.dataset(self.uri).delete(f"{on} IN ({listed})")
+            with reading(self.uri, "changed"):
+                lance.dataset(self.uri).delete(f"{on} IN ({listed})")
 
     def compact(self) -> None:
         """Joins the small files behind the last large one, in one commit: what is read is the same, from fewer files.
@@ -234,7 +252,7 @@ class Table(Generic[Row]):
         except OSError as error:
             if "conflict" not in str(error):
                 raise UserError(
-                    f"the small files of this table cannot be joined ({_reason(error)})",
+                    f"the small files of this table cannot be joined ({reason(error)})",
                     where=self.uri,
                     rule="Its rows are complete; joining them takes as much room as they do, for a moment",
                     fix="Make room; the same command continues.",
@@ -329,9 +347,3 @@ def _folder(location: str) -> Path:
     if folder.exists() and not folder.is_dir():
         raise UserError("this is a file", where=location, rule="data.store is a folder, or the URI of an object store")
     return folder
-
-
-def _reason(error: Exception) -> str:
-    """Lance's first line without the place in its own source code that ends it."""
-    line = (str(error).splitlines() or [type(error).__name__])[0]
-    return re.sub(r",? \S+\.rs:\d+(:\d+)?$", "", line)

@@ -182,7 +182,7 @@ def _kept(
         sample = heapq.nsmallest(KEPT_EXAMPLES, [*sample, *zip(keys, places, strict=True)])
     view = store.images.latest()
     with_mask = f"transform = {quoted(transform)} AND mask IS NOT NULL"
-    numbers["masks"] = int(view.dataset.count_rows(filter=with_mask)) if view else 0
+    numbers["masks"] = view.counted(with_mask) if view else 0
     return tuple(index for _, index in sample)
 
 

@@ -94,7 +94,7 @@ def write(store: Store, transform: str, failed: Mapping[str, int]) -> str:
         failed=failed,
         sample=_sample(images, transform, origins),
         useless=_useless(store, images, captioners),
-        total=images.dataset.count_rows(f"transform = {quoted(transform)}"),
+        total=images.counted(f"transform = {quoted(transform)}"),
     )
     return save(store.location, "captions.html", page)
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from terminus.data.record import Caption, CaptionRow
 from terminus.data.store import CAPTIONS, Store
+from terminus.data.unreadable import reading
 
 COMPACT_AFTER = 256
 """Commits after which their small files become one: a store of a million answers has a few files, not thousands."""
@@ -60,7 +61,10 @@ class Answers:
 
     def compact(self) -> None:
         """Joins the files of many small commits. No run reads versions of this table, so old ones go."""
-        if view := self.table.latest():
+        view = self.table.latest()
+        if view is None:
+            return
+        with reading(self.table.uri, "changed"):
             if len(view.dataset.get_fragments()) > 1:
                 view.dataset.optimize.compact_files()
             lance.dataset(self.table.uri).cleanup_old_versions(older_than=timedelta(0))
