@@ -66,7 +66,7 @@ def _begun(path: Path, recipe: Recipe) -> Recipe | None:
             return load(path, Recipe).value
         problem = "it is gone"
     except (UserError, OSError) as error:
-        problem = str(error)
+        problem = str(error).splitlines()[0]
     said = _digest_of_begun(path.parent)
     if said == recipe_digest(recipe):
         log.warning("%s is not readable; sessions.jsonl says that this is the recipe, and it is written anew", path)

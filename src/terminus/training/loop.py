@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from terminus.data.loader import Batch, Loader
-from terminus.errors import Stopped
+from terminus.errors import Stopped, UserError
 from terminus.training import guards
 from terminus.training.checkpoint import Position
 from terminus.training.clipping import clip
@@ -64,7 +64,7 @@ def run_loop(step: Step, state: State, loader: Loader, settings: Training, hooks
     step.trained.train()
     with closing(loader.steps(state.position.step, last)) as stream:
         started = time.perf_counter()
-        for batches in stream:
+        for batches in _or_saved(stream, state, hooks):
             rate = learning_rate(state.position.images, settings.learning_rate, settings.images)
             own = _accumulate(step, batches, state.position.step, hooks.alive)
             state.engine.average_gradients()
@@ -97,6 +97,18 @@ def run_loop(step: Step, state: State, loader: Loader, settings: Training, hooks
                 raise Stopped
             # The wait for the next batch belongs to its step; measuring and saving do not.
             started = time.perf_counter()
+
+
+def _or_saved(stream: Iterator[list[Batch]], state: State, hooks: Hooks) -> Iterator[list[Batch]]:
+    """The batches of each step; where the data can no longer be read, what was done until then is saved first."""
+    begun = state.position.step
+    try:
+        yield from stream
+    except UserError:
+        # Of several processes the others are in the middle of a step.
+        if state.world.size == 1 and state.position.step > begun:
+            hooks.checkpoint(state.position, True)
+        raise
 
 
 def _culprits(batches: list[tuple[str, ...]], losses: list[StepLoss]) -> tuple[str, ...]:
