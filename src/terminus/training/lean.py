@@ -32,7 +32,7 @@ class Rule(Protocol):
         """Whether it must see all of a parameter, not a shard of it."""
         ...
 
-    def begin(self, state: State, weights: Float32[Tensor, "..."]) -> None:
+    def begin(self, name: str, state: State, weights: Float32[Tensor, "..."]) -> None:
         """Puts what is remembered before the first step into the state."""
         ...
 
@@ -54,10 +54,10 @@ class AdamWRule:
     moments: Moments
     whole: bool = False
 
-    def begin(self, state: State, weights: Float32[Tensor, "..."]) -> None:
+    def begin(self, name: str, state: State, weights: Float32[Tensor, "..."]) -> None:
         """Moments of zero."""
-        for name in ("exp_avg", "exp_avg_sq"):
-            self.moments.begin(state, name, weights)
+        for moment in ("exp_avg", "exp_avg_sq"):
+            self.moments.begin(state, moment, weights)
 
     def update(
         self, weights: Float32[Tensor, "*shape"], gradient: Float32[Tensor, "*shape"], state: State, step: int,
@@ -95,7 +95,7 @@ class AdafactorRule:
     """Largest root mean square of an update, in units of the rate (section 6)."""
     whole: bool = True
 
-    def begin(self, state: State, weights: Float32[Tensor, "..."]) -> None:
+    def begin(self, name: str, state: State, weights: Float32[Tensor, "..."]) -> None:
         """Zeros: a mean square for each row and each column of a matrix, or for each element of a vector."""
         if weights.ndim < 2:
             state["square"] = torch.zeros_like(weights)
@@ -152,7 +152,7 @@ class LeanOptimizer(torch.optim.Optimizer):
             state["step"] = torch.zeros(
                 ()
             )  # on the CPU: it is read at each step, and a GPU would have to be waited for
-            self.rule.begin(state, weights)
+            self.rule.begin(name, state, weights)
         step = int(state["step"].add_(1).item())
         dice = Dice(self.seed, step, name, start)
         self.rule.update(weights, gradient.float().contiguous(), state, step, rate, decay, dice)
@@ -177,6 +177,6 @@ def _cannot_follow(problem: str) -> UserError:
     return UserError(
         f"{problem}, which this optimizer cannot follow",
         where="training.optimizer",
-        rule="AdamW needs shards of whole rows, and Adafactor the whole parameter",
+        rule="AdamW needs shards of whole rows, and Adafactor and Muon the whole parameter",
         fix="Use adamw, or training.parallel.shard: optimizer",
     )

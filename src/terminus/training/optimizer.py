@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from terminus.config.base import Config, unsaid
 from terminus.training.lean import AdafactorRule, AdamWRule, LeanOptimizer
-from terminus.training.moments import MomentFormat, build_moments
+from terminus.training.moments import Float, MomentFormat, build_moments
+from terminus.training.muon import MuonRule
 from terminus.training.parallel import Alone, Engine
 from terminus.training.shards import Held, Stored, held, local
 from terminus.training.together import rate_factor
@@ -76,7 +77,16 @@ class Adafactor(_Steps):
     """Largest root mean square of a step of one parameter, in units of the learning rate."""
 
 
-Optimizer = Annotated[AdamW | Adafactor, Field(discriminator="kind"), unsaid("adamw")]
+class Muon(_Steps):
+    """Jordan et al. 2024, for networks from random weights. The root mean square of a step is 0.2 learning rates."""
+
+    kind: Literal["muon"]
+    """Orthogonalised momentum for matrices and kernels; AdamW (0.9, 0.99) for biases, norms and embedding tables."""
+    momentum: float = Field(default=0.95, ge=0, lt=1)
+    """Decay of the mean gradient of matrices and kernels."""
+
+
+Optimizer = Annotated[AdamW | Adafactor | Muon, Field(discriminator="kind"), unsaid("adamw")]
 
 
 def learning_rate(images: int, settings: LearningRate, run_images: int) -> float:
@@ -105,6 +115,8 @@ def build_optimizer(
     groups = _groups(module, settings.weight_decay, engine or Alone())
     if isinstance(settings, Adafactor):
         return LeanOptimizer(groups, AdafactorRule(settings.beta2_decay, settings.clip_update), seed)
+    if isinstance(settings, Muon):
+        return LeanOptimizer(groups, MuonRule(settings.momentum, AdamWRule(0.9, 0.99, 1e-8, Float())), seed)
     betas = (settings.beta1, settings.beta2)
     stored = {parameter.dtype for group in groups for _, parameter in group["params"]}
     if settings.moments == "fp32" and stored <= {torch.float32}:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from terminus.training.moments import BLOCK
-from terminus.training.optimizer import Adafactor, Optimizer
+from terminus.training.optimizer import Adafactor, Muon, Optimizer
 
 WeightFormat = Literal["fp32", "bf16"]
 
@@ -50,5 +50,7 @@ def state_bytes(optimizer: Optimizer, weights: WeightFormat, precision: Literal[
     compute = 2.0 if weights == "fp32" and precision == "bf16" else 0.0
     if isinstance(optimizer, Adafactor):
         return StateBytes(stored, compute, 4.0, 0.0)
+    if isinstance(optimizer, Muon):
+        return StateBytes(stored, compute, 4.0, 4.0)
     moment = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0 + 4.0 / BLOCK}[optimizer.moments]
     return StateBytes(stored, compute, 4.0, 2 * moment)
