@@ -1,4 +1,4 @@
-"""The shapes of the networks: `sdxl` as published, and `nano`, the same classes small enough for a laptop.
+"""The shapes of the networks: `sdxl` as published, `nano` and `nano128`, the same classes small enough for a laptop.
 
 Two invariants tie the parts together and are derived, never typed twice: the UNet's cross-attention width is
 the sum of the towers' widths, and its `text_time` input is six embedded numbers next to the pooled text.
@@ -6,7 +6,7 @@ the sum of the towers' widths, and its `text_time` input is six embedded numbers
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class CodecShape:
     norm_groups: int
     latent_channels: int
     pixels: int
+    isometric: bool = False
+    """Whether random weights begin as `codec.keep_lengths` makes them, or as torch draws them."""
 
     @property
     def factor(self) -> int:
@@ -117,4 +119,14 @@ NANO = Architecture(
     positions=32,
 )
 
-ARCHITECTURES = {"sdxl": SDXL, "nano": NANO}
+NANO128 = replace(
+    NANO,
+    unet=replace(NANO.unet, in_channels=16),
+    # One group in each norm: with two channels to a group a norm takes away the hue of a plain picture.
+    codec=CodecShape(
+        channels=(8, 16, 48, 96), layers_per_level=1, norm_groups=1, latent_channels=16, pixels=128, isometric=True
+    ),
+)
+"""128 pixels on nano's 16 x 16 latents, with four times as many channels in them."""
+
+ARCHITECTURES = {"sdxl": SDXL, "nano": NANO, "nano128": NANO128}

@@ -155,7 +155,36 @@ def build_codec(architecture: Architecture) -> Codec:
         scaling_factor=1.0,
         force_upcast=False,
     )
+    if shape.isometric:
+        keep_lengths(vae)
     return Codec(vae)
+
+
+def keep_lengths(vae: AutoencoderKL) -> None:
+    """Random weights (from the global torch generator) with which training begins at a picture instead of at gray.
+
+    Residual and attention blocks begin as the identity, what stands between them is orthogonal, and the posterior
+    begins narrow. As torch draws them, each of some fifteen layers in a row shrinks its input to a third of its
+    variance, and the posterior's noise is as large as the latents.
+    """
+    for name, module in vae.named_modules():
+        layer = name.rpartition(".")[2]
+        if not isinstance(module, nn.Conv2d) and not name.endswith("to_out.0"):
+            continue
+        if layer == "conv1":
+            continue  # the first layer of a residual block: its second one is zero
+        if layer in ("conv2", "0"):
+            nn.init.zeros_(cast(Tensor, module.weight))
+        else:
+            # SiLU, in front of the last layer of either half, keeps about a third of the variance.
+            nn.init.orthogonal_(cast(Tensor, module.weight), 1.7 if layer == "conv_out" else 1.0)
+        nn.init.zeros_(cast(Tensor, module.bias))
+    moments = cast(nn.Conv2d, vae.quant_conv)
+    logvar = slice(moments.out_channels // 2, None)
+    with torch.no_grad():
+        moments.weight[logvar] *= 0.1
+        assert moments.bias is not None
+        moments.bias[logvar] = -6.0
 
 
 def load_codec(model: str | Path) -> Codec:

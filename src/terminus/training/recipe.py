@@ -47,7 +47,7 @@ class ModelConfig(Config):
     """Model to continue: a folder, a hub id or `nano`. Null builds `architecture` with random weights."""
     convert_from: Literal["epsilon", "velocity"] | None = None
     """What `start` is, without zero terminal SNR: consent to training it into what the objective says."""
-    architecture: Literal["nano", "sdxl"] = "nano"
+    architecture: Literal["nano", "nano128", "sdxl"] = "nano"
     """Shapes of what is built with random weights."""
     codec: str | None = None
     """Folder whose `vae` is used where `start` is null."""
