@@ -36,6 +36,7 @@ app = typer.Typer(
 config_app = typer.Typer(help="Read a recipe: what is in force, and what may be set.")
 app.add_typer(config_app, name="config")
 app.add_typer(bench_app, name="bench")
+app.add_typer(cli_data.data_app, name="data")
 
 
 def _version(asked: bool) -> None:
@@ -71,7 +72,6 @@ def demo(out: Annotated[Path, typer.Option(help="Folder of the results.")] = Pat
 
 app.command()(cli_data.prepare)
 app.command()(cli_data.caption)
-app.command("data")(cli_data.show_data)
 
 
 @app.command()
@@ -421,7 +421,7 @@ def _usage(error: typer.TyperException, given: Sequence[str]) -> str:
     if near:
         message += f". Did you mean {' or '.join(f'`{option}`' for option in sorted(near))}?"
     verbs = [command.callback.__name__ for command in app.registered_commands if command.callback]
-    verb = next((f"{word} " for word in given if word in (*verbs, "config")), "")
+    verb = next((f"{word} " for word in given if word in (*verbs, "config", "data")), "")
     return f"{message}{'' if message.endswith('?') else '.'} See `terminus {verb}--help`."
 
 

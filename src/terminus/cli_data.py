@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import typer
+from typer.core import TyperGroup
 
 from terminus import options
 from terminus.errors import UserError
@@ -96,6 +99,28 @@ def caption(
     run_caption(loaded.data, loaded.data.captioner, limit=limit, trial=trial, device=loaded.run.device)
 
 
+class DataGroup(TyperGroup):
+    """`terminus data RECIPE` lists; `list` need be written only where a recipe is called as a verb is."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Arguments that begin with no verb are those of `list`."""
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
+data_app = typer.Typer(cls=DataGroup, help="What a store holds: `terminus data RECIPE` lists it.")
+
+
+@data_app.command("verify")
+def verify_data(store: options.StorePlace, remove: options.RemoveDamaged = False) -> None:
+    """Compare every row with its checksum; exit 0 only if all are what was written."""
+    from terminus.data.verify import verify
+
+    verify(store, remove)
+
+
+@data_app.command("list")
 def show_data(recipe: options.RecipeName, overrides: options.Overrides = None, as_json: options.AsJson = False) -> None:
     """List what the recipe's store holds: versions, images, latents, sizes, sources."""
     place = load_recipe(recipe, overrides).value.data.store

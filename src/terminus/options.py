@@ -142,6 +142,8 @@ BenchText = Annotated[str, typer.Option("--text", help="cached, or online: throu
 BenchAverage = Annotated[str, typer.Option("--average", help="both, or none: keep a moving average of the weights.")]
 BenchRows = Annotated[int, typer.Option("--rows", help="Rows whose order is drawn.")]
 BenchStored = Annotated[int, typer.Option("--stored", help="Rows that are written and read, 262 kB each.")]
+StorePlace = Annotated[str, typer.Argument(metavar="STORE", help="A folder or URI: what data.store names.")]
+RemoveDamaged = Annotated[bool, typer.Option("--remove", help="Take damaged rows out, for prepare to make anew.")]
 CaptionLimit = Annotated[int | None, typer.Option("--limit", min=0, help="Ask about at most this many images.")]
 CaptionTrial = Annotated[bool, typer.Option("--trial", help="Ask about a few, show the answers, write nothing.")]
 Plan = Annotated[bool, typer.Option("--plan", help="Only say what it needs: memory, time, energy.")]

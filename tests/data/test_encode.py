@@ -185,7 +185,7 @@ def test_what_is_rendered_together_fits_into_memory(store: Store, codec: Codec, 
     run_all = stage.engine.run
 
     def counted(columns: Mapping[str, Any], *rest: Any) -> Iterator[dict[str, object]]:
-        files = sum(len(data.as_py()) for data in columns["data"])
+        files = sum(len(data) for data in columns["data"])
         pieces.append((len(columns["key"]), files + sum(3 * 32 * 32 * len(cut) // 2 for cut in columns["corners"])))
         return run_all(columns, *rest)
 

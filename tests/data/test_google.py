@@ -17,7 +17,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from terminus.data import index, places
+from terminus.data import places
 from terminus.data.pixels import PixelRows
 from terminus.data.prepare import prepare
 from terminus.data.settings import DataConfig
@@ -83,7 +83,6 @@ def test_a_table_there_becomes_a_store_there(monkeypatch: pytest.MonkeyPatch):
     assert [place for place in places.files(data.store, (".html", ".json"))] == [
         "gs://work/store/report.html", "gs://work/store/report.json",
     ]  # fmt: skip
-    monkeypatch.setattr(index, "FEWEST", 1)
     found = PixelRows(view, data.transform.spec, "train").sizes
     monkeypatch.setattr(View, "batches", None)
     assert PixelRows(view, data.transform.spec, "train").sizes == found, "what was found is kept beside the table"

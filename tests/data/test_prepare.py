@@ -25,6 +25,7 @@ from terminus.data.prepare import PrepareReport, prepare
 from terminus.data.settings import AspectBuckets, DataConfig
 from terminus.data.sources.embedded import EmbeddedSource
 from terminus.data.store import GEOMETRY, Store, Table, plan_of, unpack_moments
+from terminus.data.verify import verify
 from terminus.errors import UserError
 from terminus.model.codec import Codec, to_signal
 
@@ -345,8 +346,9 @@ def test_whatever_a_source_says_anew_is_revised(tmp_path: Path, config: Build):
     assert quiet(data).revised == 1
     [after] = rows(Store(report.store).images)
     assert [after[name] for name in names] == [None, ["b", "c"], None, "https://example.org/b.jpg", 6.0]
-    assert {name for name in after if after[name] != before[name]} == {*names, "state"}
+    assert {name for name in after if after[name] != before[name]} == {*names, "state", "checksum"}
     assert quiet(data).revised == 0
+    verify(report.store)
 
 
 def test_another_mask_makes_the_latent_anew(tmp_path: Path, config: Build, codec: Codec):
@@ -368,7 +370,7 @@ def test_another_mask_makes_the_latent_anew(tmp_path: Path, config: Build, codec
     after = {row["source_id"]: row for row in rows(store.latents)}
     assert after["0.tar/a"] == before["0.tar/a"]
     changed = {name for name, value in after["0.tar/b"].items() if value != before["0.tar/b"][name]}
-    assert changed <= {"mask", "moments"}
+    assert changed <= {"mask", "moments", "checksum"}
     moments = [unpack_moments(one["0.tar/b"]["moments"], 4, 16, 16).astype(np.float32) for one in (before, after)]
     assert np.abs(moments[0] - moments[1]).max() < 0.01, "another batch, the same picture"
     assert np.frombuffer(after["0.tar/b"]["mask"], np.uint8).mean() == pytest.approx(255 / 4, abs=8)

@@ -20,7 +20,8 @@ SURFACE = {
         *("RECIPE", "KEY.PATH=VALUE", "--plan", "--images", "--gpu", "--price-gpu", "--price-core", "--json"),
     ],
     "caption": ["RECIPE", "KEY.PATH=VALUE", "--limit", "--trial"],
-    "data": ["RECIPE", "KEY.PATH=VALUE", "--json"],
+    "data verify": ["STORE", "--remove"],
+    "data list": ["RECIPE", "KEY.PATH=VALUE", "--json"],
     "train": ["RECIPE", "KEY.PATH=VALUE", "--plan", "--gpu", "--processes", "--json", "--watch"],
     "sample": [
         *("MODEL", "--prompt", "--out", "--negative", "--seed", "--steps", "--count", "--size"),

@@ -21,7 +21,8 @@ import torch
 from jaxtyping import Float16, UInt8
 
 from terminus.conditioning import Crop, Size
-from terminus.data import allocation, engine, geometry, record
+from terminus.data import allocation, damage, engine, geometry, record
+from terminus.data.damage import Damage
 from terminus.data.duplicates import scratch
 from terminus.data.geometry import Plan
 from terminus.data.pixels import latent_mask, resized, resized_mask
@@ -149,41 +150,89 @@ def _cut_id(key: str, cut: int) -> bytes:
     return bytes.fromhex(key)[:16] + bytes([cut])
 
 
-def encode(store: Store, wanted: Iterable[Wanted], codec: Codec, advance: Callable[[int], None]) -> int:
-    """Writes each of these latents; returns how many.
+def encode(
+    store: Store,
+    wanted: Iterable[Wanted],
+    codec: Codec,
+    advance: Callable[[int], None],
+    damaged: Callable[[Damage], None] = damage.told,
+) -> int:
+    """Writes each of these latents; returns how many. Images that are not what was written are told and left out.
 
     Commits follow the order of the images, so that an interrupted run, repeated, forms the same batches.
     """
     allocation.give_back()
+    seen: set[int] = set()
+
+    def tell(one: Damage) -> None:  # once, though every cut of it is asked for
+        if one.number not in seen:
+            seen.add(one.number)
+            damaged(one)
+
     images, rows, count = store.images.latest(), iter(wanted), 0
     while group := list(islice(rows, GROUP)):
         assert images is not None, "what is wanted is a row of images"
-        store.latents.append(_encode_group(images, group, codec, advance))
-        count += len(group)
+        latents = _encode_group(images, group, codec, advance, tell)
+        store.latents.append(latents)
+        count += len(latents)
     return count
 
 
 def _encode_group(
-    images: View, wanted: Sequence[Wanted], codec: Codec, advance: Callable[[int], None]
+    images: View,
+    wanted: Sequence[Wanted],
+    codec: Codec,
+    advance: Callable[[int], None],
+    damaged: Callable[[Damage], None],
 ) -> list[LatentRow]:
     """The latents of one commit, bucket by bucket: what is alike lies together, and a loader keeps runs of rows."""
     indices = list(dict.fromkeys(image for image, _ in wanted))
-    rows = dict(zip(indices, images.take(indices, _DESCRIPTION).to_pylist(), strict=True))
+    # They are compared with their checksums where the files are read; nothing is made of them before.
+    rows = dict(zip(indices, damage.take(images, indices, _DESCRIPTION), strict=True))
     # A stable sort: the cuts of an image stay together, and images of one kind in their order.
-    cuts = sorted((_planned(image, rows[image], cut) for image, cut in wanted), key=_kind)
+    cuts = sorted(_planned(images, rows, wanted, damaged), key=_kind)
     latents: list[LatentRow] = []
     with closing(_render(images, cuts, codec.factor)) as rendered:
         for target, alike in groupby(cuts, key=lambda cut: cut.plan.target):
-            for batch in _batches(list(alike), max(1, BATCH_PIXELS // prod(target))):
+            for batch in _batches(list(alike), max(1, BATCH_PIXELS // max(1, prod(target)))):
                 pictures = [next(rendered) for _ in batch]
-                moments = _moments(codec, np.stack([picture.pixels for picture in pictures]), batch)
-                for cut, picture, latent in zip(batch, pictures, moments, strict=True):
-                    latents.append(_row(cut, picture.mask, latent, codec.id))
+                for picture in pictures:
+                    if isinstance(picture, Damage):
+                        damaged(picture)
+                whole = [pair for pair in zip(batch, pictures, strict=True) if isinstance(pair[1], _Rendered)]
+                latents += _latents(codec, cast("list[tuple[_Cut, _Rendered]]", whole))
                 advance(len(batch))
     return latents
 
 
-def _planned(image: int, row: dict[str, object], number: int) -> _Cut:
+def _latents(codec: Codec, pictures: Sequence[tuple[_Cut, _Rendered]]) -> Iterator[LatentRow]:
+    if pictures:
+        moments = _moments(codec, np.stack([one.pixels for _, one in pictures]), [cut for cut, _ in pictures])
+        for (cut, picture), latent in zip(pictures, moments, strict=True):
+            yield _row(cut, picture.mask, latent, codec.id)
+
+
+def _planned(
+    images: View,
+    rows: Mapping[int, damage.Row | Damage],
+    wanted: Sequence[Wanted],
+    damaged: Callable[[Damage], None],
+) -> Iterator[_Cut]:
+    """The cuts that are wanted, without those of images whose description cannot be one."""
+    for image, number in wanted:
+        row = rows[image]
+        try:
+            if not isinstance(row, Damage):
+                yield _cut(image, row, number)
+                continue
+        except (ArithmeticError, ValueError):
+            [row] = damage.read(images, [image])
+            if not isinstance(row, Damage):
+                raise
+        damaged(row)
+
+
+def _cut(image: int, row: dict[str, object], number: int) -> _Cut:
     image_hash, transform = cast(str, row["image_hash"]), cast(str, row["transform"])
     plan = geometry.cuts(plan_of(row), image_hash, transform, number + 1)[number]
     return _Cut(image, row, plan, geometry.specs(transform, number + 1)[number])
@@ -193,8 +242,9 @@ def _kind(cut: _Cut) -> tuple[Size, str, str]:
     return cut.plan.target, cast(str, cut.row["split"]), cast(str, cut.row["source"])
 
 
-def _render(images: View, cuts: Sequence[_Cut], factor: int) -> Generator[_Rendered]:
-    """The pixels and masks that the plans describe, in order: one piece is rendered while another is encoded."""
+def _render(images: View, cuts: Sequence[_Cut], factor: int) -> Generator[_Rendered | Damage]:
+    """The pixels and masks that the plans describe, in order, or why there are none: one piece is rendered while
+    another is encoded."""
     pieces = _pieces(images, cuts, factor)
     with ThreadPoolExecutor(1, "render") as pool:
         coming = pool.submit(next, pieces, None)
@@ -203,17 +253,19 @@ def _render(images: View, cuts: Sequence[_Cut], factor: int) -> Generator[_Rende
             yield from piece
 
 
-def _pieces(images: View, cuts: Sequence[_Cut], factor: int) -> Iterator[list[_Rendered]]:
+def _pieces(images: View, cuts: Sequence[_Cut], factor: int) -> Iterator[list[_Rendered | Damage]]:
     """What is rendered together; all neighbouring cuts of an image from one decoding."""
     pictures = [list(some) for _, some in groupby(cuts, key=lambda cut: cut.image)]
-    for piece, files in _fitting(images, pictures):
-        columns: dict[str, Any] = {name: [some[0].row[name] for some in piece] for name in ("key", "background")}
-        columns |= {name: [some[0].row[name] for some in piece] for name in GEOMETRY}
-        columns |= {name: files.column(name) for name in _FILES}
-        columns["corners"] = [[side for cut in some for side in cut.plan.crop] for some in piece]
-        ordered = {name: columns[name] for name in _INPUT.names}
+    for piece in _fitting(images, pictures):
+        whole = [(some, row) for some, row in piece if not isinstance(row, Damage)]
+        corners = [[side for cut in some for side in cut.plan.crop] for some, _ in whole]
+        columns = {name: [row.get(name) for _, row in whole] for name in _INPUT.names}
+        ordered: dict[str, list[Any]] = columns | {"corners": corners}
         results = engine.run(ordered, _INPUT, partial(_pixels, factor=factor), _OUTPUT)
-        yield [one for some, result in zip(piece, results, strict=True) for one in _rendered(some, result)]
+        made: list[_Rendered | Damage] = []
+        for some, row in piece:
+            made += [row] * len(some) if isinstance(row, Damage) else _rendered(some, next(results))
+        yield made
 
 
 def _rendered(cuts: Sequence[_Cut], result: Mapping[str, object]) -> Iterator[_Rendered]:
@@ -222,23 +274,21 @@ def _rendered(cuts: Sequence[_Cut], result: Mapping[str, object]) -> Iterator[_R
         yield _Rendered(np.frombuffer(data, np.uint8).reshape(*cut.plan.target, 3), mask)
 
 
-def _fitting(  # pyright: ignore[reportUnknownParameterType]
-    images: View, pictures: Sequence[list[_Cut]]
-) -> Iterator[tuple[list[list[_Cut]], pa.Table]]:
-    """The same in order, with their files, as many at a time as fit into memory together."""
-    piece: list[list[_Cut]] = []
-    files: list[pa.Table] = []
+def _fitting(images: View, pictures: Sequence[list[_Cut]]) -> Iterator[list[tuple[list[_Cut], damage.Row | Damage]]]:
+    """The same in order, with their rows, as many at a time as fit into memory together."""
+    piece: list[tuple[list[_Cut], damage.Row | Damage]] = []
     held = 0
     for some in _readable(pictures):
-        read = images.take([cuts[0].image for cuts in some], _FILES)
-        more = int(read.nbytes) + sum(3 * prod(cut.plan.target) for cuts in some for cut in cuts)
+        read = damage.read(images, [cuts[0].image for cuts in some])
+        files = [row[name] for row in read if not isinstance(row, Damage) for name in _FILES]
+        more = sum(len(file) for file in files if isinstance(file, bytes))
+        more += sum(3 * prod(cut.plan.target) for cuts in some for cut in cuts)
         if piece and held + more > PIECE_BYTES:
-            yield piece, pa.concat_tables(files)
-            piece, files, held = [], [], 0
-        piece += some
-        files.append(read)
+            yield piece
+            piece, held = [], 0
+        piece += zip(some, read, strict=True)
         held += more
-    yield piece, pa.concat_tables(files)
+    yield piece
 
 
 def _readable(pictures: Sequence[list[_Cut]]) -> Iterator[list[list[_Cut]]]:

@@ -19,6 +19,7 @@ UNSETTLED = MAY_PASS | {
     "archive cannot be read", "damaged archive", "truncated archive", "table cannot be read", "cannot be read",
 }  # fmt: skip
 """Reasons that another reading may not give: a part with any of them is read again."""
+_IDENTITY = ("source", "part", "stamp", "transform", "rules")
 
 
 class Parts:
@@ -29,10 +30,10 @@ class Parts:
         self.rules = {source.name: _rules(source, data.rules, blocked.digest) for source in data.sources}
         self.judged: dict[bytes, Counter[str]] = {}
         if view := store.parts.latest():
-            for batch in view.batches(store.parts.schema.names, f"transform = {quoted(self.transform)}", 8192):
+            for batch in view.batches([*_IDENTITY, "reasons", "counts"], f"transform = {quoted(self.transform)}", 8192):
                 for row in batch.to_pylist():
-                    counts = Counter(dict(zip(row.pop("reasons"), row.pop("counts"), strict=True)))
-                    self.judged[_id(*row.values())] = counts
+                    counts = Counter(dict(zip(row["reasons"], row["counts"], strict=True)))
+                    self.judged[_id(*(row[name] for name in _IDENTITY))] = counts
 
     def find(self, source: Source, part: Part) -> Counter[str] | None:
         """How many of its candidates were dropped for each reason or, under "", kept; None if it must be read."""

@@ -6,6 +6,7 @@ Pixels are made from the untouched bytes and the stored plan each time they are 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -15,9 +16,10 @@ from PIL import Image
 
 from terminus.data import geometry
 from terminus.data.geometry import Plan
-from terminus.data.loader import DESCRIBED, Batch, Grouped, batch_of
+from terminus.data.grouped import Grouped
+from terminus.data.loader import Batch, batch_of
 from terminus.data.record import parse_color
-from terminus.data.store import View, plan_of, quoted
+from terminus.data.store import View, plan_of
 from terminus.decode import HARD_PIXEL_LIMIT, Limits, decode
 from terminus.pictures import Dropped
 
@@ -29,7 +31,7 @@ class PixelRows:
     """Images of one transform and one split."""
 
     def __init__(self, view: View, transform: str, split: str) -> None:
-        self._grouped = Grouped(view, f"transform = {quoted(transform)} AND split = {quoted(split)}")
+        self._grouped = Grouped(view, {"transform": (transform,), "split": (split,)})
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -43,10 +45,10 @@ class PixelRows:
 
     def read(self, bucket: int, rows: Sequence[int], positions: Sequence[int], epoch: int) -> Batch:
         """RGB bytes, [batch, 3, height, width]."""
-        found = self._grouped.take(bucket, rows, [*DESCRIBED, "data", "background"])
+        found, damaged = self._grouped.sound(bucket, rows, positions)
         arrays = [render(row) for row in found]
         values = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
-        return batch_of(found, values, positions, epoch)
+        return replace(batch_of(found, values, positions, epoch), damaged=damaged)
 
 
 def render(row: dict[str, object]) -> UInt8[np.ndarray, "height width 3"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +15,7 @@ from terminus.data import engine, geometry, report
 from terminus.data.addresses import Address, is_global
 from terminus.data.captioning.merge import merge
 from terminus.data.curate import Curated, curate
+from terminus.data.damage import Damage
 from terminus.data.encode import encode, waiting
 from terminus.data.known import KEPT, room_for_scratch
 from terminus.data.report import PrepareReport, Tally
@@ -49,10 +51,12 @@ def prepare(
         curated = curate(data, store, meter.advance, allow)
     with room_for_scratch():
         merge(store)  # captions that models wrote survive a change of those that the sources bring
-    added = 0 if codec is None else _encode(data, store, codec, console)
+    damaged: list[Damage] = []
+    added = 0 if codec is None else _encode(data, store, codec, console, damaged)
     store.compact()
     found = survey(store, data.transform.spec, data.filters)
     result = _result(data, store, curated, found.holdings, codec.id if codec else None, added)
+    result = replace(result, damaged=tuple(map(str, damaged)))
     place = report.write(result, found, store)
     _say(console, result, place)
     return result
@@ -75,11 +79,11 @@ def _codec(data: DataConfig, model: str) -> Codec:
     return codec
 
 
-def _encode(data: DataConfig, store: Store, codec: Codec, console: Console) -> int:
+def _encode(data: DataConfig, store: Store, codec: Codec, console: Console, damaged: list[Damage]) -> int:
     with room_for_scratch():
         rows = waiting(store, data.transform.spec, codec.id, data.crops)
         with Meter(console, "encode", len(rows)) as meter:
-            return encode(store, rows, codec, meter.advance)
+            return encode(store, rows, codec, meter.advance, damaged.append)
 
 
 def _result(
@@ -101,6 +105,7 @@ def _result(
         crowded=curated.crowded,
         dropped=dict(curated.dropped.most_common()),
         sources={name: _tally(counts) for name, counts in curated.sources.items()},
+        damaged=(),
         latents_added=added,
         latents=latents.counted(same) if latents else 0,
         versions={
@@ -127,6 +132,11 @@ def _say(console: Console, result: PrepareReport, place: str) -> None:
     if result.taken_down:
         text = f"{result.taken_down} images were taken down, because a block-list names them since. {text}"
     console.print(text, highlight=False, markup=False, soft_wrap=True)
+    for name in result.damaged:
+        console.print(f"damaged in the store, and no latent: {name}", highlight=False, markup=False, soft_wrap=True)
+    if result.damaged:
+        fix = f"`terminus data verify {result.store} --remove`, then prepare again: their sources are read anew."
+        console.print(fix, highlight=False, markup=False, soft_wrap=True)
     if not result.holdings.splits.get("validation"):
         warning = (
             "No image is held out (data.validation_fraction is too small for so few), and no run starts without one: "

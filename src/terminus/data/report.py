@@ -17,10 +17,10 @@ import pyarrow as pa
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from terminus.data import places
+from terminus.data import damage, places
 from terminus.data.examine import thumbnail
 from terminus.data.record import parse_color
-from terminus.data.store import Store, View, quoted
+from terminus.data.store import Store, quoted
 from terminus.data.survey import Holdings, Survey
 from terminus.decode import HARD_PIXEL_LIMIT, Decoded, Limits, decode
 from terminus.errors import UserError
@@ -62,6 +62,8 @@ class PrepareReport:
     """By reason, most frequent first."""
     sources: dict[str, Tally]
     """The same for each source."""
+    damaged: tuple[str, ...]
+    """Images of the store that are not what was written, by name and reason: no latents were made of them."""
     latents_added: int
     latents: int
     """Rows of this transform and codec."""
@@ -99,12 +101,7 @@ def write(report: PrepareReport, survey: Survey, store: Store) -> str:
 def _kept_examples(store: Store, survey: Survey) -> list[Picture]:
     view = store.images.latest()
     assert view is not None, "a report follows a curation that kept something"
-    return [_kept_picture(_row(view, index)) for index in survey.kept]
-
-
-def _row(view: View, index: int) -> dict[str, object]:
-    columns = ["source", "source_id", "captions", "data", "background"]
-    return cast("dict[str, object]", view.take([index], columns).to_pylist()[0])
+    return [_kept_picture(row) for index in survey.kept for row in damage.sound(view, [index])]
 
 
 def _kept_picture(row: Mapping[str, object]) -> Picture:
@@ -138,8 +135,8 @@ def _pairs(store: Store, survey: Survey) -> list[tuple[Picture, Picture]]:
     rows = cast("list[dict[str, object]]", rejected.take(indices, columns).to_pylist())
     keys = sorted({str(row["twin"]) for row in rows})
     where = f"key IN ({', '.join(quoted(key) for key in keys)})"
-    found = images.scan(["key", "source_id", "captions", "data", "background"], where).to_pylist()
-    twins = {str(row["key"]): _kept_picture(row) for row in cast("list[dict[str, object]]", found)}
+    found = images.scan(["_rowoffset"], where).column("_rowoffset").to_pylist()
+    twins = {str(row["key"]): _kept_picture(row) for row in damage.sound(images, found)}
     return [(_dropped_picture(row), twins[str(row["twin"])]) for row in rows if row["twin"] in twins]
 
 

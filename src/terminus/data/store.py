@@ -19,7 +19,8 @@ import pyarrow as pa
 from jaxtyping import Float16
 
 from terminus.conditioning import Crop, Size
-from terminus.data import places
+from terminus.data import checksums, places
+from terminus.data.checksums import CHECKSUM, GROUP_CHECKSUM, NAMES
 from terminus.data.geometry import Plan
 from terminus.data.record import CaptionRow, ImageRow, LatentRow, PartRow, Rejection
 from terminus.data.unreadable import reading, reason, unreadable
@@ -32,6 +33,7 @@ GEOMETRY = (
 """A `Plan` as eight int32 columns."""
 
 _TEXTS = pa.list_(pa.string())
+_CHECKSUMS = [(CHECKSUM, pa.uint32()), (GROUP_CHECKSUM, pa.uint32())]
 _PLAN_FIELDS = [*((name, pa.int32()) for name in GEOMETRY), ("bucket", pa.string())]
 _COMMON_FIELDS = [
     ("image_hash", pa.string()), ("source", pa.string()), ("source_id", pa.string()), ("split", pa.string()),
@@ -44,11 +46,13 @@ IMAGES = pa.schema([
     ("licence", pa.string()), ("state", pa.string()), ("transform", pa.string()), ("rules", pa.string()),
     ("url", pa.string()), ("watermark", pa.float32()), ("unsafe", pa.float32()), ("aesthetic", pa.float32()),
     ("similarity", pa.float32()), ("tags", _TEXTS), ("camera", pa.bool_()), ("mask", pa.large_binary()),
+    *_CHECKSUMS,
 ])  # fmt: skip
 LATENTS = pa.schema([
     ("key", pa.string()), ("image_key", pa.string()), *_COMMON_FIELDS, *_PLAN_FIELDS,
     ("moments", pa.binary()), ("latent_channels", pa.int32()), ("latent_height", pa.int32()),
     ("latent_width", pa.int32()), ("codec", pa.string()), ("transform", pa.string()), ("mask", pa.binary()),
+    *_CHECKSUMS,
 ])  # fmt: skip
 REJECTED = pa.schema([
     ("source", pa.string()), ("source_id", pa.string()), ("image_hash", pa.string()),
@@ -56,11 +60,11 @@ REJECTED = pa.schema([
     ("reason", pa.string()), ("detail", pa.string()), ("thumbnail", pa.binary()), ("twin", pa.string()),
     ("url", pa.string()), ("licence", pa.string()), ("original_height", pa.int32()), ("original_width", pa.int32()),
     ("luminance", pa.float32()), ("watermark", pa.float32()), ("unsafe", pa.float32()), ("aesthetic", pa.float32()),
-    ("similarity", pa.float32()),
+    ("similarity", pa.float32()), _CHECKSUMS[0],
 ])  # fmt: skip
 PARTS = pa.schema([
     ("source", pa.string()), ("part", pa.string()), ("stamp", pa.string()), ("transform", pa.string()),
-    ("rules", pa.string()), ("reasons", _TEXTS), ("counts", pa.list_(pa.int64())),
+    ("rules", pa.string()), ("reasons", _TEXTS), ("counts", pa.list_(pa.int64())), _CHECKSUMS[0],
 ])  # fmt: skip
 
 CAPTIONS = pa.schema([
@@ -69,6 +73,7 @@ CAPTIONS = pa.schema([
     ("caption", pa.string()), ("reason", pa.string()), ("detail", pa.string()),
     ("weight", pa.float32()), ("own_weight", pa.float32()),
     ("prompt_tokens", pa.int32()), ("completion_tokens", pa.int32()), ("created", pa.timestamp("us", "UTC")),
+    _CHECKSUMS[0],
 ])  # fmt: skip
 
 Row = TypeVar("Row", ImageRow, LatentRow, Rejection, PartRow, CaptionRow)
@@ -184,9 +189,13 @@ class Table(Generic[Row]):
         """Adds the rows in one atomic commit (none: no commit) and returns the version."""
         if not rows:
             return self.version()
-        table = pa.Table.from_pylist([_columns(row) for row in rows], schema=self.schema)
-        mode = "append" if self.latest() else "create"
+        table = checksums.with_checksums(pa.Table.from_pylist([_columns(row) for row in rows], schema=self.schema))
+        view = self.latest()
+        mode = "append" if view else "create"
         try:
+            if view and (absent := set(NAMES) & set(self.schema.names) - set(view.dataset.schema.names)):
+                # Rows that an earlier version wrote keep none: what they should be, nobody knows.
+                view.dataset.add_columns(pa.schema([self.schema.field(name) for name in sorted(absent)]))
             return int(lance.write_dataset(table, self.uri, schema=self.schema, mode=mode).version)
         except OSError as error:
             raise UserError(
@@ -204,14 +213,18 @@ class Table(Generic[Row]):
         view = self.latest()
         if view is None or changes.num_rows == 0:
             return
+        schema = view.dataset.schema
+        columns = checksums.needed(schema, changes.schema.names) if CHECKSUM in schema.names else [on]
+        wanted = {row[on]: row for row in changes.to_pylist()}
+        revised: list[lance.FragmentMetadata] = []
+        fields: set[int] = set()
         with reading(self.uri, "changed"):
-            wanted = set(changes.column(on).to_pylist())
-            revised: list[lance.FragmentMetadata] = []
-            fields: set[int] = set()
             for fragment in view.dataset.get_fragments():
-                if wanted.isdisjoint(fragment.to_table(columns=[on]).column(on).to_pylist()):
+                if wanted.keys().isdisjoint(fragment.to_table(columns=[on]).column(on).to_pylist()):
                     continue
-                metadata, modified = fragment.update_columns(changes, left_on=on, right_on=on)[:2]
+                rows = fragment.to_table(columns=columns, with_row_id=True).to_pylist()
+                revision = checksums.revision([(row, wanted[row[on]]) for row in rows if row[on] in wanted], schema)
+                metadata, modified = fragment.update_columns(revision.drop([on]), "_rowid", "_rowid")[:2]
                 revised.append(metadata)
                 fields.update(modified)
             if revised:
@@ -259,7 +272,7 @@ class Table(Generic[Row]):
                 ) from None
 
     def _checked(self, view: View) -> View:
-        missing = set(self.schema.names) - set(view.dataset.schema.names)
+        missing = set(self.schema.names) - set(NAMES) - set(view.dataset.schema.names)
         if missing:
             raise UserError(
                 f"the table lacks the columns {', '.join(sorted(missing))}",

@@ -34,7 +34,8 @@ def unreadable(uri: str, error: Exception, done: str = "read") -> UserError:
         f"this table cannot be {done} ({reason(error)})",
         where=uri,
         rule="Every file of a table is needed, as it was written; a run that was begun needs the same table",
-        fix=f"If the disk fails, mend it; if a file of {folder or uri} is damaged, restore it from a copy, or {again}.",
+        fix=f"If the disk fails, mend it; if a file of {folder or uri} is damaged, restore it from a copy, or {again}. "
+        "`terminus data verify` looks at every row.",
     )
 
 

@@ -44,6 +44,8 @@ class Facts:
     """Steps that did not change the weights, or whose change was undone; counted in `steps`."""
     undone_steps: int
     """Of these, the ones that were undone by going back to a checkpoint."""
+    damaged_rows: int
+    """Rows of the store that were not what had been written; others took their places."""
     train_rows: int
     validation_rows: int
     data_version: int
@@ -95,6 +97,7 @@ def write_facts(folder: Path, recipe: Recipe, parts: Parts, position: Position) 
         epochs_of=epochs(order, parts.train, recipe.data, position.images),
         skipped_steps=position.skipped,
         undone_steps=position.health.undone,
+        damaged_rows=len({name for row in rows for name in cast("list[str]", row.get("damaged", ()))}),
         train_rows=train_rows,
         validation_rows=sum(parts.held_out.sizes),
         data_version=int(json.loads((folder / "data.json").read_text(encoding="utf-8"))["version"]),

@@ -178,7 +178,8 @@ def parse_row(line: bytes) -> tuple[Row, dict[str, float] | None, bool] | None:
             values[key] = _number(values[key])
         values["bands"] = _numbers(values.get("bands")) or {}
         values["validation"] = _numbers(values.get("validation"))
-        values["skipped"] = tuple(str(key) for key in values.get("skipped", ()))
+        for key in ("skipped", "damaged"):
+            values[key] = tuple(str(one) for one in values.get(key, ()))
         if values.get("reason") not in (None, *get_args(Reason)):
             return None
         for key in ("step", "images_seen", "epoch"):

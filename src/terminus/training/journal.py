@@ -59,6 +59,8 @@ class Row:
     """Why it was left out."""
     processes: int | None = None
     """That shared it; None, one alone."""
+    damaged: tuple[str, ...] = ()
+    """Rows of the store that are not what was written, and whose places in this step others took."""
 
 
 class Journal:

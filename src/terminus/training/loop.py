@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
@@ -61,6 +61,7 @@ class Hooks:
 def run_loop(step: Step, state: State, loader: Loader, settings: Training, hooks: Hooks) -> None:
     """Trains until `settings.images` have been seen. Raises `Stopped` when asked to, with everything saved."""
     last = -(-settings.images // settings.global_batch)
+    said: set[str] = set()
     step.trained.train()
     with closing(loader.steps(state.position.step, last)) as stream:
         started = time.perf_counter()
@@ -70,7 +71,9 @@ def run_loop(step: Step, state: State, loader: Loader, settings: Training, hooks
             state.engine.average_gradients()
             norm = _gradient_norm(step, settings.optimizer.clip_norm)
             # From here on every process knows what one alone would know, and so decides alike.
-            losses, norm = state.world.interleaved([part.on_cpu() for part in own]), state.world.gather(norm)[0]
+            losses = state.world.interleaved([part.on_cpu() for part in own])
+            told = state.world.gather((norm, [name for batch in batches for name in batch.damaged]))
+            norm, damaged = told[0][0], tuple(sorted({name for _, names in told for name in names}))
             loss = torch.cat([part.weighted for part in losses]).double().mean().item()
             reason = guards.judge(loss, norm, state.position.health, settings.guards)
             if reason is None:
@@ -88,7 +91,8 @@ def run_loop(step: Step, state: State, loader: Loader, settings: Training, hooks
             epoch = loader.order[state.position.step * loader.accumulation - 1].epoch
             row = _row(state.position, epoch, losses, loss, rate, norm, validation, seconds)
             processes = state.world.size if state.world.size > 1 else None
-            hooks.record(replace(row, skipped=skipped, reason=reason, processes=processes))
+            hooks.record(replace(row, skipped=skipped, reason=reason, processes=processes, damaged=damaged))
+            _say_damaged(damaged, said)
             if guards.must_go_back(health):
                 hooks.go_back(state)
             stop = state.world.any(hooks.stop_asked()) and state.position.step < last
@@ -121,6 +125,14 @@ def _left_out(position: Position, reason: Reason, skipped: tuple[str, ...]) -> N
     named = ", ".join(skipped[:3]) + (", ..." if len(skipped) > 3 else "")
     what = "is not finite" if reason == "not finite" else "is far above the steps before"
     log.warning("step %d is left out: loss or gradient %s; samples: %s", position.step, what, named)
+
+
+def _say_damaged(damaged: Iterable[str], said: set[str]) -> None:
+    """Once for each row: it comes again in every epoch."""
+    for name in damaged:
+        if name not in said:
+            said.add(name)
+            log.warning("damaged in the store, so that another row takes its place: %s", name)
 
 
 def _accumulate(step: Step, batches: list[Batch], number: int, alive: Callable[[], None]) -> list[StepLoss]:

@@ -7,6 +7,7 @@ dropout and the size of the batch, as training does.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -17,6 +18,8 @@ from terminus.data.mixing import Sourced
 from terminus.training.journal import by_band
 from terminus.training.step import Step
 from terminus.training.world import World
+
+log = logging.getLogger("terminus")
 
 SEED = 0
 """Of every validation, whatever the run's."""
@@ -86,6 +89,8 @@ def build_validation(rows: Rows, images: int, micro_batch: int) -> Validation:
             numbers = range(len(sources), len(sources) + len(chunk))
             batches.append(rows.read(bucket, chunk, numbers, epoch=0))
             sources += [picked[bucket, row] for row in chunk]
+    for name in dict.fromkeys(name for batch in batches for name in batch.damaged):
+        log.warning("held-out row damaged in the store, so that another takes its place: %s", name)
     return Validation(tuple(_first_caption(batch) for batch in batches), tuple(sources))
 
 

@@ -14,6 +14,7 @@ from typing import Protocol, cast, runtime_checkable
 
 from PIL import Image
 
+from terminus.data import damage
 from terminus.data.captioning.answer import Answer
 from terminus.data.captioning.settings import MAX_SIDE
 from terminus.data.pixels import render, resized
@@ -93,7 +94,7 @@ def questions(
     images: View, rows: Sequence[int], prompt: str, generated: frozenset[str], whole: bool = False
 ) -> list[Question]:
     """The questions about the images with these row numbers; `generated` origins are not quoted in prompts."""
-    found = cast("list[dict[str, object]]", images.take(rows, COLUMNS).to_pylist())
+    found = damage.sound(images, rows)
     return [
         Question(
             cast(str, row["key"]),

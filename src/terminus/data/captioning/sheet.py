@@ -18,8 +18,9 @@ from typing import Any, cast
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from terminus.data import damage
 from terminus.data.captioning.merge import TEXTS, captions_of
-from terminus.data.captioning.question import COLUMNS, own_texts
+from terminus.data.captioning.question import own_texts
 from terminus.data.captioning.table import Answers
 from terminus.data.pixels import render
 from terminus.data.record import Caption
@@ -147,8 +148,8 @@ def _sample(images: View, transform: str, origins: frozenset[str]) -> list[Shown
 
 
 def _taken(images: View, rows: Sequence[int]) -> list[dict[str, object]]:
-    """What a question needs of these rows, in the order asked for."""
-    return cast("list[dict[str, object]]", images.take(rows, COLUMNS).to_pylist()) if rows else []
+    """These rows in the order asked for, without damaged ones."""
+    return damage.sound(images, rows) if rows else []
 
 
 def _shown(row: dict[str, object], origins: frozenset[str]) -> Shown:
