@@ -25,11 +25,11 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from terminus.bounded_files import read_bounded
 from terminus.config.load import load
 from terminus.data.addresses import is_global
 from terminus.data.download import Policy, Request, fetch_many
 from terminus.data.examine import Refused, Subject, examine
-from terminus.data.files import read
 from terminus.data.filters import Filters
 from terminus.data.geometry import Transform
 from terminus.data.prepare import prepare
@@ -239,7 +239,7 @@ def test_a_file_that_changes_after_it_was_listed(tmp_path: Path, change: str):
 
 @pytest.mark.parametrize("path", ["/dev/zero", "/dev/full", "/proc/self/mem"], ids=["endless", "full", "EIO"])
 def test_devices_and_errors_of_the_disk(path: str):
-    found = read(Path(path), Path(path).resolve().parent, 100)
+    found = read_bounded(Path(path), Path(path).resolve().parent, 100)
     assert isinstance(found, Dropped)
     assert found.reason == ("not a regular file" if path.startswith("/dev") else "cannot be read")
 
@@ -253,7 +253,7 @@ def test_a_file_that_may_not_be_read():
         user = os.geteuid()
         os.seteuid(65534 if user == 0 else user)
         try:
-            found = read(path, Path(folder), 100)
+            found = read_bounded(path, Path(folder), 100)
         finally:
             os.seteuid(user)
     assert found == Dropped("cannot be read", "Permission denied")

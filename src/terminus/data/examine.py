@@ -13,8 +13,9 @@ from pathlib import Path
 from PIL import Image
 
 from terminus import decode
+from terminus.bounded_files import read_bounded
 from terminus.conditioning import Size
-from terminus.data import files, filters, geometry, record
+from terminus.data import filters, geometry, record
 from terminus.data.filters import Filters, Measures, Score
 from terminus.data.geometry import Plan, Transform
 from terminus.data.record import content_hash
@@ -83,7 +84,7 @@ def examine(subject: Subject, rules: Filters, transform: Transform) -> Examined 
     """Reads, decodes and judges one image."""
     data = subject.file
     if not isinstance(data, bytes):
-        data = files.read(*data, rules.max_file_bytes)
+        data = read_bounded(*data, rules.max_file_bytes)
     if isinstance(data, Dropped):
         return Refused(data)
     image_hash, md5 = content_hash(data), record.md5(data)

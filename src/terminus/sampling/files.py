@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from terminus import decode
+from terminus.bounded_files import read_bounded
 from terminus.errors import UserError
 from terminus.pictures import Dropped
 
@@ -20,7 +20,7 @@ def read_file(path: Path, limit: int = PICTURE_BYTES) -> bytes:
         target = path.expanduser().resolve()
     except (OSError, RuntimeError) as error:
         raise UserError(f"This file cannot be read ({error})", where=str(path)) from error
-    data = decode.read(target, target.parent, limit)
+    data = read_bounded(target, target.parent, limit)
     if isinstance(data, Dropped):
         detail = f" ({data.detail})" if data.detail else ""
         raise UserError(f"This file is not used: {data.reason}{detail}", where=str(path))

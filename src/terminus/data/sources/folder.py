@@ -16,8 +16,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Literal, cast
 
+from terminus.bounded_files import read_bounded
 from terminus.config.base import Config
-from terminus.data import files
 from terminus.data.record import Candidate, Caption
 from terminus.data.sources.columns import BadRow, Row
 from terminus.data.sources.metadata import Metadata
@@ -180,7 +180,7 @@ def _text(path: Path, root: Path) -> str | None:
         if error.errno in (errno.ENOENT, errno.ENAMETOOLONG):
             return None
         raise _BadSidecar(f"{path.name}: {error.strerror}") from None
-    data = files.read(path, root, MAX_SIDECAR_BYTES)
+    data = read_bounded(path, root, MAX_SIDECAR_BYTES)
     if isinstance(data, Dropped):
         raise _BadSidecar(f"{path.name}: {data.reason}" + (f" ({data.detail})" if data.detail else ""))
     try:

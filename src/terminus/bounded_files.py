@@ -10,7 +10,7 @@ from pathlib import Path
 from terminus.pictures import Dropped
 
 
-def read(path: Path, root: Path, limit: int) -> bytes | Dropped:
+def read_bounded(path: Path, root: Path, limit: int) -> bytes | Dropped:
     """The bytes of a regular file of at most `limit` bytes inside `root`; never blocks, opens no device."""
     try:
         resolved = path.resolve(strict=True)

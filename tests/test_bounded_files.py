@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from terminus.data.files import read
+from terminus.bounded_files import read_bounded
 from terminus.pictures import Dropped
 
 
@@ -15,12 +15,12 @@ def test_read_stays_inside_its_folder_and_its_limit(tmp_path: Path):
     (tmp_path / "secret").write_bytes(b"s")
     (root / "inside").symlink_to(root / "file")
     (root / "outside").symlink_to(tmp_path / "secret")
-    assert read(root / "file", root, 5) == b"12345"
-    assert read(root / "inside", root, 5) == b"12345"
+    assert read_bounded(root / "file", root, 5) == b"12345"
+    assert read_bounded(root / "inside", root, 5) == b"12345"
     for name, limit, expected in (
         ("outside", 5, "link out of the folder"), ("file", 4, "file too large"), ("nothing", 5, "cannot be read"),
         (".", 5, "not a regular file"),
     ):  # fmt: skip
-        refused = read(root / name, root, limit)
+        refused = read_bounded(root / name, root, limit)
         assert isinstance(refused, Dropped)
         assert refused.reason == expected
