@@ -20,9 +20,10 @@ import typer
 
 from terminus import cli_data, options
 from terminus.cli_bench import bench_app
+from terminus.cli_config import config_app
 from terminus.cli_data import check_gpu, load_recipe, loading
 from terminus.cli_system import refusal, unwritten
-from terminus.errors import EXIT_DEFECT, EXIT_DONE, EXIT_INPUT, EXIT_STOPPED, Stopped, UserError
+from terminus.errors import EXIT_DEFECT, EXIT_DONE, EXIT_INPUT, EXIT_STOPPED, Stopped, UserError, printable
 
 EXIT_PIPE_CLOSED = 141
 """What a shell reports for a writer whose reader went away (128 + SIGPIPE)."""
@@ -33,7 +34,6 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-config_app = typer.Typer(help="Read a recipe: what is in force, and what may be set.")
 app.add_typer(config_app, name="config")
 app.add_typer(bench_app, name="bench")
 app.add_typer(cli_data.data_app, name="data")
@@ -276,51 +276,6 @@ def card(
     print(run_card(run_dir, check=check))
 
 
-@config_app.command("show")
-def config_show(recipe: options.RecipeName, overrides: options.Overrides = None) -> None:
-    """Every value in force, and who set it: a file's line, the command line, or the default."""
-    from terminus.config.show import show
-
-    _print_lines(show(load_recipe(recipe, overrides)))
-
-
-@config_app.command("explain")
-def config_explain(recipe: options.RecipeName, overrides: options.Overrides = None) -> None:
-    """Every setting there is: type, default, meaning; `*` marks those that the recipe sets."""
-    from terminus.config.show import explain
-
-    _print_lines(explain(load_recipe(recipe, overrides)))
-
-
-@config_app.command("import")
-def config_import(source: options.ImportSource, out: options.ImportOut) -> None:
-    """A recipe from settings of sd-scripts or SimpleTuner, or a folder of img2dataset."""
-    from terminus.importing.arguments import check_import
-
-    check_import(source, out)
-    from rich.console import Console
-
-    from terminus.importing.command import import_recipe
-
-    import_recipe(source, out, Console(highlight=False))
-
-
-@config_app.command("schema")
-def config_schema(
-    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A recipe to check as well.")] = None,
-    overrides: options.Overrides = None,
-) -> None:
-    """The JSON Schema of recipes, for editors and programs."""
-    import json
-
-    if recipe is not None:
-        load_recipe(recipe, overrides)
-    from terminus.config.show import schema
-    from terminus.training.recipe import Recipe
-
-    print(json.dumps(schema(Recipe), indent=2))
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code of section 4: 0, 1, 2, 75; 130 for Ctrl-C and 141 for a closed pipe."""
     code = _main(list(sys.argv[1:] if arguments is None else arguments))
@@ -365,8 +320,8 @@ def _run(given: list[str], debug: bool) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_PIPE_CLOSED
     except OSError as error:
-        refused = refusal(error)
-        return _defect(error, given, debug) if refused is None else _fail(refused, EXIT_INPUT, debug)
+        told = unwritten() or refusal(error)
+        return _defect(error, given, debug) if told is None else _fail(told, EXIT_INPUT, debug)
     except Exception as error:  # noqa: BLE001 - the process boundary: the only place that may catch everything
         return _defect(error, given, debug)
 
@@ -382,7 +337,7 @@ def _fail(paragraph: str, code: int, debug: bool) -> int:
     from rich.text import Text
 
     console = Console(stderr=True, highlight=False)
-    text = Text.assemble(("error: ", "bold red") if code != EXIT_STOPPED else "", _printable(paragraph))
+    text = Text.assemble(("error: ", "bold red") if code != EXIT_STOPPED else "", printable(paragraph))
     with contextlib.suppress(OSError):  # nowhere to say it: the code still does
         if debug:
             console.print_exception()
@@ -403,16 +358,6 @@ def _reader_is_gone() -> bool:
     broken = any(event & select.POLLERR for _, event in poll.poll(0))
     # rich has already put the null device there when it meets a closed pipe
     return broken or os.path.samestat(os.fstat(stdout), os.stat(os.devnull))
-
-
-def _print_lines(lines: Sequence[str]) -> None:
-    for line in lines:
-        print(_printable(line))
-
-
-def _printable(text: str) -> str:
-    """Control characters from a user's file spelled out: a terminal must not obey them."""
-    return "".join(char if char == "\n" or char.isprintable() else f"\\x{ord(char):02x}" for char in text)
 
 
 def _usage(error: typer.TyperException, given: Sequence[str]) -> str:

@@ -31,6 +31,11 @@ class Stopped(Exception):
     """A signal asked the process to end and everything is saved; the same command continues (exit 75)."""
 
 
+def printable(text: str) -> str:
+    """Control characters from a user's file spelled out: a terminal must not obey them."""
+    return "".join(char if char == "\n" or char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+
+
 def _sentence(text: str) -> str:
     text = text.strip()
     return text if text.endswith((".", "?", "!", "\n")) else f"{text}."

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from terminus import cli
+from terminus import cli, cli_config
 from terminus.errors import Stopped, UserError
 
 SURFACE = {
@@ -131,7 +131,7 @@ def fails_with(error: BaseException, monkeypatch: pytest.MonkeyPatch, *options: 
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "load_recipe", fail)
+    monkeypatch.setattr(cli_config, "load_recipe", fail)
     return cli.main(["config", "show", "nano", *options])
 
 

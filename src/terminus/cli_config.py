@@ -1,0 +1,64 @@
+"""The verbs of `terminus config`: read a recipe, or make one of another program's settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from terminus import options
+from terminus.cli_data import load_recipe
+from terminus.errors import printable
+
+config_app = typer.Typer(help="Read a recipe: what is in force, and what may be set.")
+
+
+@config_app.command("show")
+def config_show(recipe: options.RecipeName, overrides: options.Overrides = None) -> None:
+    """Every value in force, and who set it: a file's line, the command line, or the default."""
+    from terminus.config.show import show
+
+    _print_lines(show(load_recipe(recipe, overrides)))
+
+
+@config_app.command("explain")
+def config_explain(recipe: options.RecipeName, overrides: options.Overrides = None) -> None:
+    """Every setting there is: type, default, meaning; `*` marks those that the recipe sets."""
+    from terminus.config.show import explain
+
+    _print_lines(explain(load_recipe(recipe, overrides)))
+
+
+@config_app.command("import")
+def config_import(source: options.ImportSource, out: options.ImportOut) -> None:
+    """A recipe from settings of sd-scripts or SimpleTuner, or a folder of img2dataset."""
+    from terminus.importing.arguments import check_import
+
+    check_import(source, out)
+    from rich.console import Console
+
+    from terminus.importing.command import import_recipe
+
+    import_recipe(source, out, Console(highlight=False))
+
+
+@config_app.command("schema")
+def config_schema(
+    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A recipe to check as well.")] = None,
+    overrides: options.Overrides = None,
+) -> None:
+    """The JSON Schema of recipes, for editors and programs."""
+    import json
+
+    if recipe is not None:
+        load_recipe(recipe, overrides)
+    from terminus.config.show import schema
+    from terminus.training.recipe import Recipe
+
+    print(json.dumps(schema(Recipe), indent=2))
+
+
+def _print_lines(lines: Sequence[str]) -> None:
+    for line in lines:
+        print(printable(line))
