@@ -22,7 +22,9 @@ def _finished(random_nano: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
     folder = tmp_path_factory.mktemp("runs") / "run"
     shutil.copytree(random_nano, folder / "model")
-    recipe = load("nano", Recipe, ["run.developer=A. Nother", "data.store=runs/no-such-store"]).value
+    recipe = load(
+        "nano", Recipe, ["run.developer=A. Nother", "run.licence=apache-2.0", "data.store=runs/no-such-store"]
+    ).value
     (folder / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
     rows = [
         {"step": i, "loss": 0.5 + 0.1 / i, "error": 0.6, "learning_rate": 1e-5 * i, "images_per_second": 10.0 + i}

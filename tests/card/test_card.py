@@ -193,6 +193,29 @@ def test_no_path_of_a_machine(run: Path, edit):
     assert "fine-tuned from `base` (a local folder)" in text
 
 
+def test_a_licence_that_nobody_stated_is_not_stated(run: Path, edit):
+    edit(run / "recipe.yaml", {"run.licence": None})
+    edit(run / "model" / "terminus.json", {"licence": None})
+    text = card(run).read_text(encoding="utf-8")
+    assert "license" not in front_matter(text)
+    assert "- **License:** not stated\n" in text
+    assert "note" not in text.split("```bibtex")[1].split("```")[0]
+    card(run, check=True)
+
+
+@pytest.mark.parametrize(
+    ("parent", "matter"),
+    [("openrail++", {"license": "openrail++"}), ("Our-Own", {"license": "other", "license_name": "Our-Own"})],
+)
+def test_a_licence_is_inherited_from_the_parent(run: Path, edit, parent: str, matter: dict[str, str]):
+    edit(run / "recipe.yaml", {"run.licence": None})
+    edit(run / "model" / "terminus.json", {"licence": parent})
+    text = card(run).read_text(encoding="utf-8")
+    assert {key: value for key, value in front_matter(text).items() if key.startswith("license")} == matter
+    assert f"- **License:** {parent}, inherited from the model that training began from\n" in text
+    card(run, check=True)
+
+
 def test_an_unknown_licence_is_refused(run: Path, edit):
     edit(run / "recipe.yaml", {"run.licence": "do-what-i-say"})
     with pytest.raises(UserError, match=r"do-what-i-say.*fixed list"):

@@ -90,6 +90,26 @@ def test_the_schedulers_file_decides_what_is_sampled(copy: Path):
     assert load_record(copy).schedule == Schedule("epsilon", zero_terminal=False)
 
 
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ("---\nlicense: openrail++\ntags:\n- x\n---\n# A model\n", "openrail++"),
+        ("---\nlicense: other\nlicense_name: 'flux-1'\n---\n", "flux-1"),
+        ("---\nlicense: other\n---\n", "other"),
+        ("---\nlicense:\n- mit\n---\n", None),
+        ("license: mit\n", None),
+        ("---\ntags: []\n---\nlicense: mit\n---\n", None),
+        ("---\nlicense: \xff\n---\n", None),
+    ],
+)
+def test_a_folders_licence_is_that_of_its_model_card(copy: Path, card: str, licence: str | None):
+    (copy / "README.md").write_bytes(card.encode("latin-1"))
+    assert load_record(copy).licence == licence
+    record = json.loads((copy / "terminus.json").read_text())
+    (copy / "terminus.json").write_text(json.dumps({**record, "licence": "cc0-1.0"}))
+    assert load_record(copy).licence == "cc0-1.0", "what we recorded goes before"
+
+
 def test_a_folder_that_terminus_did_not_write_has_an_empty_record(copy: Path):
     (copy / "terminus.json").unlink()
     shutil.rmtree(copy / "vision")

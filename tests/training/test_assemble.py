@@ -113,3 +113,16 @@ def test_codec_and_towers_train_by_the_same_loop(recipe: Path, tmp_path: Path):
     finished = train(load(recipe, Recipe, [*settings, towers, f"run.dir={tmp_path / 'towers'}"]))
     names = {path.name for path in finished.iterdir()}
     assert names == {"text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vision"}
+
+
+@pytest.mark.parametrize(
+    ("parent", "stated", "finished"),
+    [("openrail++", None, "openrail++"), ("openrail++", "mit", "mit"), (None, None, None)],
+)
+def test_the_licence_is_what_the_recipe_states_or_the_parents(
+    recipe: Path, model: Path, tmp_path: Path, parent: str | None, stated: str | None, finished: str | None
+):
+    rewrite(model / "terminus.json", licence=parent)
+    loaded = load(recipe, Recipe, [f"run.licence={stated}"] if stated else [])
+    prepare(loaded.value.data, loaded.value.model.codec_from)
+    assert load_record(train(loaded)).licence == finished

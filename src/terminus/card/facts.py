@@ -58,6 +58,18 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Licence:
+    """Of the finished model."""
+
+    id: str
+    """One that the Hub knows; "other" for what a parent calls by another name."""
+    name: str
+    """As it was stated."""
+    inherited: bool
+    """Whether it is the parent's, and the recipe states none."""
+
+
+@dataclass(frozen=True)
 class Run:
     """A finished run."""
 
@@ -76,7 +88,8 @@ class Run:
     scheduler: Document
     log: Log
     energy: Energy
-    licence: str
+    licence: Licence | None
+    """None where neither the recipe nor the model that training began from states one."""
 
     @property
     def name(self) -> str:
@@ -241,8 +254,12 @@ def _energy(recipe: Document, facts: Document) -> Energy:
     return Energy(hours, watts, assumption, kwh, grid, None if kwh is None or grid is None else kwh * grid)
 
 
-def _licence(folder: Path, recipe: Document, record: Document) -> str:
-    stated = recipe.text("run.licence") or record.text("licence")
+def _licence(folder: Path, recipe: Document, record: Document) -> Licence | None:
+    stated, parent = recipe.text("run.licence"), record.text("licence")
+    if stated is None and parent is not None:
+        return Licence(parent if parent in LICENCES else "other", parent, inherited=True)
+    if stated is None:
+        return None
     if stated not in LICENCES:
         raise UserError(
             f"run.licence is {json.dumps(stated)}",
@@ -250,5 +267,4 @@ def _licence(folder: Path, recipe: Document, record: Document) -> str:
             rule="The Hugging Face Hub knows a fixed list of licence ids, such as apache-2.0, mit or openrail++",
             fix="Set run.licence in the recipe, and run the same `terminus train` command again",
         )
-    assert stated is not None
-    return stated
+    return Licence(stated, stated, inherited=False)

@@ -31,7 +31,11 @@ def metadata(run: Run) -> ModelCardData:
     widget = [{"text": line(sample.prompt), "output": {"url": sample.file}} for sample in run.samples]
     if widget:
         optional["widget"] = widget
-    return ModelCardData(license=run.licence, library_name="diffusers", pipeline_tag=TASK, tags=_tags(run), **optional)  # pyright: ignore[reportArgumentType]
+    if run.licence is not None:
+        optional["license"] = run.licence.id
+        if run.licence.id == "other":
+            optional["license_name"] = line(run.licence.name)
+    return ModelCardData(library_name="diffusers", pipeline_tag=TASK, tags=_tags(run), **optional)  # pyright: ignore[reportArgumentType]
 
 
 def _tags(run: Run) -> list[str]:

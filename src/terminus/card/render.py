@@ -77,6 +77,7 @@ def _citation(run: Run) -> Markup:
     """BibTeX of the finished model; without a developer or a date it has neither."""
     words = re.findall("[a-z0-9]+", run.name[:LONGEST].lower())
     developer, date = bibtex(run.recipe.text("run.developer") or ""), run.finished
-    fields = {"title": bibtex(run.name), "author": developer, "year": date[:4] if date else "", "note": run.licence}
+    note = bibtex(run.licence.name) if run.licence else ""
+    fields = {"title": bibtex(run.name), "author": developer, "year": date[:4] if date else "", "note": note}
     lines = [f"  {key:6} = {{{value}}}," for key, value in fields.items() if value]
     return Markup("\n".join([f"@misc{{{'-'.join(words) or 'model'},", *lines, "}"]))

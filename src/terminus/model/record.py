@@ -7,8 +7,9 @@ diffusers has no place for weighting, lineage and counts, so they are in `termin
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -18,6 +19,9 @@ from terminus.model.weights import read_json
 
 Number = TypeVar("Number", int, float)
 Prediction = Literal["velocity", "epsilon"]
+_LONGEST_CARD = 1 << 20
+"""Characters of a model card that are looked at."""
+_LICENCE_LINE = re.compile(r"""^(license(?:_name)?):[ \t]*["']?([^\s"'\[\]{}|>]{1,100})["']?[ \t]*$""", re.MULTILINE)
 _DIFFUSERS_NAME: dict[Prediction, str] = {"velocity": "v_prediction", "epsilon": "epsilon"}
 
 
@@ -65,7 +69,24 @@ def load_record(folder: Path) -> Record:
     """The record of a model folder; the scheduler's file wins over anything else about the schedule."""
     schedule = _read_schedule(folder / "scheduler" / "scheduler_config.json")
     path = folder / "terminus.json"
-    return parse_record(read_json(path), schedule, str(path)) if path.is_file() else Record(schedule=schedule)
+    record = parse_record(read_json(path), schedule, str(path)) if path.is_file() else Record(schedule=schedule)
+    return record if record.licence is not None else replace(record, licence=card_licence(folder / "README.md"))
+
+
+def card_licence(card: Path) -> str | None:
+    """The licence in the front matter of a model card as the Hub writes them; its name where it is "other"."""
+    if not card.is_file():
+        return None
+    try:
+        with card.open(encoding="utf-8") as file:
+            matter = re.match(r"---\n(.*?)\n---\n", file.read(_LONGEST_CARD), re.DOTALL)
+    except (OSError, UnicodeDecodeError):
+        return None
+    said: dict[str, str] = dict(_LICENCE_LINE.findall(matter[1])) if matter else {}
+    stated = said.get("license")
+    if stated == "other":
+        return said.get("license_name", stated)
+    return stated
 
 
 def parse_record(stored: dict[str, Any], schedule: Schedule, where: str) -> Record:

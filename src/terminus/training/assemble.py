@@ -90,7 +90,7 @@ def _diffusion(recipe: Recipe, objective: Diffusion, view: View, device: torch.d
             caption_dropout=objective.caption_dropout,
             images_seen=before.images_seen + images,
             parents=before.parents + parent,
-            licence=recipe.run.licence,
+            licence=recipe.run.licence or before.licence,
             native_pixels=recipe.data.resolution,
         )
         whole = replace(components, record=record)

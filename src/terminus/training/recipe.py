@@ -28,8 +28,8 @@ class RunConfig(Config):
     """Folder of the run: log, checkpoints, the finished model. The same command on the same folder continues it."""
     name: str = "Terminus nano"
     """Name of the model on its card."""
-    licence: str = "apache-2.0"
-    """Licence id of the finished model, as the Hugging Face Hub spells it."""
+    licence: str | None = None
+    """Licence id of the finished model, as the Hugging Face Hub spells it; null: that of `model.start`, if it says."""
     developer: str | None = None
     """Who made the model; "not stated" on the card if null."""
     grid_co2: float | None = Field(default=None, ge=0)
