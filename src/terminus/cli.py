@@ -252,17 +252,34 @@ def convert(
 
 
 @app.command()
-def evaluate(model: options.ModelName, out: Annotated[Path, typer.Option(help="Folder of the report.")]) -> None:
-    """Measure a model: metrics.json, report.html, samples.png."""
-    from terminus.model.naming import find_local
+def evaluate(
+    model: options.ModelOrRun,
+    out: options.EvaluationOut = None,
+    recipe: options.JudgedRecipe = None,
+    prompts: options.PromptsFile = None,
+    count: options.JudgedCount = None,
+    steps: options.Steps = 28,
+    seed: options.Seed = 0,
+) -> None:
+    """Measure a model on its own held-out data, and by a contrast probe: metrics.json, report.html, samples.png."""
+    from terminus.evaluation.prompt_file import read_prompts
+    from terminus.judged import find_judged, trained_by
+    from terminus.sampling import limits
     from terminus.sampling.arguments import check_folder
 
-    find_local(model)
-    check_folder(out)
+    found = find_judged(model, recipe)
+    folder = found.folder(out)
+    check_folder(folder)
+    limits.check_steps(steps)
+    limits.check_seeds(seed, count or 1)
+    if prompts is not None:
+        read_prompts(prompts)
     with loading():
+        from terminus.evaluation.command import Own
         from terminus.evaluation.command import evaluate as run_evaluate
+        from terminus.evaluation.settings import settings_for
 
-    run_evaluate(model, out)
+    run_evaluate(found.model, folder, settings_for(count, steps, seed), data=Own(trained_by(found), prompts, count))
 
 
 @app.command()

@@ -19,18 +19,12 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from terminus import runtime
 from terminus.card.command import card
 from terminus.config.load import Loaded, load
 from terminus.data.prepare import prepare
-from terminus.evaluation.command import evaluate
-from terminus.evaluation.contrast import Contrast, measure_contrast
-from terminus.evaluation.draw import draw, own
-from terminus.evaluation.prompts import build_prompts
+from terminus.evaluation.command import Own, evaluate
 from terminus.evaluation.settings import QUICK
-from terminus.model.components import load_components
-from terminus.model.weights import resolve
-from terminus.progress import Meter
+from terminus.judged import find_judged, trained_by
 from terminus.sampling.api import Terminus
 from terminus.sampling.sheet import sheet
 from terminus.training.recipe import Recipe
@@ -50,7 +44,7 @@ PROMPTS = (
     "a flat drawing of a sun on a teal background",
 )
 """The first half asks for what is to be kept, the second for the colour that is taught."""
-FEW = replace(QUICK, extreme_images=16, color_images=6)
+FEW = replace(QUICK, captions=16, extreme_images=16, color_images=6)
 """Pictures that are drawn by the parent, by the model, and on a leaky schedule: the time is better spent training."""
 WORSE = 0.05
 """RGB error, 0..1, by which a colour is called better or worse than before: of six pictures less is noise."""
@@ -70,10 +64,9 @@ def demo(out: Path) -> None:
     _before_and_after(start, model, out / "samples.png")
     _chapter(console, 4, "evaluate: each background that was asked for, before and after")
     _evaluate(model, out)
-    parent = _parent(start, console)
     _chapter(console, 5, "card: what the run recorded, as a model card")
     card(out, check=False)
-    _closing(console, loaded, out, parent, time.monotonic() - started)
+    _closing(console, loaded, out, time.monotonic() - started)
 
 
 def _quoted(path: Path) -> str:
@@ -98,21 +91,12 @@ def _before_and_after(start: str, model: Path, target: Path) -> None:
 def _evaluate(model: Path, out: Path) -> None:
     """The evaluation has its own folder; what people look for first lies beside the model card."""
     folder = out / "evaluation"
-    evaluate(str(model), folder, FEW)
+    evaluate(str(model), folder, FEW, data=Own(trained_by(find_judged(str(model)))))
     for name in ("metrics.json", "report.html"):
         shutil.copyfile(folder / name, out / name)
 
 
-def _parent(start: str, console: Console) -> Contrast:
-    """The same prompts and seeds by the model that training began from."""
-    components = load_components(resolve(start)).to(runtime.pick_device())
-    prompts = build_prompts(components.native_pixels, FEW.extreme_images, FEW.color_images, FEW.seed)
-    with Meter(console, "evaluate the parent", len(prompts), unit="pictures") as meter:
-        pictures = draw(components, prompts, FEW, own, meter.advance)
-    return measure_contrast(prompts, pictures)
-
-
-def _closing(console: Console, loaded: Loaded[Recipe], out: Path, parent: Contrast, seconds: float) -> None:
+def _closing(console: Console, loaded: Loaded[Recipe], out: Path, seconds: float) -> None:
     facts = json.loads((out / "facts.json").read_text(encoding="utf-8"))
     contrast = json.loads((out / "metrics.json").read_text(encoding="utf-8"))["contrast"]
     before, after = (facts[f"validation_{when}"]["all"] for when in ("before", "after"))
@@ -121,7 +105,7 @@ def _closing(console: Console, loaded: Loaded[Recipe], out: Path, parent: Contra
         ("held-out error", f"{before:.4f} before, {after:.4f} after {facts['images_seen']} images"),
         ("", ""),
         ("samples.png", f"the same prompts and seeds before and after; the right half asks for {TAUGHT}"),
-        ("report.html", "contrast, picture by picture, beside the same model on a leaky schedule"),
+        ("report.html", "held-out captions and the contrast probe, picture by picture, before and after"),
         ("README.md", "the model card; every number in it comes from this run"),
         ("data/report.html", "what was prepared, what was dropped and why"),
         ("model/", "a diffusers folder: StableDiffusionXLPipeline.from_pretrained loads it"),
@@ -130,8 +114,10 @@ def _closing(console: Console, loaded: Loaded[Recipe], out: Path, parent: Contra
     for name, text in rows:
         table.add_row(f"[bold]{name}[/bold]", text)
     took = f"{seconds / 60:.1f} minutes"
-    errors = {name: result["rgb_error"]["mean"] for name, result in contrast["ztsnr"]["backgrounds"].items()}
-    was = {name: result.rgb_error.mean for name, result in parent.backgrounds.items()}
+    was, errors = (
+        {name: result["rgb_error"]["mean"] for name, result in contrast[which]["backgrounds"].items()}
+        for which in ("before", "ztsnr")
+    )
     parts = [*colors(was, errors), Text(), table]
     console.print(
         Panel(Group(*parts), title=f"{loaded.value.run.name}: look in {out}", subtitle=took, title_align="left")

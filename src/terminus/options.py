@@ -115,6 +115,25 @@ Offload = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", rich_help_panel=_MACHINE)]
 
+ModelOrRun = Annotated[
+    str, typer.Argument(metavar="MODEL_OR_RUN", help='The folder of a run; or a model folder, file, hub id, or "nano".')
+]
+EvaluationOut = Annotated[
+    Path | None, typer.Option("--out", help="Folder of the report.", show_default="evaluation/ in the run's")
+]
+JudgedRecipe = Annotated[
+    str | None,
+    typer.Option("--recipe", metavar="RECIPE", help="The recipe that trained it.", show_default="the run's own"),
+]
+PromptsFile = Annotated[
+    Path | None,
+    typer.Option("--prompts", metavar="FILE", help="Draw these, one a line, in place of held-out captions."),
+]
+JudgedCount = Annotated[
+    int | None,
+    typer.Option(min=1, help="Captions, and pictures of the probe on black and on white.", show_default="64"),
+]
+
 AnyPath = Annotated[str, typer.Argument(metavar="PATH", help="A model, adapter, run or picture; a hub id, or nano.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object.")]
 FixTarget = Annotated[Path | None, typer.Option(metavar="TARGET", help="Write a copy whose labels agree.")]

@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 from terminus import runtime
 from terminus.data.emoji import BACKGROUNDS
 from terminus.errors import UserError
-from terminus.evaluation.alignment import measure_alignment
+from terminus.evaluation.alignment import Judge, measure_alignment
 from terminus.evaluation.command import evaluate
 from terminus.evaluation.draw import leading, leaky, own
 from terminus.evaluation.fingerprint import fingerprint
@@ -98,6 +98,9 @@ def test_metrics_say_what_was_measured_and_how(measured: Path, random_nano: Path
     assert own_black != control_black
     assert metrics["contrast"]["data"]["black_white_gap"]["mean"] > 0.9
     assert metrics["luminance"]["ztsnr"]["pictures"] == metrics["prompts"]["held_out"]
+    assert metrics["luminance"]["against"] == "the embedded drawings of the contrast probe"
+    assert (metrics["before"], metrics["captions"]) == (None, None)
+    assert metrics["no_before"] == "no recipe says what training began from"
     assert "own text tower 2" in metrics["alignment"]["definition"]
     assert all((measured / sample["file"]).is_file() for sample in metrics["samples"])
 
@@ -148,7 +151,8 @@ def test_alignment_is_the_cosine_of_the_towers(random_nano: Path):
     components = load_components(random_nano)
     prompts = build_prompts(32, 4, 0, seed=0)
     pictures = real_pictures(prompts, 32)
-    found = measure_alignment(components, prompts, pictures)
+    texts = [prompt.text for prompt in prompts[:4]]
+    found = measure_alignment(Judge(components.text, components.vision), texts, list(pictures[:4]))
     assert found is not None
     assert components.vision is not None
     cosines = []
@@ -166,9 +170,24 @@ def test_alignment_is_not_measured_where_it_would_mean_nothing(random_nano: Path
     components = load_components(random_nano)
     prompts = build_prompts(32, 4, 0, seed=0)
     pictures = real_pictures(prompts, 32)
-    assert measure_alignment(replace(components, vision=None), prompts, pictures) is None
-    assert measure_alignment(components, [prompts[0]] * 4, pictures[:4]) is None
-    assert measure_alignment(components, prompts, real_pictures(prompts, 64)) is None
+    texts = [prompt.text for prompt in prompts[:4]]
+    judge = Judge(components.text, components.vision)
+    assert measure_alignment(Judge(components.text, None), texts, list(pictures[:4])) is None
+    assert measure_alignment(judge, texts[:1] * 4, list(pictures[:4])) is None
+    assert measure_alignment(judge, texts, list(real_pictures(prompts[:4], 64))) is None
+
+
+def test_of_a_caption_that_repeats_the_first_picture_counts(random_nano: Path):
+    components = load_components(random_nano)
+    prompts = build_prompts(32, 4, 0, seed=0)[:4]
+    pictures, texts = list(real_pictures(prompts, 32)), [prompt.text for prompt in prompts]
+    judge = Judge(components.text, components.vision)
+    once = measure_alignment(judge, texts, pictures, [True, False, True, False])
+    more = measure_alignment(judge, [*texts, texts[1]], [*pictures, pictures[0]], [True, False, True, False, False])
+    assert once is not None
+    assert once == more
+    assert once.top1_held_out is not None
+    assert once.top1_held_out.n == 2
 
 
 def test_a_fingerprint_changes_with_any_weight(random_nano: Path, tmp_path: Path):

@@ -106,8 +106,17 @@ def test_range_is_of_the_whole_picture():
 def test_real_pictures_are_at_no_distance_from_themselves():
     prompts = build_prompts(32, extreme=4, color=1, seed=0)
     real = real_pictures(prompts, 32)
-    found = histogram_distance(prompts, real, real)
+    found = histogram_distance(list(real), list(real))
     assert (found.wasserstein, found.ci95) == (0.0, (0.0, 0.0))
-    assert found.pictures == sum(prompt.held_out is True for prompt in prompts)
+    assert found.pictures == len(prompts)
     data = measure_contrast(prompts, real)
     assert data.black_white_gap.mean > 0.9, "the drawings stand on the backgrounds that their captions name"
+
+
+def test_distances_of_pictures_of_several_sizes_count_pixels():
+    dark, light = (np.full((8, 8, 3), level, np.uint8) for level in (51, 102))
+    wide = np.full((8, 24, 3), 102, np.uint8)
+    found = histogram_distance([light, wide], [dark, wide])
+    assert found.wasserstein == pytest.approx(0.2 * 64 / 256)
+    assert (found.pictures, found.mean_luma) == (2, pytest.approx(0.4))
+    assert found.real_mean_luma == pytest.approx((0.2 * 64 + 0.4 * 192) / 256)

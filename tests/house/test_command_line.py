@@ -32,7 +32,7 @@ SURFACE = {
     ],
     "inspect": ["PATH", "--json", "--fix", "--as", "--probe"],
     "convert": ["SOURCE", "TARGET", "--precision", "--shard-size", "--ema", "--onto"],
-    "evaluate": ["MODEL", "--out"],
+    "evaluate": ["MODEL_OR_RUN", "--out", "--recipe", "--prompts", "--count", "--steps", "--seed"],
     "card": ["RUN_DIR", "--check"],
     "bench sample": [
         *("MODEL", "--against", "--size", "--steps", "--batch", "--runs", "--compile", "--offload", "--device"),

@@ -59,7 +59,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Licence:
-    """Of the finished model."""
+    """The licence of the finished model."""
 
     id: str
     """One that the Hub knows; "other" for what a parent calls by another name."""
@@ -103,8 +103,8 @@ class Run:
         return start if self.facts.text("begun_from") == "hub" else None
 
     @property
-    def english(self) -> bool:
-        """Whether all captions are known to be English: those of the embedded data are."""
+    def embedded(self) -> bool:
+        """Whether all of the data are the embedded drawings, whose captions are English."""
         sources = list(self.recipe.list("data.sources"))
         return bool(sources) and all(source.text("kind") == "embedded" for source in sources)
 
@@ -122,10 +122,15 @@ class Run:
         return stamp[:10] if re.match(r"\d{4}-\d{2}-\d{2}", stamp) else None
 
     @property
+    def illustrated(self) -> bool:
+        """Whether the evaluation's pictures are of subjects of this model: the probe's are where its data have them."""
+        return bool(self.metrics.at("captions")) or (self.embedded and self.metrics.text("prompts.kind") == "embedded")
+
+    @property
     def samples(self) -> list[Sample]:
-        """The single pictures of the evaluation that are still there."""
+        """The single pictures of the evaluation that are still there, if they are of its subjects."""
         found: list[Sample] = []
-        for sample in self.metrics.list("samples"):
+        for sample in self.metrics.list("samples") if self.illustrated else ():
             file, prompt = sample.text("file") or "", sample.text("prompt")
             if prompt and re.fullmatch(r"samples/\d+\.png", file) and (self.evaluation / file).is_file():
                 found.append(Sample(self.beside(self.evaluation / file), prompt))
@@ -133,9 +138,9 @@ class Run:
 
     @property
     def sheet(self) -> str | None:
-        """The sheet of the evaluation's pictures, if it is there."""
+        """The sheet of the evaluation's pictures, if it is there and of its subjects."""
         path = self.evaluation / "samples.png"
-        return self.beside(path) if self.metrics and path.is_file() else None
+        return self.beside(path) if self.illustrated and path.is_file() else None
 
     @property
     def page(self) -> str:

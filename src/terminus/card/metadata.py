@@ -14,7 +14,7 @@ def metadata(run: Run) -> ModelCardData:
     """Only what is known: a key without a value is left out."""
     results = _results(run)
     optional: dict[str, object] = {}
-    if run.english:
+    if run.embedded:
         optional["language"] = ["en"]
     if run.base_model is not None:
         optional["base_model"] = run.base_model
@@ -50,21 +50,33 @@ def _tags(run: Run) -> list[str]:
 def _results(run: Run) -> list[EvalResult]:
     """The main numbers of metrics.json."""
     metrics = run.metrics
+    against = line(metrics.text("luminance.against") or "pictures that are not stated")
     measured = [
-        ("border_luminance", "border luminance, asked for black", "contrast.ztsnr.backgrounds.black.border_luminance"),
-        ("border_luminance", "border luminance, asked for white", "contrast.ztsnr.backgrounds.white.border_luminance"),
-        ("luminance_wasserstein", "luminance histogram distance to held-out data", "luminance.ztsnr"),
+        (
+            "border_luminance",
+            "contrast probe: border luminance, asked for black",
+            "contrast.ztsnr.backgrounds.black.border_luminance",
+        ),
+        (
+            "border_luminance",
+            "contrast probe: border luminance, asked for white",
+            "contrast.ztsnr.backgrounds.white.border_luminance",
+        ),
+        ("luminance_wasserstein", f"luminance histogram distance to {against}", "luminance.ztsnr"),
         ("own_tower_retrieval", "top-1 caption retrieval by the model's own towers", "alignment.ztsnr.top1"),
     ]
     if metrics.text("prompts.kind") == "embedded":
-        dataset = "terminus-embedded-drawings", "Fluent emoji drawings embedded in Terminus"
+        probe = "terminus-embedded-drawings", "contrast probe of Terminus, about its embedded Fluent emoji drawings"
     else:
-        dataset = "terminus-contrast-prompts", "contrast prompts of Terminus"
+        probe = "terminus-contrast-prompts", "contrast probe of Terminus, about everyday subjects"
+    held_out = "run-held-out", "held-out captions and pictures of the run's own data"
+    own = held_out if metrics.text("captions.kind") == "held-out" else probe
     results: list[EvalResult] = []
     for kind, name, path in measured:
         found = metrics.at(path)
         value = found.number("wasserstein") if kind == "luminance_wasserstein" else found.number("mean")
         if value is not None:
+            dataset = probe if kind == "border_luminance" else own
             result = EvalResult(TASK, *dataset, metric_type=kind, metric_value=round(value, 6), metric_name=name)
             results.append(result)
     return results

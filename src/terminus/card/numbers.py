@@ -68,6 +68,14 @@ def mean(found: Document) -> Markup:
     return Markup(f"{_unsigned_zero(middle):.3f} ± {spread:.3f} (n {n:.0f}, {ci(found)})")
 
 
+def distance(found: Document) -> Markup:
+    """A histogram distance of metrics.json: "0.0423 (n 64, CI 0.031 to 0.052)"."""
+    value, n = found.number("wasserstein"), found.number("pictures")
+    if value is None or n is None:
+        return NOT_MEASURED
+    return Markup(f"{value:.4f} (n {n:.0f}, {ci(found)})")
+
+
 def ci(found: Document) -> Markup:
     """The 95 % interval of something in metrics.json."""
     ends = [end.tree for end in found.list("ci95")]

@@ -18,7 +18,9 @@ from terminus.card.facts import Run
 from terminus.card.metadata import metadata
 
 PROMPT = "a 3d render of a red apple on a black background"
-"""For the get-started code, if nothing was sampled and no preview was asked for."""
+"""For the get-started code of models of the embedded drawings, if nothing was sampled and no preview was asked for."""
+ANY_PROMPT = "a prompt in the words of the captions that the model was trained on"
+"""For that of other models."""
 
 
 def render(run: Run) -> str:
@@ -42,6 +44,7 @@ def render(run: Run) -> str:
         size=numbers.size,
         duration=numbers.duration,
         mean=numbers.mean,
+        distance=numbers.distance,
         ci=numbers.ci,
         code=code,
         place=place,
@@ -70,7 +73,8 @@ def _prompt(run: Run) -> str:
     """One that the model was asked for already."""
     sampled = [sample.prompt for sample in run.samples]
     previews = [text for entry in run.recipe.list("training.preview.prompts") if isinstance(text := entry.tree, str)]
-    return next((line(text) for text in (*sampled, *previews) if line(text)), PROMPT)
+    usual = PROMPT if run.embedded else ANY_PROMPT
+    return next((line(text) for text in (*sampled, *previews) if line(text)), usual)
 
 
 def _citation(run: Run) -> Markup:

@@ -1,35 +1,30 @@
-"""`terminus evaluate`: draw, measure, and write `metrics.json`, `report.html` and `samples.png`."""
+"""`terminus evaluate`: draw, measure, and write `metrics.json`, `report.html` and sheets of pictures."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 
 from terminus import runtime
+from terminus.conditioning import Size
 from terminus.errors import UserError
-from terminus.evaluation.alignment import DEFINITION, measure_alignment
-from terminus.evaluation.contrast import DEFINITIONS, histogram_distance, measure_contrast
-from terminus.evaluation.draw import draw, leaky, own
-from terminus.evaluation.fingerprint import fingerprint
-from terminus.evaluation.metrics import (
-    AlignmentSets,
-    Asked,
-    ContrastSets,
-    LuminanceDistances,
-    Metrics,
-    Sample,
-    Sampling,
-    Subject,
-    Timing,
-    write_metrics,
-)
+from terminus.evaluation import held_out, measure
+from terminus.evaluation.alignment import Judge
+from terminus.evaluation.captions import Captions, from_file
+from terminus.evaluation.contrast import DEFINITIONS
+from terminus.evaluation.draw import Answers, Sampler, answer, leaky, own
+from terminus.evaluation.measure import Gallery
+from terminus.evaluation.metrics import Asked, Metrics, OwnCaptions, Sampling, Subject, Timing, write_metrics
+from terminus.evaluation.parent import Parent, parent_of, subject
 from terminus.evaluation.prompts import Prompt, build_prompts, real_pictures
-from terminus.evaluation.report import Gallery, write_report, write_samples
+from terminus.evaluation.report import write_report, write_samples
 from terminus.evaluation.settings import FULL, EvaluationSettings
+from terminus.evaluation.trained import Trained, check_recipe
 from terminus.model.components import Components, load_components
 from terminus.model.weights import resolve
 from terminus.progress import Meter
@@ -37,79 +32,158 @@ from terminus.progress import Meter
 CONTROL = "the same weights, prompts, seeds and guidance; schedule not rescaled, leading timesteps from below T-1"
 
 
-def evaluate(model: str, out: Path, settings: EvaluationSettings = FULL, console: Console | None = None) -> Path:
+@dataclass(frozen=True)
+class Own:
+    """What is known of the model's own data."""
+
+    trained: Trained | None = None
+    """Its recipe; None where nobody knows it."""
+    file: Path | None = None
+    """Prompts to draw in place of held-out captions."""
+    count: int | None = None
+    """At most so many prompts of the file; None is all."""
+
+
+@dataclass(frozen=True)
+class _Questions:
+    """Everything that is asked for, and how it is drawn."""
+
+    prompts: Sequence[Prompt]
+    captions: Captions | None
+    settings: EvaluationSettings
+
+    @property
+    def pictures(self) -> int:
+        """Of one set."""
+        return len(self.prompts) + (len(self.captions.items) if self.captions else 0)
+
+    @property
+    def controlled(self) -> _Questions:
+        """Without captions that have no real pictures: there the control would be measured against nothing."""
+        compared = self.captions is not None and len(self.captions.pictures) > 0
+        return self if compared else replace(self, captions=None)
+
+    def answered(self, components: Components, sampler: Sampler, meter: Meter) -> Answers:
+        """One set."""
+        items = self.captions.items if self.captions else ()
+        return answer(components, self.prompts, items, self.settings, sampler, meter.advance)
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What the model drew; its UNet is let go before the parent is loaded."""
+
+    subject: Subject
+    sampling: Sampling
+    own: Answers
+    leaky: Answers
+    judge: Judge
+    seconds_per_image: float
+
+
+@dataclass(frozen=True)
+class _Before:
+    """What its parent drew, or why it did not."""
+
+    subject: Subject | None = None
+    answers: Answers | None = None
+    missing: str | None = None
+
+
+def evaluate(
+    model: str,
+    out: Path,
+    settings: EvaluationSettings = FULL,
+    console: Console | None = None,
+    data: Own | None = None,
+) -> Path:
     """Measures a model into the folder `out`; returns the path of `metrics.json`.
 
-    UserError if the model is no zero-terminal-SNR velocity model, or the folder cannot be written.
+    UserError if the model is no zero-terminal-SNR velocity model, if its data are not here or are another model's, or
+    if the folder cannot be written.
     """
-    console = console or Console(stderr=True)
+    console, data = console or Console(stderr=True), data or Own()
     folder = resolve(model)
-    components = load_components(folder).to(runtime.pick_device())
+    captions = _captions(settings, data)
+    components = load_components(folder)
     _check(components, folder)
+    native, parent = components.native_pixels, parent_of(data.trained, folder)
+    if data.trained is not None:
+        check_recipe(data.trained, components.record, native, parent.is_model)
     _make(out)
-    native = components.native_pixels
-    prompts = build_prompts(native, settings.extreme_images, settings.color_images, settings.seed)
     start = time.monotonic()
-    with Meter(console, "evaluate", 2 * len(prompts), unit="pictures") as meter:
-        pictures = draw(components, prompts, settings, own, meter.advance)
-        drawn = time.monotonic()
-        control = draw(components, prompts, settings, leaky, meter.advance)
+    sized = replace(settings, sampling=replace(settings.sampling, size=Size(native, native)))
+    prompts = build_prompts(native, settings.extreme_images, settings.color_images, settings.seed)
+    questions = _Questions(prompts, captions, sized)
+    drawn = _model(components, subject(components, folder, model), questions, console)
+    del components
+    before = _before(parent, questions, console)
     real = real_pictures(prompts, native) if prompts[0].drawing else None
-    gallery = Gallery(prompts, pictures, control, real)
-    samples = write_samples(gallery, out)
-    per_image = (drawn - start) / len(prompts)
-    timing = Timing(time.monotonic() - start, per_image, runtime.environment().hardware)
-    metrics = _measure(components, _subject(components, folder, model), gallery, settings, samples, timing)
+    gallery = Gallery(prompts, captions, drawn.own, drawn.leaky, before.answers, real, data.trained is None)
+    metrics = Metrics(
+        model=drawn.subject,
+        before=before.subject,
+        no_before=before.missing,
+        sampling=drawn.sampling,
+        captions=None if captions is None else _own_captions(captions),
+        prompts=_asked(prompts),
+        contrast=measure.contrast(gallery),
+        luminance=measure.luminance(gallery),
+        alignment=measure.alignment(gallery, drawn.judge),
+        samples=write_samples(gallery, out),
+        timing=Timing(time.monotonic() - start, drawn.seconds_per_image, runtime.environment().hardware),
+        definitions=DEFINITIONS,
+    )
     write_report(metrics, gallery, out)
     write_metrics(metrics, out / "metrics.json")
     _say(console, metrics, out)
     return out / "metrics.json"
 
 
-def _measure(
-    components: Components,
-    subject: Subject,
-    gallery: Gallery,
-    settings: EvaluationSettings,
-    samples: tuple[Sample, ...],
-    timing: Timing,
-) -> Metrics:
-    prompts, pictures, control, real = gallery.prompts, gallery.own, gallery.leaky, gallery.real
-    luminance = alignment = None
-    if real is not None:
-        luminance = LuminanceDistances(
-            histogram_distance(prompts, pictures, real), histogram_distance(prompts, control, real)
-        )
-        ours, theirs, known = (measure_alignment(components, prompts, p) for p in (pictures, control, real))
-        if ours and theirs and known:
-            alignment = AlignmentSets(DEFINITION, ours, theirs, known)
-    return Metrics(
-        model=subject,
-        sampling=_sampling(components, settings),
-        prompts=_asked(prompts),
-        contrast=ContrastSets(
-            measure_contrast(prompts, pictures),
-            measure_contrast(prompts, control),
-            None if real is None else measure_contrast(prompts, real),
-        ),
-        luminance=luminance,
-        alignment=alignment,
-        samples=samples,
-        timing=timing,
-        definitions=DEFINITIONS,
-    )
+def _captions(settings: EvaluationSettings, data: Own) -> Captions | None:
+    if data.file is not None:
+        return from_file(data.file, data.count, settings.seed)
+    if data.trained is not None:
+        return held_out.from_store(data.trained, settings.captions, settings.seed)
+    return None
 
 
-def _subject(components: Components, folder: Path, model: str) -> Subject:
-    record, last = components.record, Path(model).name
-    return Subject(
-        # A hub id names a model better than the folder of its snapshot does; "." names nothing.
-        name=last if last.strip(".") else folder.resolve().name,
-        fingerprint=fingerprint(folder),
-        images_seen=record.images_seen,
-        prediction=record.schedule.prediction,
-        zero_terminal=record.schedule.zero_terminal,
-        native_pixels=components.native_pixels,
+def _model(components: Components, about: Subject, questions: _Questions, console: Console) -> _Model:
+    components = components.to(runtime.pick_device())
+    controlled = questions.controlled
+    with Meter(console, "evaluate", questions.pictures + controlled.pictures, unit="pictures") as meter:
+        start = time.monotonic()
+        pictures = questions.answered(components, own, meter)
+        seconds = time.monotonic() - start
+        control = controlled.answered(components, leaky, meter)
+    sampling = _sampling(components, questions.settings)
+    judge = Judge(components.text, components.vision)
+    return _Model(about, sampling, pictures, control, judge, seconds / questions.pictures)
+
+
+def _before(parent: Parent, questions: _Questions, console: Console) -> _Before:
+    """By the parent's own schedule, as everybody samples it, and at the model's size."""
+    if parent.folder is None:
+        return _Before(missing=parent.missing)
+    try:
+        components = load_components(parent.folder)
+        about = subject(components, parent.folder, parent.name)
+        components = components.to(runtime.pick_device())
+        with Meter(console, "evaluate before", questions.pictures, unit="pictures") as meter:
+            return _Before(about, questions.answered(components, own, meter))
+    except UserError as error:
+        return _Before(missing=f"the model that training began from cannot be drawn with ({error.what})")
+
+
+def _own_captions(captions: Captions) -> OwnCaptions:
+    path = Path(captions.source)
+    return OwnCaptions(
+        kind=captions.kind,
+        pictures=len(captions.items),
+        available=captions.available,
+        gone=captions.gone,
+        source=path.name if path.is_absolute() else captions.source,
+        version=captions.version,
     )
 
 
@@ -159,7 +233,27 @@ def _make(out: Path) -> None:
 
 
 def _say(console: Console, metrics: Metrics, out: Path) -> None:
-    for title, found in (("own schedule", metrics.contrast.ztsnr), ("leaky control", metrics.contrast.leaky_control)):
-        black, white = (found.backgrounds[name].border_luminance.mean for name in ("black", "white"))
-        console.print(f"{title}: asked for black {black:.3f}, for white {white:.3f}", highlight=False)
-    console.print(f"wrote {out / 'report.html'}", highlight=False, soft_wrap=True)
+    own_data, distances = metrics.captions, metrics.luminance
+    if own_data is not None:
+        what = "held-out captions" if own_data.kind == "held-out" else "prompts"
+        gone = f"; {own_data.gone} have no caption or picture any more" if own_data.gone else ""
+        _line(console, f"{own_data.pictures} of {own_data.available} {what} of {own_data.source}{gone}")
+    if distances is not None:
+        before = "" if distances.before is None else f", before training {distances.before.wasserstein:.4f}"
+        _line(console, f"luminance distance to {distances.against}: {distances.ztsnr.wasserstein:.4f}{before}")
+    sets = metrics.contrast
+    for title, found in (
+        ("before training", sets.before),
+        ("this model", sets.ztsnr),
+        ("leaky control", sets.leaky_control),
+    ):
+        if found is not None:
+            black, white = (found.backgrounds[name].border_luminance.mean for name in ("black", "white"))
+            _line(console, f"contrast probe, {title}: asked for black {black:.3f}, for white {white:.3f}")
+    if metrics.no_before is not None and own_data is not None:
+        _line(console, f"not measured before training: {metrics.no_before}")
+    _line(console, f"wrote {out / 'report.html'}")
+
+
+def _line(console: Console, text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True, markup=False)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from terminus.data.emoji import BACKGROUNDS
+from terminus.evaluation.captions import Picture
 from terminus.evaluation.luminance import (
     REC601,
     Mean,
@@ -34,7 +35,7 @@ DEFINITIONS = {
     "darkest, brightest": "1st and 99th percentile of the luma of a whole picture, mean over the pictures",
     "black_white_gap": "border luminance asked for white minus that asked for black, same subject and seed; 1 is ideal",
     "wasserstein": "1-Wasserstein distance, in luma 0..1, between the pooled histograms (256 levels) of all pixels of "
-    "the generated and of the real pictures of the same held-out captions",
+    "the generated and of the real pictures of the same captions",
     "ci95": "percentile interval of 1000 bootstrap resamples over pictures",
 }
 
@@ -65,7 +66,7 @@ class Contrast:
 
 @dataclass(frozen=True)
 class HistogramDistance:
-    """Generated against real pictures of the same held-out captions."""
+    """Generated against real pictures of the same captions."""
 
     pictures: int
     wasserstein: float
@@ -99,18 +100,26 @@ def measure_contrast(prompts: Sequence[Prompt], pictures: Pictures) -> Contrast:
     return Contrast(results, mean_of(gap))
 
 
-def histogram_distance(prompts: Sequence[Prompt], pictures: Pictures, real: Pictures) -> HistogramDistance:
-    """Over the held-out prompts; the interval resamples captions, with both their pictures."""
-    rows = _where(prompts, held_out=True)
-    drawn, known = histograms(pictures[rows]).astype(np.float64), histograms(real[rows]).astype(np.float64)
-    again = [wasserstein(drawn[index].sum(axis=0), known[index].sum(axis=0)) for index in resamples(len(rows))]
-    return HistogramDistance(
-        pictures=len(rows),
-        wasserstein=wasserstein(drawn.sum(axis=0), known.sum(axis=0)),
-        ci95=interval(np.array(again)),
-        mean_luma=float(luma(pictures[rows]).mean()),
-        real_mean_luma=float(luma(real[rows]).mean()),
+def histogram_distance(pictures: Sequence[Picture], real: Sequence[Picture]) -> HistogramDistance:
+    """Picture i and real picture i are of one caption; the interval resamples captions, with both their pictures."""
+    drawn, known = (
+        np.concatenate([histograms(one[None]) for one in some]).astype(np.float64) for some in (pictures, real)
     )
+    again = [wasserstein(drawn[index].sum(axis=0), known[index].sum(axis=0)) for index in resamples(len(drawn))]
+    drawn_sum, known_sum = drawn.sum(axis=0), known.sum(axis=0)
+    return HistogramDistance(
+        pictures=len(drawn),
+        wasserstein=wasserstein(drawn_sum, known_sum),
+        ci95=interval(np.array(again)),
+        mean_luma=_mean_luma(pictures),
+        real_mean_luma=_mean_luma(real),
+    )
+
+
+def _mean_luma(pictures: Sequence[Picture]) -> float:
+    """Over all pixels of all pictures, which need not be of one size."""
+    total = sum(float(luma(one[None]).sum()) for one in pictures)
+    return total / sum(one.shape[0] * one.shape[1] for one in pictures)
 
 
 def _where(prompts: Sequence[Prompt], background: str | None = None, held_out: bool | None = None) -> list[int]:

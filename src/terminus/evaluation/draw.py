@@ -9,34 +9,66 @@ towards grey (Lin et al. 2305.08891, section 3.3).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from terminus.evaluation.captions import Caption, Picture
 from terminus.evaluation.luminance import Pictures
 from terminus.evaluation.prompts import Prompt
 from terminus.evaluation.settings import EvaluationSettings
 from terminus.model.components import Components
-from terminus.sampling.prompts import escape
-from terminus.sampling.settings import Settings
+from terminus.sampling.settings import Settings, nearest_size
 from terminus.sampling.solvers import Step
 from terminus.sampling.tasks import text2img, to_bytes
 
 Sampler = Callable[[Components, Sequence[str], Sequence[int], Settings], Iterator[Step]]
 
 
-def draw(
+@dataclass(frozen=True)
+class Answers:
+    """What one model drew, by one schedule."""
+
+    probe: Pictures
+    """Of the contrast probe's prompts, in order."""
+    captions: tuple[Picture, ...] = ()
+    """Of the captions, in order."""
+
+
+def answer(
     components: Components,
     prompts: Sequence[Prompt],
+    captions: Sequence[Caption],
+    settings: EvaluationSettings,
+    sampler: Sampler,
+    advance: Callable[[int], None],
+) -> Answers:
+    """One picture per prompt and per caption."""
+    drawn: dict[int, Picture] = {}
+    for size in dict.fromkeys(caption.size for caption in captions):
+        rows = [row for row, caption in enumerate(captions) if caption.size == size]
+        sampling = (
+            settings.sampling if size is None else replace(settings.sampling, size=nearest_size(size, components))
+        )
+        same_size = [captions[row] for row in rows]
+        pictures = draw(components, same_size, replace(settings, sampling=sampling), sampler, advance)
+        drawn |= dict(zip(rows, pictures, strict=True))
+    probe = draw(components, prompts, settings, sampler, advance)
+    return Answers(probe, tuple(drawn[row] for row in range(len(captions))))
+
+
+def draw(
+    components: Components,
+    prompts: Sequence[Prompt] | Sequence[Caption],
     settings: EvaluationSettings,
     sampler: Sampler,
     advance: Callable[[int], None],
 ) -> Pictures:
-    """One picture per prompt, in order."""
+    """One picture per prompt, in order, all of one size."""
     parts: list[np.ndarray] = []
     for start in range(0, len(prompts), settings.batch):
         batch = prompts[start : start + settings.batch]
-        texts, seeds = [escape(prompt.text) for prompt in batch], [prompt.seed for prompt in batch]
+        texts, seeds = [prompt.prompt for prompt in batch], [prompt.seed for prompt in batch]
         *_, last = sampler(components, texts, seeds, settings.sampling)
         parts.append(to_bytes(components, last.x).numpy())
         advance(len(batch))

@@ -10,8 +10,11 @@ from pathlib import Path
 
 
 def fingerprint(model: Path) -> str:
-    """16 hex digits over the names and bytes of a model folder's safetensors files and its scheduler."""
+    """16 hex digits over the names and bytes of a model folder's safetensors files and its scheduler, or of a file."""
     digest = hashlib.sha256()
+    if model.is_file():
+        with model.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     files = [*model.rglob("*.safetensors"), *model.glob("scheduler/*.json")]
     for path in sorted(files, key=lambda path: path.relative_to(model).as_posix()):
         digest.update(path.relative_to(model).as_posix().encode() + b"\0")

@@ -9,12 +9,12 @@ from pathlib import Path
 from terminus.evaluation.alignment import Alignment
 from terminus.evaluation.contrast import Contrast, HistogramDistance
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The model that was measured."""
+    """A model that was measured."""
 
     name: str
     fingerprint: str
@@ -44,23 +44,43 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class OwnCaptions:
+    """What was asked for of the model's own subjects."""
+
+    kind: str
+    """"held-out": captions of the run's held-out pictures; "file": prompts of a file."""
+    pictures: int
+    """Per set of pictures."""
+    available: int
+    """Held-out pictures, or prompts in the file: all that they were taken from."""
+    gone: int
+    """Of those taken, the ones that the store has no caption or picture of any more."""
+    source: str
+    """The data store, or the file; its last part, if its path is absolute."""
+    version: int | None
+    """Of the store's table of latents."""
+
+
+@dataclass(frozen=True)
 class Asked:
-    """The prompts."""
+    """The prompts of the contrast probe."""
 
     kind: str
     """"embedded": subjects of the embedded data set; "generic": everyday subjects."""
     pictures: int
-    """Per set of pictures: the model's own, and the control's."""
+    """Per set of pictures."""
     held_out: int
     by_background: dict[str, int]
 
 
 @dataclass(frozen=True)
 class ContrastSets:
-    """The same measures of three sets of pictures of the same prompts."""
+    """The contrast probe: the same measures of several sets of pictures of the same prompts."""
 
     ztsnr: Contrast
     leaky_control: Contrast
+    before: Contrast | None
+    """The parent's pictures; null without one."""
     data: Contrast | None
     """The real pictures; null for generic prompts, which have none."""
 
@@ -69,8 +89,11 @@ class ContrastSets:
 class LuminanceDistances:
     """Histograms of generated against real pictures."""
 
+    against: str
+    """"the run's held-out pictures" or "the embedded drawings of the probe"."""
     ztsnr: HistogramDistance
     leaky_control: HistogramDistance
+    before: HistogramDistance | None
 
 
 @dataclass(frozen=True)
@@ -80,6 +103,8 @@ class AlignmentSets:
     definition: str
     ztsnr: Alignment
     leaky_control: Alignment
+    before: Alignment | None
+    """The parent's pictures, by the towers of the model that is judged."""
     data: Alignment
 
 
@@ -107,10 +132,17 @@ class Metrics:
     """Everything in `metrics.json`."""
 
     model: Subject
+    before: Subject | None
+    """The parent: the model that training began from."""
+    no_before: str | None
+    """Why there is no parent to measure, as a clause."""
     sampling: Sampling
+    captions: OwnCaptions | None
+    """Null for a model whose data are not known."""
     prompts: Asked
     contrast: ContrastSets
     luminance: LuminanceDistances | None
+    """Null where no real pictures are known."""
     alignment: AlignmentSets | None
     samples: tuple[Sample, ...]
     timing: Timing

@@ -1,4 +1,4 @@
-"""What a model is asked for: one picture per subject and background, and the real pictures to compare with.
+"""The contrast probe: one picture per subject and background, and the real pictures to compare with.
 
 Black and white are asked of the same subjects with the same seeds, so that nothing differs but the word. Half of
 them are held-out subjects where the embedded data are what the model knows.
@@ -18,6 +18,7 @@ from terminus.conditioning import Size
 from terminus.data import emoji, geometry
 from terminus.data.emoji import BACKGROUNDS, CONTRAST, Drawing
 from terminus.decode import HARD_PIXEL_LIMIT, Decoded, Limits, decode
+from terminus.sampling.prompts import escape
 
 EMBEDDED_PIXELS = 128
 """The side of the embedded drawings: models of at most this size are asked for them."""
@@ -39,6 +40,11 @@ class Prompt:
     seed: int
     drawing: Drawing | None = None
     """The embedded drawing that it describes."""
+
+    @property
+    def prompt(self) -> str:
+        """The same in the grammar of `sampling.prompts`."""
+        return escape(self.text)
 
     @property
     def rgb(self) -> tuple[int, int, int]:

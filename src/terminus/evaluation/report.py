@@ -1,4 +1,4 @@
-"""What an evaluation shows people: `samples.png`, a few single pictures for a gallery, and `report.html`."""
+"""What an evaluation shows people: sheets of pictures, a few single ones for a gallery, and `report.html`."""
 
 from __future__ import annotations
 
@@ -6,33 +6,31 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from terminus.evaluation.captions import Picture
 from terminus.evaluation.contrast import DEFINITIONS
-from terminus.evaluation.luminance import LEVELS, Pictures, histograms
+from terminus.evaluation.draw import Answers
+from terminus.evaluation.luminance import LEVELS, histograms
+from terminus.evaluation.measure import Gallery
 from terminus.evaluation.metrics import Metrics, Sample
-from terminus.evaluation.prompts import Prompt
+from terminus.evaluation.tiles import Row, Tile, asked, caption_rows, compared, probe_rows
 from terminus.sampling.sheet import sheet
 
 COLUMNS = 8
 GALLERY = 6
+ON_SHEET = 16
+"""Captions on `samples.png`."""
+ON_PAGE = 24
+"""Captions in the report."""
 _BARS = 64
 """Bars of a histogram on the page."""
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """All pictures of one evaluation; the parts answer the same prompts in the same order."""
-
-    prompts: Sequence[Prompt]
-    own: Pictures
-    leaky: Pictures
-    real: Pictures | None
+_WIDEST = 256
+"""Pixels of a picture on the page, which shows them smaller."""
 
 
 @dataclass(frozen=True)
@@ -45,17 +43,25 @@ class _Curve:
 
 
 def write_samples(gallery: Gallery, out: Path) -> tuple[Sample, ...]:
-    """`samples.png`, and the first pictures of it as files of their own in `samples/`."""
-    rows = _rows(gallery, COLUMNS)
-    pictures = [picture for _, row in rows for picture in row]
-    sheet(pictures, columns=COLUMNS, row_titles=[title for title, _ in rows]).save(out / "samples.png")
-    (out / "samples").mkdir(exist_ok=True)
+    """`samples.png`, and its first pictures as files of their own in `samples/`.
+
+    It shows the model's own captions, and `probe.png` the contrast probe; without such captions it is the probe.
+    """
+    probe, own = probe_rows(gallery, COLUMNS), caption_rows(gallery, COLUMNS, ON_SHEET)
+    _write_sheet(own or probe, out / "samples.png")
+    if own:
+        _write_sheet(probe, out / "probe.png")
+    else:
+        (out / "probe.png").unlink(missing_ok=True)
+    folder = out / "samples"
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob("[0-9]*.png"):
+        old.unlink()
     samples: list[Sample] = []
-    chosen = [index for name in ("black", "white") for index in _asked(gallery.prompts, name)[: GALLERY // 2]]
-    for number, index in enumerate(chosen):
-        prompt, file = gallery.prompts[index], f"samples/{number}.png"
-        Image.fromarray(gallery.own[index]).save(out / file)
-        samples.append(Sample(file, prompt.text, prompt.seed))
+    for number, (picture, text, seed) in enumerate(_singles(gallery)):
+        file = f"samples/{number}.png"
+        Image.fromarray(picture).save(out / file)
+        samples.append(Sample(file, text, seed))
     return tuple(samples)
 
 
@@ -64,63 +70,69 @@ def write_report(metrics: Metrics, gallery: Gallery, out: Path) -> None:
     environment = Environment(
         loader=PackageLoader("terminus", "assets"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    environment.filters["uri"] = _uri  # pyright: ignore[reportArgumentType]
     page = environment.get_template("evaluation.html.j2").render(
         metrics=metrics,
         definitions=DEFINITIONS,
-        rows=[(title, [_uri(picture) for picture in row]) for title, row in _rows(gallery, 2 * COLUMNS)],
+        compared=compared(gallery, ON_PAGE),
+        rows=probe_rows(gallery, 2 * COLUMNS),
         curves=_curves(gallery),
     )
     (out / "report.html").write_text(page, encoding="utf-8")
 
 
-def _rows(gallery: Gallery, columns: int) -> list[tuple[str, list[Image.Image]]]:
-    """Titled rows of at most `columns` pictures; black, white and control show the same subjects."""
-    prompts = gallery.prompts
-    colors = [name for name in dict.fromkeys(prompt.background for prompt in prompts) if name not in ("black", "white")]
-    turns = zip_longest(*(_asked(prompts, name) for name in colors))  # every colour once, then every colour again
-    mixed = [index for turn in turns for index in turn if index is not None][:columns]
-    rows = [
-        ("asked for: on black", gallery.own, _asked(prompts, "black")),
-        ("asked for: on white", gallery.own, _asked(prompts, "white")),
-        (f"asked for: on {', '.join(colors[:columns])}", gallery.own, mixed),
-        ("control, leaky schedule: on black", gallery.leaky, _asked(prompts, "black")),
-        ("control, leaky schedule: on white", gallery.leaky, _asked(prompts, "white")),
-    ]
-    if gallery.real is not None:
-        rows.append(("the real pictures: on black", gallery.real, _asked(prompts, "black")))
-    # Short rows would shift the sheet's grid: all are cut or filled with paper to one length.
-    width = min(columns, max(len(indices) for _, _, indices in rows))
-    blank = Image.new("RGB", gallery.own.shape[2:0:-1], (255, 255, 255))
-    return [
-        (title, ([Image.fromarray(pictures[index]) for index in indices] + [blank] * width)[:width])
-        for title, pictures, indices in rows
-        if indices
-    ]
+def _write_sheet(rows: Sequence[Row], path: Path) -> None:
+    # Short rows would shift the sheet's grid: all are filled with paper to one length.
+    width = max(len(row.tiles) for row in rows)
+    paper = Image.new("RGB", rows[0].tiles[0].picture.size, (255, 255, 255))
+    filled = [[*row.tiles, *[Tile(paper, "")] * (width - len(row.tiles))] for row in rows]
+    tiles = [tile for row in filled for tile in row]
+    pictures, labels = [tile.picture for tile in tiles], [tile.label for tile in tiles]
+    sheet(pictures, labels, columns=width, row_titles=[row.title for row in rows]).save(path)
 
 
-def _asked(prompts: Sequence[Prompt], background: str) -> list[int]:
-    return [index for index, prompt in enumerate(prompts) if prompt.background == background]
+def _singles(gallery: Gallery) -> list[tuple[Picture, str, int]]:
+    """Picture, text and seed of the first captions; of the probe on black and on white, where there are none."""
+    if gallery.captions is not None:
+        captions = gallery.captions.items[:GALLERY]
+        return [(gallery.own.captions[row], one.text, one.seed) for row, one in enumerate(captions)]
+    chosen = [index for name in ("black", "white") for index in asked(gallery.prompts, name)[: GALLERY // 2]]
+    return [(gallery.own.probe[row], gallery.prompts[row].text, gallery.prompts[row].seed) for row in chosen]
 
 
 def _curves(gallery: Gallery) -> list[_Curve]:
-    """Pooled luma of the held-out captions' pictures, or of all where nothing is known of the training data."""
-    held_out = [index for index, prompt in enumerate(gallery.prompts) if prompt.held_out]
-    rows = held_out or list(range(len(gallery.prompts)))
-    sets = [("this model", gallery.own), ("control, leaky schedule", gallery.leaky)]
-    if gallery.real is not None:
-        sets.append(("the real pictures", gallery.real))
-    shares = {title: _shares(pictures[rows]) for title, pictures in sets}
+    """Pooled luma of the held-out captions' pictures, or of the probe where there are none."""
+    captions, prompts = gallery.captions, gallery.prompts
+    own = captions is not None and len(captions.pictures) > 0
+    # Of the probe the drawings that the embedded data hold out, or all where nothing is known of the training data.
+    rows = [row for row, prompt in enumerate(prompts) if prompt.held_out] or list(range(len(prompts)))
+
+    def shown(answers: Answers) -> Sequence[Picture]:
+        return answers.captions if own else list(answers.probe[rows])
+
+    sets = {"this model": shown(gallery.own), "control, leaky schedule": shown(gallery.leaky)}
+    if gallery.before is not None:
+        sets = {"before": shown(gallery.before), **sets}
+    if captions is not None and own:
+        sets["the run's held-out pictures"] = captions.pictures
+    elif gallery.real is not None:
+        sets["the real drawings of the probe"] = list(gallery.real[rows])
+    shares = {title: _shares(pictures) for title, pictures in sets.items()}
     # Plain backgrounds are single tall bars: the square root lets the rest be seen.
     highest = max(float(share.max()) for share in shares.values()) ** 0.5
     return [_Curve(title, tuple(float(v) ** 0.5 / highest for v in share)) for title, share in shares.items()]
 
 
-def _shares(pictures: Pictures) -> np.ndarray:
-    counts = histograms(pictures).sum(axis=0).reshape(_BARS, LEVELS // _BARS).sum(axis=1)
-    return counts / counts.sum()
+def _shares(pictures: Sequence[Picture]) -> np.ndarray:
+    counts = sum(histograms(one[None])[0] for one in pictures)
+    assert isinstance(counts, np.ndarray), "there is at least one picture"
+    bars = counts.reshape(_BARS, LEVELS // _BARS).sum(axis=1)
+    return bars / bars.sum()
 
 
 def _uri(picture: Image.Image) -> str:
+    shown = picture.copy()
+    shown.thumbnail((_WIDEST, _WIDEST), Image.Resampling.LANCZOS)
     buffer = BytesIO()
-    picture.save(buffer, "PNG")
+    shown.save(buffer, "PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -11,17 +11,29 @@ from terminus.sampling.settings import Settings
 class EvaluationSettings:
     """The defaults are those of `terminus evaluate`."""
 
+    captions: int = 64
+    """Held-out captions of the run's own data; prompts of a file are drawn all."""
     extreme_images: int = 64
-    """Pictures asked for on black, and as many on white."""
+    """Pictures that the contrast probe asks for on black, and as many on white."""
     color_images: int = 4
-    """Pictures asked for on each other background."""
+    """Pictures that it asks for on each other background."""
     seed: int = 0
-    """Decides the subjects, and is the first picture's seed; the others count on."""
+    """Decides the captions and the probe's subjects, and is the first picture's seed; the others count on."""
     batch: int = 32
     """Pictures per forward pass; no influence on the numbers beyond rounding."""
     sampling: Settings = field(default_factory=Settings)
 
+    def counted(self, count: int) -> EvaluationSettings:
+        """With `count` captions, and as many pictures of the probe on black and on white."""
+        return replace(self, captions=count, extreme_images=count, color_images=min(self.color_images, count))
+
 
 FULL = EvaluationSettings()
-QUICK = replace(FULL, sampling=replace(FULL.sampling, steps=16))
-"""As many pictures as `FULL` with fewer solver steps: for the demo."""
+QUICK = replace(FULL.counted(32), sampling=replace(FULL.sampling, steps=16))
+"""Half as many pictures as `FULL` with fewer solver steps: for the demo."""
+
+
+def settings_for(count: int | None, steps: int, seed: int) -> EvaluationSettings:
+    """Those of a command line; a `count` of None is the usual one."""
+    settings = replace(FULL, seed=seed, sampling=Settings(steps=steps))
+    return settings if count is None else settings.counted(count)

@@ -41,8 +41,7 @@ def check_settings(
     variation: float,
 ) -> None:
     """UserError for numbers that no picture can be drawn by."""
-    if steps < 1:
-        raise UserError(f"{steps} sampling steps", rule="A picture needs at least one step")
+    check_steps(steps)
     if not (math.isfinite(guidance) and 0 <= guidance <= _GUIDANCE):
         rule = f"Guidance is a number from 0 to {_GUIDANCE:g}; 1 leaves it out, 3 to 7 is usual"
         raise UserError(f"guidance {guidance}", rule=rule)
@@ -56,6 +55,12 @@ def check_settings(
         raise UserError(f"variation {variation}", rule="Variation is 0 (the seed's own) to 1 (another seed)")
     check_name("solver", solver, SOLVER_NAMES)
     check_name("spacing", spacing, SPACING_NAMES)
+
+
+def check_steps(steps: int) -> None:
+    """UserError for a number of solver steps that draws nothing."""
+    if steps < 1:
+        raise UserError(f"{steps} sampling steps", rule="A picture needs at least one step")
 
 
 def check_name(what: str, name: str, known: Collection[str]) -> None:

@@ -1,0 +1,71 @@
+"""The captions that a model is asked for beside the contrast probe: of its own held-out data, or of a file.
+
+The probe asks every model for the same; these ask for what the model is for. Held-out captions have a real picture
+each, so that what is drawn can be compared with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import UInt8
+
+from terminus.conditioning import Size
+from terminus.errors import UserError
+from terminus.evaluation.prompt_file import read_prompts
+from terminus.sampling import prompts
+
+Picture = UInt8[np.ndarray, "_ _ 3"]
+"""One picture, [height, width, 3]; pictures of one set may differ in size."""
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One picture that is asked for."""
+
+    text: str
+    """As people read it."""
+    prompt: str
+    """The same in the grammar of `sampling.prompts`."""
+    seed: int
+    size: Size | None = None
+    """Of the picture to draw, in pixels; None is the model's own."""
+
+
+@dataclass(frozen=True)
+class Captions:
+    """What is asked for, and what it is compared with."""
+
+    kind: Literal["held-out", "file"]
+    items: tuple[Caption, ...]
+    available: int
+    """Held-out rows, or prompts in the file: all that `items` was taken from."""
+    source: str
+    """The data store, or the file."""
+    pictures: tuple[Picture, ...] = ()
+    """The real picture of each caption; () for those of a file."""
+    version: int | None = None
+    """Of the store's table of latents."""
+    gone: int = 0
+    """Held-out rows among those chosen whose picture the store no longer has."""
+
+
+def from_file(path: Path, count: int | None, seed: int) -> Captions:
+    """The first `count` prompts of a file (all for None).
+
+    UserError for a file that has none or cannot be read, and for a prompt that nobody can draw.
+    """
+    lines = read_prompts(path)
+    chosen = list(lines.items())[:count]
+    items: list[Caption] = []
+    for place, (number, text) in enumerate(chosen):
+        try:
+            prompt = prompts.expand(text, seed + place)
+            prompts.parse(prompt)
+        except UserError as error:
+            raise UserError(error.what, where=f"{path}:{number}", rule=error.rule, fix=error.fix) from None
+        items.append(Caption(text, prompt, seed + place))
+    return Captions("file", tuple(items), len(lines), str(path))

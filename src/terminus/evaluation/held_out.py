@@ -1,0 +1,125 @@
+"""The run's own held-out captions and pictures, out of its store.
+
+The rows are those of the version that the run was trained on, so none of them was learnt; the pictures are made from
+the untouched files by the recorded plan, exactly as training would have seen them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from terminus import runtime
+from terminus.conditioning import Size
+from terminus.data import geometry, pixels
+from terminus.data.store import GEOMETRY, Store, View, plan_of, quoted
+from terminus.errors import UserError
+from terminus.evaluation.captions import Caption, Captions, Picture
+from terminus.evaluation.trained import Trained
+from terminus.sampling.prompts import escape
+
+_BRING = "Bring the store back, name a recipe that says where it is with --recipe, or what to draw with --prompts FILE"
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One held-out row: how the picture is cut, and what it is called."""
+
+    image: str
+    """Key of the picture in the table of images."""
+    caption: str
+    columns: dict[str, object]
+
+
+def from_store(trained: Trained, count: int, seed: int) -> Captions:
+    """Up to `count` held-out rows, chosen by the seed alone; UserError if the store has none of this recipe."""
+    store = Store(trained.data.store)
+    view = _latents(store, trained)
+    offsets = _offsets(view, trained, seed)
+    rows = [row for row in _rows(view, offsets[:count]) if row is not None]
+    pictures = _pictures(store, rows)
+    kept = [row for row in rows if row.image in pictures]
+    if not kept:
+        raise UserError(
+            "None of the held-out rows has a caption and a picture any more",
+            where=trained.data.store,
+            rule="A model is compared with pictures that its training held out",
+            fix=_BRING,
+        )
+    items: list[Caption] = []
+    for number, row in enumerate(kept):
+        size = Size(*pictures[row.image].shape[:2])
+        items.append(Caption(row.caption, escape(row.caption), seed + number, size))
+    return Captions(
+        kind="held-out",
+        items=tuple(items),
+        available=len(offsets),
+        source=trained.data.store,
+        pictures=tuple(pictures[row.image] for row in kept),
+        version=view.version,
+        gone=min(count, len(offsets)) - len(kept),
+    )
+
+
+def _latents(store: Store, trained: Trained) -> View:
+    here = "://" in trained.data.store or Path(trained.data.store).is_dir()
+    view = store.latents.latest() if here else None
+    if view is None:
+        raise UserError(
+            "The data that this model was trained on are not here",
+            where=trained.data.store,
+            rule=f"data.store of {trained.recipe} names them; a relative path begins in the folder that you are in",
+            fix=_BRING,
+        )
+    return view if trained.version is None else store.latents.at(trained.version)
+
+
+def _offsets(view: View, trained: Trained, seed: int) -> list[int]:
+    """Row numbers of the held-out pictures, one of each, in an order that the seed decides."""
+    spec = trained.data.transform.spec
+    where = f"split = 'validation' AND transform = {quoted(spec)}"
+    images: dict[str, int] = {}
+    for batch in view.batches(["image_key", "_rowoffset"], where, 1 << 16):
+        for key, offset in zip(*(batch.column(name).to_pylist() for name in ("image_key", "_rowoffset")), strict=True):
+            images.setdefault(cast(str, key), cast(int, offset))
+    if not images:
+        raise UserError(
+            f"The store holds out no rows for this recipe ({spec})",
+            where=trained.data.store,
+            rule="Rows are tied to the geometry that made them; data.validation_fraction says how many are held out",
+            fix="Run `terminus prepare` with this recipe, or name what to draw with --prompts FILE",
+        )
+    return [images[key] for key in sorted(images, key=lambda key: runtime.key(seed, 0, f"evaluation {key}"))]
+
+
+def _rows(view: View, offsets: Sequence[int]) -> list[_Row | None]:
+    """None for rows without a caption."""
+    columns = ["image_key", "captions", "caption_weights", *GEOMETRY]
+    found: list[_Row | None] = []
+    for row in cast("list[dict[str, object]]", view.take(offsets, columns).to_pylist()):
+        caption = _caption(cast("list[str]", row["captions"]), cast("list[float]", row["caption_weights"]))
+        found.append(None if caption is None else _Row(cast(str, row["image_key"]), caption, row))
+    return found
+
+
+def _caption(captions: Sequence[str], weights: Sequence[float]) -> str | None:
+    """The one that training draws most often, the first of several."""
+    found = [(-weight, number) for number, weight in enumerate(weights) if captions[number].strip()]
+    return captions[min(found)[1]] if found else None
+
+
+def _pictures(store: Store, rows: Sequence[_Row]) -> dict[str, Picture]:
+    """By key of the image; without those that the store no longer has."""
+    view = store.images.latest()
+    if view is None or not rows:
+        return {}
+    plans = {row.image: plan_of(row.columns) for row in rows}
+    listed = ", ".join(quoted(key) for key in plans)
+    found: dict[str, Picture] = {}
+    for batch in view.batches(["key", "data", "background"], f"key IN ({listed})", 16):
+        for row in cast("list[dict[str, object]]", batch.to_pylist()):
+            plan = plans[cast(str, row["key"])]
+            found[cast(str, row["key"])] = geometry.cut(pixels.resized(row, plan), plan)
+    return found

@@ -1,0 +1,56 @@
+"""The model that training began from, asked for the same pictures: what the run changed is what differs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from terminus.errors import UserError
+from terminus.evaluation.fingerprint import fingerprint
+from terminus.evaluation.metrics import Subject
+from terminus.evaluation.trained import Trained
+from terminus.model.components import Components
+from terminus.model.weights import name_of, resolve
+
+
+@dataclass(frozen=True)
+class Parent:
+    """Where the parent is, or why there is none."""
+
+    name: str = ""
+    folder: Path | None = None
+    missing: str | None = None
+    """A clause; None if there is one."""
+    is_model: bool = False
+    """Whether the model is the one that its recipe begins from."""
+
+
+def parent_of(trained: Trained | None, model: Path) -> Parent:
+    """The parent that the recipe of `model` names; it is looked for, and not yet loaded."""
+    if trained is None:
+        return Parent(missing="no recipe says what training began from")
+    if trained.parent is None:
+        return Parent(missing="training began from random weights")
+    try:
+        folder = resolve(trained.parent)
+    except UserError as error:
+        return Parent(missing=f"the model that training began from is not here ({error.what})")
+    if folder.resolve() == model.resolve():
+        return Parent(missing="this is the model that the recipe begins from", is_model=True)
+    return Parent(trained.parent, folder)
+
+
+def subject(components: Components, folder: Path, name: str) -> Subject:
+    """What the numbers say of a model."""
+    record, last = components.record, Path(name).name
+    if last == "model" or not last.strip("."):
+        last = name_of(folder)
+    return Subject(
+        # A hub id names a model better than the folder of its snapshot does; "." and "model" name nothing.
+        name=last,
+        fingerprint=fingerprint(folder),
+        images_seen=record.images_seen,
+        prediction=record.schedule.prediction,
+        zero_terminal=record.schedule.zero_terminal,
+        native_pixels=components.native_pixels,
+    )

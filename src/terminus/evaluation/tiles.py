@@ -1,0 +1,111 @@
+"""Which pictures of an evaluation people see, and what stands under each: its caption and, on the probe, its colour."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+
+from PIL import Image
+
+from terminus.evaluation.captions import Picture
+from terminus.evaluation.luminance import Pictures
+from terminus.evaluation.measure import Gallery
+from terminus.evaluation.prompts import Prompt
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One picture and what was asked for."""
+
+    picture: Image.Image
+    caption: str
+    color: str | None = None
+    """Name of the background that the probe asked for."""
+    rgb: tuple[int, int, int] | None = None
+    """The same as sRGB, 0..255."""
+
+    @property
+    def label(self) -> str:
+        """On one line."""
+        return self.caption if self.color is None else f"{self.color}: {self.caption}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """Tiles of one kind."""
+
+    title: str
+    tiles: Sequence[Tile]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One caption with what each set has for it, by the set's title."""
+
+    caption: str
+    pictures: dict[str, Image.Image]
+
+
+BEFORE, AFTER, REAL = "before", "this model", "real picture"
+
+
+def compared(gallery: Gallery, most: int) -> list[Compared]:
+    """The first captions of the model's own data, or of a file."""
+    captions = gallery.captions
+    if captions is None:
+        return []
+    sets: dict[str, Sequence[Picture]] = {}
+    if gallery.before is not None:
+        sets[BEFORE] = gallery.before.captions
+    sets[AFTER] = gallery.own.captions
+    if captions.pictures:
+        sets[REAL] = captions.pictures
+    return [
+        Compared(caption.text, {title: Image.fromarray(some[row]) for title, some in sets.items()})
+        for row, caption in enumerate(captions.items[:most])
+    ]
+
+
+def caption_rows(gallery: Gallery, columns: int, most: int) -> list[Row]:
+    """The same in rows of `columns`: before, and below it this model.
+
+    Without the real pictures: a sheet goes with a published model, and these are not for everybody to publish.
+    """
+    shown = compared(gallery, most)
+    rows: list[Row] = []
+    for start in range(0, len(shown), columns):
+        some = shown[start : start + columns]
+        for title in (BEFORE, AFTER):
+            tiles = [Tile(one.pictures[title], one.caption) for one in some if title in one.pictures]
+            rows += [Row(title, tiles)] if tiles else []
+    return rows
+
+
+def probe_rows(gallery: Gallery, columns: int) -> list[Row]:
+    """Titled rows of at most `columns` pictures of the contrast probe; black and white have the same subjects."""
+    prompts = gallery.prompts
+    black, white = asked(prompts, "black")[:columns], asked(prompts, "white")[:columns]
+    colors = [name for name in dict.fromkeys(prompt.background for prompt in prompts) if name not in ("black", "white")]
+    turns = zip_longest(*(asked(prompts, name) for name in colors))  # every colour once, then every colour again
+    mixed = [index for turn in turns for index in turn if index is not None][:columns]
+    sets: list[tuple[str, Pictures, list[int]]] = []
+    for what, rows in (("on black", black), ("on white", white), ("on colours", mixed)):
+        if gallery.before is not None:
+            sets.append((f"contrast probe {what}, before", gallery.before.probe, rows))
+        sets.append((f"contrast probe {what}, this model", gallery.own.probe, rows))
+    sets.append(("contrast probe on black, control: leaky schedule", gallery.leaky.probe, black))
+    sets.append(("contrast probe on white, control: leaky schedule", gallery.leaky.probe, white))
+    if gallery.real is not None:
+        sets.append(("contrast probe on black, the real drawings", gallery.real, black))
+    return [Row(title, [_tile(prompts, pictures, row) for row in rows]) for title, pictures, rows in sets if rows]
+
+
+def asked(prompts: Sequence[Prompt], background: str) -> list[int]:
+    """Rows of the probe's prompts for a background."""
+    return [index for index, prompt in enumerate(prompts) if prompt.background == background]
+
+
+def _tile(prompts: Sequence[Prompt], pictures: Pictures, row: int) -> Tile:
+    prompt = prompts[row]
+    return Tile(Image.fromarray(pictures[row]), prompt.text, prompt.background, prompt.rgb)

@@ -1,0 +1,46 @@
+"""What a model's recipe says that an evaluation needs: its data, and what training began from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from terminus.data.settings import DataConfig
+from terminus.errors import UserError
+from terminus.model.record import Record
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Where the model that is judged comes from."""
+
+    recipe: str
+    """File of the recipe."""
+    data: DataConfig
+    parent: str | None
+    """`model.start`: the model that training began from; None for random weights."""
+    version: int | None = None
+    """Of the table of latents that the run was trained on; None is the newest."""
+
+
+def check_recipe(trained: Trained, record: Record, native_pixels: int, is_parent: bool) -> None:
+    """UserError if the model cannot have come from this recipe and is not its parent either."""
+    parents = record.parents or (None,)
+    recorded = bool(record.weighting)
+    wrong: list[str] = []
+    if recorded and not is_parent and parents[-1] != trained.parent:
+        wrong.append(
+            f"the model records that it began from {_named(parents[-1])}, the recipe from {_named(trained.parent)}"
+        )
+    if trained.data.resolution != native_pixels and not is_parent:
+        wrong.append(f"the model draws {native_pixels} pixels, the recipe prepares {trained.data.resolution}")
+    if wrong:
+        raise UserError(
+            f"This recipe is of another model: {'; '.join(wrong)}",
+            where=trained.recipe,
+            rule="A model is compared with the pictures that its own training held out, and with its own parent",
+            fix="Name the recipe that trained it with --recipe, or what to draw with --prompts FILE",
+        )
+
+
+def _named(parent: str | None) -> str:
+    return "random weights" if parent is None else parent
