@@ -180,6 +180,7 @@ def test_a_store_that_is_gone_or_another(recipe: Build, prepared: Path, tmp_path
     with pytest.raises(UserError, match="when this run was begun"):
         run.train(recipe(*here))
     pin.write_text("{")
+    (tmp_path / "run" / "sessions.jsonl").unlink()  # which says the same
     with pytest.raises(UserError, match=r"data\.json"):
         run.train(recipe(*here))
 
