@@ -63,17 +63,20 @@ def comfyui(seen: Seen) -> Answer:
 
 
 def forge(seen: Seen) -> Answer:
-    """huggingface_guess/model_list.py, then backend/loader.py: a configuration beside the file wins."""
-    predicts = "velocity" if "v_pred" in seen.shapes else "epsilon"
-    if seen.side_car is not None and scaling(seen.side_car) is not None:
-        predicts = "velocity" if scaling(seen.side_car) == "VScaling" else "epsilon"
-    return predicts, "ztsnr" in seen.shapes
+    """huggingface_guess/model_list.py, then backend/loader.py: a configuration that says velocity wins, no other."""
+    named = seen.side_car is not None and scaling(seen.side_car) == "VScaling"
+    return "velocity" if named or "v_pred" in seen.shapes else "epsilon", "ztsnr" in seen.shapes
 
 
 def reforge(seen: Seen) -> Answer:
     """ldm_patched/modules/supported_models.py; modules/sd_models_xl.py for the configuration; forge_loader.py."""
     named = seen.side_car is not None and scaling(seen.side_car) == "VScaling"
     return "velocity" if named or "v_pred" in seen.shapes else "epsilon", "ztsnr" in seen.shapes
+
+
+def forge_classic(seen: Seen) -> Answer:
+    """ldm_patched/modules/supported_models.py and modules_forge/forge_loader.py: as reForge, which came from it."""
+    return reforge(seen)
 
 
 def a1111(seen: Seen) -> Answer:
@@ -132,6 +135,7 @@ RULES: dict[str, Callable[[Seen], Answer]] = {
     "ComfyUI": comfyui,
     "Forge": forge,
     "reForge": reforge,
+    "Forge Classic": forge_classic,
     "A1111": a1111,
     "SD.Next": sd_next,
     "stable-diffusion.cpp": stable_diffusion_cpp,
@@ -209,6 +213,15 @@ def test_the_configuration_beside_the_file_changes_nothing_but_inpainting(progra
     assert with_it.side_car["model"]["params"]["network_config"]["params"]["in_channels"] == channels
     bare = RULES[program](replace(with_it, side_car=None))
     assert (bare == RIGHT) is not (program == "A1111" and channels == 9), "this is why it is written"
+
+
+@pytest.mark.parametrize("program", ["Forge", "reForge", "Forge Classic"])
+def test_a_configuration_of_epsilon_is_passed_over(program: str, ours: Seen):
+    """OneTrainer writes one beside its velocity models. Forge's own lines were run on it, the others read."""
+    epsilon = {"model": {"params": {"denoiser_config": {"params": {"scaling_config": {"target": "a.b.EpsScaling"}}}}}}
+    assert RULES[program](replace(ours, side_car=epsilon)) == RIGHT
+    assert RULES[program](replace(BASE, side_car=epsilon)) == ("epsilon", False)
+    assert RULES["A1111"](replace(ours, side_car=epsilon)) == ("epsilon", True), "there it decides"
 
 
 def test_a_folder_is_recognised_by_its_scheduler(folder: Path):
