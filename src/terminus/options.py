@@ -131,7 +131,7 @@ PromptsFile = Annotated[
 ]
 JudgedCount = Annotated[
     int | None,
-    typer.Option(min=1, help="Captions, and pictures of the probe on black and on white.", show_default="64"),
+    typer.Option(min=1, help="Captions, and pictures of the probe on black and on white.", show_default="32"),
 ]
 
 AnyPath = Annotated[str, typer.Argument(metavar="PATH", help="A model, adapter, run or picture; a hub id, or nano.")]
