@@ -333,7 +333,7 @@ def test_numbers_that_json_does_not_know(tmp_path: Path, run: Path, capsys: pyte
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("empty.safetensors", b"", "it is empty"),
+        ("empty.safetensors", b"", "This is an empty file"),
         ("model.ckpt", b"\x80\x02}q\x00.", "a pickle"),
         ("model.safetensors", b"PK\x03\x04 and so on", "zip"),
         ("model.gguf", b"GGUF\3\0\0\0 and so on", "a GGUF file.*the safetensors file of the same model"),

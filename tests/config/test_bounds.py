@@ -96,4 +96,4 @@ def test_numbers_that_no_computer_counts_to(read, number: str):
 
 
 def test_the_largest_number(read):
-    assert read(f"training: {{images: {2**63 - 1}}}\n").value.training.images == 2**63 - 1
+    assert read(f"name: x\ntraining: {{images: {2**63 - 1}}}\n").value.training.images == 2**63 - 1
