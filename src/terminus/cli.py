@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
 import os
 import select
 import shlex
@@ -22,7 +20,7 @@ from terminus import cli_data, options
 from terminus.cli_bench import bench_app
 from terminus.cli_config import config_app
 from terminus.cli_data import check_gpu, load_recipe, loading
-from terminus.cli_system import refusal, unwritten
+from terminus.cli_system import log_to_stderr, prepare_streams, refusal, unwritten
 from terminus.errors import EXIT_DEFECT, EXIT_DONE, EXIT_INPUT, EXIT_STOPPED, Stopped, UserError, printable
 
 EXIT_PIPE_CLOSED = 141
@@ -306,8 +304,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(given: list[str]) -> int:
     debug = "--debug" in given
-    _prepare_streams()
-    _log_to_stderr()
+    prepare_streams()
+    log_to_stderr()
     code = _run(given, debug)
     if (problem := unwritten()) is not None and code in (EXIT_DONE, EXIT_DEFECT):
         return _fail(problem, EXIT_INPUT, debug)
@@ -389,22 +387,3 @@ def _usage(error: typer.TyperException, given: Sequence[str]) -> str:
 
 def _command(given: Sequence[str]) -> str:
     return shlex.join(["terminus", *given])
-
-
-def _prepare_streams() -> None:
-    """Output that is closed (`>&-`) or that cannot hold every character must not fail work that is done."""
-    if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison]
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - it stays open to the end
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
-            stream.reconfigure(errors="backslashreplace")
-
-
-def _log_to_stderr() -> None:
-    """What the rooms log is for the user: plain lines on stderr, so that stdout stays a result."""
-    logger = logging.getLogger("terminus")
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)

@@ -1,11 +1,14 @@
-"""What the user's machine refuses: a full disk, a name that is too long, output that cannot be written.
+"""The process among others: its streams, and what the user's machine refuses.
 
-None of it is a defect of ours, so a command that meets it ends as for any other wrong input.
+A full disk, a name that is too long, output that cannot be written: none of it is a defect of ours, so a command that
+meets it ends as for any other wrong input.
 """
 
 from __future__ import annotations
 
 import errno
+import io
+import logging
 import os
 import sys
 
@@ -46,3 +49,22 @@ def unwritten() -> str | None:
         f"The output could not be written ({problem.strerror or problem}). "
         "Send it where there is room, and run the command again: what it has saved is kept."
     )
+
+
+def prepare_streams() -> None:
+    """Output that is closed (`>&-`) or that cannot hold every character must not fail work that is done."""
+    if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison]
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - it stays open to the end
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
+def log_to_stderr() -> None:
+    """What the rooms log is for the user: plain lines on stderr, so that stdout stays a result."""
+    logger = logging.getLogger("terminus")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)

