@@ -12,7 +12,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,6 +22,9 @@ from terminus.cli_config import config_app
 from terminus.cli_data import check_gpu, load_recipe, loading
 from terminus.cli_system import log_to_stderr, prepare_streams, refusal, unwritten
 from terminus.errors import EXIT_DEFECT, EXIT_DONE, EXIT_INPUT, EXIT_STOPPED, Stopped, UserError, printable
+
+if TYPE_CHECKING:
+    from terminus.sampling import arguments
 
 EXIT_PIPE_CLOSED = 141
 """What a shell reports for a writer whose reader went away (128 + SIGPIPE)."""
@@ -159,13 +162,7 @@ def sample(
     drawer.check()
     arguments.check_folder(out)
     if again is not None:
-        given = _given(context)
-        arguments.check_again(given)
-        arguments.existing(again)
-        with loading():
-            from terminus.sampling import command
-
-        command.again(drawer, output, again, image=image, mask=mask, given=given)
+        _sample_again(drawer, output, again, image, mask, _given(context))
         return
     start = arguments.Start(image, mask, outpaint, upscale, hires, strength, fill, feather, padding)
     part, pixels = shapes.parse_interval(interval), None if size is None else shapes.parse_size(size)
@@ -178,6 +175,20 @@ def sample(
 
     settings = Settings(steps, guidance, rescale, part, solver, spacing, pixels, variation)
     command.sample(drawer, output, prompt or (), negative, seed, count, settings, start)
+
+
+def _sample_again(
+    drawer: arguments.Drawer, output: arguments.Output, again: Path, image: Path | None, mask: Path | None,
+    given: Sequence[str],
+) -> None:  # fmt: skip
+    from terminus.sampling import arguments
+
+    arguments.check_again(given)
+    arguments.existing(again)
+    with loading():
+        from terminus.sampling import command
+
+    command.again(drawer, output, again, image=image, mask=mask, given=given)
 
 
 def _given(context: typer.Context) -> list[str]:

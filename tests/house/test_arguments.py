@@ -64,7 +64,8 @@ WRONG: list[tuple[tuple[str, ...], str]] = [
     (("prepare", "nano", "--images", "3"), "belong to --plan"),
     (("prepare", "nano", "--plan", "--gpu", "h1000"), "There is no GPU"),
     (("caption", "captio"), "Did you mean `caption`"),
-    (("data", "nanoo"), "Did you mean `nano`"),
+    (("data", "list", "nanoo"), "Did you mean `nano`"),
+    (("data", "verify", "nowhere"), "nowhere"),
     (("config", "show", "nanoo"), "Did you mean `nano`"),
     (("config", "explain", "nanoo"), "Did you mean `nano`"),
     (("config", "schema", "nanoo"), "Did you mean `nano`"),
@@ -144,7 +145,7 @@ def test_a_wrong_argument_is_told_without_torch(index: int, answers: list[tuple[
 
 
 def test_no_verb_is_left_out():
-    told = {" ".join(arguments[: 2 if arguments[0] in ("bench", "config") else 1]) for arguments, _ in WRONG}
+    told = {" ".join(arguments[: 2 if arguments[0] in ("bench", "config", "data") else 1]) for arguments, _ in WRONG}
     assert told == {"demo", *SURFACE} - {""}
 
 
