@@ -242,18 +242,14 @@ def convert(
     from terminus.model.choices import check_target
     from terminus.model.naming import find_local
 
-    check_target(target, precision, shard_size)
+    check_target(target, precision, shard_size, ema, onto)
     find_local(source)
     with loading():
-        from terminus.model.convert import DTYPES
+        from terminus.model.adapter_differences import write_differences
         from terminus.model.convert import convert as run_convert
 
     if onto is not None:
-        if ema or shard_size is not None:
-            raise UserError("--onto writes one file of an adapter", fix="Leave out --ema and --shard-size")
-        from terminus.model.adapter_differences import write_differences
-
-        plain = write_differences(source, onto, target, DTYPES.get(precision))
+        plain = write_differences(source, onto, target, precision)
         print(f"{plain.target}\n{plain.tensors} tensors, {plain.size / 1e6:.1f} MB, for this model alone")
         return
     written = run_convert(source, target, precision, shard_size, ema)

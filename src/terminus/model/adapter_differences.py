@@ -19,10 +19,12 @@ from terminus.errors import UserError
 from terminus.model.adapter_files import kohya_name
 from terminus.model.adapter_keys import networks
 from terminus.model.adapters import Adapter, read_adapter
+from terminus.model.choices import StoredPrecision, check_target
 from terminus.model.components import Components, load_components
+from terminus.model.convert import DTYPES
 from terminus.model.header import read_header
 from terminus.model.weights import at_home
-from terminus.model.writing import HASH, fresh, in_precision, refuse_existing, write_safetensors
+from terminus.model.writing import HASH, fresh, in_precision, write_safetensors
 
 _GONE = ("ss_network_dim", "ss_network_alpha", "sshs_model_hash", "sshs_legacy_hash", "lora_adapter_metadata", HASH)
 """What was true of the factors and is not of their product."""
@@ -39,21 +41,19 @@ class Differences:
 
 
 def write_differences(
-    source: str | Path, model: str | Path, target: str | Path, dtype: torch.dtype | None = None
+    source: str | Path, model: str | Path, target: str | Path, precision: StoredPrecision | str = "keep"
 ) -> Differences:
     """Writes what the adapter `source` adds to the weights of `model` at weight 1, in kohya's names.
 
-    In `dtype`, or in float32, in which it is computed. UserError for what is no adapter of this model, for a target
-    that exists or is no `.safetensors`, and for a number that `dtype` cannot hold.
+    Kept are numbers in float32, as they are computed. UserError for what is no adapter of this model, for a target that
+    exists or is no `.safetensors`, and for a number that the precision cannot hold.
     """
     target = at_home(target)
-    if target.suffix != ".safetensors":
-        raise UserError("Differences are one file", where=str(target), rule="Its name ends in .safetensors")
-    refuse_existing(target)
+    check_target(target, precision, onto=str(model))
     components = load_components(model)
     adapter = read_adapter(source, components)
     try:
-        tensors = _differences(adapter, components, dtype or torch.float32)
+        tensors = _differences(adapter, components, DTYPES.get(precision, torch.float32))
     except OverflowError as error:
         raise UserError(
             str(error), where=str(source), rule="A number that a precision cannot hold would be infinity",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from terminus.errors import UserError
-from terminus.model.naming import at_home, refuse_pickle
+from terminus.model.naming import at_home, find_local, refuse_pickle
 
 Compile = Literal["off", "blocks", "graphs"]
 Offload = Literal["none", "model"]
@@ -36,7 +36,9 @@ def check_running(compile: str, offload: str, device: str) -> None:
         raise UserError(f"--device {device}", rule="A device is auto, cpu, cuda, or cuda:N for the N-th of several")
 
 
-def check_target(target: Path, precision: str = "keep", shard_size: str | None = None) -> None:
+def check_target(
+    target: Path, precision: str = "keep", shard_size: str | None = None, ema: bool = False, onto: str | None = None
+) -> None:
     """UserError for a copy that cannot be written under this name, or like this."""
     check_choice("--precision", precision, get_args(StoredPrecision))
     if shard_size is not None and not _SIZE.fullmatch(shard_size):
@@ -51,3 +53,14 @@ def check_target(target: Path, precision: str = "keep", shard_size: str | None =
         raise UserError(
             "A single file has no shards", where=str(path), fix="Leave the shard size out, or name a folder"
         )
+    if onto is not None:
+        _check_onto(path, onto, ema)
+
+
+def _check_onto(target: Path, onto: str, ema: bool) -> None:
+    """Of the differences that an adapter makes to a model."""
+    find_local(onto)
+    if ema:
+        raise UserError("--ema is for models, --onto for an adapter", fix="Leave out --ema")
+    if target.suffix != ".safetensors":
+        raise UserError("Differences are one file", where=str(target), rule="Its name ends in .safetensors")
