@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -115,6 +116,13 @@ data_app = typer.Typer(cls=DataGroup, help="What a store holds: `terminus data R
 @data_app.command("verify")
 def verify_data(store: options.StorePlace, remove: options.RemoveDamaged = False) -> None:
     """Compare every row with its checksum; exit 0 only if all are what was written."""
+    if "://" not in store and not Path(store).expanduser().is_dir():
+        raise UserError(
+            "There is no prepared data here",
+            where=store,
+            rule="A store is what `terminus prepare` writes into data.store",
+            fix="Correct the place, or prepare first",
+        )
     from terminus.data.verify import verify
 
     verify(store, remove)
