@@ -24,6 +24,7 @@ ROOMS = (
     "model",
     "runtime",
     "sampling",
+    "structure",
     "training",
 )
 jaxtyping.install_import_hook([f"terminus.{room}" for room in ROOMS], "beartype.beartype")

@@ -19,6 +19,7 @@ import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image, ImageCms, UnidentifiedImageError
 
+from terminus import structure
 from terminus.conditioning import Size
 from terminus.pictures import Color, Dropped
 
@@ -42,10 +43,6 @@ _BROKEN = (
 )
 """What Pillow's parsers raise on malformed data."""
 
-_PNG = b"\x89PNG\r\n\x1a\n"
-_AROUND = 12
-"""Bytes of a PNG's chunk around its content: length, name, checksum."""
-
 _ORIENTATION = 0x0112
 """The EXIF tag."""
 
@@ -67,6 +64,8 @@ class Limits:
 
     file_bytes: int
     pixels: int
+    known: bool = False
+    """Whether these bytes were decoded before, so that the checksum of their pixels need not be compared again."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +94,8 @@ def decode(data: bytes, limits: Limits) -> Decoded | Dropped:
     """Upright sRGB pixels; EXIF orientation, colour profile, CMYK, 16 bits and palettes are handled here."""
     if len(data) > limits.file_bytes:
         return Dropped("file too large", f"more than {limits.file_bytes} bytes")
+    if refused := structure.crowded(data):
+        return refused
     try:
         image = Image.open(BytesIO(data), formats=FORMATS)
         width, height = image.size
@@ -102,7 +103,8 @@ def decode(data: bytes, limits: Limits) -> Decoded | Dropped:
             return Dropped("too many pixels", f"{width}x{height}, the limit is {limits.pixels}")
         if getattr(image, "is_animated", False) and image.format != "MPO":
             return Dropped("animated", f"{getattr(image, 'n_frames', 2)} frames")
-        return _damaged_png(data) or _pixels(image, data)
+        refused = structure.costly_jpeg(data, width * height) or structure.damaged_png(data, not limits.known)
+        return refused or _pixels(image, data)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         return Dropped("too many pixels", f"more than {HARD_PIXEL_LIMIT}")
     except UnidentifiedImageError:
@@ -124,24 +126,6 @@ def of_image(image: Image.Image) -> Decoded | Dropped:
 
 def _broken(error: BaseException) -> Dropped:
     return Dropped("truncated" if "truncated" in str(error) else "damaged", _printable(error))
-
-
-def _damaged_png(data: bytes) -> Dropped | None:
-    """The first chunk whose CRC-32 is not that of its bytes: of pixels Pillow does not compare it. It covers the
-    Adler-32 within them, which another inflation would cost to compare."""
-    at, view = len(_PNG), memoryview(data)
-    while data.startswith(_PNG) and at + _AROUND <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, at)
-        end = at + _AROUND + length
-        name = kind.decode("ascii", "replace")
-        if end > len(data):
-            return Dropped("truncated", f"within chunk {name}" if name.isalpha() else "within a chunk")
-        if zlib.crc32(view[at + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
-            return Dropped("damaged", f"checksum of chunk {name}" if name.isalpha() else "checksum of a chunk")
-        if kind == b"IEND":
-            break
-        at = end
-    return None  # what ends between two chunks is for Pillow to judge
 
 
 def _pixels(image: Image.Image, data: bytes) -> Decoded:

@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 
 from PIL import Image
 
-from terminus import decode
+from terminus import decode, structure
 from terminus.conditioning import Size
 from terminus.errors import UserError
 from terminus.sampling import infotext, provenance
@@ -105,6 +105,8 @@ def read(path: Path) -> PictureFacts:
 def read_bytes(data: bytes, where: str = "") -> PictureFacts:
     """The same for a picture in memory; `where` is what an error calls it."""
     notes: list[str] = []
+    if crowded := structure.crowded(data):
+        raise UserError("This is no picture that can be read", where=where, rule=f"It has {crowded.detail}")
     try:
         # Pillow warns of damage in EXIF; here that is an answer, not a warning.
         with warnings.catch_warnings():

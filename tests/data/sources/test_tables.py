@@ -157,6 +157,18 @@ def test_no_byte_of_a_parquet_file_can_end_the_run(tmp_path: Path):
         assert details(tmp_path), place
 
 
+def test_a_flipped_bit_of_a_page_with_a_checksum_costs_its_row_group(tmp_path: Path):
+    path = parquet(
+        tmp_path / "x.parquet", table(40), write_page_checksum=True, compression="none", use_dictionary=False
+    )
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[whole.index(b"picture 7") + 8] ^= 1  # another digit
+    path.write_bytes(flipped)
+    parquet(tmp_path / "y.parquet", table(1))
+    assert seen(tmp_path) == {"x.parquet#0": "table cannot be read", "y.parquet#0": "picture 0"}
+
+
 def test_csv_rows_that_are_none(tmp_path: Path):
     lines = [
         b"\xef\xbb\xbfURL,TEXT,TEXT", b"u,good,second", b"u,too few", b"u,too,many,fields", b"", b"u,caf\xe9,x",

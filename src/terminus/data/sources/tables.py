@@ -200,7 +200,7 @@ def _rows(table: _Table, columns: Columns) -> Iterator[Row]:
 def _parquet(table: _Table, columns: Columns) -> Iterator[Row]:
     with closing(places.open_input(table.uri)) as source:
         try:
-            file = pq.ParquetFile(source, buffer_size=READ_BYTES, pre_buffer=False)
+            file = pq.ParquetFile(source, buffer_size=READ_BYTES, pre_buffer=False, page_checksum_verification=True)
             present: list[str] = file.schema_arrow.names
         except _BROKEN as error:
             yield table.broken(0, _said(error))
