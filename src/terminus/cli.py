@@ -299,7 +299,7 @@ def card(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit code of section 4: 0, 1, 2, 75; 130 for Ctrl-C and 141 for a closed pipe."""
+    """Run one command and return its exit code: 0, 1, 2, 75 (`errors`); 130 for Ctrl-C and 141 for a closed pipe."""
     code = _main(list(sys.argv[1:] if arguments is None else arguments))
     if arguments is None and os.environ.get("WORLD_SIZE", "1") != "1":
         # gloo's threads may still let go of a tensor, which aborts a Python that is ending: it ends without ceremony.

@@ -1,4 +1,4 @@
-"""The limits of section 8 of the design on every source file: sizes, names, layers, lint, types."""
+"""The limits that CONTRIBUTING.md states, on every source file: sizes, names, layers, lint, types."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`Terminus`: a loaded model that draws. The command line, the server and users' scripts all draw through it."""
+"""`Terminus`: a loaded model that draws. The command line and users' scripts draw through it."""
 
 from __future__ import annotations
 
