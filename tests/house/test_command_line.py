@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import typer
+from packaging.version import Version
 
 from terminus import cli, cli_config
 from terminus.errors import Stopped, UserError
@@ -103,7 +105,10 @@ def test_help_imports_nothing_heavy():
 
 
 def test_version():
-    assert terminus("--version").stdout == "terminus 0.1.0\n"
+    """That of the installed package; `tests/test_wheel.py` compares it with the tags."""
+    version = metadata.version("terminus-xl")
+    assert terminus("--version").stdout == f"terminus {version}\n"
+    assert Version(version).release != (0,)
 
 
 @pytest.mark.parametrize(
