@@ -26,6 +26,7 @@ from transformers import CLIPTextModel
 
 from terminus.diffusion.schedule import NoiseSchedule
 from terminus.model.weights import SHIPPED
+from tests.documents.blocks import blocks
 
 # diffusers' schedulers hand tensors to numpy in ways that numpy 2 deprecates
 pytestmark = [
@@ -185,7 +186,11 @@ def controlnet(random_nano: Path) -> ControlNetModel:
     return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 32, 96)).eval()
 
 
-SNIPPETS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+SNIPPETS = [
+    block.text
+    for block in blocks()
+    if (block.page, block.language, block.reason) == ("docs/interop.md", "python", None)
+]
 
 
 def test_there_are_snippets():
