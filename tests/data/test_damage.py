@@ -299,3 +299,16 @@ def test_images_are_checked_before_they_become_latents_or_are_trained_on(
     assert encode(store, waiting(store, data.transform.spec, codec.id), codec, lambda _: None) == 1
     verify(store.location)
     assert (store.images.count(), store.latents.count()) == (8, 8)
+
+
+def test_what_lance_panics_about_is_damage(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class PanicException(BaseException):
+        """As pyo3's, which is in no module."""
+
+    def panic(*_: object, **__: object) -> None:
+        raise PanicException("the offset + length of the sliced Buffer cannot exceed the existing length")
+
+    view = copied(whole, tmp_path / "store").latents.required()
+    monkeypatch.setattr(lance.LanceDataset, "to_table", panic)
+    with pytest.raises(UserError, match="Lance does not understand its content"):
+        view.scan(["key"])

@@ -217,7 +217,8 @@ def test_rows_whose_picture_is_gone_are_counted(stripes: Path):
     ("before", "after", "message"),
     [
         ("/parent", "/somebody-else", "recipe is of another model: the model records that it began from .*/parent"),
-        ("resolution: 32", "resolution: 40", "holds out no rows for this recipe"),
+        ("resolution: 32", "resolution: 40", "the model draws 32 pixels, the recipe prepares 40"),
+        ("resolution: 32", "crop: random\n  resolution: 32", "holds out no rows for this recipe"),
         ("kind: diffusion", "kind: codec", "trains a part of a model"),
     ],
 )

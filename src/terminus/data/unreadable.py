@@ -14,6 +14,9 @@ import pyarrow as pa
 
 from terminus.errors import UserError
 
+_PANIC = "PanicException"
+"""Rust's failed assertions in Python: derived from `BaseException` alone, in no module that could be imported."""
+
 
 @contextmanager
 def reading(uri: str, done: str = "read") -> Generator[None]:
@@ -22,6 +25,11 @@ def reading(uri: str, done: str = "read") -> Generator[None]:
         yield
     except (OSError, pa.ArrowException) as error:
         raise unreadable(uri, error, done) from error
+    except BaseException as error:
+        if type(error).__name__ != _PANIC:
+            raise
+        failure = OSError(f"Lance does not understand its content: {error}")
+        raise unreadable(uri, failure, done) from failure
 
 
 def unreadable(uri: str, error: Exception, done: str = "read") -> UserError:

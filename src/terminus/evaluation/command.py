@@ -26,6 +26,7 @@ from terminus.evaluation.report import write_report, write_samples
 from terminus.evaluation.settings import FULL, EvaluationSettings
 from terminus.evaluation.trained import Trained, check_recipe
 from terminus.model.components import Components, load_components
+from terminus.model.record import load_record
 from terminus.model.weights import resolve
 from terminus.progress import Meter
 
@@ -104,12 +105,15 @@ def evaluate(
     """
     console, data = console or Console(stderr=True), data or Own()
     folder = resolve(model)
+    parent = parent_of(data.trained, folder)
+    if data.trained is not None and folder.is_dir():  # what a folder records is known before anything large is read
+        check_recipe(data.trained, load_record(folder), parent.is_model)
     captions = _captions(settings, data)
     components = load_components(folder)
     _check(components, folder)
-    native, parent = components.native_pixels, parent_of(data.trained, folder)
     if data.trained is not None:
-        check_recipe(data.trained, components.record, native, parent.is_model)
+        check_recipe(data.trained, components.record, parent.is_model)
+    native = components.native_pixels
     _make(out)
     start = time.monotonic()
     sized = replace(settings, sampling=replace(settings.sampling, size=Size(native, native)))

@@ -22,7 +22,7 @@ class Trained:
     """Of the table of latents that the run was trained on; None is the newest."""
 
 
-def check_recipe(trained: Trained, record: Record, native_pixels: int, is_parent: bool) -> None:
+def check_recipe(trained: Trained, record: Record, is_parent: bool) -> None:
     """UserError if the model cannot have come from this recipe and is not its parent either."""
     parents = record.parents or (None,)
     recorded = bool(record.weighting)
@@ -31,8 +31,9 @@ def check_recipe(trained: Trained, record: Record, native_pixels: int, is_parent
         wrong.append(
             f"the model records that it began from {_named(parents[-1])}, the recipe from {_named(trained.parent)}"
         )
-    if trained.data.resolution != native_pixels and not is_parent:
-        wrong.append(f"the model draws {native_pixels} pixels, the recipe prepares {trained.data.resolution}")
+    pixels = record.native_pixels
+    if pixels is not None and not is_parent and trained.data.resolution != pixels:
+        wrong.append(f"the model draws {pixels} pixels, the recipe prepares {trained.data.resolution}")
     if wrong:
         raise UserError(
             f"This recipe is of another model: {'; '.join(wrong)}",

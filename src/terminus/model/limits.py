@@ -43,15 +43,17 @@ class Limit:
     """Of a list at most; 0 where a list cannot stand."""
     empty: bool = False
     """Whether null may stand there."""
+    bare: bool = True
+    """Whether one number may stand there, where a list can."""
     nested: bool = False
     """Whether entries may be lists: an asymmetric UNet has its transformer layers by level and block."""
 
 
-def _floats(least: int | float, most: int | float, entries: int = 0, empty: bool = False) -> Limit:
-    return Limit(least, most, whole=False, entries=entries, empty=empty)
+def _floats(least: int | float, most: int | float, empty: bool = False) -> Limit:
+    return Limit(least, most, whole=False, empty=empty)
 
 
-_WIDTH = Limit(1, 65_536, entries=LEVELS)
+_WIDTH = Limit(1, 65_536, entries=LEVELS, bare=False)
 _MAYBE = Limit(1, 65_536, empty=True)
 _HEADS = Limit(1, 1024, entries=LEVELS, empty=True)
 _FACTOR = _floats(1e-4, 1e4)
@@ -93,8 +95,8 @@ LIMITS: Mapping[str, Limit] = {
     "dropout": _floats(0, 1),
     "scaling_factor": _FACTOR,
     "shift_factor": _floats(0, 0, empty=True),  # of FLUX's and SD 3's codecs; SDXL's pipelines do not apply it
-    "latents_mean": _floats(-1e4, 1e4, entries=1024, empty=True),
-    "latents_std": _floats(1e-4, 1e4, entries=1024, empty=True),
+    "latents_mean": Limit(-1e4, 1e4, whole=False, entries=1024, empty=True, bare=False),
+    "latents_std": Limit(1e-4, 1e4, whole=False, entries=1024, empty=True, bare=False),
     # CLIP towers
     "vocab_size": Limit(1, VOCABULARY),
     "hidden_size": Limit(1, 65_536),
@@ -173,13 +175,13 @@ def shown(value: object) -> str:
 def _holds(limit: Limit, value: object) -> bool:
     if isinstance(value, list | tuple):
         entries = cast("list[object]", value)
-        inside = replace(limit, entries=limit.entries if limit.nested else 0, empty=False, nested=False)
+        inside = replace(limit, entries=limit.entries if limit.nested else 0, empty=False, nested=False, bare=True)
         return 0 < len(entries) <= limit.entries and all(_holds(inside, entry) for entry in entries)
     if value is None:
         return limit.empty
     if isinstance(value, bool) or not isinstance(value, int if limit.whole else int | float):
         return False
-    return limit.least <= cast(float, value) <= limit.most
+    return limit.bare and limit.least <= cast(float, value) <= limit.most
 
 
 def _rule(limit: Limit) -> str:
@@ -187,6 +189,8 @@ def _rule(limit: Limit) -> str:
     rule = f"{kind} from {limit.least:g} to {limit.most:,.10g}"
     if limit.least == limit.most:
         rule = f"{limit.least:g}"
-    if limit.entries:
+    if limit.entries and limit.bare:
         rule += f", or a list of at most {limit.entries} of them"
+    elif limit.entries:
+        rule = f"a list of at most {limit.entries} numbers, each {rule}"
     return f"{rule}, or null" if limit.empty else rule
