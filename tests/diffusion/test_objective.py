@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from terminus.diffusion.objective import EpsilonObjective, VelocityObjective, huber_widths, pseudo_huber
+from terminus.diffusion.objective import Objective, huber_widths, pseudo_huber
 from terminus.diffusion.prediction import epsilon_from_velocity
 from terminus.diffusion.schedule import NoiseSchedule
 from terminus.diffusion.weighting import constant, debiased, min_snr, soft_min_snr
 
 SDXL = NoiseSchedule.scaled_linear()
 ZTSNR = SDXL.with_zero_terminal_snr()
-OBJECTIVE = VelocityObjective(ZTSNR, min_snr(ZTSNR.snr))
+OBJECTIVE = Objective(ZTSNR, min_snr(ZTSNR.snr))
 T = torch.tensor([0, 1, 137, 500, 998, 999])
 X0, EPSILON = torch.randn(2, 6, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -40,7 +40,7 @@ def test_a_perfect_network_has_no_loss_at_any_timestep():
 def test_the_terminal_step_trains_under_augmented_and_not_under_paper():
     def gradient_at_the_end(weights: torch.Tensor) -> float:
         scale = torch.zeros((), requires_grad=True)
-        losses = VelocityObjective(ZTSNR, weights).loss(lambda x, t: scale + 0 * x, X0[:1] + 1, EPSILON[:1], T[-1:])
+        losses = Objective(ZTSNR, weights).loss(lambda x, t: scale + 0 * x, X0[:1] + 1, EPSILON[:1], T[-1:])
         losses.weighted.mean().backward()
         return float(scale.grad)
 
@@ -78,11 +78,11 @@ def test_the_loss_of_a_sample_does_not_depend_on_its_neighbours():
 )
 def test_weights_that_are_not_weights_are_refused(weights: torch.Tensor):
     with pytest.raises(ValueError, match="weights"):
-        VelocityObjective(ZTSNR, weights)
+        Objective(ZTSNR, weights)
 
 
 def test_epsilon_loss_is_the_weighted_squared_error_of_the_noise():
-    objective = EpsilonObjective(SDXL, min_snr(SDXL.snr, prediction="epsilon"))
+    objective = Objective(SDXL, min_snr(SDXL.snr, prediction="epsilon"), "epsilon")
     losses = objective.loss(lambda x, t: 0.3 * x, X0, EPSILON, T)
     for i, t in enumerate(T.tolist()):
         epsilon = EPSILON[i].double()
@@ -109,14 +109,14 @@ def test_one_network_has_one_loss_whether_it_says_velocity_or_noise(weigh):
         return epsilon_from_velocity(x, says_velocity(x, t), alpha, sigma)
 
     t = torch.tensor([40, 137, 300, 500, 900, 999])
-    velocity = VelocityObjective(SDXL, weigh("velocity")).loss(says_velocity, X0, EPSILON, t)
-    noise = EpsilonObjective(SDXL, weigh("epsilon")).loss(says_noise, X0, EPSILON, t)
+    velocity = Objective(SDXL, weigh("velocity")).loss(says_velocity, X0, EPSILON, t)
+    noise = Objective(SDXL, weigh("epsilon"), "epsilon").loss(says_noise, X0, EPSILON, t)
     torch.testing.assert_close(noise.weighted, velocity.weighted, rtol=2e-4, atol=0)
 
 
 def test_epsilon_on_a_zero_terminal_schedule_is_refused():
     with pytest.raises(ValueError, match="predict velocity"):
-        EpsilonObjective(ZTSNR, constant(ZTSNR.snr))
+        Objective(ZTSNR, constant(ZTSNR.snr), "epsilon")
 
 
 def test_a_perturbation_is_in_the_input_and_not_in_the_target():
@@ -173,7 +173,7 @@ def test_huber_widths_fall_from_1_to_c_and_are_finite_in_pure_noise():
 
 
 def test_huber_in_the_loss_leaves_the_plain_error_alone():
-    huber = VelocityObjective(ZTSNR, OBJECTIVE.weights, huber_widths(ZTSNR, 0.1))
+    huber = Objective(ZTSNR, OBJECTIVE.weights, huber=huber_widths(ZTSNR, 0.1))
     with_it, without = (o.loss(lambda x, t: 0.3 * x, X0, EPSILON, T) for o in (huber, OBJECTIVE))
     assert torch.equal(with_it.unweighted, without.unweighted)
     assert bool((with_it.weighted < without.weighted).all())

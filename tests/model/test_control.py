@@ -33,11 +33,11 @@ from terminus.model.image_prompt import (
     encode_pictures,
     read_image_prompt,
 )
+from terminus.model.record import noise_schedule
 from terminus.model.unet import predict
 from terminus.sampling import grid
 from terminus.sampling.denoiser import velocity_denoiser
 from terminus.sampling.guidance import classifier_free, rescaled
-from terminus.sampling.schedule import noise_schedule
 from terminus.sampling.solvers import SOLVERS
 
 # diffusers' schedulers hand tensors to numpy in a way that numpy 2 deprecates

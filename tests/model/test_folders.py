@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from terminus.errors import UserError
 from terminus.inspection.checkpoint import network_headers
-from terminus.model.components import load_components
+from terminus.model.components import load_components, load_towers
 from terminus.model.convert import convert
 from terminus.model.detect import detect
 from terminus.model.header import read_header
-from terminus.model.towers import load_tokenizer, load_towers, save_tokenizer
+from terminus.model.towers import load_tokenizer, save_tokenizer
 from terminus.model.weights import read_tensors, resolve
 
 

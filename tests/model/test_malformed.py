@@ -16,8 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from terminus.errors import UserError
-from terminus.model.codec import load_codec
-from terminus.model.components import load_components
+from terminus.model.components import load_codec, load_components
 from terminus.model.convert import convert
 from terminus.model.header import read_header
 

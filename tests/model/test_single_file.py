@@ -20,8 +20,15 @@ from terminus.diffusion.schedule import NoiseSchedule
 from terminus.errors import UserError
 from terminus.model import foreign, modelspec
 from terminus.model.architecture import SDXL, Architecture, CodecShape, TowerShape, UNetShape
-from terminus.model.codec import build_codec, load_codec
-from terminus.model.components import Components, load_components, load_single_file, save_components
+from terminus.model.codec import build_codec
+from terminus.model.components import (
+    Components,
+    load_codec,
+    load_components,
+    load_single_file,
+    load_towers,
+    save_components,
+)
 from terminus.model.convert import convert
 from terminus.model.detect import detect
 from terminus.model.header import Header, TensorInfo, read_header
@@ -30,7 +37,7 @@ from terminus.model.parts import check_networks
 from terminus.model.record import Record, Schedule
 from terminus.model.single_file import read_networks, read_single_file
 from terminus.model.text import build_towers
-from terminus.model.towers import load_towers, older_keys
+from terminus.model.towers import older_keys
 from terminus.model.unet import build_unet
 from terminus.model.vocabulary import clip_tokenizers, clip_vocabulary
 

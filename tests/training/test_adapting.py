@@ -17,7 +17,7 @@ from torch import Tensor
 
 from terminus.conditioning import time_ids
 from terminus.config.load import load
-from terminus.diffusion.objective import VelocityObjective
+from terminus.diffusion.objective import Objective
 from terminus.diffusion.weighting import min_snr
 from terminus.errors import UserError
 from terminus.model.adapter_files import DIFFUSERS_FILE, PEFT_FILE
@@ -25,16 +25,16 @@ from terminus.model.adapter_keys import networks
 from terminus.model.adapters import Adapters, read_adapter
 from terminus.model.components import Components, load_components, save_components
 from terminus.model.header import read_header
+from terminus.model.record import noise_schedule
 from terminus.model.unet import predict
 from terminus.runtime import Precision
-from terminus.sampling.schedule import noise_schedule
 from terminus.training.adapting import AdapterConfig, TrainedAdapter, attach, is_adapter
 from terminus.training.counting import Shape, config_of, count
+from terminus.training.diffusion_step import DiffusionStep
 from terminus.training.frozen import store_frozen
 from terminus.training.memory import Cut, own_cut
 from terminus.training.optimizer import AdamW, build_optimizer, set_rate
 from terminus.training.recipe import Recipe
-from terminus.training.step import DiffusionStep
 from terminus.training.together import Together
 
 from .test_step import batch
@@ -84,7 +84,7 @@ def step_of(adapter: TrainedAdapter, precision: Precision = "fp32", text: bool =
     adapter.freeze()
     return DiffusionStep(
         components=components,
-        objective=VelocityObjective(schedule, min_snr(schedule.snr)),
+        objective=Objective(schedule, min_snr(schedule.snr)),
         seed=5,
         global_batch=8,
         stratified=True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from terminus.diffusion.objective import VelocityObjective
+from terminus.diffusion.objective import Objective
 from terminus.diffusion.schedule import NoiseSchedule
 from terminus.diffusion.weighting import MinSnrForm, min_snr
 from terminus.training.opening import weight_table
@@ -15,7 +15,7 @@ from terminus.training.opening import weight_table
 )
 def test_the_last_band_and_the_terminal_step(form: MinSnrForm, share: str, terminal: str):
     schedule = NoiseSchedule.scaled_linear().with_zero_terminal_snr()
-    lines = weight_table(VelocityObjective(schedule, min_snr(schedule.snr, form=form)))
+    lines = weight_table(Objective(schedule, min_snr(schedule.snr, form=form)))
     assert len(lines) == 12
     assert lines[-2].startswith("  900-999")
     assert share in lines[-2]

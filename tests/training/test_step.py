@@ -10,12 +10,12 @@ import torch
 
 from terminus.conditioning import Crop, MicroConditioning, Size
 from terminus.data.loader import Batch
-from terminus.diffusion.objective import Losses, VelocityObjective
+from terminus.diffusion.objective import Losses, Objective
 from terminus.diffusion.timesteps import Band, density
 from terminus.diffusion.weighting import min_snr
 from terminus.model.components import Components, load_components
-from terminus.sampling.schedule import noise_schedule
-from terminus.training.step import DiffusionStep
+from terminus.model.record import noise_schedule
+from terminus.training.diffusion_step import DiffusionStep
 from terminus.training.validation import Validation
 
 
@@ -29,7 +29,7 @@ def step(components: Components) -> DiffusionStep:
     schedule = noise_schedule(components.record.schedule)
     return DiffusionStep(
         components=components,
-        objective=VelocityObjective(schedule, min_snr(schedule.snr)),
+        objective=Objective(schedule, min_snr(schedule.snr)),
         seed=5,
         global_batch=8,
         stratified=True,
@@ -153,7 +153,7 @@ def test_offset_noise_moves_whole_channels_and_the_perturbation_only_the_input(
         seen.append((epsilon, perturbation))
         return Losses(torch.zeros(len(x0)), torch.zeros(len(x0)))
 
-    monkeypatch.setattr(VelocityObjective, "loss", loss)
+    monkeypatch.setattr(Objective, "loss", loss)
     count = 500
     one = replace(step, global_batch=count)
     for each in (one, replace(one, offset_noise=0.5), replace(one, input_perturbation=0.1)):

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from terminus.diffusion.objective import VelocityObjective
+from terminus.diffusion.objective import Objective
 from terminus.diffusion.weighting import min_snr
 from terminus.model.components import Components, load_components, save_components
-from terminus.sampling.schedule import noise_schedule
+from terminus.model.record import noise_schedule
+from terminus.training.diffusion_step import DiffusionStep
 from terminus.training.ema import Average, ConstantEma
 from terminus.training.optimizer import AdamW, build_optimizer, set_rate
-from terminus.training.step import DiffusionStep
 from terminus.training.together import Together, rate_factor
 
 from .test_step import batch
@@ -36,7 +36,7 @@ def step_of(components: Components, together: bool) -> DiffusionStep:
     schedule = noise_schedule(components.record.schedule)
     return DiffusionStep(
         components=components,
-        objective=VelocityObjective(schedule, min_snr(schedule.snr)),
+        objective=Objective(schedule, min_snr(schedule.snr)),
         seed=5,
         global_batch=8,
         stratified=True,

@@ -63,7 +63,8 @@ def prepare(
 
 
 def _codec(data: DataConfig, model: str) -> Codec:
-    from terminus.model.codec import load_codec
+
+    from terminus.model.components import load_codec
 
     codec = load_codec(model)
     unit = min(data.resolution, data.transform.step or data.resolution)

@@ -33,23 +33,25 @@ class Losses(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class VelocityObjective:
-    """`weights[t]` multiplies the squared velocity error at timestep t (see weighting.py).
+class Objective:
+    """The loss of a network that predicts velocity, or epsilon on a schedule that leaks.
+
+    `weights[t]` multiplies the squared error of the prediction at timestep t (see weighting.py). Epsilon cannot be
+    trained on a zero-terminal-SNR schedule: at SNR = 0 the input is the noise, and there is nothing to learn.
 
     `huber`, where given, is the error c at each timestep beyond which the loss grows linearly (see `huber_widths`).
     """
 
     schedule: NoiseSchedule
     weights: Float64[Tensor, "timesteps"]
+    prediction: PredictionType = "velocity"
+    """What the network is trained to predict."""
     huber: Float64[Tensor, "timesteps"] | None = None
 
     def __post_init__(self) -> None:
+        if self.prediction == "epsilon" and self.schedule.is_zero_terminal:
+            raise ValueError("epsilon cannot be trained on a zero-terminal-SNR schedule; predict velocity")
         _check_tables(self.schedule, self.weights, self.huber)
-
-    @property
-    def prediction(self) -> PredictionType:
-        """What the network is trained to predict."""
-        return "velocity"
 
     def loss(
         self,
@@ -68,51 +70,10 @@ class VelocityObjective:
         """
         x0, epsilon = x0.float(), epsilon.float()
         alpha, sigma = self.schedule.at(t, x0.ndim)
-        target = velocity(x0, epsilon, alpha, sigma)
+        target = velocity(x0, epsilon, alpha, sigma) if self.prediction == "velocity" else epsilon
         disturbed = epsilon if perturbation is None else epsilon + perturbation.float()
         error = model(noised(x0, disturbed, alpha, sigma), t).float() - target
         return _losses(error, t, self.weights, self.huber, mask)
-
-
-@dataclass(frozen=True, eq=False)
-class EpsilonObjective:
-    """The same for a network that predicts the noise, such as SDXL base; never on a zero-terminal-SNR schedule.
-
-    `weights` are those of the epsilon error. At SNR = 0 the input is the noise, and there is nothing to learn.
-    """
-
-    schedule: NoiseSchedule
-    weights: Float64[Tensor, "timesteps"]
-    huber: Float64[Tensor, "timesteps"] | None = None
-
-    def __post_init__(self) -> None:
-        if self.schedule.is_zero_terminal:
-            raise ValueError("epsilon cannot be trained on a zero-terminal-SNR schedule; predict velocity")
-        _check_tables(self.schedule, self.weights, self.huber)
-
-    @property
-    def prediction(self) -> PredictionType:
-        """What the network is trained to predict."""
-        return "epsilon"
-
-    def loss(
-        self,
-        model: Network,
-        x0: Float[Tensor, "batch *shape"],
-        epsilon: Float[Tensor, "batch *shape"],
-        t: Int[Tensor, "batch"],
-        perturbation: Float[Tensor, "batch *shape"] | None = None,
-        mask: Float[Tensor, "batch 1 height width"] | None = None,
-    ) -> Losses:
-        """The loss of each sample; the arguments are those of `VelocityObjective.loss`."""
-        x0, epsilon = x0.float(), epsilon.float()
-        alpha, sigma = self.schedule.at(t, x0.ndim)
-        disturbed = epsilon if perturbation is None else epsilon + perturbation.float()
-        error = model(noised(x0, disturbed, alpha, sigma), t).float() - epsilon
-        return _losses(error, t, self.weights, self.huber, mask)
-
-
-Objective = VelocityObjective | EpsilonObjective
 
 
 def pseudo_huber(

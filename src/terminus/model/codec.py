@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -18,9 +17,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from terminus.model.architecture import Architecture
-from terminus.model.keys import modern_vae_name
 from terminus.model.tiling import Tiling, in_tiles
-from terminus.model.weights import load_module, resolve
 
 
 @dataclass(frozen=True)
@@ -185,14 +182,3 @@ def keep_lengths(vae: AutoencoderKL) -> None:
         moments.weight[logvar] *= 0.1
         assert moments.bias is not None
         moments.bias[logvar] = -6.0
-
-
-def load_codec(model: str | Path) -> Codec:
-    """The codec of a model folder or single file, of "nano", or of a hub id, in evaluation mode and float32."""
-    path = resolve(model)
-    if path.is_file():
-        from terminus.model.single_file import read_codec  # imports this file
-
-        return read_codec(path)
-    vae = load_module(AutoencoderKL, path / "vae", renamed=modern_vae_name)
-    return Codec(vae.eval().requires_grad_(False))

@@ -5,21 +5,24 @@ A folder is a diffusers SDXL pipeline (so diffusers loads it) plus `terminus.jso
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL
-from transformers import CLIPVisionModelWithProjection
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 from terminus.errors import UserError
-from terminus.model.codec import Codec, load_codec
-from terminus.model.parts import MARKERS, new_index, read_index, read_record
+from terminus.model.codec import Codec
+from terminus.model.keys import modern_vae_name
+from terminus.model.parts import MARKERS, TOKENIZERS, Parts, new_index, read_index, read_record
 from terminus.model.record import Record, Schedule, save_record, write_json
-from terminus.model.single_file import read_networks, towers_of
+from terminus.model.single_file import read_networks
 from terminus.model.text import TextTowers
-from terminus.model.towers import load_towers, load_vision, save_towers, save_vision
+from terminus.model.towers import check_tokenizers, load_tokenizer, load_tower, load_vision, save_towers, save_vision
 from terminus.model.unet import UNet
 from terminus.model.weights import load_module, resolve, save_module
 
@@ -78,6 +81,38 @@ def _sized(components: Components, where: str) -> Components:
     except UserError as error:
         raise UserError(str(error), where=where) from error
     return components
+
+
+def load_codec(model: str | Path) -> Codec:
+    """The codec of a model folder or single file, of "nano", or of a hub id, in evaluation mode and float32."""
+    path = resolve(model)
+    if path.is_file():
+        return Codec(cast(AutoencoderKL, read_networks(path, ["vae"])[0]["vae"]))
+    vae = load_module(AutoencoderKL, path / "vae", renamed=modern_vae_name)
+    return Codec(vae.eval().requires_grad_(False))
+
+
+def load_towers(folder: Path) -> TextTowers:
+    """Both text towers of a diffusers SDXL folder or single file, float32, in evaluation mode."""
+    if folder.is_file():
+        return towers_of(*read_networks(folder, ["text_encoder", "text_encoder_2"]))
+    towers = TextTowers(
+        load_tokenizer(folder / "tokenizer"),
+        load_tokenizer(folder / "tokenizer_2"),
+        load_tower(CLIPTextModel, CLIPTextConfig, folder / "text_encoder"),
+        load_tower(CLIPTextModelWithProjection, CLIPTextConfig, folder / "text_encoder_2"),
+    )
+    check_tokenizers(towers, str(folder))
+    return towers
+
+
+def towers_of(networks: Mapping[str, nn.Module], parts: Parts) -> TextTowers:
+    """Text encoders made of networks that were read."""
+    first, second = (parts.vocabularies[name].tokenizer() for name in TOKENIZERS)
+    tower_1, tower_2 = networks["text_encoder"], networks["text_encoder_2"]
+    towers = TextTowers(first, second, cast(CLIPTextModel, tower_1), cast(CLIPTextModelWithProjection, tower_2))
+    check_tokenizers(towers, parts.where)
+    return towers
 
 
 def save_components(components: Components, folder: Path, dtype: torch.dtype = torch.float16) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from terminus.model.architecture import SDXL
 from terminus.model.parts import Parts
-from terminus.model.record import Schedule
+from terminus.model.record import Schedule, noise_schedule
 from terminus.model.writing import HASH
 
 SMALLEST = 4.8973451890853435e-08
@@ -78,16 +78,10 @@ def markers(schedule: Schedule) -> dict[str, Tensor]:
 
 
 def alphas_cumprod(schedule: Schedule) -> Float32[Tensor, " timesteps"]:
-    """ᾱ of each timestep, computed in float64, never 0: programs that read it take its inverse.
-
-    The same numbers as `diffusion.schedule`, which this layer may not import; a test holds the two together.
-    """
-    roots = torch.linspace(schedule.beta_start**0.5, schedule.beta_end**0.5, schedule.timesteps, dtype=torch.float64)
-    table = torch.cumprod(1 - roots.square(), dim=0)
+    """ᾱ of each timestep, computed in float64, never 0: programs that read it take its inverse."""
+    table = noise_schedule(schedule).alphas_cumprod
     if schedule.zero_terminal:
-        alpha = table.sqrt()
-        table = ((alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))).square()
-        table[-1] = SMALLEST
+        table = torch.cat([table[:-1], table.new_tensor([SMALLEST])])
     return table.to(torch.float32)
 
 

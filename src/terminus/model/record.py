@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from terminus.diffusion.schedule import NoiseSchedule
 from terminus.errors import UserError
 from terminus.model.limits import PIXELS, TIMESTEPS, shown
 from terminus.model.weights import read_json
@@ -63,6 +64,12 @@ class Record:
                 fix="Correct sample_size in the UNet's config.json",
             )
         return side
+
+
+def noise_schedule(stored: Schedule) -> NoiseSchedule:
+    """The alpha and sigma tables of a stored schedule."""
+    schedule = NoiseSchedule.scaled_linear(stored.beta_start, stored.beta_end, stored.timesteps)
+    return schedule.with_zero_terminal_snr() if stored.zero_terminal else schedule
 
 
 def load_record(folder: Path) -> Record:

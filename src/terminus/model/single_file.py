@@ -12,16 +12,13 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from terminus.errors import UserError
 from terminus.model import counts, foreign, kinds, limits, modelspec
-from terminus.model.codec import Codec
 from terminus.model.detect import detect
 from terminus.model.header import Header, read_header
 from terminus.model.keys import KeyMap, clip_map, open_clip_map, unet_map, vae_map
@@ -37,8 +34,7 @@ from terminus.model.parts import (
     true_scheduler,
 )
 from terminus.model.record import Record, Schedule, parse_record, scheduler_config
-from terminus.model.text import TextTowers
-from terminus.model.towers import Vocabulary, check_tokenizers, make_vocabulary
+from terminus.model.towers import Vocabulary, make_vocabulary
 from terminus.model.vocabulary import END, START, clip_merges, clip_vocabulary
 from terminus.model.weights import parse_json, read_safetensors
 from terminus.model.writing import in_precision, write_safetensors
@@ -137,25 +133,6 @@ def read_networks(
         name: make_network(name, config, parts.tensors[name], parts.where) for name, config in parts.configs.items()
     }
     return built, parts
-
-
-def read_codec(path: Path) -> Codec:
-    """The autoencoder of a file."""
-    return Codec(cast(AutoencoderKL, read_networks(path, ["vae"])[0]["vae"]))
-
-
-def read_towers(path: Path) -> TextTowers:
-    """The text towers and tokenizers of a file."""
-    return towers_of(*read_networks(path, ["text_encoder", "text_encoder_2"]))
-
-
-def towers_of(networks: Mapping[str, nn.Module], parts: Parts) -> TextTowers:
-    """Of networks that were read."""
-    first, second = (parts.vocabularies[name].tokenizer() for name in TOKENIZERS)
-    tower_1, tower_2 = networks["text_encoder"], networks["text_encoder_2"]
-    towers = TextTowers(first, second, cast(CLIPTextModel, tower_1), cast(CLIPTextModelWithProjection, tower_2))
-    check_tokenizers(towers, parts.where)
-    return towers
 
 
 def _layouts(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, KeyMap]:

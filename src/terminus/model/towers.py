@@ -16,7 +16,6 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import (
-    CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
@@ -45,22 +44,6 @@ name a repository on the hub, whose code would be fetched and run."""
 Tower = TypeVar("Tower", bound=nn.Module)
 
 
-def load_towers(folder: Path) -> TextTowers:
-    """Both text towers of a diffusers SDXL folder or single file, float32, in evaluation mode."""
-    if folder.is_file():
-        from terminus.model.single_file import read_towers  # imports this file
-
-        return read_towers(folder)
-    towers = TextTowers(
-        load_tokenizer(folder / "tokenizer"),
-        load_tokenizer(folder / "tokenizer_2"),
-        _load(CLIPTextModel, CLIPTextConfig, folder / "text_encoder"),
-        _load(CLIPTextModelWithProjection, CLIPTextConfig, folder / "text_encoder_2"),
-    )
-    check_tokenizers(towers, str(folder))
-    return towers
-
-
 def check_tokenizers(towers: TextTowers, where: str) -> None:
     """UserError unless every token id and position that the tokenizers give has an embedding."""
     for tokenizer, tower in ((towers.tokenizer_1, towers.tower_1), (towers.tokenizer_2, towers.tower_2)):
@@ -84,7 +67,7 @@ def save_towers(towers: TextTowers, folder: Path, dtype: torch.dtype) -> None:
 
 def load_vision(folder: Path) -> CLIPVisionModelWithProjection:
     """The vision tower of a folder, float32, in evaluation mode."""
-    return _load(CLIPVisionModelWithProjection, CLIPVisionConfig, folder)
+    return load_tower(CLIPVisionModelWithProjection, CLIPVisionConfig, folder)
 
 
 def save_vision(tower: CLIPVisionModelWithProjection, folder: Path, dtype: torch.dtype) -> None:
@@ -189,7 +172,7 @@ def _text(token: object) -> str:
     return content if isinstance(content, str) else ""
 
 
-def _load(cls: type[Tower], config_class: type[PretrainedConfig], folder: Path) -> Tower:
+def load_tower(cls: type[Tower], config_class: type[PretrainedConfig], folder: Path) -> Tower:
     config = read_config(cls.__name__, folder, _STEM)
     return make_tower(cls, config_class, config, read_tensors(folder, _STEM), str(folder))
 

@@ -24,13 +24,13 @@ from terminus.diffusion.schedule import NoiseSchedule
 from terminus.errors import UserError
 from terminus.model.codec import to_signal
 from terminus.model.components import Components
+from terminus.model.record import noise_schedule
 from terminus.sampling import grid
 from terminus.sampling.canvas import Canvas, Mask
 from terminus.sampling.denoiser import Denoiser, Prediction, epsilon_denoiser, velocity_denoiser
 from terminus.sampling.guides import Loaded
 from terminus.sampling.masks import cells
 from terminus.sampling.network import channels, network
-from terminus.sampling.schedule import noise_schedule
 from terminus.sampling.settings import Request, Settings
 from terminus.sampling.solvers import SOLVERS, Noise, Step
 from terminus.sampling.tiles import tiled

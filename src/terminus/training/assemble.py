@@ -21,10 +21,10 @@ from terminus.data.store import View
 from terminus.errors import UserError
 from terminus.model.adapter_keys import networks
 from terminus.model.architecture import ARCHITECTURES
-from terminus.model.codec import build_codec, load_codec, to_signal
-from terminus.model.components import Components, save_components
+from terminus.model.codec import build_codec, to_signal
+from terminus.model.components import Components, load_codec, load_towers, save_components
 from terminus.model.text import build_towers, build_vision
-from terminus.model.towers import load_tokenizer, load_towers, load_vision, save_towers, save_vision
+from terminus.model.towers import load_tokenizer, load_vision, save_towers, save_vision
 from terminus.model.weights import resolve, save_module
 from terminus.training.adapting import TrainedAdapter, attach
 from terminus.training.begin import begin

@@ -11,10 +11,9 @@ from dataclasses import replace
 
 from terminus.errors import UserError
 from terminus.model.architecture import ARCHITECTURES
-from terminus.model.codec import load_codec
-from terminus.model.components import Components, check_widths, load_components
+from terminus.model.components import Components, check_widths, load_codec, load_components, load_towers
 from terminus.model.record import Record, Schedule
-from terminus.model.towers import load_towers, load_vision
+from terminus.model.towers import load_vision
 from terminus.model.unet import build_unet
 from terminus.model.weights import resolve
 from terminus.training.objectives import Diffusion

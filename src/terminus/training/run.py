@@ -29,6 +29,7 @@ from terminus.training import checkpoint, guards
 from terminus.training.assemble import Parts, assemble
 from terminus.training.checkpoint import Position
 from terminus.training.dashboard import Dashboard, dashboard
+from terminus.training.diffusion_step import DiffusionStep
 from terminus.training.disk import reading, whole_folder, write_whole, writing
 from terminus.training.ema import Average
 from terminus.training.facts import finished_images, write_facts
@@ -47,7 +48,6 @@ from terminus.training.sessions import begin_session
 from terminus.training.several import check_agreement, check_several, check_shared
 from terminus.training.shards import Held, held
 from terminus.training.speed import run_as
-from terminus.training.step import DiffusionStep
 from terminus.training.trackers import Trackers
 from terminus.training.validation import Validation, build_validation
 from terminus.training.watchdog import Watchdog

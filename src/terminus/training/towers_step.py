@@ -15,7 +15,8 @@ from terminus import runtime
 from terminus.data.loader import Batch
 from terminus.model.codec import to_signal
 from terminus.model.text import TextTowers
-from terminus.training.step import StepLoss, drawn
+from terminus.training.drawn_captions import drawn_captions
+from terminus.training.step import StepLoss
 
 
 class ContrastiveModel(nn.Module):
@@ -55,7 +56,7 @@ class TowersStep:
     def loss(self, batch: Batch, step: int) -> StepLoss:
         """`error` is 1 where an image's nearest caption (tower 2) is not one of its own."""
         pixels = runtime.sent(to_signal(batch.values), self.device)
-        captions = drawn(batch, self.seed)
+        captions = drawn_captions(batch, self.seed)
         with runtime.autocast(self.device, self.precision):
             first, second, image = self.model.features(captions, pixels)
         scale = self.model.log_scale.clamp(max=4.6052).exp()  # at most 100, as in CLIP
