@@ -14,7 +14,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 
 from terminus.data import emoji
 from terminus.model.architecture import NANO
-from terminus.model.towers import build_tokenizer, save_tokenizer
+from terminus.model.text_encoders import build_tokenizer, save_tokenizer
 
 MERGES = 2000
 EVERYDAY = "photo picture painting image of a an the and with in on one two three small big bright dark night day"

@@ -30,9 +30,9 @@ from terminus.model.components import load_components
 from terminus.sampling.settings import Settings
 from terminus.sampling.tasks import text2img, to_bytes
 from terminus.training.assemble import Parts, assemble
-from terminus.training.diffusion_step import DiffusionStep
 from terminus.training.recipe import Recipe
 from terminus.training.run import train
+from terminus.training.steps.diffusion import DiffusionStep
 from terminus.training.validation import build_validation
 
 FORMS = ("augmented", "paper")

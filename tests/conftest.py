@@ -40,12 +40,12 @@ def random_nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from terminus.model.architecture import Architecture, CodecShape, TowerShape, UNetShape, VisionShape
-    from terminus.model.codec import build_codec
     from terminus.model.components import Components, save_components
     from terminus.model.record import Record
     from terminus.model.text import build_towers, build_vision
-    from terminus.model.towers import load_tokenizer
+    from terminus.model.text_encoders import load_tokenizer
     from terminus.model.unet import build_unet
+    from terminus.model.vae import build_codec
     from terminus.model.weights import SHIPPED
 
     tower = TowerShape(width=32, layers=2, heads=2, hidden=64, activation="quick_gelu", projection=32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from terminus.bounded_files import read_bounded
-from terminus.pictures import Dropped
+from terminus.images import Dropped
 
 
 def test_read_stays_inside_its_folder_and_its_limit(tmp_path: Path):

@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from terminus.conditioning import Size
 from terminus.decode import Decoded, Limits, decode
-from terminus.pictures import Dropped
+from terminus.images import Dropped
 
 LIMITS = Limits(file_bytes=10_000_000, pixels=1_000_000)
 

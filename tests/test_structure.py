@@ -15,7 +15,7 @@ from PIL import Image
 from terminus import structure
 from terminus.decode import Decoded, Limits, decode
 from terminus.errors import UserError
-from terminus.pictures import Dropped
+from terminus.images import Dropped
 from terminus.sampling import reading
 
 LIMITS = Limits(file_bytes=100_000_000, pixels=20_000_000)

@@ -7,7 +7,7 @@ import os
 import stat
 from pathlib import Path
 
-from terminus.pictures import Dropped
+from terminus.images import Dropped
 
 
 def read_bounded(path: Path, root: Path, limit: int) -> bytes | Dropped:

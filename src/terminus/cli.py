@@ -98,14 +98,14 @@ def train(
     check_gpu(gpu)
     loaded = load_recipe(recipe, overrides)
     if plan:
-        from terminus.training.planning import show_plan
+        from terminus.training.plan.planning import show_plan
 
         show_plan(loaded.value, gpu, as_json, processes)
         return
     if watch:
         from rich.console import Console
 
-        from terminus.training.dashboard import watch as watch_run
+        from terminus.training.monitor.dashboard import watch as watch_run
 
         watch_run(Path(loaded.value.run.dir), Console(highlight=False))
     else:

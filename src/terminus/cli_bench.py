@@ -62,7 +62,7 @@ def bench_sample(
     _check_model(model)
     with loading():
         from terminus.bench.sample import bench_sample as run_bench
-        from terminus.model.running import running
+        from terminus.model.execution import running
 
     run_bench(model, out, against, pixels, steps, batch, runs, device, running(compiled, offload))
 
@@ -83,7 +83,7 @@ def bench_codec(
     _check(None, out)
     _check_model(model)
     with loading():
-        from terminus.bench.codec import bench_codec as run_bench
+        from terminus.bench.vae import bench_codec as run_bench
 
     run_bench(model, out, pixels, device=device)
 

@@ -41,7 +41,7 @@ def loading() -> AbstractContextManager[None]:
 def check_gpu(name: str | None) -> None:
     """UserError for a GPU that is not in the table."""
     if name is not None:
-        from terminus.training.gpus import find_gpu
+        from terminus.training.plan.gpus import find_gpu
 
         find_gpu(name)
 
@@ -66,7 +66,7 @@ def prepare(
 
         from terminus.data.plan import Machine, Prices, make_plan, show_plan
         from terminus.progress import waiting
-        from terminus.training.planning import chosen_gpu, stage_of
+        from terminus.training.plan.planning import chosen_gpu, stage_of
 
         here = chosen_gpu(gpu)
         machine = Machine(here.name, 1e12 * here.sheet / 2, here.watts)

@@ -21,7 +21,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 
 from terminus import structure
 from terminus.conditioning import Size
-from terminus.pictures import Color, Dropped
+from terminus.images import Color, Dropped
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 HARD_PIXEL_LIMIT = 89_478_485

@@ -11,7 +11,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 
-from terminus.pictures import Dropped
+from terminus.images import Dropped
 
 PARTS, BYTES_PER_PART = 10_000, 256
 """A file may have so many chunks or segments, and one more for each so many bytes."""

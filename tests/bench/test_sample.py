@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from terminus.bench.codec import bench_codec
 from terminus.bench.contenders import Work, components_of, diffusers, ours
 from terminus.bench.measure import Networks, Parts, Spread, parts_of, peak_bytes, timed
 from terminus.bench.sample import bench_sample, unet_flops
+from terminus.bench.vae import bench_codec
 from terminus.conditioning import Size
 from terminus.errors import UserError
 from terminus.model.components import load_components
-from terminus.model.running import Running
+from terminus.model.execution import Running
 from terminus.model.tiling import Tiling
 
 CPU = torch.device("cpu")

@@ -21,7 +21,7 @@ from PIL import Image
 from terminus.data.settings import DataConfig
 from terminus.data.sources.folder import FolderSource
 from terminus.model.architecture import NANO
-from terminus.model.codec import Codec, build_codec
+from terminus.model.vae import Codec, build_codec
 
 
 def noise(seed: int, height: int, width: int, channels: int = 3) -> UInt8[np.ndarray, "height width channels"]:

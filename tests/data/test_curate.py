@@ -19,9 +19,10 @@ from PIL import Image
 from rich.console import Console
 
 from terminus.data import curate as curate_module
-from terminus.data import download, worker
+from terminus.data import worker
 from terminus.data.curate import curate
-from terminus.data.download import Policy
+from terminus.data.fetch import download
+from terminus.data.fetch.download import Policy
 from terminus.data.filters import Classifier
 from terminus.data.prepare import PrepareReport, prepare
 from terminus.data.record import Candidate

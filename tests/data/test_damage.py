@@ -29,7 +29,7 @@ from terminus.data.settings import DataConfig
 from terminus.data.store import Store, pack_moments
 from terminus.data.verify import Verified, verify
 from terminus.errors import UserError
-from terminus.model.codec import Codec
+from terminus.model.vae import Codec
 
 from .test_loader import latent
 

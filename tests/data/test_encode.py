@@ -23,8 +23,8 @@ from terminus.data.pixels import latent_mask
 from terminus.data.record import ImageRow, content_hash
 from terminus.data.store import Store, plan_of, unpack_moments
 from terminus.errors import UserError
-from terminus.model.codec import Codec, Moments, to_signal
 from terminus.model.tiling import Tiling
+from terminus.model.vae import Codec, Moments, to_signal
 
 from .conftest import noise
 

@@ -17,7 +17,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from terminus.data import places
+from terminus.data import storage
 from terminus.data.pixels import PixelRows
 from terminus.data.prepare import prepare
 from terminus.data.settings import DataConfig
@@ -80,7 +80,7 @@ def test_a_table_there_becomes_a_store_there(monkeypatch: pytest.MonkeyPatch):
     assert view.scan(["data"]).column("data").to_pylist() == [jpeg(i) for i in range(3)]
     again = prepare(data, None)
     assert (again.kept, again.added) == (3, 0)
-    assert [place for place in places.files(data.store, (".html", ".json"))] == [
+    assert [place for place in storage.files(data.store, (".html", ".json"))] == [
         "gs://work/store/report.html", "gs://work/store/report.json",
     ]  # fmt: skip
     found = PixelRows(view, data.transform.spec, "train").sizes
@@ -90,19 +90,19 @@ def test_a_table_there_becomes_a_store_there(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.usefixtures("account")
 def test_what_is_there_and_what_is_not(monkeypatch: pytest.MonkeyPatch):
-    [table] = places.files("gs://pictures", (".parquet",))
+    [table] = storage.files("gs://pictures", (".parquet",))
     assert table == "gs://pictures/year=2024/a b.parquet"
-    with places.open_input(table) as file:
+    with storage.open_input(table) as file:
         assert file.read(4) == b"PAR1"
         file.seek(file.size() - 4)
         assert file.read() == b"PAR1"
-    assert places.stamp(table) == places.stamp(table)
+    assert storage.stamp(table) == storage.stamp(table)
     for missing in ("gs://pictures/nowhere", "gs://no-such-bucket"):
         with pytest.raises(UserError, match="there is nothing under this name in this bucket"):
-            places.files(missing, ("",))
+            storage.files(missing, ("",))
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS")
     monkeypatch.setenv("GOOGLE_SKIP_SIGNATURE", "true")
-    assert places.files("gs://pictures", (".parquet",)) == [table], "what is public needs no account"
+    assert storage.files("gs://pictures", (".parquet",)) == [table], "what is public needs no account"
 
 
 @pytest.mark.usefixtures("account")

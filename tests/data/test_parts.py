@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from terminus.data import places
+from terminus.data import storage
 from terminus.data.settings import DataConfig
 from terminus.data.sources.laion import LaionSource
 from terminus.data.sources.webdataset import WebdatasetSource
@@ -28,13 +28,13 @@ Opened = Counter[str]
 def opened(monkeypatch: pytest.MonkeyPatch) -> Opened:
     """How often each file was opened."""
     counts: Opened = Counter()
-    real: Callable[[str], object] = places.open_input
+    real: Callable[[str], object] = storage.open_input
 
     def counting(uri: str) -> object:
         counts[Path(uri).name] += 1
         return real(uri)
 
-    monkeypatch.setattr(places, "open_input", counting)
+    monkeypatch.setattr(storage, "open_input", counting)
     return counts
 
 

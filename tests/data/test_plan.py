@@ -21,9 +21,9 @@ from terminus.data.settings import DataConfig
 from terminus.data.sources.midjourney import DRAWN
 from terminus.data.store import Store
 from terminus.model.architecture import SDXL
-from terminus.model.codec import build_codec
-from terminus.training.gpus import GPUS
-from terminus.training.planning import stage_of
+from terminus.model.vae import build_codec
+from terminus.training.plan.gpus import GPUS
+from terminus.training.plan.planning import stage_of
 from terminus.training.recipe import Recipe
 
 HERE = Machine("a GPU", 500e12, 1000)

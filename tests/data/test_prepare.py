@@ -27,7 +27,7 @@ from terminus.data.sources.embedded import EmbeddedSource
 from terminus.data.store import GEOMETRY, Store, Table, plan_of, unpack_moments
 from terminus.data.verify import verify
 from terminus.errors import UserError
-from terminus.model.codec import Codec, to_signal
+from terminus.model.vae import Codec, to_signal
 
 from .conftest import noise, random_codec, save
 from .sources.test_webdataset import shard

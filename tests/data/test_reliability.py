@@ -27,9 +27,9 @@ from rich.console import Console
 
 from terminus.bounded_files import read_bounded
 from terminus.config.load import load
-from terminus.data.addresses import is_global
-from terminus.data.download import Policy, Request, fetch_many
 from terminus.data.examine import Refused, Subject, examine
+from terminus.data.fetch.addresses import is_global
+from terminus.data.fetch.download import Policy, Request, fetch_many
 from terminus.data.filters import Filters
 from terminus.data.geometry import Transform
 from terminus.data.prepare import prepare
@@ -43,8 +43,8 @@ from terminus.data.sources.webdataset import WebdatasetSource
 from terminus.data.store import Store
 from terminus.decode import Decoded, Limits, decode
 from terminus.errors import UserError
-from terminus.model.towers import load_tokenizer
-from terminus.pictures import Dropped
+from terminus.images import Dropped
+from terminus.model.text_encoders import load_tokenizer
 
 from .conftest import noise, save
 from .loopback import Answer, Loopback, anywhere, loopback

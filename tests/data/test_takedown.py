@@ -12,7 +12,7 @@ from PIL import Image
 from terminus.data.encode import encode, waiting
 from terminus.data.sources.folder import FolderSource
 from terminus.data.store import Store, Table
-from terminus.model.codec import Codec
+from terminus.model.vae import Codec
 
 from .conftest import noise, save
 from .loopback import Answer, Loopback

@@ -14,10 +14,10 @@ from terminus.bench.task import Task
 from terminus.bench.train import recipe_of
 from terminus.bench.trainers import Ours
 from terminus.conditioning import Size
-from terminus.model.running import Running, prepare
+from terminus.model.execution import Running, prepare
 from terminus.sampling.settings import Settings
 from terminus.sampling.tasks import text2img, to_bytes
-from terminus.training.memory import RESERVE, own_cut
+from terminus.training.plan.memory import RESERVE, own_cut
 
 SDXL = "random:sdxl"
 

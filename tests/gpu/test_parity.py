@@ -20,7 +20,7 @@ from terminus.bench.trainers import Ours
 from terminus.conditioning import Size
 from terminus.config.load import Loaded
 from terminus.model.components import load_components
-from terminus.model.running import Running
+from terminus.model.execution import Running
 from terminus.sampling.settings import Settings
 from terminus.sampling.tasks import text2img
 from terminus.training import run

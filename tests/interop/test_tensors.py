@@ -16,7 +16,7 @@ from terminus.model.adapter_files import Algorithm
 from terminus.model.components import load_components, save_components
 from terminus.model.convert import convert
 from terminus.model.header import read_header
-from terminus.training.adapting import AdapterConfig, attach
+from terminus.training.networks.adapter import AdapterConfig, attach
 
 READABLE = {"F16", "BF16", "F32"}
 

@@ -70,7 +70,7 @@ def losses(run: Path) -> list[tuple[object, ...]]:
 
 def same_end(one: Path, two: Path) -> None:
     """Logs and every tensor of the last checkpoint and of the finished model are equal."""
-    from terminus.training.checkpoint import whole
+    from terminus.training.saving.checkpoint import whole
 
     assert losses(one) == losses(two)
     last = whole(one / "checkpoints")[-1].name

@@ -22,9 +22,9 @@ from ckpt_chaos import inject
 from terminus.config.load import load
 from terminus.errors import Stopped
 from terminus.training import run
-from terminus.training.checkpoint import images_of, whole
+from terminus.training.monitor.sessions import read_sessions
 from terminus.training.recipe import Recipe
-from terminus.training.sessions import read_sessions
+from terminus.training.saving.checkpoint import images_of, whole
 
 GLOBAL_BATCH = 2
 """Of the recipe, which keeps all of its checkpoints."""

@@ -16,7 +16,7 @@ from terminus.model.adapter_keys import networks
 from terminus.model.adapters import Adapters
 from terminus.model.components import Components, load_components
 from terminus.training import run
-from terminus.training.adapting import is_adapter
+from terminus.training.networks.adapter import is_adapter
 from terminus.training.recipe import Recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -23,10 +23,10 @@ from terminus.conditioning import Crop, MicroConditioning, Size
 from terminus.config.load import Loaded
 from terminus.model.components import load_components
 from terminus.model.control import Span
-from terminus.model.running import Running
+from terminus.model.execution import Running
 from terminus.model.tiling import Tiling
 from terminus.sampling.canvas import Repaint
-from terminus.sampling.guides import Guide
+from terminus.sampling.controls import Guide
 from terminus.sampling.metadata import read, save, settings_of
 from terminus.sampling.settings import Settings
 from terminus.sampling.tasks import text2img

@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from terminus.config.load import Loaded
 from terminus.data.loader import Batch
 from terminus.errors import UserError
-from terminus.training import saving
-from terminus.training.checkpoint import whole
+from terminus.training.monitor.sessions import read_sessions
 from terminus.training.recipe import Recipe
 from terminus.training.run import train
-from terminus.training.sessions import read_sessions
+from terminus.training.saving import saver
+from terminus.training.saving.checkpoint import whole
 from terminus.training.step import StepLoss
 
 from .conftest import losses, wrap
@@ -118,7 +118,7 @@ def test_data_that_can_no_longer_be_read_ends_with_everything_saved(
 def test_one_error_of_the_disk_in_every_save_changes_nothing(
     recipe: Build, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    monkeypatch.setattr(saving, "SOON", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(saver, "SOON", (0.0, 0.0, 0.0))
     seen: set[str] = set()
     real = os.rename
 

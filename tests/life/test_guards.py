@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from terminus.config.load import Loaded, load
 from terminus.errors import Stopped, UserError
 from terminus.training import guards, run
-from terminus.training.checkpoint import whole
 from terminus.training.recipe import Recipe
+from terminus.training.saving.checkpoint import whole
 
 from .conftest import losses, same_end, wrap
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from terminus.config.load import Loaded, load
 from terminus.errors import UserError
 from terminus.training import run
+from terminus.training.distributed.process_group import joined
 from terminus.training.recipe import Recipe
-from terminus.training.world import joined
 
 from .torchrun import ends, launch, train
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from terminus.model.architecture import ARCHITECTURES, NANO, NANO128
-from terminus.model.codec import Codec, build_codec
 from terminus.model.unet import build_unet
+from terminus.model.vae import Codec, build_codec
 
 
 @pytest.mark.parametrize("name", ["nano", "nano128"])

@@ -17,7 +17,7 @@ from terminus.model.components import load_components, load_towers
 from terminus.model.convert import convert
 from terminus.model.detect import detect
 from terminus.model.header import read_header
-from terminus.model.towers import load_tokenizer, save_tokenizer
+from terminus.model.text_encoders import load_tokenizer, save_tokenizer
 from terminus.model.weights import read_tensors, resolve
 
 

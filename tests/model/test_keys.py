@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from terminus.errors import UserError
 from terminus.model.architecture import NANO, SDXL, Architecture
-from terminus.model.codec import build_codec
 from terminus.model.keys import (
     KeyMap,
     clip_map,
@@ -23,8 +22,9 @@ from terminus.model.keys import (
     vae_map,
 )
 from terminus.model.text import build_towers
-from terminus.model.towers import older_keys
+from terminus.model.text_encoders import older_keys
 from terminus.model.unet import build_unet
+from terminus.model.vae import build_codec
 from terminus.model.vocabulary import clip_tokenizers
 
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")

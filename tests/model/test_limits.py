@@ -27,15 +27,15 @@ from transformers import CLIPVisionModelWithProjection
 from terminus.conditioning import MicroConditioning, Size, time_ids
 from terminus.errors import UserError
 from terminus.model import counts, limits
-from terminus.model.codec import Codec
 from terminus.model.components import Components, load_codec, load_components, load_towers
 from terminus.model.convert import convert
 from terminus.model.header import read_header
 from terminus.model.record import load_record
 from terminus.model.single_file import read_configs, read_networks
 from terminus.model.text import TextTowers
-from terminus.model.towers import load_vision
+from terminus.model.text_encoders import load_vision
 from terminus.model.unet import predict
+from terminus.model.vae import Codec
 from terminus.model.weights import SHIPPED
 
 SECONDS, BYTES = 10.0, 512 * 2**20

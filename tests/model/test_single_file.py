@@ -20,7 +20,6 @@ from terminus.diffusion.schedule import NoiseSchedule
 from terminus.errors import UserError
 from terminus.model import foreign, modelspec
 from terminus.model.architecture import SDXL, Architecture, CodecShape, TowerShape, UNetShape
-from terminus.model.codec import build_codec
 from terminus.model.components import (
     Components,
     load_codec,
@@ -37,8 +36,9 @@ from terminus.model.parts import check_networks
 from terminus.model.record import Record, Schedule
 from terminus.model.single_file import read_networks, read_single_file
 from terminus.model.text import build_towers
-from terminus.model.towers import older_keys
+from terminus.model.text_encoders import older_keys
 from terminus.model.unet import build_unet
+from terminus.model.vae import build_codec
 from terminus.model.vocabulary import clip_tokenizers, clip_vocabulary
 
 SMALL = Architecture(

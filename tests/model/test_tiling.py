@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from terminus.model.codec import Codec
 from terminus.model.components import load_codec
 from terminus.model.tiling import Tiling, in_tiles, slope, starts
+from terminus.model.vae import Codec
 
 
 @pytest.fixture(scope="module")

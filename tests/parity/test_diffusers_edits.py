@@ -11,8 +11,8 @@ import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLInpaintPipeline
 
 from terminus import runtime
-from terminus.model.codec import to_signal
 from terminus.model.components import Components, load_components
+from terminus.model.vae import to_signal
 from terminus.sampling.canvas import Canvas
 from terminus.sampling.settings import Request, Settings
 from terminus.sampling.tasks import draw, latents

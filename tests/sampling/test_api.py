@@ -25,7 +25,7 @@ import terminus
 from terminus import Terminus, __version__, cli
 from terminus.conditioning import Size
 from terminus.errors import UserError
-from terminus.model.running import Running, running
+from terminus.model.execution import Running, running
 from terminus.sampling.api import How
 from terminus.sampling.arguments import Start
 from terminus.sampling.command import edit_of

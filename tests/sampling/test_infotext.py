@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from terminus.conditioning import Size
 from terminus.model.record import Schedule
 from terminus.sampling import infotext
+from terminus.sampling.generation_metadata import Origin
 from terminus.sampling.infotext import parameters
-from terminus.sampling.origin import Origin
 
 ORIGIN = Origin(
     prompt="a red apple",

@@ -20,6 +20,15 @@ from PIL.PngImagePlugin import PngInfo
 from terminus.conditioning import Crop, MicroConditioning, Size
 from terminus.errors import UserError
 from terminus.model.record import Schedule
+from terminus.sampling.generation_metadata import (
+    AdapterUse,
+    ControlUse,
+    Enlargement,
+    MaskUse,
+    Variation,
+    from_text,
+    to_json,
+)
 from terminus.sampling.grid import SPACINGS as KNOWN_SPACINGS
 from terminus.sampling.infotext import SAMPLERS, SPACINGS
 from terminus.sampling.metadata import (
@@ -33,15 +42,6 @@ from terminus.sampling.metadata import (
     save,
     settings_of,
     version,
-)
-from terminus.sampling.origin import (
-    AdapterUse,
-    ControlUse,
-    Enlargement,
-    MaskUse,
-    Variation,
-    from_text,
-    to_json,
 )
 from terminus.sampling.solvers import SOLVERS
 

@@ -20,7 +20,7 @@ from terminus.conditioning import Size
 from terminus.errors import UserError
 from terminus.model.components import load_components, load_towers
 from terminus.model.text import TextTowers
-from terminus.model.towers import build_tokenizer
+from terminus.model.text_encoders import build_tokenizer
 from terminus.model.vocabulary import clip_tokenizers
 from terminus.sampling.network import chunks as needed
 from terminus.sampling.network import network

@@ -18,8 +18,8 @@ from terminus.conditioning import Size
 from terminus.errors import UserError
 from terminus.model.record import Schedule
 from terminus.sampling import infotext
+from terminus.sampling.generation_metadata import AdapterUse, MaskUse, to_json
 from terminus.sampling.metadata import Origin, attach, encode, parameters, read, save, settings_of
-from terminus.sampling.origin import AdapterUse, MaskUse, to_json
 from terminus.sampling.reading import read_bytes
 
 ORIGIN = Origin(

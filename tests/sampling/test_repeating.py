@@ -16,10 +16,10 @@ from terminus import Terminus
 from terminus.conditioning import Crop, MicroConditioning, Size
 from terminus.errors import UserError
 from terminus.sampling.canvas import Repaint
+from terminus.sampling.controls import Guide
 from terminus.sampling.edits import Hires
-from terminus.sampling.guides import Guide
+from terminus.sampling.generation_metadata import Origin
 from terminus.sampling.metadata import read, save, settings_of
-from terminus.sampling.origin import Origin
 
 
 @pytest.fixture(scope="module")

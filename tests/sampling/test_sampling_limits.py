@@ -5,8 +5,8 @@ from __future__ import annotations
 from terminus.inspection import fix
 from terminus.model import choices
 from terminus.sampling import arguments, limits
+from terminus.sampling.controls import KINDS
 from terminus.sampling.grid import SPACINGS
-from terminus.sampling.guides import KINDS
 from terminus.sampling.masks import FILLS
 from terminus.sampling.metadata import FORMATS
 from terminus.sampling.solvers import SOLVERS

@@ -9,7 +9,7 @@ import torch
 
 from terminus import runtime
 from terminus.data.loader import Batch
-from terminus.training.drawn_captions import choose_caption, drawn_captions
+from terminus.training.steps.captions import choose_caption, drawn_captions
 
 CAPTIONS = ("first", "second", "third")
 

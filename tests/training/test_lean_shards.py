@@ -14,9 +14,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from terminus.errors import UserError
-from terminus.training.clipping import clip
-from terminus.training.optimizer import Adafactor, AdamW, build_optimizer, set_rate
-from terminus.training.precision import store_weights
+from terminus.training.optim.clipping import clip
+from terminus.training.optim.optimizer import Adafactor, AdamW, build_optimizer, set_rate
+from terminus.training.optim.weight_formats import store_weights
 
 SHAPE = (33, 16)  # does not divide by two: the shards differ in size
 STEPS = 3

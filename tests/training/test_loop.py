@@ -12,12 +12,12 @@ from torch import nn
 from terminus.conditioning import MicroConditioning, Size
 from terminus.data.loader import Batch, Loader
 from terminus.data.order import Order
-from terminus.training.checkpoint import Position
-from terminus.training.ema import Average, ConstantEma
-from terminus.training.journal import Row
 from terminus.training.loop import Hooks, State, run_loop
-from terminus.training.optimizer import AdamW, LearningRate, build_optimizer
+from terminus.training.monitor.journal import Row
+from terminus.training.optim.ema import Average, ConstantEma
+from terminus.training.optim.optimizer import AdamW, LearningRate, build_optimizer
 from terminus.training.recipe import Training
+from terminus.training.saving.checkpoint import Position
 from terminus.training.step import StepLoss
 
 SETTINGS = Training(images=24, micro_batch=2, accumulation=2, learning_rate=LearningRate(max=0.1, min=0.1))

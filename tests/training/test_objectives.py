@@ -8,7 +8,6 @@ import torch
 from terminus.diffusion.objective import huber_widths
 from terminus.diffusion.schedule import NoiseSchedule
 from terminus.diffusion.weighting import constant, debiased, min_snr, soft_min_snr
-from terminus.training.diffusion_step import build_objective
 from terminus.training.objectives import (
     Constant,
     Debiased,
@@ -18,6 +17,7 @@ from terminus.training.objectives import (
     SoftMinSnr,
     TimestepBand,
 )
+from terminus.training.steps.diffusion import build_objective
 
 SDXL = NoiseSchedule.scaled_linear()
 ZTSNR = SDXL.with_zero_terminal_snr()

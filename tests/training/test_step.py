@@ -15,7 +15,7 @@ from terminus.diffusion.timesteps import Band, density
 from terminus.diffusion.weighting import min_snr
 from terminus.model.components import Components, load_components
 from terminus.model.record import noise_schedule
-from terminus.training.diffusion_step import DiffusionStep
+from terminus.training.steps.diffusion import DiffusionStep
 from terminus.training.validation import Validation
 
 

@@ -16,13 +16,13 @@ from terminus.bench.measure import Networks
 from terminus.conditioning import Size
 from terminus.errors import UserError
 from terminus.model.architecture import ARCHITECTURES
-from terminus.model.codec import build_codec
 from terminus.model.components import Components, load_components
+from terminus.model.execution import Running, prepare
 from terminus.model.record import Record, scheduler_config
-from terminus.model.running import Running, prepare
 from terminus.model.text import build_towers
-from terminus.model.towers import load_tokenizer
+from terminus.model.text_encoders import load_tokenizer
 from terminus.model.unet import build_unet
+from terminus.model.vae import build_codec
 from terminus.model.vocabulary import clip_tokenizers
 from terminus.model.weights import SHIPPED, resolve
 from terminus.sampling.api import Terminus

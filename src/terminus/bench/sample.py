@@ -23,7 +23,7 @@ from terminus.bench.measure import Parts, Spread, comparison, parts_of, peak_byt
 from terminus.conditioning import Size
 from terminus.errors import UserError
 from terminus.model.components import Components
-from terminus.model.running import Running
+from terminus.model.execution import Running
 from terminus.model.text import TextFeatures
 from terminus.model.unet import UNet, predict
 from terminus.progress import Meter

@@ -31,9 +31,9 @@ from terminus.errors import UserError
 from terminus.model.architecture import ARCHITECTURES
 from terminus.model.components import Components
 from terminus.progress import Meter
-from terminus.training.counting import Cost, Kind, Shape, config_of, count
-from terminus.training.memory import own_cut
 from terminus.training.objectives import Diffusion
+from terminus.training.plan.cost import Cost, Kind, Shape, config_of, count
+from terminus.training.plan.memory import own_cut
 from terminus.training.recipe import Recipe
 
 Text = Literal["cached", "online"]

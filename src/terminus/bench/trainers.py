@@ -27,14 +27,14 @@ from terminus.model.components import Components
 from terminus.model.record import scheduler_config
 from terminus.model.text import TextFeatures, TextTowers
 from terminus.model.unet import UNet
-from terminus.training.checkpoint import Position
-from terminus.training.diffusion_step import diffusion_step
-from terminus.training.ema import Average
 from terminus.training.loop import Hooks, State, run_loop
+from terminus.training.networks.execution import run_as, trainable
 from terminus.training.objectives import MinSnr
-from terminus.training.optimizer import AdamW, LearningRate, build_optimizer
-from terminus.training.precision import store_weights
-from terminus.training.speed import run_as, trainable
+from terminus.training.optim.ema import Average
+from terminus.training.optim.optimizer import AdamW, LearningRate, build_optimizer
+from terminus.training.optim.weight_formats import store_weights
+from terminus.training.saving.checkpoint import Position
+from terminus.training.steps.diffusion import diffusion_step
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
-from terminus.data import places
+from terminus.data import storage
 from terminus.data.duplicates import HashIndex, scratch
 from terminus.errors import UserError
-from terminus.pictures import Dropped
+from terminus.images import Dropped
 
 REASON = "on a block-list"
 LONGEST_LINE = 8192
@@ -107,7 +107,7 @@ class Blocklist:
 def _lines(place: str) -> Iterator[str]:
     """The lines of a UTF-8 text, local or remote, as they come."""
     try:
-        with places.open_input(place) as file, io.TextIOWrapper(file, encoding="utf-8-sig") as text:
+        with storage.open_input(place) as file, io.TextIOWrapper(file, encoding="utf-8-sig") as text:
             while line := text.readline(LONGEST_LINE + 1):
                 if len(line) > LONGEST_LINE:
                     raise UserError(f"a line is longer than {LONGEST_LINE} characters", where=place)

@@ -15,22 +15,22 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from terminus.data import allocation, claims, record
-from terminus.data.addresses import Address, is_global
+from terminus.data import allocation, record, source_filters
 from terminus.data.blocklist import Blocklist
-from terminus.data.download import MAY_PASS
 from terminus.data.duplicates import Twin
 from terminus.data.examine import Examined, Refused
-from terminus.data.known import KEPT, Known, room_for_scratch
+from terminus.data.fetch.addresses import Address, is_global
+from terminus.data.fetch.download import MAY_PASS
 from terminus.data.parts import Parts
 from terminus.data.record import Candidate, ImageRow, Part, Parted, PartRow, Rejection, Split
 from terminus.data.rules import check_rules
+from terminus.data.seen_index import KEPT, Known, room_for_scratch
 from terminus.data.settings import DataConfig, Source
 from terminus.data.store import IMAGES, LATENTS, Store, quoted
 from terminus.data.takedown import take_down
 from terminus.data.worker import DOWNLOADED_BYTES, Worker, deferred
 from terminus.errors import UserError
-from terminus.pictures import Dropped
+from terminus.images import Dropped
 
 GROUP = 2048
 """Candidates that are judged together."""
@@ -221,7 +221,7 @@ class _Curation:
             return verdict
         if candidate.url is not None and (listed := self.blocked.address(candidate.url)):
             return listed
-        return claims.judged(candidate, self.data.filters_for(candidate.source), self.transform)
+        return source_filters.judged(candidate, self.data.filters_for(candidate.source), self.transform)
 
     def _decide(self, candidate: Candidate, state: str, verdict: Examined | Refused) -> None:
         if isinstance(verdict, Refused):
@@ -259,7 +259,7 @@ class _Curation:
     def _image_row(
         self, candidate: Candidate, state: str, verdict: Examined, key: str, background: str | None
     ) -> ImageRow:
-        measures, scores = verdict.measures, verdict.seen.scores | claims.said_scores(candidate.said)
+        measures, scores = verdict.measures, verdict.seen.scores | source_filters.said_scores(candidate.said)
         return ImageRow(
             key=key,
             image_hash=verdict.image_hash,
@@ -310,7 +310,7 @@ class _Curation:
                 original_height=size.height if size else None,
                 original_width=size.width if size else None,
                 luminance=seen.measures.luminance if seen.measures else None,
-                **(seen.scores | claims.said_scores(candidate.said)),
+                **(seen.scores | source_filters.said_scores(candidate.said)),
             )
         )
 

@@ -31,7 +31,7 @@ from terminus.data.store import GEOMETRY, Store, View, pack_moments, plan_of, qu
 from terminus.errors import UserError
 
 if TYPE_CHECKING:
-    from terminus.model.codec import Codec
+    from terminus.model.vae import Codec
 
 GROUP = 256
 """Latents per commit."""
@@ -320,7 +320,7 @@ def _moments(
     codec: Codec, pixels: UInt8[np.ndarray, "batch height width 3"], cuts: Sequence[_Cut]
 ) -> Float16[np.ndarray, "batch 2 channels rows columns"]:
     """Of each picture; what does not fit into the device's memory at once is encoded in halves."""
-    from terminus.model.codec import to_signal  # not at the top: the first stage needs no networks
+    from terminus.model.vae import to_signal  # not at the top: the first stage needs no networks
 
     try:
         moments = codec.encode(to_signal(torch.from_numpy(pixels).permute(0, 3, 1, 2)))

@@ -19,7 +19,7 @@ from terminus.data import filters, geometry, record
 from terminus.data.filters import Filters, Measures, Score
 from terminus.data.geometry import Plan, Transform
 from terminus.data.record import content_hash
-from terminus.pictures import Color, Dropped
+from terminus.images import Color, Dropped
 
 THUMBNAIL = 96
 """Longest side of a picture in the report, in pixels."""

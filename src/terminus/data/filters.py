@@ -17,7 +17,7 @@ from pydantic import Field
 from terminus.conditioning import Size
 from terminus.config.base import Config
 from terminus.decode import HARD_PIXEL_LIMIT
-from terminus.pictures import Dropped
+from terminus.images import Dropped
 
 Score = Literal["watermark", "unsafe", "aesthetic", "similarity"]
 """What a source may say of an image as a number: a field of `record.Said`, a column of `images`."""

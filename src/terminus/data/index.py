@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int64
 
-from terminus.data import places
+from terminus.data import storage
 from terminus.data.store import View
 from terminus.errors import UserError
 
@@ -66,7 +66,7 @@ def kept(view: View, where: str, find: Find) -> Sequence[Bucket]:
 
 def _read(place: str) -> list[Bucket]:
     if "://" in place:
-        with places.open_input(place) as file:
+        with storage.open_input(place) as file:
             return _buckets(pa.ipc.open_file(pa.BufferReader(file.read())))
     # Mapped: the processes of a machine share it, and pages that are not asked for are not read.
     return _buckets(pa.ipc.open_file(pa.memory_map(place)))
@@ -92,7 +92,7 @@ def _write(place: str, buckets: Sequence[Bucket]) -> None:
         content = pa.BufferOutputStream()
         with pa.ipc.new_file(content, schema) as writer:
             _write_batches(writer, batches)
-        places.write(place, content.getvalue().to_pybytes())
+        storage.write(place, content.getvalue().to_pybytes())
         return
     path = Path(place)
     path.parent.mkdir(exist_ok=True)

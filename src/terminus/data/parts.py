@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from terminus.data.blocklist import Blocklist
-from terminus.data.download import MAY_PASS
+from terminus.data.fetch.download import MAY_PASS
 from terminus.data.record import Part, PartRow
 from terminus.data.settings import DataConfig, Source
 from terminus.data.store import Store, quoted

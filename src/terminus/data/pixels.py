@@ -21,7 +21,7 @@ from terminus.data.loader import Batch, batch_of
 from terminus.data.record import parse_color
 from terminus.data.store import View, plan_of
 from terminus.decode import HARD_PIXEL_LIMIT, Limits, decode
-from terminus.pictures import Dropped
+from terminus.images import Dropped
 
 _TRUSTED = Limits(file_bytes=1 << 31, pixels=HARD_PIXEL_LIMIT, known=True)
 """Rows passed the recipe's own limits when they were curated."""

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from rich.console import Console
 from rich.table import Table
 
-from terminus.data import places
+from terminus.data import storage
 from terminus.data.geometry import buckets
 from terminus.data.settings import DataConfig, Source
 from terminus.data.sources.coco import CocoSource
@@ -165,7 +165,7 @@ def _found(source: Source) -> Found:
     )
     if isinstance(source, HuggingfaceSource) and source.repo is not None:
         return Found(source.name, None, "the repository would be fetched first")
-    if isinstance(source, CocoSource) and places.is_remote(source.path):
+    if isinstance(source, CocoSource) and storage.is_remote(source.path):
         return Found(source.name, None, "the whole list would be read from afar", links)
     try:
         count = source.count()

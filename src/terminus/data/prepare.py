@@ -12,14 +12,14 @@ from rich.console import Console
 
 from terminus import runtime
 from terminus.data import engine, geometry, report
-from terminus.data.addresses import Address, is_global
 from terminus.data.captioning.merge import merge
 from terminus.data.curate import Curated, curate
 from terminus.data.damage import Damage
 from terminus.data.encode import encode, waiting
-from terminus.data.known import KEPT, room_for_scratch
+from terminus.data.fetch.addresses import Address, is_global
 from terminus.data.report import PrepareReport, Tally
 from terminus.data.rules import check_rules
+from terminus.data.seen_index import KEPT, room_for_scratch
 from terminus.data.settings import DataConfig
 from terminus.data.store import Store, quoted
 from terminus.data.survey import Holdings, survey
@@ -27,7 +27,7 @@ from terminus.errors import UserError
 from terminus.progress import Meter
 
 if TYPE_CHECKING:
-    from terminus.model.codec import Codec
+    from terminus.model.vae import Codec
 
 
 def prepare(

@@ -14,7 +14,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 from terminus.conditioning import Size
 from terminus.data.geometry import Plan
-from terminus.pictures import Color, Dropped
+from terminus.images import Color, Dropped
 
 Split = Literal["train", "validation"]
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from terminus.data import damage, places
+from terminus.data import damage, storage
 from terminus.data.examine import thumbnail
 from terminus.data.record import parse_color
 from terminus.data.store import Store, quoted
@@ -157,7 +157,7 @@ def save(location: str, name: str, text: str) -> str:
             partial.write_text(text, encoding="utf-8")
             partial.replace(path)
             return str(path)
-        places.write(place, text.encode())
+        storage.write(place, text.encode())
         return place
     except (OSError, pa.ArrowException) as error:
         raise UserError(

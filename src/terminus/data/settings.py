@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from terminus.config.base import Config
 from terminus.data.captioning.settings import Captioner
 from terminus.data.cluster import Engine, NativeEngine
-from terminus.data.download import Policy
+from terminus.data.fetch.download import Policy
 from terminus.data.filters import Filters
 from terminus.data.geometry import CropRule, Transform
 from terminus.data.record import parse_color
@@ -21,7 +21,7 @@ from terminus.data.sources.huggingface import HuggingfaceSource
 from terminus.data.sources.laion import LaionSource
 from terminus.data.sources.midjourney import MidjourneySource
 from terminus.data.sources.webdataset import WebdatasetSource
-from terminus.pictures import Color
+from terminus.images import Color
 
 Source = Annotated[
     EmbeddedSource | FolderSource | CocoSource | LaionSource | MidjourneySource | WebdatasetSource | HuggingfaceSource,

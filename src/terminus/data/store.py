@@ -19,7 +19,7 @@ import pyarrow as pa
 from jaxtyping import Float16
 
 from terminus.conditioning import Crop, Size
-from terminus.data import checksums, places
+from terminus.data import checksums, storage
 from terminus.data.checksums import CHECKSUM, GROUP_CHECKSUM, NAMES
 from terminus.data.geometry import Plan
 from terminus.data.record import CaptionRow, ImageRow, LatentRow, PartRow, Rejection
@@ -289,7 +289,7 @@ class Store:
     def __init__(self, location: str) -> None:
         self.location = location
         scheme, separator, _ = location.partition("://")
-        if separator and scheme not in places.SCHEMES:
+        if separator and scheme not in storage.SCHEMES:
             raise UserError(
                 f"there are no stores at {scheme}://",
                 where=location,

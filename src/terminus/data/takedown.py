@@ -13,7 +13,7 @@ from terminus.data import record
 from terminus.data.blocklist import REASON, Blocklist
 from terminus.data.record import Rejection
 from terminus.data.store import Store, quoted
-from terminus.pictures import Dropped
+from terminus.images import Dropped
 
 BATCH = 4096
 """Rows that are looked at together."""

@@ -18,7 +18,7 @@ from typing import cast
 
 import pyarrow as pa
 
-from terminus.pictures import Dropped
+from terminus.images import Dropped
 
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.zst")
 """Of the archives that are read; what they are is seen from their content."""

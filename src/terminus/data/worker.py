@@ -16,15 +16,15 @@ from typing import cast
 import pyarrow as pa
 
 from terminus.conditioning import Crop, Size
-from terminus.data import claims, engine, record
-from terminus.data.addresses import Address, is_global
-from terminus.data.download import DEFERRED, Budget, Downloaded, Policy, Request, fetch_many
+from terminus.data import engine, record, source_filters
 from terminus.data.engine import Errand, Row
 from terminus.data.examine import Examined, Refused, Seen, Subject, examine
+from terminus.data.fetch.addresses import Address, is_global
+from terminus.data.fetch.download import DEFERRED, Budget, Downloaded, Policy, Request, fetch_many
 from terminus.data.filters import Filters, Measures, Score
 from terminus.data.geometry import Plan, Transform
 from terminus.data.record import Candidate
-from terminus.pictures import Color, Dropped
+from terminus.images import Color, Dropped
 
 URLS_PER_CALL = 16
 """Few, since the bytes of all of a call are held until its slowest is there; several share one TLS context."""
@@ -96,7 +96,7 @@ def _columns(candidates: Sequence[Candidate], background: Color) -> dict[str, li
         "checksum": [candidate.checksum for candidate in candidates],
         "mask": [candidate.mask for candidate in candidates],
     }
-    given = [claims.said_scores(candidate.said) for candidate in candidates]
+    given = [source_filters.said_scores(candidate.said) for candidate in candidates]
     for name in _SCORES:
         columns[name] = [scores.get(name) for scores in given]
     return columns

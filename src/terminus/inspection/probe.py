@@ -25,11 +25,11 @@ from terminus.conditioning import MicroConditioning, Size, time_ids
 from terminus.diffusion.schedule import NoiseSchedule
 from terminus.errors import UserError
 from terminus.inspection.findings import Probe
-from terminus.model.codec import to_signal
 from terminus.model.components import Components, load_components
 from terminus.model.detect import read_evidence, weigh
 from terminus.model.record import Prediction, Schedule
 from terminus.model.unet import predict
+from terminus.model.vae import to_signal
 from terminus.model.weights import resolve
 from terminus.runtime import pick_device, rng
 

@@ -16,14 +16,21 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 from terminus.errors import UserError
-from terminus.model.codec import Codec
 from terminus.model.keys import modern_vae_name
 from terminus.model.parts import MARKERS, TOKENIZERS, Parts, new_index, read_index, read_record
 from terminus.model.record import Record, Schedule, save_record, write_json
 from terminus.model.single_file import read_networks
 from terminus.model.text import TextTowers
-from terminus.model.towers import check_tokenizers, load_tokenizer, load_tower, load_vision, save_towers, save_vision
+from terminus.model.text_encoders import (
+    check_tokenizers,
+    load_tokenizer,
+    load_tower,
+    load_vision,
+    save_towers,
+    save_vision,
+)
 from terminus.model.unet import UNet
+from terminus.model.vae import Codec
 from terminus.model.weights import load_module, resolve, save_module
 
 

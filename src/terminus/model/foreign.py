@@ -15,12 +15,12 @@ import torch
 
 from terminus.errors import UserError
 from terminus.model.architecture import SDXL, Architecture
-from terminus.model.codec import build_codec
 from terminus.model.header import Header
 from terminus.model.keys import CLIP_PREFIX, OPEN_CLIP_PREFIX, UNET_PREFIX, VAE_PREFIX, unet_map
 from terminus.model.kinds import CONTEXTS, EMA_PREFIX, guess, has_only_ema, is_average
 from terminus.model.text import build_towers
 from terminus.model.unet import build_unet
+from terminus.model.vae import build_codec
 from terminus.model.vocabulary import clip_tokenizers
 
 _SCALE = 0.13025

@@ -30,7 +30,7 @@ from terminus.model import counts
 from terminus.model.detect import detect
 from terminus.model.keys import modern_vae_name
 from terminus.model.record import Record, Schedule, load_record, parse_schedule, scheduler_config, write_json
-from terminus.model.towers import (
+from terminus.model.text_encoders import (
     Vocabulary,
     make_tower,
     older_keys,

@@ -34,7 +34,7 @@ from terminus.model.parts import (
     true_scheduler,
 )
 from terminus.model.record import Record, Schedule, parse_record, scheduler_config
-from terminus.model.towers import Vocabulary, make_vocabulary
+from terminus.model.text_encoders import Vocabulary, make_vocabulary
 from terminus.model.vocabulary import END, START, clip_merges, clip_vocabulary
 from terminus.model.weights import parse_json, read_safetensors
 from terminus.model.writing import in_precision, write_safetensors

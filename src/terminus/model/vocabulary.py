@@ -12,7 +12,7 @@ from itertools import chain
 
 from transformers import CLIPTokenizer
 
-from terminus.model.towers import build_tokenizer
+from terminus.model.text_encoders import build_tokenizer
 from terminus.model.weights import ASSETS
 
 START, END = "<|startoftext|>", "<|endoftext|>"

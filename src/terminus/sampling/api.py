@@ -18,9 +18,10 @@ from terminus.conditioning import MicroConditioning, Size
 from terminus.errors import UserError
 from terminus.model.adapters import Adapters
 from terminus.model.components import Components, load_components
-from terminus.model.running import Running, prepare
+from terminus.model.execution import Running, prepare
 from terminus.model.weights import at_home, name_of, resolve, weight_files
 from terminus.sampling.canvas import Margins, Picture, Pixels, Repaint, enlarge, scaled
+from terminus.sampling.controls import Guide, Guides, Loaded
 from terminus.sampling.edits import (
     Edit,
     Hires,
@@ -30,10 +31,9 @@ from terminus.sampling.edits import (
     upscaling,
 )  # fmt: skip
 from terminus.sampling.files import sha256
-from terminus.sampling.guides import Guide, Guides, Loaded
+from terminus.sampling.generation_metadata import AdapterUse, ControlUse, Enlargement, Origin, Variation
 from terminus.sampling.metadata import attach, read, settings_of
 from terminus.sampling.network import chunks
-from terminus.sampling.origin import AdapterUse, ControlUse, Enlargement, Origin, Variation
 from terminus.sampling.repeating import asked, compare
 from terminus.sampling.requests import requests_for
 from terminus.sampling.settings import Request, Settings

@@ -23,8 +23,8 @@ from torch.nn import functional
 from terminus.conditioning import Size
 from terminus.decode import HARD_PIXEL_LIMIT, Decoded, Limits, decode, of_image
 from terminus.errors import UserError
+from terminus.images import Dropped
 from terminus.model.components import Components
-from terminus.pictures import Dropped
 from terminus.sampling.files import read_file
 from terminus.sampling.limits import check_factor, check_margins, check_repaint
 from terminus.sampling.masks import Fill, feathered, filled

@@ -13,17 +13,17 @@ from rich.console import Console
 from rich.text import Text
 
 from terminus.errors import UserError
-from terminus.model.running import running
+from terminus.model.execution import running
 from terminus.progress import Meter, waiting
 from terminus.runtime import Precision
 from terminus.sampling.api import Drawing, Terminus
 from terminus.sampling.arguments import ANOTHER, Drawer, Output, Start, check_again, check_folder, check_prompts
 from terminus.sampling.canvas import Margins, Repaint
+from terminus.sampling.controls import Guide
 from terminus.sampling.edits import Edit, Hires, image_to_image, inpainting, outpainting, upscaling
 from terminus.sampling.files import read_file
-from terminus.sampling.guides import Guide
+from terminus.sampling.generation_metadata import Task
 from terminus.sampling.metadata import CannotHold, mark, read, save, settings_of
-from terminus.sampling.origin import Task
 from terminus.sampling.provenance import Identity
 from terminus.sampling.repeating import check_given, difference
 from terminus.sampling.settings import Settings

@@ -25,8 +25,8 @@ from terminus.sampling.canvas import (
 )
 from terminus.sampling.canvas import redraw as redraw_canvas
 from terminus.sampling.canvas import repaint as repaint_canvas
+from terminus.sampling.generation_metadata import Enlargement, MaskUse
 from terminus.sampling.limits import HIRES_STRENGTH, check_hires, check_strength
-from terminus.sampling.origin import Enlargement, MaskUse
 from terminus.sampling.settings import Settings
 
 log = logging.getLogger("terminus")

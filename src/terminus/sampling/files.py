@@ -8,7 +8,7 @@ from pathlib import Path
 
 from terminus.bounded_files import read_bounded
 from terminus.errors import UserError
-from terminus.pictures import Dropped
+from terminus.images import Dropped
 
 PICTURE_BYTES = 1 << 28
 """Of the largest picture that is read."""

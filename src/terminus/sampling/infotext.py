@@ -11,7 +11,7 @@ import json
 import re
 from typing import NamedTuple
 
-from terminus.sampling.origin import Origin, version
+from terminus.sampling.generation_metadata import Origin, version
 
 SAMPLERS = {
     "euler": "Euler",

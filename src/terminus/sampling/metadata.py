@@ -22,8 +22,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from terminus.errors import UserError
 from terminus.sampling.files import write_new
+from terminus.sampling.generation_metadata import Origin, Task, to_json, version, whole
 from terminus.sampling.infotext import parameters
-from terminus.sampling.origin import Origin, Task, to_json, version, whole
 from terminus.sampling.provenance import DRAWN, REDRAWN, SOURCE_TYPES, Identity, signed
 from terminus.sampling.reading import (
     EXIF_IFD,

@@ -18,11 +18,11 @@ from terminus.diffusion.objective import Network
 from terminus.errors import UserError
 from terminus.model.components import Components
 from terminus.model.control import combined
-from terminus.model.running import computes_in
+from terminus.model.execution import computes_in
 from terminus.model.text import TextFeatures
 from terminus.model.unet import Residuals, predict
 from terminus.sampling import prompts
-from terminus.sampling.guides import Loaded
+from terminus.sampling.controls import Loaded
 from terminus.sampling.settings import Request, Settings
 
 

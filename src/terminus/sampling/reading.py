@@ -23,7 +23,7 @@ from terminus.errors import UserError
 from terminus.sampling import infotext, provenance
 from terminus.sampling.files import read_file
 from terminus.sampling.foreign import Kind, Said, foreign
-from terminus.sampling.origin import Origin, from_text
+from terminus.sampling.generation_metadata import Origin, from_text
 
 PARAMETERS, OURS, XMP = "parameters", "terminus", "XML:com.adobe.xmp"
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286

@@ -19,8 +19,8 @@ from terminus.errors import UserError
 from terminus.model.components import Components
 from terminus.sampling.canvas import Margins, Picture, Repaint
 from terminus.sampling.edits import Edit, Hires, image_to_image, inpainting, outpainting, upscaling
+from terminus.sampling.generation_metadata import Origin
 from terminus.sampling.metadata import Format, encode
-from terminus.sampling.origin import Origin
 from terminus.sampling.settings import Request, Settings
 
 _CALLED = {

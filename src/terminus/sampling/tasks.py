@@ -22,13 +22,13 @@ from terminus.conditioning import Size
 from terminus.diffusion.objective import Network
 from terminus.diffusion.schedule import NoiseSchedule
 from terminus.errors import UserError
-from terminus.model.codec import to_signal
 from terminus.model.components import Components
 from terminus.model.record import noise_schedule
+from terminus.model.vae import to_signal
 from terminus.sampling import grid
 from terminus.sampling.canvas import Canvas, Mask
+from terminus.sampling.controls import Loaded
 from terminus.sampling.denoiser import Denoiser, Prediction, epsilon_denoiser, velocity_denoiser
-from terminus.sampling.guides import Loaded
 from terminus.sampling.masks import cells
 from terminus.sampling.network import channels, network
 from terminus.sampling.settings import Request, Settings

@@ -21,21 +21,21 @@ from terminus.data.store import View
 from terminus.errors import UserError
 from terminus.model.adapter_keys import networks
 from terminus.model.architecture import ARCHITECTURES
-from terminus.model.codec import build_codec, to_signal
 from terminus.model.components import Components, load_codec, load_towers, save_components
 from terminus.model.text import build_towers, build_vision
-from terminus.model.towers import load_tokenizer, load_vision, save_towers, save_vision
+from terminus.model.text_encoders import load_tokenizer, load_vision, save_towers, save_vision
+from terminus.model.vae import build_codec, to_signal
 from terminus.model.weights import resolve, save_module
-from terminus.training.adapting import TrainedAdapter, attach
-from terminus.training.begin import begin
-from terminus.training.codec_step import CodecStep
-from terminus.training.diffusion_step import diffusion_step
-from terminus.training.frozen import store_frozen
+from terminus.training.initial_model import begin
+from terminus.training.networks.adapter import TrainedAdapter, attach
+from terminus.training.networks.execution import trainable
+from terminus.training.networks.frozen_weights import store_frozen
 from terminus.training.objectives import Autoencoding, Contrast, Diffusion
 from terminus.training.recipe import Recipe
-from terminus.training.speed import trainable
 from terminus.training.step import Step
-from terminus.training.towers_step import ContrastiveModel, TowersStep
+from terminus.training.steps.diffusion import diffusion_step
+from terminus.training.steps.text_encoders import ContrastiveModel, TowersStep
+from terminus.training.steps.vae import CodecStep
 
 
 @dataclass(frozen=True)

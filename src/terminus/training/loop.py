@@ -17,16 +17,16 @@ from torch import Tensor
 from terminus.data.loader import Batch, Loader
 from terminus.errors import Stopped, UserError
 from terminus.training import guards
-from terminus.training.checkpoint import Position
-from terminus.training.clipping import clip
-from terminus.training.ema import Average
+from terminus.training.distributed.process_group import World
+from terminus.training.distributed.sharding import Alone, Engine
 from terminus.training.guards import Health, Reason
-from terminus.training.journal import Row, by_band
-from terminus.training.optimizer import learning_rate, set_rate
-from terminus.training.parallel import Alone, Engine
+from terminus.training.monitor.journal import Row, by_band
+from terminus.training.optim.clipping import clip
+from terminus.training.optim.ema import Average
+from terminus.training.optim.optimizer import learning_rate, set_rate
 from terminus.training.recipe import Training
+from terminus.training.saving.checkpoint import Position
 from terminus.training.step import Step, StepLoss
-from terminus.training.world import World
 
 log = logging.getLogger("terminus")
 

@@ -13,9 +13,9 @@ from terminus.runtime import Precision
 from terminus.sampling.settings import Settings
 from terminus.sampling.sheet import sheet
 from terminus.sampling.tasks import text2img, to_bytes
-from terminus.training.checkpoint import Position
-from terminus.training.journal import Journal
+from terminus.training.monitor.journal import Journal
 from terminus.training.recipe import Preview
+from terminus.training.saving.checkpoint import Position
 
 _COLUMNS = 8
 

@@ -12,13 +12,13 @@ from pydantic import Field, model_validator
 
 from terminus.config.base import Config
 from terminus.data.settings import DataConfig
-from terminus.training.adapting import AdapterConfig
-from terminus.training.ema import ConstantEma, Ema
+from terminus.training.distributed.sharding import Parallel
 from terminus.training.guards import Guards
+from terminus.training.networks.adapter import AdapterConfig
+from terminus.training.networks.execution import Checkpointing
 from terminus.training.objectives import Diffusion, Objective
-from terminus.training.optimizer import AdamW, LearningRate, Optimizer
-from terminus.training.parallel import Parallel
-from terminus.training.speed import Checkpointing
+from terminus.training.optim.ema import ConstantEma, Ema
+from terminus.training.optim.optimizer import AdamW, LearningRate, Optimizer
 
 
 class RunConfig(Config):

@@ -25,33 +25,34 @@ from terminus.config.load import Loaded, dump
 from terminus.data.loader import Loader
 from terminus.data.mixing import order_of
 from terminus.errors import Stopped, UserError
-from terminus.training import checkpoint, guards
+from terminus.training import guards
 from terminus.training.assemble import Parts, assemble
-from terminus.training.checkpoint import Position
-from terminus.training.dashboard import Dashboard, dashboard
-from terminus.training.diffusion_step import DiffusionStep
-from terminus.training.disk import reading, whole_folder, write_whole, writing
-from terminus.training.ema import Average
-from terminus.training.facts import finished_images, write_facts
-from terminus.training.journal import Journal, Row
-from terminus.training.kept import at_version, pin, pinned, recipe_digest, same_run
+from terminus.training.distributed.process_group import World, joined
+from terminus.training.distributed.sharded_files import Held, held
+from terminus.training.distributed.sharding import engage
 from terminus.training.loop import Hooks, State, run_loop
-from terminus.training.memory import out_of_memory, refuse_what_cannot_fit
-from terminus.training.opening import weight_table
-from terminus.training.optimizer import AdamW, Optimizer, build_optimizer, optimizer_tensors, restore_optimizer
-from terminus.training.parallel import engage
-from terminus.training.precision import store_weights
+from terminus.training.monitor.dashboard import Dashboard, dashboard
+from terminus.training.monitor.facts import finished_images, write_facts
+from terminus.training.monitor.journal import Journal, Row
+from terminus.training.monitor.sessions import begin_session
+from terminus.training.monitor.trackers import Trackers
+from terminus.training.monitor.watchdog import Watchdog
+from terminus.training.monitor.weight_table import weight_table
+from terminus.training.networks.execution import run_as
+from terminus.training.optim.ema import Average
+from terminus.training.optim.optimizer import AdamW, Optimizer, build_optimizer, optimizer_tensors, restore_optimizer
+from terminus.training.optim.weight_formats import store_weights
+from terminus.training.plan.memory import out_of_memory, refuse_what_cannot_fit
+from terminus.training.preflight import check_agreement, check_several, check_shared
 from terminus.training.preview import draw
 from terminus.training.recipe import Recipe, Training
-from terminus.training.saving import Saver, require_checkpoint_room
-from terminus.training.sessions import begin_session
-from terminus.training.several import check_agreement, check_several, check_shared
-from terminus.training.shards import Held, held
-from terminus.training.speed import run_as
-from terminus.training.trackers import Trackers
+from terminus.training.saving import checkpoint
+from terminus.training.saving.atomic_files import reading, whole_folder, write_whole, writing
+from terminus.training.saving.checkpoint import Position
+from terminus.training.saving.run_identity import at_version, pin, pinned, recipe_digest, same_run
+from terminus.training.saving.saver import Saver, require_checkpoint_room
+from terminus.training.steps.diffusion import DiffusionStep
 from terminus.training.validation import Validation, build_validation
-from terminus.training.watchdog import Watchdog
-from terminus.training.world import World, joined
 
 log = logging.getLogger("terminus")
 

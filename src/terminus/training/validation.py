@@ -15,9 +15,9 @@ import torch
 
 from terminus.data.loader import Batch, Rows
 from terminus.data.mixing import Sourced
-from terminus.training.journal import by_band
+from terminus.training.distributed.process_group import World
+from terminus.training.monitor.journal import by_band
 from terminus.training.step import Step
-from terminus.training.world import World
 
 log = logging.getLogger("terminus")
 

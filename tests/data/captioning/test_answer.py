@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from terminus.data.captioning.answer import REASONS, Answer, caption_of, loops, plain
-from terminus.pictures import Dropped
+from terminus.images import Dropped
 
 
 @pytest.mark.parametrize(

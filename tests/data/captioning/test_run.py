@@ -29,7 +29,7 @@ from terminus.data.record import Caption
 from terminus.data.settings import DataConfig
 from terminus.data.store import CAPTIONS, Store
 from terminus.errors import UserError
-from terminus.model.codec import Codec
+from terminus.model.vae import Codec
 
 from ..conftest import noise, random_codec, save
 from .conftest import Server, ask, completion, texts

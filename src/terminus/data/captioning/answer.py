@@ -9,7 +9,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-from terminus.pictures import Dropped
+from terminus.images import Dropped
 
 REASONS = ("empty", "refused", "cut short", "too long", "repeats itself")
 CHARACTERS_PER_TOKEN = 8

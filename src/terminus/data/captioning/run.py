@@ -26,7 +26,7 @@ from terminus.data.record import CaptionRow
 from terminus.data.settings import DataConfig
 from terminus.data.store import Store, View
 from terminus.errors import UserError
-from terminus.pictures import Dropped
+from terminus.images import Dropped
 from terminus.progress import Meter
 
 COMMIT_ROWS = 256

@@ -20,12 +20,12 @@ from typing import Literal, cast
 
 from terminus.conditioning import Size
 from terminus.config.base import Config
-from terminus.data import places
+from terminus.data import storage
 from terminus.data.record import Candidate, Caption, Said
 from terminus.data.sources.columns import MAX_CAPTION_BYTES, one_line
 from terminus.data.sources.printable import printable
 from terminus.errors import UserError
-from terminus.pictures import Dropped
+from terminus.images import Dropped
 
 READ_BYTES = 1 << 20
 MAX_ENTRY = 16 << 20
@@ -75,7 +75,7 @@ class CocoSource(Config):
 
     def _folder(self) -> Path | None:
         """The local folder of images; None where there is none or it is remote."""
-        if self.images is None or places.is_remote(self.images):
+        if self.images is None or storage.is_remote(self.images):
             return None
         if not os.path.isdir(self.images):
             raise UserError(
@@ -90,7 +90,7 @@ class CocoSource(Config):
         """Of each list at the top, its key and each entry with its place in the list."""
         listed: set[str] = set()
         try:
-            with closing(places.open_input(self.path)) as file:
+            with closing(storage.open_input(self.path)) as file:
                 for key, index, entry in _Json(file).entries():
                     if key == "annotations" and index == 0:
                         self._check(entry)
@@ -146,7 +146,7 @@ class CocoSource(Config):
             return replace(candidate, problem=Dropped("row names no image", "no file_name"))
         if not _below(name):
             return replace(candidate, problem=Dropped("name leads out of the folder", printable(name[:200])))
-        if places.is_remote(self.images):
+        if storage.is_remote(self.images):
             return replace(candidate, url=f"{self.images.rstrip('/')}/{name}")
         root = Path(self.images).absolute()
         try:
@@ -276,7 +276,7 @@ def _with_data(candidate: Candidate) -> Candidate:
     if candidate.url is None:
         return candidate
     try:
-        with closing(places.open_input(candidate.url)) as file:
+        with closing(storage.open_input(candidate.url)) as file:
             if (size := file.size()) > MAX_IMAGE_BYTES:
                 return replace(candidate, url=None, problem=Dropped("file too large", f"{size} bytes"))
             return replace(candidate, url=None, data=file.read())

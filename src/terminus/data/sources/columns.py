@@ -17,7 +17,7 @@ from terminus.conditioning import Size
 from terminus.data.record import Caption, Said
 from terminus.data.sources.printable import printable
 from terminus.errors import UserError
-from terminus.pictures import Dropped
+from terminus.images import Dropped
 
 MAX_CAPTION_BYTES = 65536
 

@@ -23,7 +23,7 @@ from terminus.data.sources.columns import BadRow, Row
 from terminus.data.sources.metadata import Metadata
 from terminus.data.sources.printable import printable
 from terminus.errors import UserError
-from terminus.pictures import Dropped
+from terminus.images import Dropped
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 SIDECAR_SUFFIXES = (".txt", ".json")
@@ -56,7 +56,7 @@ class FolderSource(Config):
 
     def _listed(self, root: Path) -> Iterator[Candidate | tuple[Path, tuple[Caption, ...], str | None]]:
         """Files, with what metadata says of them; folders that cannot be read, and rows of metadata of no use."""
-        from terminus.data.known import room_for_scratch
+        from terminus.data.seen_index import room_for_scratch
 
         with room_for_scratch(), closing((metadata := Metadata(self.name, root)).database):
             for path in _files(root):

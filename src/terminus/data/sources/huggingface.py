@@ -19,13 +19,13 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from terminus.config.base import Config
-from terminus.data import places
+from terminus.data import storage
 from terminus.data.record import Candidate, Part
 from terminus.data.sources import tables
 from terminus.data.sources.columns import FACTS, BadRow, Columns, Row, checksum, said
 from terminus.data.sources.printable import printable
 from terminus.errors import UserError
-from terminus.pictures import Dropped
+from terminus.images import Dropped
 
 Role = Literal[
     "url", "image", "caption", "width", "height", "similarity", "unsafe", "nsfw", "watermark", "aesthetic",
@@ -99,7 +99,7 @@ class HuggingfaceSource(Config):
         for number, uri in enumerate(self._files(root)):
             name = printable(uri.removeprefix(root.rstrip("/") + "/"))
             try:
-                stamp = f"{places.stamp(uri)} {licence}"
+                stamp = f"{storage.stamp(uri)} {licence}"
             except UserError:
                 stamp = ""
             yield Part(name, stamp, partial(self._file, uri, root, licence, number == 0))
@@ -119,7 +119,7 @@ class HuggingfaceSource(Config):
         return _fetched(self.repo, self.revision or "") if self.repo else str(self.path)
 
     def _files(self, root: str) -> list[str]:
-        every = places.files(root, ENDINGS)
+        every = storage.files(root, ENDINGS)
         # The hub's rule: the split's name stands between separators, in the file's name or a folder's.
         said = None if self.split is None else re.compile(rf"(?:^|[/._ -]){re.escape(self.split)}(?=[/._ -]|$)")
         found = [uri for uri in every if said is None or said.search(uri[len(root) :])]
@@ -140,7 +140,7 @@ class HuggingfaceSource(Config):
 
     def _no_tables(self, root: str) -> UserError:
         where = f"data.sources ({self.name}): {root}"
-        if not (beside := places.files(root, METADATA)):
+        if not (beside := storage.files(root, METADATA)):
             return UserError(
                 "there are no Parquet or Arrow files here",
                 where=where,
@@ -151,7 +151,7 @@ class HuggingfaceSource(Config):
         if self.repo:
             fetch = f"hf download {self.repo} --repo-type dataset --revision {self.revision} --local-dir FOLDER"
             folder, before = "FOLDER", f"Fetch the images with `{fetch}`, and write"
-        elif places.is_remote(root):
+        elif storage.is_remote(root):
             folder, before = "FOLDER", "Copy all of it to this machine, and write"
         return UserError(
             f"there are no Parquet or Arrow files here, but {printable(beside[0][len(root) :].lstrip('/'))}",
@@ -176,7 +176,7 @@ class HuggingfaceSource(Config):
         """Of an IPC stream, as `save_to_disk` writes it."""
         name = printable(uri.removeprefix(root.rstrip("/") + "/"))
         number = 0
-        with closing(places.open_input(uri)) as file:
+        with closing(storage.open_input(uri)) as file:
             try:
                 reader = pa.ipc.open_stream(file)
                 present: list[str] = reader.schema.names
@@ -189,7 +189,7 @@ class HuggingfaceSource(Config):
             except _BROKEN as error:
                 detail = (str(error).splitlines() or [type(error).__name__])[0]
                 problem = Dropped("table cannot be read", f"from this row on: {printable(detail[:300])}")
-                yield Candidate(self.name, f"{name}#{number}", problem=problem, stamp=places.stamp(uri))
+                yield Candidate(self.name, f"{name}#{number}", problem=problem, stamp=storage.stamp(uri))
 
     def _read(self, row: Row) -> Candidate:
         try:
@@ -223,7 +223,7 @@ def _card_licence(root: str) -> str | None:
     """What the head of README.md says, if it is one plain word."""
     uri = f"{root.rstrip('/')}/README.md"
     try:
-        with closing(places.open_input(uri)) as file:
+        with closing(storage.open_input(uri)) as file:
             text = bytes(file.read(MAX_CARD_BYTES)).decode(errors="replace")
     except (UserError, OSError):
         return None

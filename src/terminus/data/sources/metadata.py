@@ -18,7 +18,7 @@ from terminus.data.sources import tables
 from terminus.data.sources.columns import FACTS, BadRow, Columns, Row
 from terminus.data.sources.printable import printable
 from terminus.errors import UserError
-from terminus.pictures import Dropped
+from terminus.images import Dropped
 
 CAPTIONS = ("text", "caption", "captions")
 """The roles that count, each a text or a list of texts; `prompt` stands in for `text`."""

@@ -23,12 +23,12 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from terminus.data import places
+from terminus.data import storage
 from terminus.data.record import Candidate, Part
 from terminus.data.sources.columns import BadRow, Columns, Row
 from terminus.data.sources.printable import printable
 from terminus.errors import UserError
-from terminus.pictures import Dropped
+from terminus.images import Dropped
 
 PARQUET = (".parquet",)
 TEXT = (".csv", ".tsv", ".jsonl", ".ndjson")
@@ -159,7 +159,7 @@ class _WrongColumns(UserError):
 def _stamp(uri: str) -> str:
     """ "" where there is none."""
     try:
-        return places.stamp(uri)
+        return storage.stamp(uri)
     except (UserError, OSError):
         return ""
 
@@ -172,7 +172,7 @@ def _found(columns: Columns, table: _Table, present: Sequence[str]) -> dict[str,
 
 
 def _tables(place: str) -> list[_Table]:
-    found = places.files(place, ENDINGS)
+    found = storage.files(place, ENDINGS)
     if not found:
         raise UserError(
             "there are no tables here",
@@ -184,7 +184,7 @@ def _tables(place: str) -> list[_Table]:
 
 
 def _below(uri: str, place: str) -> str:
-    if places.is_remote(uri):
+    if storage.is_remote(uri):
         start = place.rstrip("/") + "/"
         return uri[len(start) :] if uri.startswith(start) else uri.rpartition("/")[2]
     name = os.path.relpath(uri, place)
@@ -198,7 +198,7 @@ def _rows(table: _Table, columns: Columns) -> Iterator[Row]:
 
 
 def _parquet(table: _Table, columns: Columns) -> Iterator[Row]:
-    with closing(places.open_input(table.uri)) as source:
+    with closing(storage.open_input(table.uri)) as source:
         try:
             file = pq.ParquetFile(source, buffer_size=READ_BYTES, pre_buffer=False, page_checksum_verification=True)
             present: list[str] = file.schema_arrow.names
@@ -345,7 +345,7 @@ def _row(table: _Table, number: int, values: Mapping[str, object], found: Mappin
 
 
 def _open(table: _Table) -> BufferedReader:
-    raw = places.open_input(table.uri)
+    raw = storage.open_input(table.uri)
     plain = pa.CompressedInputStream(raw, "gzip") if table.uri.lower().endswith(".gz") else raw
     return BufferedReader(cast("RawIOBase", plain), READ_BYTES)
 
@@ -358,7 +358,7 @@ def _lines(file: BufferedReader) -> Iterator[bytes]:
 
 def _length(table: _Table) -> int:
     """Rows of one file: what Parquet says, or an estimate from the first lines of a text."""
-    with closing(places.open_input(table.uri)) as raw:
+    with closing(storage.open_input(table.uri)) as raw:
         if table.is_a(*PARQUET):
             return pq.ParquetFile(raw).metadata.num_rows
         plain = pa.CompressedInputStream(raw, "gzip") if table.uri.lower().endswith(".gz") else raw

@@ -21,13 +21,13 @@ from typing import Literal, cast
 from pydantic import Field
 
 from terminus.config.base import Config
-from terminus.data import places, tar
+from terminus.data import storage, tar
 from terminus.data.record import Candidate, Caption, Part, Said
 from terminus.data.sources.columns import FACTS, BadRow, Columns, Row, said
 from terminus.data.sources.folder import MAX_SIDECAR_BYTES
 from terminus.data.sources.printable import printable
 from terminus.errors import UserError
-from terminus.pictures import Dropped
+from terminus.images import Dropped
 
 Role = Literal[
     "caption", "url", "width", "height", "similarity", "unsafe", "nsfw", "watermark", "aesthetic", "licence", "tags"
@@ -71,8 +71,8 @@ class WebdatasetSource(Config):
         `UserError` if there are no archives, or if the first cannot be opened.
         """
         shards = self._shards()
-        with closing(places.open_input(shards[0])) as file:
-            if places.is_remote(self.path):
+        with closing(storage.open_input(shards[0])) as file:
+            if storage.is_remote(self.path):
                 return 0
             return len(shards) * sum(1 for sample in tar.samples(file, lambda _: 0) if sample.key)
 
@@ -85,7 +85,7 @@ class WebdatasetSource(Config):
         """The archives. One that did not change since its samples were judged need not be fetched again."""
         for shard in dict.fromkeys(self._shards()):
             try:
-                stamp = places.stamp(shard)
+                stamp = storage.stamp(shard)
             except UserError:
                 stamp = ""
             name = printable(_below(shard, self.path))
@@ -95,7 +95,7 @@ class WebdatasetSource(Config):
         expanded = _expanded(self.path)
         if len(expanded) > 1 or expanded[0] != self.path:
             return expanded
-        found = places.files(self.path, tar.ENDINGS)
+        found = storage.files(self.path, tar.ENDINGS)
         if not found:
             raise UserError(
                 "there are no archives here",
@@ -107,7 +107,7 @@ class WebdatasetSource(Config):
 
     def _samples(self, uri: str, shard: str, stamp: str) -> Iterator[Candidate]:
         try:
-            file = places.open_input(uri)
+            file = storage.open_input(uri)
         except UserError as error:
             yield Candidate(self.name, shard, problem=Dropped("archive cannot be read", error.what), stamp="unreadable")
             return
@@ -221,6 +221,6 @@ def _bounded(pattern: str, count: int) -> None:
 def _below(uri: str, place: str) -> str:
     """The archive's path below the folder, or below the part of the pattern without braces: moving keeps the ids."""
     root = place.partition("{")[0].rpartition("/")[0] if uri == place or "{" in place else place.rstrip("/")
-    if places.is_remote(uri):
+    if storage.is_remote(uri):
         return uri[len(root) + 1 :] if uri.startswith(root + "/") else uri
     return os.path.relpath(uri, root or os.curdir)

@@ -1,0 +1,105 @@
+"""`terminus bench codec`: large pictures through the autoencoder, whole and in tiles: seconds, memory, difference."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from terminus import runtime
+from terminus.bench.contenders import components_of
+from terminus.bench.measure import Networks, peak_bytes, timed
+from terminus.conditioning import Size
+from terminus.model.execution import Running, prepare
+from terminus.model.tiling import Tiling
+from terminus.model.vae import Codec
+
+_NEVER = 2**62
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One way to decode one picture."""
+
+    way: str
+    seconds: float | None
+    """None where memory did not suffice."""
+    peak_gib: float | None = None
+    levels_from_whole: float | None = None
+    """Mean difference in levels of 255."""
+
+
+def bench_codec(
+    model: str,
+    out: Path | None = None,
+    size: Size | None = None,
+    tiling: Tiling | None = None,
+    device: str = "auto",
+    running: Running | None = None,
+) -> list[Decoded]:
+    """Decodes one random latent whole and in tiles; prints a table last, and writes `out` as JSON."""
+    where, how = runtime.pick_device(device), (running or Running())
+    components = prepare(components_of(model, where), where, how)
+    codec = components.codec
+    pixels = size or Size(4 * components.native_pixels, 4 * components.native_pixels)
+    tile = replace(tiling or Tiling(side=components.native_pixels, overlap=components.native_pixels // 4), whole=0)
+    shape = (1, codec.channels, pixels.height // codec.factor, pixels.width // codec.factor)
+    latents = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(where)
+    networks = Networks([], codec.vae, codec.vae)
+    rows: list[Decoded] = []
+    reference: torch.Tensor | None = None
+    for way, chosen in ((f"tiles of {tile.side}", tile), ("whole", Tiling(whole=_NEVER))):
+        own = Codec(codec.vae, chosen)
+        try:
+            rows.append(_measure(way, own, latents, networks, where))
+            picture = _decode(own, latents).cpu()
+        except torch.OutOfMemoryError:
+            rows.append(Decoded(way, None))
+            continue
+        if reference is not None:
+            apart = (picture.clamp(-1, 1) - reference.clamp(-1, 1)).abs().mean().item() * 127.5
+            rows[0] = replace(rows[0], levels_from_whole=apart)
+        reference = picture
+    _report(rows, model, pixels, where, out)
+    return rows
+
+
+def _measure(way: str, codec: Codec, latents: torch.Tensor, networks: Networks, device: torch.device) -> Decoded:
+    peak = peak_bytes(lambda: _decode(codec, latents), networks, device)  # which warms up as well
+    seconds = timed(lambda: _decode(codec, latents), device)
+    return Decoded(way, seconds, None if peak is None else peak / 2**30)
+
+
+def _decode(codec: Codec, latents: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return codec.decode(latents)
+
+
+def _report(rows: list[Decoded], model: str, pixels: Size, device: torch.device, out: Path | None) -> None:
+    environment = runtime.environment(device)
+    if out is not None:
+        content = {
+            "date": datetime.now(UTC).date().isoformat(),
+            "model": model,
+            "pixels": {"height": pixels.height, "width": pixels.width},
+            "environment": asdict(environment),
+            "rows": [asdict(row) for row in rows],
+        }
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    title = f"{model}: decoding {pixels.width}x{pixels.height} on {environment.hardware}"
+    table = Table(box=None, pad_edge=False)
+    for name in ("", "seconds", "peak memory, GiB", "levels from whole"):
+        table.add_column(name, justify="right" if name else "left")
+    for row in rows:
+        numbers = ((row.seconds, ".2f"), (row.peak_gib, ".2f"), (row.levels_from_whole, ".2f"))
+        cells = ["-" if number is None else format(number, form) for number, form in numbers]
+        table.add_row(row.way, *(["out of memory", "-", "-"] if row.seconds is None else cells))
+    console = Console(highlight=False)
+    console.print(title, soft_wrap=True)
+    console.print(table)

@@ -1,0 +1,1 @@
+"""Downloads that other people's servers can live with."""

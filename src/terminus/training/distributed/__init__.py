@@ -1,0 +1,1 @@
+"""Processes that train one model together: their group, sharded weights, files of shards."""

@@ -1,0 +1,224 @@
+"""How several processes share one training: what each holds, and when they exchange it.
+
+Every process computes other micro-batches of the same step (`data.loader`), so the global batches, their order and all
+randomness are those of one process; what is added in another order differs in its last bits. Two ways:
+
+- `optimizer`: each has all weights. Gradients are averaged once per step, after the accumulation; each process then
+  moves the parameters that it owns, of which it alone has moments and average (Rajbhandari et al. 1910.02054, stage 1),
+  and sends them to the others.
+- `full`: FSDP2. Each has a share of the rows of every tensor, and blocks are gathered while they compute (stage 3);
+  with `replicas`, processes are divided into that many groups, each with all of the model (HSDP).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal, Protocol, cast, runtime_checkable
+
+import torch
+from pydantic import Field
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+
+from terminus.config.base import Config
+from terminus.training.distributed.process_group import World
+from terminus.training.networks.execution import BLOCKS
+from terminus.training.networks.joint import Together
+
+BUCKET_BYTES = 256 << 20
+"""Tensors are sent together up to this size."""
+
+
+class Parallel(Config):
+    """How several processes (torchrun) share a run; alone, none of it matters."""
+
+    shard: Literal["optimizer", "full"] = "optimizer"
+    """What is divided: the optimizer's memory and the average, or (FSDP2) weights and gradients as well."""
+    replicas: int = Field(default=1, gt=0)
+    """With `full`: groups that each hold the whole model, one per machine where the network between them is slow."""
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """What a run does with its trained module, whatever this process holds of it."""
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process saves what it holds; a replica of what another one saves does not."""
+        ...
+
+    def mine(self, name: str) -> bool:
+        """Whether this process moves and averages (its rows of) the parameter."""
+        ...
+
+    def average_gradients(self) -> None:
+        """After the backward passes of a step: their mean over processes, where it is not that yet."""
+        ...
+
+    def share_weights(self) -> None:
+        """After weights changed where they are owned: everywhere else as well."""
+        ...
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Within it the first process has every parameter whole, as a plain tensor."""
+        ...
+
+
+class Alone:
+    """One process, which has everything."""
+
+    writes = True
+
+    def mine(self, name: str) -> bool:
+        """Everything is."""
+        return True
+
+    def average_gradients(self) -> None:
+        """They are the mean."""
+
+    def share_weights(self) -> None:
+        """Nobody else wants them."""
+
+    def whole(self) -> AbstractContextManager[None]:
+        """They are whole."""
+        return nullcontext()
+
+
+class Replicated:
+    """All weights everywhere; each parameter is owned by one process."""
+
+    writes = True
+
+    def __init__(self, module: nn.Module, world: World) -> None:
+        self._world = world
+        self._parameters = {name: one for name, one in module.named_parameters() if one.requires_grad}
+        self._owner = owners({name: one.numel() for name, one in self._parameters.items()}, world.size)
+
+    def mine(self, name: str) -> bool:
+        """What this process owns."""
+        return self._owner[name] == self._world.rank
+
+    def average_gradients(self) -> None:
+        """One sum over all processes, in the gradients' own format (float32)."""
+        gradients = [one.grad for one in self._parameters.values() if one.grad is not None]
+        for flat, pieces in _buckets(gradients):
+            distributed.all_reduce(flat)
+            _unpack(flat.div_(self._world.size), pieces)
+
+    @torch.no_grad()
+    def share_weights(self) -> None:
+        """Each owner sends what it owns."""
+        for owner in range(self._world.size):
+            owned = [one.detach() for name, one in self._parameters.items() if self._owner[name] == owner]
+            for flat, pieces in _buckets(owned):
+                distributed.broadcast(flat, owner)
+                if owner != self._world.rank:
+                    _unpack(flat, pieces)
+
+    def whole(self) -> AbstractContextManager[None]:
+        """They are."""
+        return nullcontext()
+
+
+class Sharded:
+    """FSDP2: rows of every tensor are divided, and a block's are gathered in float32 while it computes."""
+
+    def __init__(self, module: nn.Module, world: World, replicas: int, device: torch.device) -> None:
+        shape, names = (world.size,), ("shard",)
+        if replicas > 1:
+            shape, names = (replicas, world.size // replicas), ("replicate", "shard")
+        mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
+        self.writes = world.rank < shape[-1]
+        # The networks, not what ties them together: that is never called, and FSDP acts on calls.
+        networks = [*module.children()] if isinstance(module, Together) else [module]
+        for network in networks:
+            for parameter in network.parameters():
+                if parameter.requires_grad:  # FSDP cuts plain memory alone, and channels last is not that
+                    parameter.data = parameter.data.contiguous()
+            # What is not trained stays whole; it may be stored in another format, and a group has one.
+            frozen = {parameter for parameter in network.parameters() if not parameter.requires_grad}
+            for block in list(network.modules()):
+                if type(block).__name__ in BLOCKS:
+                    fully_shard(block, mesh=mesh, reshard_after_forward=True, ignored_params=frozen)
+            # Also the outermost: its parameters are looked at between steps.
+            fully_shard(network, mesh=mesh, reshard_after_forward=True, ignored_params=frozen)
+        self._module, self._first = module, world.first
+        for unit in module.modules():
+            if isinstance(unit, FSDPModule):
+                # transformers finds what it records by the class's name, and configurations are written with it.
+                shell, plain = type(unit), type(unit).__bases__[1]
+                shell.__module__, shell.__name__, shell.__qualname__ = (
+                    plain.__module__, plain.__name__, plain.__qualname__,
+                )  # fmt: skip
+
+    def mine(self, name: str) -> bool:
+        """Some rows of everything are."""
+        return True
+
+    def average_gradients(self) -> None:
+        """FSDP did, block by block."""
+
+    def share_weights(self) -> None:
+        """Every block is gathered anew when it computes."""
+
+    @contextmanager
+    def whole(self) -> Generator[None]:
+        """Gathers them one by one, for the first process alone, into its machine's memory."""
+        shards = [
+            (module, name, parameter)
+            for module in self._module.modules()
+            for name, parameter in module.named_parameters(recurse=False)
+            if isinstance(parameter, DTensor)
+        ]
+        for module, name, parameter in shards:
+            full = cast(DTensor, parameter.detach()).full_tensor()
+            if self._first:
+                module.register_parameter(name, nn.Parameter(full.cpu()))
+        try:
+            yield
+        finally:
+            for module, name, parameter in shards:
+                module.register_parameter(name, parameter)
+
+
+def engage(module: nn.Module, settings: Parallel, world: World, device: torch.device) -> Engine:
+    """Prepares the trained module, whose blocks are checkpointed and compiled by now, and its exchange."""
+    if world.size == 1:
+        return Alone()
+    if settings.shard == "full":
+        return Sharded(module, world, settings.replicas, device)
+    return Replicated(module, world)
+
+
+def owners(sizes: Mapping[str, int], processes: int) -> dict[str, int]:
+    """Who owns which parameter: the largest first, each to the process that has least so far."""
+    loads = [0] * processes
+    owner: dict[str, int] = {}
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        owner[name] = loads.index(min(loads))
+        loads[owner[name]] += sizes[name]
+    return owner
+
+
+def _buckets(tensors: Iterable[Tensor]) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """The tensors in one piece after the other, by format: one large message is faster than many small ones."""
+    waiting: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        some = waiting.setdefault(tensor.dtype, [])
+        some.append(tensor)
+        if sum(one.nbytes for one in some) >= BUCKET_BYTES:
+            yield _flat(waiting.pop(tensor.dtype))
+    for some in waiting.values():
+        yield _flat(some)
+
+
+def _flat(tensors: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors]), tensors
+
+
+def _unpack(flat: Tensor, tensors: list[Tensor]) -> None:
+    for tensor, piece in zip(tensors, flat.split([one.numel() for one in tensors]), strict=True):
+        tensor.copy_(piece.view(tensor.shape))

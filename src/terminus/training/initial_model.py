@@ -1,0 +1,103 @@
+"""What a diffusion run begins from: a checkpoint that agrees with the recipe, one that it converts, or random weights.
+
+What trains is what samples, so prediction and schedule are read from the checkpoint. A recipe that wants others must
+say that it knows what the checkpoint is (`model.convert_from`): then they change, and the finished model says so.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from terminus.errors import UserError
+from terminus.model.architecture import ARCHITECTURES
+from terminus.model.components import Components, check_widths, load_codec, load_components, load_towers
+from terminus.model.record import Record, Schedule
+from terminus.model.text_encoders import load_vision
+from terminus.model.unet import build_unet
+from terminus.model.weights import resolve
+from terminus.training.objectives import Diffusion
+from terminus.training.recipe import ModelConfig
+
+log = logging.getLogger("terminus")
+
+
+def begin(model: ModelConfig, objective: Diffusion) -> Components:
+    """The networks, on the schedule that the run trains them on."""
+    if model.start is None:
+        return _from_random(model, objective)
+    components = load_components(model.start)
+    stored = components.record.schedule
+    wanted = replace(stored, prediction=objective.prediction, zero_terminal=objective.zero_terminal_snr)
+    if model.convert_from is None:
+        _agree(model.start, stored, objective)
+    else:
+        _consent(model.start, stored, wanted, model.convert_from)
+        log.info("converting %s: %s becomes %s", model.start, _spoken(stored), _spoken(wanted))
+    return replace(components, record=replace(components.record, schedule=wanted))
+
+
+def _from_random(model: ModelConfig, objective: Diffusion) -> Components:
+    if model.codec is None or model.text is None:
+        raise UserError(
+            "A UNet from random weights needs a codec and text towers",
+            where="model",
+            rule="model.codec and model.text name the folders they come from when model.start is null",
+            fix="Set both, or set model.start",
+        )
+    if model.convert_from is not None:
+        raise UserError(
+            f"model.convert_from is {model.convert_from}, and model.start is null",
+            where="model",
+            rule="Only a checkpoint can be converted",
+            fix="Remove model.convert_from, or set model.start",
+        )
+    text_folder = resolve(model.text)
+    vision = load_vision(text_folder / "vision") if (text_folder / "vision").is_dir() else None
+    record = Record(schedule=Schedule(prediction=objective.prediction, zero_terminal=objective.zero_terminal_snr))
+    unet, text = build_unet(ARCHITECTURES[model.architecture]), load_towers(text_folder)
+    check_widths(unet, text, model.text)
+    return Components(unet, load_codec(model.codec), text, record, vision)
+
+
+def _agree(start: str, stored: Schedule, objective: Diffusion) -> None:
+    conflicts = [
+        f"{name}: the checkpoint says {have}, the recipe says {want}"
+        for name, have, want in (
+            ("objective.prediction", stored.prediction, objective.prediction),
+            ("objective.zero_terminal_snr", stored.zero_terminal, objective.zero_terminal_snr),
+        )
+        if have != want
+    ]
+    if conflicts:
+        convertible = objective.prediction == "velocity" and not stored.zero_terminal
+        convert = f", or set model.convert_from: {stored.prediction} to train it into another" if convertible else ""
+        raise UserError(
+            f"The recipe and its checkpoint disagree ({'; '.join(conflicts)})",
+            where=start,
+            rule="Prediction and schedule are read from the checkpoint and never silently overridden",
+            fix=f"Change the recipe to what the checkpoint is, or start from another model{convert}",
+        )
+
+
+def _consent(start: str, stored: Schedule, wanted: Schedule, known: str) -> None:
+    """The recipe must know what the checkpoint is, and want something else of it that can be had."""
+    expected = replace(stored, prediction="velocity" if known == "velocity" else "epsilon", zero_terminal=False)
+    if stored != expected:
+        raise UserError(
+            f"The checkpoint is {_spoken(stored)}, and model.convert_from says {_spoken(expected)}",
+            where=start,
+            rule="A checkpoint is converted once, from what it is",
+            fix="Remove model.convert_from to go on with a converted model, or correct it",
+        )
+    if wanted.prediction == "epsilon" or wanted == stored:
+        raise UserError(
+            f"The checkpoint is {_spoken(stored)}, and the objective is {_spoken(wanted)}",
+            where=start,
+            rule="model.convert_from asks for a conversion into velocity prediction or zero terminal SNR",
+            fix="Remove model.convert_from, or set objective.prediction: velocity and zero_terminal_snr: true",
+        )
+
+
+def _spoken(schedule: Schedule) -> str:
+    return f"{schedule.prediction} {'with' if schedule.zero_terminal else 'without'} zero terminal SNR"

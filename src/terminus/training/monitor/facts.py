@@ -1,0 +1,150 @@
+"""`facts.json`: what the run knows about itself, written once it is finished, for the model card.
+
+Counted and recorded numbers only; whoever reads a missing field writes "not measured".
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, cast
+
+from torch import Tensor
+
+from terminus import runtime
+from terminus.data.mixing import Mixed, epochs, order_of
+from terminus.model.weights import SHIPPED
+from terminus.training.assemble import Parts
+from terminus.training.monitor.journal import read_journal
+from terminus.training.monitor.sessions import Goodput, goodput
+from terminus.training.networks.adapter import is_adapter
+from terminus.training.recipe import Recipe
+from terminus.training.saving import checkpoint
+from terminus.training.saving.atomic_files import write_whole
+from terminus.training.saving.checkpoint import Position
+
+Begun = Literal["random weights", "shipped", "folder", "hub"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything the card takes from a run beside its recipe and log."""
+
+    steps: int
+    images_seen: int
+    epochs: float
+    """Passes over the images, as the log counts them: with a mix those of what has the largest share."""
+    epochs_of: dict[str, float]
+    """By source: images drawn, divided by the images there."""
+    skipped_steps: int
+    """Steps that did not change the weights, or whose change was undone; counted in `steps`."""
+    undone_steps: int
+    """Of these, the ones that were undone by going back to a checkpoint."""
+    damaged_rows: int
+    """Rows of the store that were not what had been written; others took their places."""
+    train_rows: int
+    validation_rows: int
+    data_version: int
+    train_seconds: float
+    """In steps that are part of the model."""
+    processes: int
+    """The most that shared a step."""
+    device_seconds: float
+    """Seconds in steps that are part of the model, each times the processes that shared it."""
+    images_per_second_median: float
+    parameters: dict[str, int]
+    """Count per network of the finished model."""
+    model_bytes: int
+    checkpoint_bytes: int
+    validation_before: dict[str, float] | None
+    validation_after: dict[str, float] | None
+    environment: dict[str, object]
+    goodput: Goodput | None
+    """Of all sessions: how many, steps lost to kills, seconds, and the share of them spent in steps of the model."""
+    begun_from: Begun
+    """What `model.start` was when the run was made: only a hub id may be named as base model."""
+    finished: str
+    """UTC, ISO 8601, to the second."""
+
+
+def finished_images(folder: Path) -> int | None:
+    """How many images the finished model of this run has seen; None if there is none yet."""
+    try:
+        facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+        return int(facts["images_seen"]) if (folder / "model").is_dir() else None
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return None
+
+
+def write_facts(folder: Path, recipe: Recipe, parts: Parts, position: Position) -> None:
+    """Collects and writes the facts of a finished run; those of a run that had finished there already stay."""
+    if finished_images(folder) == position.images:
+        return
+    rows = list(read_journal(folder / "log.jsonl"))
+    rates = [cast(float, row["images_per_second"]) for row in rows]
+    measured = [cast(dict[str, float], row["validation"]) for row in rows if "validation" in row]
+    order = order_of(parts.train, recipe.data, recipe.training.seed, recipe.training.micro_batch)
+    train_rows = sum(parts.train.sizes)
+    saves = checkpoint.whole(folder / "checkpoints")
+    facts = Facts(
+        steps=position.step,
+        images_seen=position.images,
+        epochs=order.epochs(position.images) if isinstance(order, Mixed) else position.images / train_rows,
+        epochs_of=epochs(order, parts.train, recipe.data, position.images),
+        skipped_steps=position.skipped,
+        undone_steps=position.health.undone,
+        damaged_rows=len({name for row in rows for name in cast("list[str]", row.get("damaged", ()))}),
+        train_rows=train_rows,
+        validation_rows=sum(parts.held_out.sizes),
+        data_version=int(json.loads((folder / "data.json").read_text(encoding="utf-8"))["version"]),
+        train_seconds=position.seconds,
+        processes=max((cast(int, row.get("processes", 1)) for row in rows), default=1),
+        device_seconds=sum(
+            cast(float, row["seconds"]) * cast(int, row.get("processes", 1)) for row in rows if "undone" not in row
+        ),
+        images_per_second_median=statistics.median(rates) if rates else 0.0,
+        parameters=_parameters(parts),
+        model_bytes=_size(folder / "model"),
+        checkpoint_bytes=_size(saves[-1]) if saves else 0,
+        validation_before=cast("dict[str, float] | None", rows[0].get("validation_before") if rows else None),
+        validation_after=measured[-1] if measured else None,
+        environment=asdict(runtime.environment(runtime.pick_device(recipe.run.device))),
+        goodput=goodput(folder, position.seconds),
+        begun_from=_begun_from(recipe.model.start),
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    write_whole(folder / "facts.json", json.dumps(asdict(facts), indent=1) + "\n")
+
+
+def _begun_from(start: str | None) -> Begun:
+    if start is None:
+        return "random weights"
+    if start in SHIPPED:
+        return "shipped"
+    return "folder" if Path(start).expanduser().is_dir() else "hub"
+
+
+def _parameters(parts: Parts) -> dict[str, int]:
+    components = parts.components
+    if components is None:
+        return {"trained": _count(parts.step.trained.parameters())}
+    networks = {
+        "unet": components.unet, "vae": components.codec.vae,
+        "text_encoder": components.text.tower_1, "text_encoder_2": components.text.tower_2,
+    }  # fmt: skip
+    return {
+        name: _count(parameter for key, parameter in network.named_parameters() if not is_adapter(key))
+        for name, network in networks.items()
+    }
+
+
+def _count(parameters: Iterable[Tensor]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

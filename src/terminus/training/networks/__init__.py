@@ -1,0 +1,1 @@
+"""How the trained networks are run: precision, compilation, adapters, frozen weights."""

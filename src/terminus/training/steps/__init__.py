@@ -1,0 +1,1 @@
+"""The step of each objective: from a batch to the loss of every sample."""
