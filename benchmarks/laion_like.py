@@ -3,7 +3,7 @@
     python benchmarks/laion_like.py --rows 10000 --out benchmarks/results
 
 A server in another process on loopback answers as the web does: most links work, some are gone, slow, broken,
-reserved, or lead into private networks. The pictures are the embedded drawings, re-encoded at several sizes and
+reserved, or lead into private networks. The images are the embedded drawings, re-encoded at several sizes and
 made different file by file through a JPEG comment; one in twenty repeats another.
 """
 
@@ -54,9 +54,9 @@ def encodings() -> list[bytes]:
         decoded = decode(candidate.data, Limits(1 << 24, 1 << 24))
         assert isinstance(decoded, Decoded)
         side = SIZES[number % len(SIZES)]
-        picture = Image.fromarray(decoded.on(candidate.background or parse_color("#ffffff"))).resize((side, side))
+        image = Image.fromarray(decoded.on(candidate.background or parse_color("#ffffff"))).resize((side, side))
         file = BytesIO()
-        picture.save(file, "JPEG", quality=80 + number % 15)
+        image.save(file, "JPEG", quality=80 + number % 15)
         files.append(file.getvalue())
     return files
 
@@ -115,7 +115,7 @@ def table(path: Path, rows: int, port: int) -> None:
                 found, host = kind(index), "10.0.0.1" if kind(index) == "private" else "127.0.0.1"
                 chunk.append({
                     "URL": f"http://{host}:{port}/{index}.jpg",
-                    "TEXT": None if found == "silent" else f"picture {index}",
+                    "TEXT": None if found == "silent" else f"image {index}",
                     "WIDTH": 100 if found == "small" else 300, "HEIGHT": 300, "punsafe": index % 97 / 1000,
                     "pwatermark": 0.9 if found == "marked" else index % 50 / 100, "similarity": 0.2 + index % 30 / 100,
                     "AESTHETIC_SCORE": 4 + index % 40 / 10,

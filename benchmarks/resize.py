@@ -8,7 +8,7 @@ pixels; img2dataset's own `Resizer` runs in an environment of its own, named by 
 
 Each is a process of its own, gets the same bytes, works on one thread, writes a JPEG of quality 95 with halved
 colour to the same disk, and is measured by its own CPU seconds, which other work on the machine disturbs least. What is
-reported is the median of all pictures and rounds. Each contender works through all pictures once before, uncounted.
+reported is the median of all images and rounds. Each contender works through all images once before, uncounted.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ def photograph(seed: int):
         spectrum = np.fft.rfft2(generator.standard_normal((HEIGHT, WIDTH))) * fall
         layer = np.fft.irfft2(spectrum, s=(HEIGHT, WIDTH))
         layers.append(layer / layer.std() * 48 + 128)
-    picture = np.stack(layers, axis=-1)
-    picture[..., 1:] = 0.7 * picture[..., :1] + 0.3 * picture[..., 1:]
+    image = np.stack(layers, axis=-1)
+    image[..., 1:] = 0.7 * image[..., :1] + 0.3 * image[..., 1:]
     for _ in range(40):
         top, left = generator.integers(0, HEIGHT - 200), generator.integers(0, WIDTH - 200)
-        picture[top : top + generator.integers(8, 200), left : left + generator.integers(8, 200)] = generator.integers(
+        image[top : top + generator.integers(8, 200), left : left + generator.integers(8, 200)] = generator.integers(
             0, 256, 3
         )
-    return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 
 def ours_pixels(data: bytes):
@@ -77,9 +77,9 @@ def ours_pixels(data: bytes):
 
     decoded = decode.decode(data, decode.Limits(1 << 28, 1 << 26))
     assert isinstance(decoded, decode.Decoded)
-    way = geometry.plan(decoded.size, geometry.Transform(SIDE), geometry.Position(0, 0))
+    way = geometry.plan(decoded.size, geometry.Transform(SIDE), geometry.CropPosition(0, 0))
     assert way is not None
-    return geometry.apply(decoded.on((255, 255, 255)), way)
+    return geometry.crop_and_resize(decoded.on((255, 255, 255)), way)
 
 
 def pillow_pixels(data: bytes):
@@ -170,7 +170,7 @@ def levels(sources: list[Path], other: dict[str, Path]) -> dict[str, float]:
 
 
 def measure(count: int, rounds: int, python: str | None) -> dict[str, object]:
-    """CPU and wall seconds per picture of every way, taking turns picture by picture."""
+    """CPU and wall seconds per image of every way, taking turns image by image."""
     from PIL import Image
 
     ways = {"ours": Contender(sys.executable, "ours"), "pillow": Contender(sys.executable, "pillow")}
@@ -183,7 +183,7 @@ def measure(count: int, rounds: int, python: str | None) -> dict[str, object]:
         seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
         stored = {name: Path(folder) / f"stored {name}.jpg" for name in ways}
         for turn in range(1 + rounds):
-            for source in reversed(sources):  # so that what lies there at the end is the first picture
+            for source in reversed(sources):  # so that what lies there at the end is the first image
                 for name, way in ways.items():
                     taken = way(source, stored[name])
                     if turn:
@@ -194,7 +194,7 @@ def measure(count: int, rounds: int, python: str | None) -> dict[str, object]:
         way.close()
     cpu = {name: median(one for one, _ in taken) for name, taken in seconds.items()}
     return {
-        "pictures": count,
+        "images": count,
         "rounds": rounds,
         "megabytes_each": round(megabytes, 2),
         "cpu_seconds": {name: round(value, 4) for name, value in cpu.items()},
@@ -208,8 +208,8 @@ def measure(count: int, rounds: int, python: str | None) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--img2dataset", help="python of an environment that has it; without, it is left out")
-    parser.add_argument("--count", type=int, default=6, help="pictures")
-    parser.add_argument("--rounds", type=int, default=5, help="times that each picture is done by each way")
+    parser.add_argument("--count", type=int, default=6, help="images")
+    parser.add_argument("--rounds", type=int, default=5, help="times that each image is done by each way")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -39,14 +39,14 @@ LEAST_BACKGROUND = 0.1
 """The captions name the background, so a drawing that covers more than 90 % of its square is left out."""
 HELD_OUT_ONE_IN = 25
 
-PICTURES_3D = "@lobehub/fluent-emoji-3d"
-PICTURES_FLAT = "@iconify-json/fluent-emoji-flat"
+IMAGES_3D = "@lobehub/fluent-emoji-3d"
+IMAGES_FLAT = "@iconify-json/fluent-emoji-flat"
 NAMES = "cldr-annotations-full"
 NAMES_DERIVED = "cldr-annotations-derived-full"
 GROUPS = "unicode-emoji-json"
 VERSIONS = {
-    PICTURES_3D: "1.1.0",
-    PICTURES_FLAT: "1.2.6",
+    IMAGES_3D: "1.1.0",
+    IMAGES_FLAT: "1.2.6",
     NAMES: "48.2.0",
     NAMES_DERIVED: "48.2.0",
     GROUPS: "0.9.0",
@@ -86,7 +86,7 @@ Written by `scripts/build_emoji.py`; do not edit. `docs/dataset.md` explains it.
 
 - `3d.zip`, `flat.zip`: {three} + {flat} drawings, {side}x{side} RGBA WebP (lossy colour, lossless alpha).
 - `index.jsonl`: one row per drawing.
-- `LICENSE-*`: the pictures are Microsoft's Fluent Emoji (MIT), packaged by LobeHub and Iconify (MIT);
+- `LICENSE-*`: the images are Microsoft's Fluent Emoji (MIT), packaged by LobeHub and Iconify (MIT);
   names and keywords are Unicode CLDR's (Unicode License v3); groups are from unicode-emoji-json (MIT).
 
 | npm package | version | SHA-256 of its archive |
@@ -164,11 +164,11 @@ def build(packages: dict[str, Path], out: Path) -> list[Entry]:
     unicode = Unicode(packages)
     entries: list[Entry] = []
     sources: tuple[tuple[Style, Iterable[tuple[str, FloatImage]]], ...] = (
-        ("3d", renders(packages[PICTURES_3D])),
-        ("flat", drawings(packages[PICTURES_FLAT])),
+        ("3d", renders(packages[IMAGES_3D])),
+        ("flat", drawings(packages[IMAGES_FLAT])),
     )
-    for style, pictures in sources:
-        rows = sorted(named(unicode, style, pictures), key=lambda row: row[0].id)
+    for style, images in sources:
+        rows = sorted(named(unicode, style, images), key=lambda row: row[0].id)
         pack(out / f"{style}.zip", [(f"{entry.id.split('/')[1]}.webp", data) for entry, data in rows])
         entries += [entry for entry, _ in rows]
     lines = [json.dumps(asdict(entry), ensure_ascii=False) for entry in entries]
@@ -176,17 +176,17 @@ def build(packages: dict[str, Path], out: Path) -> list[Entry]:
     return entries
 
 
-def named(unicode: Unicode, style: Style, pictures: Iterable[tuple[str, FloatImage]]) -> Iterator[tuple[Entry, bytes]]:
-    """Each picture once, as a file with its row.
+def named(unicode: Unicode, style: Style, images: Iterable[tuple[str, FloatImage]]) -> Iterator[tuple[Entry, bytes]]:
+    """Each image once, as a file with its row.
 
     Two names for the same pixels would be two truths, and a name can have two files: the first one is kept.
     """
     seen: set[str | bytes] = set()
-    for text, picture in pictures:
-        digest = hashlib.sha256(picture.tobytes()).digest()
-        if seen.isdisjoint((text, digest)) and (picture[..., 3] < 0.5).mean() >= LEAST_BACKGROUND:
+    for text, image in images:
+        digest = hashlib.sha256(image.tobytes()).digest()
+        if seen.isdisjoint((text, digest)) and (image[..., 3] < 0.5).mean() >= LEAST_BACKGROUND:
             seen |= {text, digest}
-            yield unicode.entry(text, style), encode(shrink(picture))
+            yield unicode.entry(text, style), encode(shrink(image))
 
 
 def renders(package: Path) -> Iterator[tuple[str, FloatImage]]:
@@ -211,8 +211,8 @@ def drawings(package: Path) -> Iterator[tuple[str, FloatImage]]:
         width, height = icon.get("width", icons["width"]), icon.get("height", icons["height"])
         svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
         png = resvg_py.svg_to_bytes(svg_string=svg, width=SOURCE_SIDE, skip_system_fonts=True)
-        picture = np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGBA")) / 255
-        yield text, square(picture[:, ::-1] if alias.get("hFlip") else picture)
+        image = np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGBA")) / 255
+        yield text, square(image[:, ::-1] if alias.get("hFlip") else image)
 
 
 def characters(code: str) -> str:
@@ -221,16 +221,16 @@ def characters(code: str) -> str:
     return text + END_OF_TAGS if ord(text[-1]) in TAG else text
 
 
-def square(picture: FloatImage) -> FloatImage:
-    """A few pictures are a little taller than wide: pad both sides with nothing."""
-    height, width = picture.shape[:2]
+def square(image: FloatImage) -> FloatImage:
+    """A few images are a little taller than wide: pad both sides with nothing."""
+    height, width = image.shape[:2]
     pad = [(side - length) // 2 for side, length in ((max(height, width), height), (max(height, width), width))]
-    return np.pad(picture, ((pad[0], pad[0]), (pad[1], pad[1]), (0, 0)))
+    return np.pad(image, ((pad[0], pad[0]), (pad[1], pad[1]), (0, 0)))
 
 
-def shrink(picture: FloatImage) -> FloatImage:
+def shrink(image: FloatImage) -> FloatImage:
     """Straight RGBA to SIDE with LANCZOS on premultiplied colour, so hidden colour cannot leak into edges."""
-    premultiplied = np.concatenate([picture[..., :3] * picture[..., 3:], picture[..., 3:]], axis=-1)
+    premultiplied = np.concatenate([image[..., :3] * image[..., 3:], image[..., 3:]], axis=-1)
     planes = [
         np.asarray(
             Image.fromarray(premultiplied[..., i].astype(np.float32)).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
@@ -259,11 +259,11 @@ def _halve(x: FloatImage) -> FloatImage:
     return x.reshape(len(x) // 2, 2, len(x) // 2, 2, -1).mean(axis=(1, 3))
 
 
-def encode(picture: FloatImage) -> bytes:
+def encode(image: FloatImage) -> bytes:
     """Straight RGBA as WebP with lossless alpha; `exact` keeps the bled colours as they are."""
     file = io.BytesIO()
-    image = Image.fromarray((picture * 255).round().astype(np.uint8), "RGBA")
-    image.save(file, "WEBP", quality=QUALITY, alpha_quality=100, method=4, exact=True)
+    opened = Image.fromarray((image * 255).round().astype(np.uint8), "RGBA")
+    opened.save(file, "WEBP", quality=QUALITY, alpha_quality=100, method=4, exact=True)
     return file.getvalue()
 
 

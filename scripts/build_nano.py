@@ -1,8 +1,8 @@
 """Puts a trained nano into the package: the model folder, the logs of its runs, and their recipes.
 
-    python scripts/build_nano.py runs/nano-codec runs/nano-towers runs/nano-unet runs/nano-focus
+    python scripts/build_nano.py runs/nano-vae runs/nano-text-encoders runs/nano-unet runs/nano-focus
 
-The recipes are those of the same names, trained in this order; `terminus prepare nano-codec` comes before the
+The recipes are those of the same names, trained in this order; `terminus prepare nano-vae` comes before the
 first, `terminus prepare nano-unet` and `terminus prepare nano-focus` before those. The last run is shipped.
 """
 

@@ -17,7 +17,7 @@ from terminus.model.architecture import NANO
 from terminus.model.text_encoders import build_tokenizer, save_tokenizer
 
 MERGES = 2000
-EVERYDAY = "photo picture painting image of a an the and with in on one two three small big bright dark night day"
+EVERYDAY = "photo image painting image of a an the and with in on one two three small big bright dark night day"
 
 
 def byte_symbols() -> list[str]:
@@ -29,7 +29,7 @@ def byte_symbols() -> list[str]:
 
 def corpus() -> list[str]:
     """Every caption the dataset can give, its keywords, and a few everyday words."""
-    lines = [emoji.caption(drawing, colour) for drawing in emoji.drawings() for colour in emoji.BACKGROUNDS]
+    lines = [emoji.emoji_caption(drawing, colour) for drawing in emoji.drawings() for colour in emoji.BACKGROUNDS]
     return [*lines, *(" ".join(drawing.keywords) for drawing in emoji.drawings()), EVERYDAY]
 
 

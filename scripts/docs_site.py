@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from terminus import cli
-from terminus.config.outline import settings
+from terminus.config.outline import leaf_settings
 from terminus.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def settings_page() -> str:
     """Every setting of a recipe, grouped by its first word."""
     lines = ["# Settings", "", "Made from the schema; `terminus config explain RECIPE` shows a recipe's values.", ""]
     group = ""
-    for setting in settings(Recipe):
+    for setting in leaf_settings(Recipe):
         if setting.key.startswith("data.filters_of."):
             continue  # the filters of one source: the same again
         first = setting.key.split(".")[0]

@@ -22,7 +22,7 @@ PHRASES = {
     "milky way": "the milky way",
     "kaaba": "the kaaba",
     "Statue of Liberty": "the Statue of Liberty",
-    "Tokyo tower": "the Tokyo tower",
+    "Tokyo text encoder": "the Tokyo text encoder",
     "radioactive": "a radioactive sign",
     "biohazard": "a biohazard sign",
     "information": "an information sign",
@@ -70,7 +70,7 @@ SIGNS = frozenset(
         *("input symbols", "water closet", "recycling"),
     ]
 )
-"""Names of meanings whose picture is a sign or a symbol."""
+"""Names of meanings whose image is a sign or a symbol."""
 
 BARE = frozenset(
     [

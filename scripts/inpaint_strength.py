@@ -2,9 +2,9 @@
 
     python scripts/inpaint_strength.py
 
-The shipped nano keeps a drawing and repaints what is around it. Two pictures differ in nothing but the part that is
+The shipped nano keeps a drawing and repaints what is around it. Two images differ in nothing but the part that is
 repainted, which is black in one and white in the other; whatever the answer to them differs by has leaked through the
-mask. Prints the table of docs/interop.md and writes the picture below it. A method is one function of `Task`.
+mask. Prints the table of docs/interop.md and writes the image below it. A method is one function of `Task`.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from terminus import Terminus
 from terminus.data import emoji
-from terminus.data.emoji import BACKGROUNDS, CONTRAST, Drawing
+from terminus.data.emoji import BACKGROUNDS, CONTRAST, Emoji
 from terminus.evaluation.luminance import luma
 from terminus.model.weights import SHIPPED
 
-PICTURE = Path(__file__).parents[1] / "docs" / "images" / "inpaint-strength.png"
+IMAGE = Path(__file__).parents[1] / "docs" / "images" / "inpaint-strength.png"
 SIDE, STEPS, GUIDANCE, RESCALE = 64, 20, 4.0, 0.7
 SUBJECTS = ("red apple", "pear", "soccer ball", "yellow heart")
 SEEDS = 4
-"""Of each subject: 16 pictures behind every number."""
+"""Of each subject: 16 images behind every number."""
 OPAQUE, KEPT_INSIDE = 200, 5
 """Kept is where the drawing is opaque, less the window of this many pixels that its edge shines into."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """Pictures to repaint where their masks are white, one prompt and one seed each."""
+    """Images to repaint where their masks are white, one prompt and one seed each."""
 
-    pictures: tuple[Image.Image, ...]
+    images: tuple[Image.Image, ...]
     masks: tuple[Image.Image, ...]
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -61,7 +61,7 @@ def in_diffusers(strength: float) -> Method:
         return pipeline(
             list(task.prompts),
             negative_prompt=[""] * len(task.prompts),
-            image=list(task.pictures),
+            image=list(task.images),
             mask_image=list(task.masks),
             height=SIDE,
             width=SIDE,
@@ -80,10 +80,10 @@ def in_terminus() -> Method:
     model = Terminus.load(SHIPPED["nano"])
 
     def paint(task: Task) -> list[Image.Image]:
-        rows = zip(task.prompts, task.pictures, task.masks, task.seeds, strict=True)
+        rows = zip(task.prompts, task.images, task.masks, task.seeds, strict=True)
         return [
-            model.inpaint(prompt, picture, mask, seed=seed, steps=STEPS, guidance=GUIDANCE, solver="euler")[0]
-            for prompt, picture, mask, seed in rows
+            model.inpaint(prompt, image, mask, seed=seed, steps=STEPS, guidance=GUIDANCE, solver="euler")[0]
+            for prompt, image, mask, seed in rows
         ]
 
     return paint
@@ -97,39 +97,39 @@ def methods() -> Mapping[str, Method]:
     }
 
 
-def drawing(name: str) -> Drawing:
+def drawing(name: str) -> Emoji:
     return next(one for one in emoji.drawings() if one.style == "3d" and one.name == name)
 
 
-def wordings(subject: Drawing) -> Mapping[str, str]:
+def wordings(subject: Emoji) -> Mapping[str, str]:
     """What is asked for → the prompt."""
-    named = {f"“... on a {color} background”": emoji.caption(subject, color) for color in CONTRAST}
+    named = {f"“... on a {color} background”": emoji.emoji_caption(subject, color) for color in CONTRAST}
     return {**named, "the subject alone": f"{emoji.STYLES['3d']} {subject.subject}", "nothing (empty prompt)": ""}
 
 
-def cut_out(subject: Drawing) -> Image.Image:
+def cut_out(subject: Emoji) -> Image.Image:
     with Image.open(io.BytesIO(emoji.rgba(subject))) as image:
         return image.convert("RGBA").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
 
 
-def on_background(subject: Drawing, color: str) -> Image.Image:
+def on_background(subject: Emoji, color: str) -> Image.Image:
     front, back = cut_out(subject), Image.new("RGBA", (SIDE, SIDE), BACKGROUNDS[color])
     return Image.alpha_composite(back, front).convert("RGB")
 
 
-def mask_around(subject: Drawing) -> Image.Image:
+def mask_around(subject: Emoji) -> Image.Image:
     """White where to repaint: everything but the inside of the drawing."""
     opaque = cut_out(subject).getchannel("A").point(lambda alpha: 255 if alpha > OPAQUE else 0)
     return opaque.filter(ImageFilter.MinFilter(KEPT_INSIDE)).point(lambda value: 255 - value)
 
 
-def background_luma(picture: Image.Image, subject: Drawing) -> float:
+def background_luma(image: Image.Image, subject: Emoji) -> float:
     """Mean luma, 0..1, of the pixels that no part of the drawing touches."""
     outside = np.asarray(cut_out(subject).getchannel("A")) == 0
-    return float(luma(np.asarray(picture)[None])[0][outside].mean())
+    return float(luma(np.asarray(image)[None])[0][outside].mean())
 
 
-def task_for(asked: str, hidden: str) -> tuple[Task, list[Drawing]]:
+def task_for(asked: str, hidden: str) -> tuple[Task, list[Emoji]]:
     subjects = [drawing(name) for name in SUBJECTS for _ in range(SEEDS)]
     return Task(
         tuple(on_background(subject, hidden) for subject in subjects),
@@ -140,7 +140,7 @@ def task_for(asked: str, hidden: str) -> tuple[Task, list[Drawing]]:
 
 
 def measure(method: Method, asked: str) -> tuple[dict[str, np.ndarray], dict[str, Image.Image]]:
-    """Background luma of each picture, and the first picture, by what was hidden."""
+    """Background luma of each image, and the first image, by what was hidden."""
     lumas: dict[str, np.ndarray] = {}
     first: dict[str, Image.Image] = {}
     for hidden in CONTRAST:
@@ -157,11 +157,11 @@ def sheet(columns: Mapping[str, Mapping[str, Image.Image]]) -> Image.Image:
     size = (len(columns) * (cell + gap) + gap, len(CONTRAST) * (cell + gap) + margin)
     canvas = Image.new("RGB", size, "#808080")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(18)
-    for column, (label, pictures) in enumerate(columns.items()):
+    for column, (label, images) in enumerate(columns.items()):
         left = gap + column * (cell + gap)
         draw.text((left, 8), label, fill="white", font=font)
         for row, hidden in enumerate(CONTRAST):
-            enlarged = pictures[hidden].resize((cell, cell), Image.Resampling.NEAREST)
+            enlarged = images[hidden].resize((cell, cell), Image.Resampling.NEAREST)
             canvas.paste(enlarged, (left, margin + row * (cell + gap)))
     return canvas
 
@@ -172,9 +172,9 @@ def visibility(cells: int) -> float:
 
     In standard deviations of the mean of `cells` x `cells` latents: black's distance from white, times alpha / sigma.
     """
-    codec: Any = AutoencoderKL.from_pretrained(SHIPPED["nano"] / "vae", local_files_only=True, dtype=torch.float32)
-    plain = [codec.encode(torch.full((1, 3, SIDE, SIDE), level)).latent_dist.mode() for level in (-1.0, 1.0)]
-    distance = codec.config.scaling_factor * (plain[1] - plain[0]).mean((0, 2, 3)).norm()
+    vae: Any = AutoencoderKL.from_pretrained(SHIPPED["nano"] / "vae", local_files_only=True, dtype=torch.float32)
+    plain = [vae.encode(torch.full((1, 3, SIDE, SIDE), level)).latent_dist.mode() for level in (-1.0, 1.0)]
+    distance = vae.config.scaling_factor * (plain[1] - plain[0]).mean((0, 2, 3)).norm()
     scheduler: Any = EulerDiscreteScheduler.from_pretrained(SHIPPED["nano"] / "scheduler", local_files_only=True)
     scheduler.set_timesteps(STEPS)
     return float(distance / scheduler.sigmas[1]) * cells
@@ -184,7 +184,7 @@ def main() -> None:
     subject = drawing(SUBJECTS[0])
     *_, nothing = wordings(subject)
     columns: dict[str, Mapping[str, Image.Image]] = {
-        "picture": {hidden: on_background(subject, hidden) for hidden in CONTRAST},
+        "image": {hidden: on_background(subject, hidden) for hidden in CONTRAST},
         "mask (white: repaint)": {hidden: mask_around(subject).convert("RGB") for hidden in CONTRAST},
     }
     print("| asked for | method | hidden black | hidden white | leak |\n|---|---|---|---|---|")
@@ -198,9 +198,9 @@ def main() -> None:
             print(f"| {asked} | {name} | {means} |", flush=True)
             if asked == nothing:
                 columns[name] = first
-    sheet(columns).save(PICTURE, optimize=True)
+    sheet(columns).save(IMAGE, optimize=True)
     print(f"\nvisible by {visibility(16):.1f} deviations in 16 x 16 latents, by {visibility(128):.1f} in 128 x 128")
-    print(PICTURE)
+    print(IMAGE)
 
 
 if __name__ == "__main__":

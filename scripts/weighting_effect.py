@@ -4,7 +4,7 @@
     python scripts/weighting_effect.py [--store runs/nano-data] [--out runs/weighting-effect] [--images 3200]
 
 Prints the share of the gradient's length that each hundred timesteps have at the start, and afterwards the error on
-held-out pictures, the same pictures, noise and timesteps for every form, and how bright the frame is of pictures asked
+held-out images, the same images, noise and timesteps for every form, and how bright the frame is of images asked
 for on black and on white. A finished run is not repeated.
 """
 
@@ -29,7 +29,7 @@ from terminus.evaluation.luminance import REC601, frame_rgb
 from terminus.model.components import load_components
 from terminus.sampling.settings import Settings
 from terminus.sampling.tasks import text2img, to_bytes
-from terminus.training.assemble import Parts, assemble
+from terminus.training.assemble import TrainingSetup, assemble
 from terminus.training.recipe import Recipe
 from terminus.training.run import train
 from terminus.training.steps.diffusion import DiffusionStep
@@ -37,7 +37,7 @@ from terminus.training.validation import build_validation
 
 FORMS = ("augmented", "paper")
 WIDTH, HELD_OUT, GRADIENT, SUBJECTS = 100, 128, 64, 24
-"""Timesteps of a band; pictures behind each error, behind each gradient, and drawn on each background."""
+"""Timesteps of a band; images behind each error, behind each gradient, and drawn on each background."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,10 @@ STARTS = (
     Start("shipped", ("model.start=nano", "training.learning_rate.max=3.0e-4")),
     Start(
         "random",
-        ("model={start: null, architecture: nano, codec: nano, text: nano}", "training.learning_rate.max=1.0e-3"),
+        (
+            "model={start: null, architecture: nano, vae: nano, text_encoders: nano}",
+            "training.learning_rate.max=1.0e-3",
+        ),
     ),
 )
 
@@ -69,7 +72,7 @@ def recipe(start: Start, form: str, arguments: argparse.Namespace) -> Loaded[Rec
     ])  # fmt: skip
 
 
-def parts_of(loaded: Loaded[Recipe]) -> tuple[Parts, DiffusionStep]:
+def parts_of(loaded: Loaded[Recipe]) -> tuple[TrainingSetup, DiffusionStep]:
     parts = assemble(loaded.value, Store(loaded.value.data.store).latents.required())
     return parts, cast(DiffusionStep, parts.step)
 
@@ -82,7 +85,7 @@ def in_band(step: DiffusionStep, low: int, count: int) -> DiffusionStep:
 
 
 def errors(step: DiffusionStep, batches: Sequence[Batch]) -> torch.Tensor:
-    """Plain error [band, picture]."""
+    """Plain error [band, image]."""
     with torch.no_grad():
         rows = [
             torch.cat([in_band(step, low, HELD_OUT).loss(batch, 0).error for batch in batches])
@@ -107,10 +110,10 @@ def gradient_shares(step: DiffusionStep, batches: Sequence[Batch]) -> torch.Tens
 
 
 def frame(model: Path, background: str) -> tuple[float, float]:
-    """Mean luminance of the frame of pictures on this background, in 0..1, and its standard error."""
+    """Mean luminance of the frame of images on this background, in 0..1, and its standard error."""
     components = load_components(model)
     subjects = [drawing for drawing in emoji.drawings() if drawing.style == "3d"][::60][:SUBJECTS]
-    prompts = [emoji.caption(drawing, background) for drawing in subjects]
+    prompts = [emoji.emoji_caption(drawing, background) for drawing in subjects]
     *_, last = text2img(components, prompts, range(len(prompts)), Settings(steps=16, guidance=4.0))
     luminance = frame_rgb(to_bytes(components, last.x).numpy()) @ np.array(REC601)
     return float(luminance.mean()), float(luminance.std(ddof=1) / len(prompts) ** 0.5)

@@ -1,4 +1,4 @@
-"""What tests of several rooms share: a whole model, small enough to draw a picture in a moment."""
+"""What tests of several rooms share: a whole model, small enough to draw an image in a moment."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ def random_nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Imported here: tests that need no network should not wait for torch.
     import torch
 
-    from terminus.model.architecture import Architecture, CodecShape, TowerShape, UNetShape, VisionShape
+    from terminus.model.architecture import Architecture, TextEncoderShape, UNetShape, VAEShape, VisionShape
     from terminus.model.components import Components, save_components
     from terminus.model.record import Record
-    from terminus.model.text import build_towers, build_vision
+    from terminus.model.text import build_text_encoders, build_vision
     from terminus.model.text_encoders import load_tokenizer
     from terminus.model.unet import build_unet
-    from terminus.model.vae import build_codec
+    from terminus.model.vae import build_vae
     from terminus.model.weights import SHIPPED
 
-    tower = TowerShape(width=32, layers=2, heads=2, hidden=64, activation="quick_gelu", projection=32)
+    text_encoder = TextEncoderShape(width=32, layers=2, heads=2, hidden=64, activation="quick_gelu", projection=32)
     tiny = Architecture(
         unet=UNetShape(
             channels=(16, 32, 32),
@@ -59,9 +59,9 @@ def random_nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
             size_embedding=8,
             latent_size=8,
         ),
-        codec=CodecShape(channels=(8, 16, 16), layers_per_level=1, norm_groups=4, latent_channels=4, pixels=32),
-        tower_1=tower,
-        tower_2=tower,
+        vae=VAEShape(channels=(8, 16, 16), layers_per_level=1, norm_groups=4, latent_channels=4, pixels=32),
+        text_encoder_1=text_encoder,
+        text_encoder_2=text_encoder,
         vision=VisionShape(width=32, layers=2, heads=2, patch=8, pixels=32),
         positions=32,
     )
@@ -70,8 +70,8 @@ def random_nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         components = Components(
             build_unet(tiny).eval(),
-            build_codec(tiny),
-            build_towers(tiny, tokenizers),
+            build_vae(tiny),
+            build_text_encoders(tiny, tokenizers),
             Record(weighting={"kind": "min_snr", "form": "augmented", "gamma": 5.0}, native_pixels=32),
             build_vision(tiny).eval(),
         )

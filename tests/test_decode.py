@@ -145,7 +145,7 @@ def test_animations_are_refused():
         assert reason(encoded(frames[0], form, save_all=True, append_images=frames[1:])) == "animated"
 
 
-def test_the_first_picture_of_an_mpo_is_taken():
+def test_the_first_image_of_an_mpo_is_taken():
     frames = [Image.new("RGB", (16, 16), (level, 0, 0)) for level in (250, 0)]
     shown = decoded(encoded(frames[0], "MPO", save_all=True, append_images=frames[1:])).rgb
     assert shown[8, 8, 0] > 240
@@ -173,9 +173,9 @@ def _png_header(width: int, height: int) -> bytes:
 
 def test_the_fast_way_reads_pillows_pixels():
     rng = np.random.default_rng(0)
-    picture = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)).resize((401, 299))
+    image = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)).resize((401, 299))
     for options in ({"subsampling": 2}, {"subsampling": 0}, {"progressive": True}, {"quality": 30}):
-        data = encoded(picture, "JPEG", **options)
+        data = encoded(image, "JPEG", **options)
         assert np.array_equal(decoded(data).rgb, np.asarray(Image.open(BytesIO(data))))
 
 
@@ -194,8 +194,8 @@ def test_damaged_files_never_raise(form):
     exif = Image.Exif()
     exif[0x0112] = 6
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    picture = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).resize((60, 50))
-    whole = encoded(picture, form, exif=exif, icc_profile=profile)
+    image = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).resize((60, 50))
+    whole = encoded(image, form, exif=exif, icc_profile=profile)
     outcomes = set()
     for _ in range(300):
         damaged = bytearray(whole)
@@ -209,10 +209,10 @@ def test_damaged_files_never_raise(form):
 
 
 def test_no_flipped_bit_of_a_png_becomes_other_pixels():
-    """Pillow alone decodes most of these to another picture."""
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8))
+    """Pillow alone decodes most of these to another image."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8))
     file = BytesIO()
-    picture.save(file, "PNG", pnginfo=text_chunk())
+    image.save(file, "PNG", pnginfo=text_chunk())
     whole = file.getvalue()
     assert isinstance(decode(whole, LIMITS), Decoded)
     said = Counter[str]()

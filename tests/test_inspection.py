@@ -16,9 +16,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from terminus.errors import UserError
-from terminus.inspection.command import fix as print_fix
+from terminus.inspection.command import fix_command as print_fix
 from terminus.inspection.command import inspect
-from terminus.inspection.fix import fix
+from terminus.inspection.fix import write_fixed_copy
 from terminus.model.components import load_components
 from terminus.model.detect import detect
 from terminus.model.header import read_header
@@ -279,21 +279,21 @@ def test_a_finished_run_shows_its_model(run: Path, random_nano: Path, capsys: py
     assert text.index("its model") > text.index("last step")
 
 
-def test_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_an_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     from PIL.PngImagePlugin import PngInfo
 
     chunks = PngInfo()
     chunks.add_text("parameters", "a cat\nSteps: 20, Sampler: Euler, CFG scale: 5, Seed: 1, Size: 8x8")
     Image.new("RGB", (8, 8)).save(tmp_path / "cat.png", pnginfo=chunks)
     found = facts(tmp_path / "cat.png", capsys)
-    assert (found["kind"], found["made_by"]) == ("picture", "a1111")
+    assert (found["kind"], found["made_by"]) == ("image", "a1111")
     assert found["facts"]["Prompt"] == "a cat"
     chunks.add_text("workflow", long := "x" * 5000 + "the end")
     Image.new("RGB", (8, 8)).save(tmp_path / "long.png", pnginfo=chunks)
     assert facts(tmp_path / "long.png", capsys)["texts"]["workflow"] == long
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.webp")
-    (tmp_path / "plain.webp").rename(tmp_path / "a picture by content.bin")
-    assert facts(tmp_path / "a picture by content.bin", capsys)["made_by"] == "none"
+    (tmp_path / "plain.webp").rename(tmp_path / "an image by content.bin")
+    assert facts(tmp_path / "an image by content.bin", capsys)["made_by"] == "none"
 
 
 EVIL = "\x1b]0;owned\x07\x1b[2J[bold red]a[/bold red]\u202eevil\nsecond line"
@@ -338,7 +338,7 @@ def test_numbers_that_json_does_not_know(tmp_path: Path, run: Path, capsys: pyte
         ("model.safetensors", b"PK\x03\x04 and so on", "zip"),
         ("model.gguf", b"GGUF\3\0\0\0 and so on", "a GGUF file.*the safetensors file of the same model"),
         ("note.txt", b"hello, this is a text and no model", "This is a text file"),
-        ("broken.png", b"\x89PNG\r\n\x1a\nbroken", "picture"),
+        ("broken.png", b"\x89PNG\r\n\x1a\nbroken", "image"),
     ],
 )
 def test_other_files_are_one_paragraph(tmp_path: Path, name: str, content: bytes, message: str):
@@ -415,7 +415,7 @@ def networks(path: Path) -> dict[str, torch.Tensor]:
 def test_a_right_checkpoint_is_not_copied(tmp_path: Path, nano_file: Path):
     for source, target in ((NANO, "copy"), (nano_file, "copy-vpred.safetensors")):
         with pytest.raises(UserError, match="Nothing is wrong"):
-            fix(source, tmp_path / target)
+            write_fixed_copy(source, tmp_path / target)
         assert list(tmp_path.iterdir()) == []
 
 
@@ -432,7 +432,7 @@ def test_a_right_checkpoint_is_not_copied(tmp_path: Path, nano_file: Path):
 def test_a_file_is_corrected(tmp_path: Path, nano_file: Path, metadata: dict, drop: tuple[str, ...], problem: str):
     source = relabelled(nano_file, tmp_path / "wrong.safetensors", metadata, drop)
     before = source.read_bytes()
-    fixed = fix(source, tmp_path / "right-vpred.safetensors")
+    fixed = write_fixed_copy(source, tmp_path / "right-vpred.safetensors")
     assert any(problem in text for text in fixed.problems)
     assert source.read_bytes() == before
     detection = detect(fixed.target)
@@ -442,7 +442,7 @@ def test_a_file_is_corrected(tmp_path: Path, nano_file: Path, metadata: dict, dr
     assert old.keys() == new.keys()
     assert all(torch.equal(old[name], new[name]) for name in old)
     with pytest.raises(UserError, match="Nothing is wrong"):
-        fix(fixed.target, tmp_path / "again-vpred.safetensors")
+        write_fixed_copy(fixed.target, tmp_path / "again-vpred.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -452,19 +452,19 @@ def test_a_file_is_corrected(tmp_path: Path, nano_file: Path, metadata: dict, dr
 def test_a_decision_overrides_every_label(
     tmp_path: Path, nano_file: Path, decided: str, name: str, expected: Schedule, capsys: pytest.CaptureFixture[str]
 ):
-    target = fix(nano_file, tmp_path / f"{name}.safetensors", decided).target
+    target = write_fixed_copy(nano_file, tmp_path / f"{name}.safetensors", decided).target
     assert (detect(target).schedule, detect(target).conflicts) == (expected, ())
     found = facts(target, capsys)
     assert (found["hashes"]["stated"], found["conflicts"]) == ("right", [])
     assert ("v_pred" in read_header(target).tensors, "ztsnr" in read_header(target).tensors) == (decided == "v", False)
-    back = fix(target, tmp_path / "back-vpred.safetensors", "v-ztsnr").target
+    back = write_fixed_copy(target, tmp_path / "back-vpred.safetensors", "v-ztsnr").target
     assert back.read_bytes() == nano_file.read_bytes()
 
 
 def test_an_unlabelled_file_of_sdxl_gets_its_side_car(tmp_path: Path):
     source = single(tmp_path / "plain.safetensors", {})
     assert detect(source).schedule.prediction == "epsilon"
-    target = fix(source, tmp_path / "right-vpred.safetensors", "v-ztsnr").target
+    target = write_fixed_copy(source, tmp_path / "right-vpred.safetensors", "v-ztsnr").target
     assert "in_channels: 9" in target.with_suffix(".yaml").read_text()
     sources = [e.source for e in detect(target).evidence]
     assert "side-car .yaml" in sources
@@ -474,8 +474,8 @@ def test_an_unlabelled_file_of_sdxl_gets_its_side_car(tmp_path: Path):
 def test_an_impossible_file_needs_a_decision(tmp_path: Path):
     source = single(tmp_path / "x.safetensors", {}, "ztsnr")
     with pytest.raises(UserError, match="--as v-ztsnr"):
-        fix(source, tmp_path / "y.safetensors")
-    assert detect(fix(source, tmp_path / "y.safetensors", "v-ztsnr").target).schedule == Schedule()
+        write_fixed_copy(source, tmp_path / "y.safetensors")
+    assert detect(write_fixed_copy(source, tmp_path / "y.safetensors", "v-ztsnr").target).schedule == Schedule()
 
 
 def test_what_nothing_says_is_not_made_up(tmp_path: Path):
@@ -483,8 +483,8 @@ def test_what_nothing_says_is_not_made_up(tmp_path: Path):
     source = single(tmp_path / "x.safetensors", {}, "v_pred")
     source.with_suffix(".yaml").write_text("model:\n  params:\n    parameterization: v\n")
     with pytest.raises(UserError, match=r"Nothing says whether .* zero terminal SNR.*--probe.*--as v-ztsnr"):
-        fix(source, tmp_path / "y-vpred.safetensors")
-    fixed = fix(source, tmp_path / "y-vpred.safetensors", "v-ztsnr").target
+        write_fixed_copy(source, tmp_path / "y-vpred.safetensors")
+    fixed = write_fixed_copy(source, tmp_path / "y-vpred.safetensors", "v-ztsnr").target
     assert (detect(fixed).schedule, detect(fixed).conflicts) == (Schedule(), ())
 
 
@@ -496,7 +496,7 @@ def test_what_nothing_says_is_not_made_up(tmp_path: Path):
         ({"_class_name": "DDPMScheduler", "clip_sample": None}, ""),
     ],
 )
-def test_settings_that_spoil_pictures_elsewhere_are_corrected(
+def test_settings_that_spoil_images_elsewhere_are_corrected(
     tmp_path: Path, random_nano: Path, changes: dict, words: str
 ):
     source = shutil.copytree(random_nano, tmp_path / "wrong")
@@ -505,9 +505,9 @@ def test_settings_that_spoil_pictures_elsewhere_are_corrected(
     config.write_text(json.dumps(right | changes))
     if not words:
         with pytest.raises(UserError, match="Nothing is wrong"):
-            fix(source, tmp_path / "right")
+            write_fixed_copy(source, tmp_path / "right")
         return
-    fixed = fix(source, tmp_path / "right")
+    fixed = write_fixed_copy(source, tmp_path / "right")
     assert [words in problem for problem in fixed.problems] == [True]
     assert json.loads((fixed.target / "scheduler" / "scheduler_config.json").read_text()) == right
 
@@ -518,9 +518,9 @@ def test_a_folder_is_corrected(tmp_path: Path, random_nano: Path):
     config.write_text(json.dumps(json.loads(config.read_text()) | {"timestep_spacing": "leading"}))
     unet = source / "unet" / "diffusion_pytorch_model.safetensors"
     save_file(load_file(unet) | {"v_pred": torch.zeros(0)}, unet, metadata={"format": "pt"})
-    assert any("leading" in problem for problem in fix(source, tmp_path / "right").problems)
+    assert any("leading" in problem for problem in write_fixed_copy(source, tmp_path / "right").problems)
     for decided, expected in (("v", Schedule(zero_terminal=False)), ("v-ztsnr", Schedule())):
-        target = fix(source, tmp_path / f"as-{decided}", decided).target
+        target = write_fixed_copy(source, tmp_path / f"as-{decided}", decided).target
         assert (detect(target).schedule, detect(target).conflicts) == (expected, ())
         assert load_components(target).record.schedule == expected
         assert json.loads((target / "terminus.json").read_text())["images_seen"] == 0
@@ -538,9 +538,9 @@ def test_a_copy_may_not_be_misnamed_or_overwrite(tmp_path: Path, nano_file: Path
         ("x.safetensors", "flow", "cannot be 'flow'"),
     ):
         with pytest.raises(UserError, match=message):
-            fix(wrong, tmp_path / target, decided)
+            write_fixed_copy(wrong, tmp_path / target, decided)
     with pytest.raises(UserError, match="a folder"):
-        fix(NANO, tmp_path / "a.safetensors", "v")
+        write_fixed_copy(NANO, tmp_path / "a.safetensors", "v")
     assert [path.name for path in tmp_path.iterdir()] == ["wrong.safetensors"]
 
 

@@ -15,7 +15,7 @@ from terminus.cli import main
 from terminus.diffusion.schedule import NoiseSchedule
 from terminus.errors import UserError
 from terminus.inspection import command
-from terminus.inspection.probe import Answer, conclude, measure, seam
+from terminus.inspection.probe import Answer, conclude, measure_leak, seam
 from terminus.model.components import load_components
 from terminus.model.record import Schedule, load_record, save_record
 from terminus.model.weights import SHIPPED
@@ -31,7 +31,7 @@ def noises(count: int = 4) -> list[Tensor]:
 
 
 def best(prediction: str, alpha: float, mean: float = 0.3) -> Answer:
-    """The best possible network for pictures whose brightness is normal with variance 1/2, the rest with 1/2."""
+    """The best possible network for images whose brightness is normal with variance 1/2, the rest with 1/2."""
     sigma = (1 - alpha**2) ** 0.5
 
     def answer(x: Tensor) -> Tensor:
@@ -52,27 +52,27 @@ def best(prediction: str, alpha: float, mean: float = 0.3) -> Answer:
     ],
 )
 def test_networks_that_are_known(prediction: str, alpha: float, labelled: Schedule):
-    found = conclude("x", *measure(best(prediction, alpha), noises(), BRIGHTNESS), labelled)
+    found = conclude("x", *measure_leak(best(prediction, alpha), noises(), BRIGHTNESS), labelled)
     assert (found.prediction, found.zero_terminal) == (labelled.prediction, labelled.zero_terminal)
     assert found.conflicts == ()
     assert found.looks_like.startswith(prediction)
 
 
 def test_the_two_numbers_are_those_of_the_formula():
-    slopes, leak = measure(best("velocity", 0.0), noises(), BRIGHTNESS)
+    slopes, leak = measure_leak(best("velocity", 0.0), noises(), BRIGHTNESS)
     assert slopes == pytest.approx([0] * 4, abs=1e-6)
     assert leak == pytest.approx(0, abs=1e-5)
-    slopes, leak = measure(best("velocity", LEAKY), noises(), BRIGHTNESS)
+    slopes, leak = measure_leak(best("velocity", LEAKY), noises(), BRIGHTNESS)
     alpha2, sigma2 = LEAKY**2, 1 - LEAKY**2
     followed = 0.5 * alpha2 / (0.5 * alpha2 + sigma2 / SIDE**2)
     assert leak == pytest.approx((followed - alpha2) / sigma2**0.5, rel=1e-4)
     assert slopes == pytest.approx([LEAKY * (1 - 0.5 / (0.5 * alpha2 + sigma2)) / sigma2**0.5] * 4, rel=1e-3)
-    slopes, _ = measure(best("epsilon", LEAKY), noises(), BRIGHTNESS)
+    slopes, _ = measure_leak(best("epsilon", LEAKY), noises(), BRIGHTNESS)
     assert min(slopes) > 0.99
 
 
 def test_what_is_neither_is_called_neither():
-    found = conclude("x", *measure(lambda x: 0.5 * x, noises(), BRIGHTNESS), Schedule())
+    found = conclude("x", *measure_leak(lambda x: 0.5 * x, noises(), BRIGHTNESS), Schedule())
     assert (found.prediction, found.zero_terminal, found.leak) == (None, None, None)
     assert found.looks_like.startswith("neither")
     one_in_four = conclude("x", [1.0, 1.0, 1.0, 0.0], 0.0, Schedule())
@@ -94,7 +94,7 @@ def test_a_leak_between_the_two_is_left_open():
     ],
 )
 def test_labels_that_say_otherwise_are_a_conflict(prediction: str, alpha: float, labelled: Schedule, words: str):
-    found = conclude("x", *measure(best(prediction, alpha), noises(), BRIGHTNESS), labelled)
+    found = conclude("x", *measure_leak(best(prediction, alpha), noises(), BRIGHTNESS), labelled)
     assert len(found.conflicts) == 1
     assert words in found.conflicts[0]
 
@@ -107,13 +107,13 @@ def test_the_shipped_model_answers_as_it_is_labelled(capsys: pytest.CaptureFixtu
     assert said["leak"] < 0.15
 
 
-def test_the_same_model_leaks_at_a_timestep_that_holds_some_picture():
+def test_the_same_model_leaks_at_a_timestep_that_holds_some_image():
     """The control: where alpha is that of SDXL's last timestep, the brightness is there to be seen, and it is seen."""
     components = load_components("nano")
     table = NoiseSchedule.scaled_linear().with_zero_terminal_snr().alpha
     answer, brightness = seam(components, int((table > LEAKY).sum()))
     drawn = [torch.randn(1, *brightness.shape, generator=rng(seed, 0, "probe")) for seed in range(4)]
-    found = conclude("nano", *measure(answer, drawn, brightness), components.record.schedule)
+    found = conclude("nano", *measure_leak(answer, drawn, brightness), components.record.schedule)
     assert (found.prediction, found.zero_terminal) == ("velocity", False)
 
 

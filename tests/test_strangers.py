@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from terminus.errors import UserError
 from terminus.inspection.command import inspect
 from terminus.model.header import read_header
-from terminus.sampling.reading import read
+from terminus.sampling.reading import read_image_metadata
 
 
 def answer(path: Path) -> str:
@@ -40,7 +40,7 @@ def tar() -> bytes:
     return stream.getvalue()
 
 
-def picture(kind: str) -> bytes:
+def image(kind: str) -> bytes:
     stream = io.BytesIO()
     Image.new("RGB", (8, 8)).save(stream, kind)
     return stream.getvalue()
@@ -69,10 +69,10 @@ FILES: dict[str, tuple[bytes, str]] = {
     "data.parquet": (b"PAR1" + bytes(100), "a Parquet table"),
     "a.npy": (b"\x93NUMPY\x01\x00v\x00{", "an array of NumPy"),
     "a.pdf": (b"%PDF-1.7\n%\xe2\xe3", "a PDF document"),
-    "a.gif": (picture("GIF"), "a GIF picture"),
-    "a.tif": (picture("TIFF"), "a TIFF picture"),
-    "a.bmp": (picture("BMP"), "a BMP picture"),
-    "a.avif": (b"\0\0\0\x1cftypavif\0\0\0\0", "an AVIF or HEIF picture"),
+    "a.gif": (image("GIF"), "a GIF image"),
+    "a.tif": (image("TIFF"), "a TIFF image"),
+    "a.bmp": (image("BMP"), "a BMP image"),
+    "a.avif": (b"\0\0\0\x1cftypavif\0\0\0\0", "an AVIF or HEIF image"),
     "a.mp4": (b"\0\0\0\x18ftypmp42\0\0\0\0", "a video"),
     "empty": (b"", "an empty file"),
     "noise": (bytes(range(128, 256)) * 10, "not a safetensors file"),
@@ -133,7 +133,7 @@ FOLDERS: list[tuple[str, Callable[[Path], Path], str]] = [
     ("peft", lambda at: weights(at, "adapter_model.safetensors", "other.safetensors"), "a folder of 2 model files"),
     ("configured", lambda at: weights(touch(at, "config.json"), "a.safetensors", "b.safetensors"), "2 model files"),
     ("one", lambda at: weights(at, "model-of-mine.safetensors"), "one .safetensors file.*model-of-mine"),
-    ("pictures", lambda at: touch(at, "a.png", "b.JPG", "a.txt"), "a folder of 2 pictures"),
+    ("images", lambda at: touch(at, "a.png", "b.JPG", "a.txt"), "a folder of 2 images"),
     ("runs", lambda at: touch(at, "one/recipe.yaml", "two/recipe.yaml", "x.txt"),
      r"holds some.*runs/one, .*runs/two\?"),
     ("other", lambda at: touch(at, "x.txt"), "a folder of 1 entry and neither a model nor a run"),
@@ -176,7 +176,7 @@ def test_an_exif_comment_of_nothing_is_no_text(tmp_path: Path, comment: bytes):
     exif = Image.Exif()
     exif.get_ifd(0x8769)[0x9286] = comment
     Image.new("RGB", (8, 8)).save(tmp_path / "camera.jpg", exif=exif)
-    found = read(tmp_path / "camera.jpg")
+    found = read_image_metadata(tmp_path / "camera.jpg")
     assert found.texts == {}
     assert found.kind == "none"
 
@@ -187,7 +187,7 @@ def test_what_fills_a_comment_up_is_no_part_of_it(tmp_path: Path):
         b"ASCII\0\0\0a cat\nSteps: 20, Sampler: Euler, CFG scale: 5, Seed: 1, Size: 8x8" + bytes(40)
     )
     Image.new("RGB", (8, 8)).save(tmp_path / "padded.jpg", exif=exif)
-    found = read(tmp_path / "padded.jpg")
+    found = read_image_metadata(tmp_path / "padded.jpg")
     assert found.settings["Seed"] == "1"
     assert found.texts["parameters"].endswith("Size: 8x8")
 
@@ -198,4 +198,4 @@ def test_blank_texts_of_a_png_say_nothing(tmp_path: Path):
     chunks = PngInfo()
     chunks.add_text("parameters", " \n ")
     Image.new("RGB", (8, 8)).save(tmp_path / "blank.png", pnginfo=chunks)
-    assert read(tmp_path / "blank.png").texts == {}
+    assert read_image_metadata(tmp_path / "blank.png").texts == {}

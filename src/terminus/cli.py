@@ -98,9 +98,9 @@ def train(
     check_gpu(gpu)
     loaded = load_recipe(recipe, overrides)
     if plan:
-        from terminus.training.plan.planning import show_plan
+        from terminus.training.plan.planning import show_training_plan
 
-        show_plan(loaded.value, gpu, as_json, processes)
+        show_training_plan(loaded.value, gpu, as_json, processes)
         return
     if watch:
         from rich.console import Console
@@ -122,12 +122,12 @@ def sample(
     model: options.ModelName,
     prompt: options.Prompts = None,
     *,
-    out: options.PicturesOut,
+    out: options.ImagesOut,
     negative: options.Negative = "",
     seed: options.Seed = 0,
     steps: options.Steps = 28,
     count: options.Count = 1,
-    size: options.PictureSize = None,
+    size: options.ImageSize = None,
     guidance: options.Guidance = 4.0,
     rescale: options.Rescale = None,
     interval: options.Interval = "0:1",
@@ -153,7 +153,7 @@ def sample(
     offload: options.Offload = "none",
     device: options.Device = "auto",
 ) -> None:
-    """Draw pictures from prompts, or from prompts and a picture; or a picture of ours again."""
+    """Draw images from prompts, or from prompts and an image; or an image of ours again."""
     # Everything that can be said of the arguments is said before torch is imported.
     from terminus.sampling import arguments, limits, shapes
 
@@ -224,7 +224,7 @@ def inspect(
         from terminus.inspection import command
 
     if fix is not None:
-        command.fix(path, str(fix), decided)
+        command.fix_command(path, str(fix), decided)
     else:
         command.inspect(path, as_json, probe)
 

@@ -43,7 +43,7 @@ def _check_model(name: str) -> None:
 def bench_sample(
     model: options.ModelName,
     against: options.Against = None,
-    size: options.PictureSize = None,
+    size: options.ImageSize = None,
     steps: options.Steps = 28,
     batch: options.BenchBatch = 1,
     runs: options.BenchRuns = 3,
@@ -52,7 +52,7 @@ def bench_sample(
     device: options.Device = "auto",
     out: options.BenchOut = None,
 ) -> None:
-    """Pictures per second, part by part, beside diffusers' pipeline; MODEL may be random:sdxl."""
+    """Images per second, part by part, beside diffusers' pipeline; MODEL may be random:sdxl."""
     from terminus.model.choices import check_running
     from terminus.sampling.shapes import parse_pixels
 
@@ -67,10 +67,10 @@ def bench_sample(
     run_bench(model, out, against, pixels, steps, batch, runs, device, running(compiled, offload))
 
 
-@bench_app.command("codec")
-def bench_codec(
+@bench_app.command("vae")
+def bench_vae(
     model: options.ModelName,
-    size: options.PictureSize = None,
+    size: options.ImageSize = None,
     device: options.Device = "auto",
     out: options.BenchOut = None,
 ) -> None:
@@ -83,7 +83,7 @@ def bench_codec(
     _check(None, out)
     _check_model(model)
     with loading():
-        from terminus.bench.vae import bench_codec as run_bench
+        from terminus.bench.vae import bench_vae as run_bench
 
     run_bench(model, out, pixels, device=device)
 

@@ -17,9 +17,9 @@ config_app = typer.Typer(help="Read a recipe: what is in force, and what may be 
 @config_app.command("show")
 def config_show(recipe: options.RecipeName, overrides: options.Overrides = None) -> None:
     """Every value in force, and who set it: a file's line, the command line, or the default."""
-    from terminus.config.show import show
+    from terminus.config.show import show_settings
 
-    _print_lines(show(load_recipe(recipe, overrides)))
+    _print_lines(show_settings(load_recipe(recipe, overrides)))
 
 
 @config_app.command("explain")

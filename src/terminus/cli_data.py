@@ -64,7 +64,7 @@ def prepare(
     if plan:
         from rich.console import Console
 
-        from terminus.data.plan import Machine, Prices, make_plan, show_plan
+        from terminus.data.plan import Machine, Prices, plan_preparation, show_preparation_plan
         from terminus.progress import waiting
         from terminus.training.plan.planning import chosen_gpu, stage_of
 
@@ -72,12 +72,12 @@ def prepare(
         machine = Machine(here.name, 1e12 * here.sheet / 2, here.watts)
         with waiting(Console(stderr=True, highlight=False), "counting images, memory and FLOPs"):
             training, prices = stage_of(loaded.value, here), Prices(price_gpu, price_core)
-            made = make_plan(loaded.value.data, machine, training, images, prices)
-        show_plan(made, as_json)
+            made = plan_preparation(loaded.value.data, machine, training, images, prices)
+        show_preparation_plan(made, as_json)
         return
     from terminus.data.prepare import prepare as run_prepare
 
-    run_prepare(loaded.value.data, model=loaded.value.model.codec_from)
+    run_prepare(loaded.value.data, model=loaded.value.model.vae_from)
 
 
 def caption(
@@ -95,7 +95,7 @@ def caption(
             rule="It names the model and how it is reached",
             fix="Set data.captioner, as in recipes/caption.yaml",
         )
-    from terminus.data.captioning.run import caption as run_caption
+    from terminus.data.captioning.run import write_captions as run_caption
 
     run_caption(loaded.data, loaded.data.captioner, limit=limit, trial=trial, device=loaded.run.device)
 
@@ -135,10 +135,10 @@ def show_data(recipe: options.RecipeName, overrides: options.Overrides = None, a
     from rich.console import Console
 
     from terminus.data.store import Store
-    from terminus.data.versions import listing, show
+    from terminus.data.versions import listing, show_versions
 
     found = listing(Store(place))
     if as_json:
         print(found.json)
     else:
-        show(found, Console(highlight=False))
+        show_versions(found, Console(highlight=False))

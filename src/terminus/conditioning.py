@@ -29,7 +29,7 @@ class MicroConditioning:
 
     @classmethod
     def uncropped(cls, size: Size) -> MicroConditioning:
-        """A whole picture that was never larger: what sampling asks for unless told otherwise."""
+        """A whole image that was never larger: what sampling asks for unless told otherwise."""
         return cls(original=size, crop=Crop(0, 0), target=size)
 
 

@@ -1,7 +1,7 @@
 """Bytes from strangers to upright sRGB pixels, or a reason why not. Nothing here trusts a file.
 
 Only JPEG, PNG and WebP are decoded: every further format is another parser to attack. Of a JPEG with
-several pictures (MPO, as phones write) the first is taken; animations are refused, because which frame a
+several images (MPO, as phones write) the first is taken; animations are refused, because which frame a
 caption means is unknown.
 """
 
@@ -82,7 +82,7 @@ class Decoded:
         return Size(self.rgb.shape[0], self.rgb.shape[1])
 
     def on(self, background: Color) -> UInt8[np.ndarray, "height width 3"]:
-        """The picture over a plain background; composited before any resizing, as it must be."""
+        """The image over a plain background; composited before any resizing, as it must be."""
         if self.alpha is None:
             return self.rgb
         cover = self.alpha[..., None].astype(np.uint16)

@@ -1,6 +1,6 @@
 """`terminus demo`: the whole life of a model on a laptop, by the same code that trains SDXL on GPUs.
 
-Prepare, train, sample, evaluate, card, from the shipped pictures and the shipped model. Nothing here is special to
+Prepare, train, sample, evaluate, card, from the shipped images and the shipped model. Nothing here is special to
 the demo but the order of the calls and the words around them.
 """
 
@@ -45,9 +45,9 @@ PROMPTS = (
 )
 """The first half asks for what is to be kept, the second for the colour that is taught."""
 FEW = replace(QUICK, captions=8, extreme_images=16, color_images=6)
-"""Pictures that are drawn by the parent, by the model, and on a leaky schedule: the time is better spent training."""
+"""Images that are drawn by the parent, by the model, and on a leaky schedule: the time is better spent training."""
 WORSE = 0.05
-"""RGB error, 0..1, by which a colour is called better or worse than before: of six pictures less is noise."""
+"""RGB error, 0..1, by which a colour is called better or worse than before: of six images less is noise."""
 
 
 def demo(out: Path) -> None:
@@ -56,8 +56,8 @@ def demo(out: Path) -> None:
     started = time.monotonic()
     loaded = load(RECIPE, Recipe, [f"run.dir={_quoted(out)}", f"data.store={_quoted(out / 'data')}"])
     start = cast(str, loaded.value.model.start)
-    _chapter(console, 1, "prepare: pictures become latents")
-    prepare(loaded.value.data, loaded.value.model.codec_from, console)
+    _chapter(console, 1, "prepare: images become latents")
+    prepare(loaded.value.data, loaded.value.model.vae_from, console)
     _chapter(console, 2, f"train: {start} is shown {TAUGHT}, and the colours that it knows again")
     model = train(loaded)
     _chapter(console, 3, "sample: the same prompts and seeds before and after")
@@ -79,13 +79,13 @@ def _chapter(console: Console, number: int, title: str) -> None:
 
 
 def _before_and_after(start: str, model: Path, target: Path) -> None:
-    pictures = [
-        picture
+    images = [
+        image
         for which in (start, model)
-        for picture in Terminus.load(which).text2img(PROMPTS, seed=0)
+        for image in Terminus.load(which).text2img(PROMPTS, seed=0)
     ]  # fmt: skip
     titles = (f"before: {start}", "after this run")
-    sheet(pictures, [*PROMPTS, *PROMPTS], columns=len(PROMPTS), row_titles=titles).save(target)
+    sheet(images, [*PROMPTS, *PROMPTS], columns=len(PROMPTS), row_titles=titles).save(target)
 
 
 def _evaluate(model: Path, out: Path) -> None:
@@ -105,7 +105,7 @@ def _closing(console: Console, loaded: Loaded[Recipe], out: Path, seconds: float
         ("held-out error", f"{before:.4f} before, {after:.4f} after {facts['images_seen']} images"),
         ("", ""),
         ("samples.png", f"the same prompts and seeds before and after; the right half asks for {TAUGHT}"),
-        ("report.html", "held-out captions and the contrast probe, picture by picture, before and after"),
+        ("report.html", "held-out captions and the contrast probe, image by image, before and after"),
         ("README.md", "the model card; every number in it comes from this run"),
         ("data/report.html", "what was prepared, what was dropped and why"),
         ("model/", "a diffusers folder: StableDiffusionXLPipeline.from_pretrained loads it"),
@@ -131,7 +131,7 @@ def colors(before: Mapping[str, float], after: Mapping[str, float]) -> list[Rend
         table.add_row(name, f"{before[name]:.3f}", f"{after[name]:.3f}", _verdict(before[name], after[name]))
     verdicts = {name: _verdict(before[name], after[name]) for name in after}
     better, worse = ([name for name, said in verdicts.items() if said == which] for which in ("better", "worse"))
-    legend = f"Mean error of the colour of a picture's frame, 0..1, for {len(after)} backgrounds that were asked for:"
+    legend = f"Mean error of the colour of an image's frame, 0..1, for {len(after)} backgrounds that were asked for:"
     said = f"Better by more than {WORSE:g}: {', '.join(better) or 'none'}. Worse: {', '.join(worse) or 'none'}."
     return [Text(legend), table, Text(said)]
 

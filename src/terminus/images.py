@@ -1,4 +1,4 @@
-"""Words about pictures that several rooms share, and that need no image library."""
+"""Words about images that several rooms share, and that need no image library."""
 
 from __future__ import annotations
 

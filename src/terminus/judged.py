@@ -79,7 +79,7 @@ def trained_by(found: Judged) -> Trained | None:
         raise UserError(
             f"This recipe trains a part of a model ({recipe.objective.kind})",
             where=found.recipe,
-            rule="Pictures are drawn by whole models, the result of objective.kind diffusion",
+            rule="Images are drawn by whole models, the result of objective.kind diffusion",
         )
     version = None if found.run is None else _version(found.run, recipe)
     return Trained(found.recipe, recipe.data, recipe.model.start, version)
@@ -111,6 +111,6 @@ def _version(run: Path, recipe: Recipe) -> int | None:
         raise UserError(
             f"This file is not readable ({error})",
             where=str(pin),
-            rule="It says which version of the data the run was trained on, and so which pictures it has not learnt",
+            rule="It says which version of the data the run was trained on, and so which images it has not learnt",
             fix="Restore it, or remove it to take the newest version",
         ) from error

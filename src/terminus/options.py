@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-_START, _FURTHER, _FILES, _MACHINE = "From a picture", "Further networks", "Files", "Machine"
+_START, _FURTHER, _FILES, _MACHINE = "From an image", "Further networks", "Files", "Machine"
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or a shipped recipe's name.")]
 Overrides = Annotated[
@@ -19,15 +19,15 @@ ModelName = Annotated[
 ]
 
 Prompts = Annotated[
-    list[str] | None, typer.Option("--prompt", help="What to draw; may be given again, for more pictures.")
+    list[str] | None, typer.Option("--prompt", help="What to draw; may be given again, for more images.")
 ]
-PicturesOut = Annotated[Path, typer.Option("--out", help="Folder of the pictures; nothing in it is overwritten.")]
+ImagesOut = Annotated[Path, typer.Option("--out", help="Folder of the images; nothing in it is overwritten.")]
 Negative = Annotated[str, typer.Option(help="What to steer away from.")]
-Seed = Annotated[int, typer.Option(help="The same seed gives the same pictures.")]
-Count = Annotated[int, typer.Option(help="Pictures per prompt, with seeds SEED, SEED + 1, ...")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same images.")]
+Count = Annotated[int, typer.Option(help="Images per prompt, with seeds SEED, SEED + 1, ...")]
 
 Steps = Annotated[int, typer.Option(help="Solver steps.")]
-PictureSize = Annotated[
+ImageSize = Annotated[
     str | None,
     typer.Option(
         "--size", metavar="WxH", help="Pixels, W:H, or a shape such as landscape.", show_default="the model's"
@@ -47,9 +47,9 @@ Solver = Annotated[
 Spacing = Annotated[
     str, typer.Option(help="trailing; karras, exponential and beta for models without zero terminal SNR.")
 ]
-Variation = Annotated[float, typer.Option(help="0..1: pictures near the seed's, instead of further seeds.")]
+Variation = Annotated[float, typer.Option(help="0..1: images near the seed's, instead of further seeds.")]
 
-StartImage = Annotated[Path | None, typer.Option("--image", help="Start from this picture.", rich_help_panel=_START)]
+StartImage = Annotated[Path | None, typer.Option("--image", help="Start from this image.", rich_help_panel=_START)]
 Strength = Annotated[
     float | None,
     typer.Option(
@@ -77,9 +77,7 @@ Padding = Annotated[
 ]
 Again = Annotated[
     Path | None,
-    typer.Option(
-        "--again", metavar="PICTURE", help="Draw a picture of ours as it says itself.", rich_help_panel=_START
-    ),
+    typer.Option("--again", metavar="IMAGE", help="Draw an image of ours as it says itself.", rich_help_panel=_START),
 ]
 
 Loras = Annotated[
@@ -131,10 +129,10 @@ PromptsFile = Annotated[
 ]
 JudgedCount = Annotated[
     int | None,
-    typer.Option(min=1, help="Captions, and pictures of the probe on black and on white.", show_default="32"),
+    typer.Option(min=1, help="Captions, and images of the probe on black and on white.", show_default="32"),
 ]
 
-AnyPath = Annotated[str, typer.Argument(metavar="PATH", help="A model, adapter, run or picture; a hub id, or nano.")]
+AnyPath = Annotated[str, typer.Argument(metavar="PATH", help="A model, adapter, run or image; a hub id, or nano.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object.")]
 FixTarget = Annotated[Path | None, typer.Option(metavar="TARGET", help="Write a copy whose labels agree.")]
 Decided = Annotated[str | None, typer.Option("--as", help="With --fix: it is v-ztsnr, v or epsilon.")]
@@ -150,14 +148,14 @@ Onto = Annotated[
     str | None, typer.Option(metavar="MODEL", help="Write out what the adapter SOURCE adds to this model's weights.")
 ]
 Against = Annotated[str | None, typer.Option(metavar="OTHER", help="Measure this beside it: diffusers.")]
-BenchBatch = Annotated[int, typer.Option(help="Pictures drawn at once.")]
+BenchBatch = Annotated[int, typer.Option(help="Images drawn at once.")]
 BenchRuns = Annotated[int, typer.Option(help="Runs of each; the median counts.")]
 BenchOut = Annotated[Path | None, typer.Option(help="Write the numbers here, as JSON.")]
 BenchRecipe = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe that trains a UNet; or random:sdxl, random:nano.")
 ]
 BenchSteps = Annotated[int, typer.Option("--steps", help="Optimizer steps of a run.")]
-BenchText = Annotated[str, typer.Option("--text", help="cached, or online: through the towers at every step.")]
+BenchText = Annotated[str, typer.Option("--text", help="cached, or online: through the text encoders at every step.")]
 BenchAverage = Annotated[str, typer.Option("--average", help="both, or none: keep a moving average of the weights.")]
 BenchRows = Annotated[int, typer.Option("--rows", help="Rows whose order is drawn.")]
 BenchStored = Annotated[int, typer.Option("--stored", help="Rows that are written and read, 262 kB each.")]

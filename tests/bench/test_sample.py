@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from terminus.bench.contenders import Work, components_of, diffusers, ours
-from terminus.bench.measure import Networks, Parts, Spread, parts_of, peak_bytes, timed
+from terminus.bench.measure import NetworkProbes, NetworkSeconds, Spread, parts_of, peak_bytes, timed
 from terminus.bench.sample import bench_sample, unet_flops
-from terminus.bench.vae import bench_codec
+from terminus.bench.vae import bench_vae
 from terminus.conditioning import Size
 from terminus.errors import UserError
 from terminus.model.components import load_components
@@ -39,13 +39,13 @@ def test_both_contenders_do_the_same_work(random_nano: Path):
 
         handle = one.networks.unet.register_forward_pre_hook(watch)
         with parts_of(one.networks, CPU) as parts:
-            pictures = one.run()
+            images = one.run()
         handle.remove()
         assert shapes == [(4, 4, 8, 12)] * 3
         assert parts.unet_calls == 3
         assert min(parts.seconds.values()) > 0
-        flat = pictures[0] if isinstance(pictures[0], list) else pictures
-        assert [picture.size for picture in flat] == [(48, 32)] * 2
+        flat = images[0] if isinstance(images[0], list) else images
+        assert [image.size for image in flat] == [(48, 32)] * 2
 
 
 def test_the_table_is_printed_and_written(random_nano: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -54,7 +54,7 @@ def test_the_table_is_printed_and_written(random_nano: Path, tmp_path: Path, cap
     assert [one.name for one in results] == ["terminus", "diffusers"]
     for one in results:
         assert one.run.low <= one.run.median <= one.run.high
-        assert one.seconds_per_picture == pytest.approx(1 / one.pictures_per_second)
+        assert one.seconds_per_image == pytest.approx(1 / one.images_per_second)
         assert one.unet_calls == 2
         assert one.tflops > 0
     written = json.loads(out.read_text())
@@ -101,18 +101,18 @@ class _Slow(nn.Module):
         return x
 
 
-class _Codec(nn.Module):
+class _VAE(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.post_quant_conv, self.decoder = _Slow(0.01), _Slow(0.02)
 
 
 def test_parts_are_told_apart():
-    networks = Networks([_Slow(0.01), _Slow(0.02)], _Slow(0.05), _Codec())
+    networks = NetworkProbes([_Slow(0.01), _Slow(0.02)], _Slow(0.05), _VAE())
     x = torch.zeros(1)
     with parts_of(networks, CPU) as parts:
-        for tower in networks.towers:
-            tower(x)
+        for text_encoder in networks.text_encoders:
+            text_encoder(x)
         networks.unet(networks.unet(x))
         networks.vae.decoder(networks.vae.post_quant_conv(x))
     assert parts.unet_calls == 2
@@ -121,11 +121,11 @@ def test_parts_are_told_apart():
     assert parts.seconds["decode"] == pytest.approx(0.03, abs=0.02)
     networks.unet(x)
     assert parts.unet_calls == 2  # the hooks are gone
-    assert Parts().seconds["unet"] == 0.0
+    assert NetworkSeconds().seconds["unet"] == 0.0
 
 
 def test_peak_memory_counts_the_work_and_the_weights():
-    networks = Networks([], nn.Linear(2048, 2048, bias=False), _Codec())
+    networks = NetworkProbes([], nn.Linear(2048, 2048, bias=False), _VAE())
     weights = 4 * 2048 * 2048
 
     def work() -> None:
@@ -143,7 +143,7 @@ def test_the_spread_of_runs():
 
 
 def test_tiles_against_the_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    tiles, whole = bench_codec("nano", tmp_path / "r.json", Size(256, 192), Tiling(side=128, overlap=32), "cpu")
+    tiles, whole = bench_vae("nano", tmp_path / "r.json", Size(256, 192), Tiling(side=128, overlap=32), "cpu")
     assert tiles.seconds
     assert whole.seconds
     assert tiles.levels_from_whole is not None

@@ -119,7 +119,7 @@ def test_the_table_is_printed_and_written(random_nano: Path, tmp_path: Path, cap
 
 
 def test_alone_in_bf16_with_what_is_computed_twice(random_nano: Path, capsys: pytest.CaptureFixture[str]):
-    chosen = settings(random_nano, "training.precision=bf16", "training.checkpointing=full")
+    chosen = settings(random_nano, "training.precision=bf16", "training.activation_checkpointing=full")
     (result,) = bench_train("nano", chosen, steps=1, runs=1, text="online", average="none")
     assert result.hfu > 1.1 * result.mfu
     assert result.parts["text"] > 0
@@ -137,8 +137,8 @@ def test_random_weights_need_no_files():
     ("what", "named"),
     [
         ("nano", {"steps": 0}), ("nano", {"runs": 0}), ("nano", {"against": "kohya"}), ("nano", {"text": "none"}),
-        ("nano", {"average": "theirs"}), ("random:flux", {}), ("nano-codec", {}),
-        ("nano", {"overrides": ["objective.train_text=both"]}),
+        ("nano", {"average": "theirs"}), ("random:flux", {}), ("nano-vae", {}),
+        ("nano", {"overrides": ["objective.train_text_encoders=both"]}),
     ],
 )  # fmt: skip
 def test_wrong_input_is_answered(what: str, named: dict[str, object]):

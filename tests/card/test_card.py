@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 
 from terminus.card.check import BLANK, HEADINGS
 from terminus.card.command import card
-from terminus.card.escape import bibtex, code, line, markdown, place
+from terminus.card.escape import bibtex, code, line, markdown, public_place
 from terminus.errors import UserError
 
 
@@ -120,7 +120,7 @@ def test_what_is_missing_is_not_measured(run: Path, missing: str):
     assert "None" not in text
     assert "Undefined" not in text
     if missing == "metrics.json":
-        assert section(text, "#### Summary").startswith("Pictures: not measured.")
+        assert section(text, "#### Summary").startswith("Images: not measured.")
         assert "model-index" not in front_matter(text)
     if missing == "log.jsonl":
         assert "not measured weighted" in section(text, "#### Speeds, Sizes, Times")
@@ -247,7 +247,7 @@ def test_what_is_no_finished_run_is_an_error_of_the_user(run: Path, spoil, messa
 
 
 def test_a_part_of_a_model_has_no_card(run: Path, edit):
-    edit(run / "recipe.yaml", {"objective": {"kind": "codec"}})
+    edit(run / "recipe.yaml", {"objective": {"kind": "vae"}})
     with pytest.raises(UserError, match="part of a model"):
         card(run)
 
@@ -332,7 +332,7 @@ def test_the_get_started_code_runs(run: Path, monkeypatch: pytest.MonkeyPatch):
     text = card(run).read_text(encoding="utf-8")
     program = re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S)[0]
     subprocess.run([sys.executable, "-c", program], cwd=run, check=True, timeout=120)
-    assert (run / "picture.png").stat().st_size > 500
+    assert (run / "image.png").stat().st_size > 500
 
 
 @pytest.mark.parametrize(
@@ -366,7 +366,7 @@ def test_code_holds_any_number_of_ticks():
     ],
 )
 def test_place(text: str, shown: str):
-    assert place(text) == shown
+    assert public_place(text) == shown
 
 
 def test_bibtex_and_line_leave_nothing_to_obey():
@@ -375,7 +375,7 @@ def test_bibtex_and_line_leave_nothing_to_obey():
 
 
 def test_an_evaluation_may_have_its_own_folder(run: Path):
-    """As the demo does, whose own sheet of pictures lies beside the card."""
+    """As the demo does, whose own sheet of images lies beside the card."""
     (run / "evaluation").mkdir()
     for name in ("metrics.json", "report.html", "samples"):
         (run / name).rename(run / "evaluation" / name)

@@ -12,7 +12,7 @@ import pytest
 from terminus.config.errors import ConfigError, Origin
 from terminus.config.load import load
 from terminus.config.recipes import find_recipe
-from terminus.config.source import parse
+from terminus.config.source import parse_yaml
 from terminus.errors import UserError
 
 SECONDS = 6.0
@@ -32,18 +32,18 @@ def at(line: int, column: int) -> Origin:
 def test_any_text_is_read_or_refused_in_bounded_time(text: str):
     begun = time.process_time()
     with contextlib.suppress(ConfigError):  # anything else fails the test
-        parse((text * SIZE)[:SIZE], at)
+        parse_yaml((text * SIZE)[:SIZE], at)
     assert time.process_time() - begun < SECONDS
 
 
 def test_deep_nesting_is_refused_where_it_gets_deep():
     with pytest.raises(ConfigError, match=r"x:1:3\d: Values are nested more than 32 deep"):
-        parse("[" * 1_000_000, at)
+        parse_yaml("[" * 1_000_000, at)
 
 
 def test_an_anchor_may_be_set_again():
     """As YAML 1.2 says; ruamel warns of it, and here warnings are errors."""
-    parse("a: &x 1\nb: &x 2\nc: *x\n", at)
+    parse_yaml("a: &x 1\nb: &x 2\nc: *x\n", at)
 
 
 @pytest.mark.parametrize("name", ["a" * 300, "a" * 5000, "/".join(["a" * 200] * 30)])

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from terminus.config.outline import settings
-from terminus.config.show import explain, schema, show
+from terminus.config.outline import leaf_settings
+from terminus.config.show import explain, schema, show_settings
 
 TEXT = "name: x\nsources: [{path: a}]\n"
 
 
 def test_show_gives_every_value_and_who_set_it(read):
-    lines = [" ".join(line.split()) for line in show(read(TEXT, "training.seed=7"))]
+    lines = [" ".join(line.split()) for line in show_settings(read(TEXT, "training.seed=7"))]
     assert "name = x # r.yaml:1:7" in lines
     assert "training.seed = 7 # command line: training.seed=7" in lines
     assert "weighting.gamma = 5.0 # default" in lines
@@ -39,7 +39,7 @@ def test_explain_marks_what_the_recipe_sets_of_the_chosen_kind(read):
 
 
 def test_the_outline_counts_each_leaf_and_each_choice_once(schema):
-    keys = [setting.key for setting in settings(schema)]
+    keys = [setting.key for setting in leaf_settings(schema)]
     assert len(keys) == len(set(keys))
     assert "weighting[min_snr].form" in keys
     assert "anchor.path" in keys

@@ -1,4 +1,4 @@
-"""Pictures, folders and settings that the tests of preparation share."""
+"""Images, folders and settings that the tests of preparation share."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from PIL import Image
 from terminus.data.settings import DataConfig
 from terminus.data.sources.folder import FolderSource
 from terminus.model.architecture import NANO
-from terminus.model.vae import Codec, build_codec
+from terminus.model.vae import VAE, build_vae
 
 
 def noise(seed: int, height: int, width: int, channels: int = 3) -> UInt8[np.ndarray, "height width channels"]:
@@ -41,9 +41,9 @@ def save(path: Path, image: Image.Image, caption: str | None = "a pattern", **op
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     """A folder of eight good images of several shapes, one of them transparent."""
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     for index in range(7):
         save(folder / f"{index}.jpg", Image.fromarray(noise(index, 80 + 8 * index, 120)), f"pattern {index}")
     save(folder / "see-through.png", Image.fromarray(noise(99, 90, 90, 4)), "glass")
@@ -63,15 +63,15 @@ def config(tmp_path: Path) -> Callable[..., DataConfig]:
 
 
 @pytest.fixture
-def codec() -> Codec:
+def vae() -> VAE:
     """Of the smallest architecture, with random but fixed weights."""
-    return random_codec(0)
+    return random_vae(0)
 
 
-def random_codec(seed: int) -> Codec:
+def random_vae(seed: int) -> VAE:
     torch.manual_seed(seed)
-    built = build_codec(NANO)
-    built.vae.eval().requires_grad_(False)
+    built = build_vae(NANO)
+    built.autoencoder.eval().requires_grad_(False)
     return built
 
 

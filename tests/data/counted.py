@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from terminus.data.loader import Batch
-from terminus.data.order import Place
+from terminus.data.order import MicroBatch
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,6 @@ class Table:
             row -= count
         raise AssertionError("no such row")
 
-    def names(self, place: Place) -> list[str]:
+    def names(self, place: MicroBatch) -> list[str]:
         """The source of each sample of a micro-batch."""
         return [self.source(place.bucket, row) for row in place.rows]

@@ -38,23 +38,23 @@ def asking(model: Path | str, *labels: str) -> Classifier:
 
 
 def test_the_score_is_the_share_of_the_labels(model: Path):
-    picture = Image.new("RGB", (90, 60), (200, 100, 50))
+    image = Image.new("RGB", (90, 60), (200, 100, 50))
     names = ("clean", "marked", "stamped")
-    scores = [classify.score(picture, asking(model, name)) for name in names]
+    scores = [classify.class_score(image, asking(model, name)) for name in names]
     assert sum(scores) == pytest.approx(1.0)
     assert all(0 < score < 1 for score in scores)
-    assert classify.score(picture, asking(model, "marked", "stamped")) == pytest.approx(scores[1] + scores[2])
+    assert classify.class_score(image, asking(model, "marked", "stamped")) == pytest.approx(scores[1] + scores[2])
 
 
 def test_a_wrong_label_or_model_is_one_paragraph(model: Path, tmp_path: Path):
-    classify.check(asking(model, "marked"))
+    classify.check_classifier(asking(model, "marked"))
     with pytest.raises(UserError, match=r"no class named watermark\. Its classes are clean, marked, stamped"):
-        classify.check(asking(model, "watermark"))
+        classify.check_classifier(asking(model, "watermark"))
     with pytest.raises(UserError, match="no image classifier can be loaded"):
-        classify.check(asking(tmp_path / "missing", "marked"))
+        classify.check_classifier(asking(tmp_path / "missing", "marked"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no image classifier can be loaded"):
-        classify.check(asking(tmp_path / "empty", "marked"))
+        classify.check_classifier(asking(tmp_path / "empty", "marked"))
 
 
 def test_weights_that_are_no_safetensors_are_refused(model: Path, tmp_path: Path):
@@ -62,4 +62,4 @@ def test_weights_that_are_no_safetensors_are_refused(model: Path, tmp_path: Path
         (tmp_path / name).write_bytes((model / name).read_bytes())
     torch.save({"x": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match="no image classifier can be loaded"):
-        classify.check(asking(tmp_path, "marked"))
+        classify.check_classifier(asking(tmp_path, "marked"))

@@ -108,7 +108,7 @@ def test_what_lies_in_the_web_is_prepared_to_the_end(tmp_path: Path, server: Loo
     listed: list[dict[str, object]] = []
     for name, answer in served.items():
         server.serve(f"/{name}", answer)
-        listed.append({"URL": server.url(f"/{name}"), "TEXT": f"a picture called {name}", "md5": None, "WIDTH": None})
+        listed.append({"URL": server.url(f"/{name}"), "TEXT": f"an image called {name}", "md5": None, "WIDTH": None})
     server.serve("/elsewhere.jpg", Answer(jpeg(10)))
     by_name = {str(row["URL"]).rpartition("/")[2]: row for row in listed}
     by_name["wrong.jpg"]["md5"] = hashlib.md5(b"another file").hexdigest()
@@ -161,12 +161,12 @@ def test_private_addresses_are_not_connected_to_by_default(tmp_path: Path, serve
 
 
 def test_every_filter_counts_and_shows_what_it_drops(tmp_path: Path):
-    def row(name: str, seed: int, **said: object) -> dict[str, object]:
+    def row(name: str, seed: int, **metadata: object) -> dict[str, object]:
         plain: dict[str, object] = {
-            "image": jpeg(seed, camera="Box Brownie"), "TEXT": f"a fine picture of {name}", "key": name,
+            "image": jpeg(seed, camera="Box Brownie"), "TEXT": f"a fine image of {name}", "key": name,
             "pwatermark": 0.1, "punsafe": 0.0, "AESTHETIC_SCORE": 6.0, "similarity": 0.33, "tags": ["photo"],
         }  # fmt: skip
-        return plain | said
+        return plain | metadata
 
     listed = [
         row("kept", 0), row("mark", 1, pwatermark=0.9), row("unsafe", 2, punsafe=0.8),
@@ -199,11 +199,11 @@ def test_every_filter_counts_and_shows_what_it_drops(tmp_path: Path):
     assert quiet(data).dropped == report.dropped
 
 
-def test_a_source_may_have_filters_of_its_own(tmp_path: Path, pictures: Path):
+def test_a_source_may_have_filters_of_its_own(tmp_path: Path, images: Path):
     """In place of those of all; what compares images of all sources stays common, and the store keeps to its choice."""
     twice = tmp_path / "twice"
-    shutil.copytree(pictures, twice)
-    sources = tuple(FolderSource(kind="folder", name=name, path=path) for name, path in (("a", pictures), ("b", twice)))
+    shutil.copytree(images, twice)
+    sources = tuple(FolderSource(kind="folder", name=name, path=path) for name, path in (("a", images), ("b", twice)))
     common: dict[str, object] = {"store": str(tmp_path / "store"), "sources": sources, "resolution": 64}
     none_of_all = {"filters": {"require_exif_camera": True}}
     data = DataConfig.model_validate(common | none_of_all | {"filters_of": {"b": {"max_luminance": 1.0}}})
@@ -212,8 +212,8 @@ def test_a_source_may_have_filters_of_its_own(tmp_path: Path, pictures: Path):
     assert {row["source"] for row in rows(Store(data.store).images)} == {"b"}
     with pytest.raises(UserError, match="filters_of"):
         quiet(DataConfig.model_validate(common | none_of_all))
-    for wrong, said in (({"c": {}}, "names c"), ({"a": {"duplicates": "near"}}, "all sources share")):
-        with pytest.raises(ValueError, match=said):
+    for wrong, metadata in (({"c": {}}, "names c"), ({"a": {"duplicates": "near"}}, "all sources share")):
+        with pytest.raises(ValueError, match=metadata):
             DataConfig.model_validate(common | {"filters_of": wrong})
 
 
@@ -246,7 +246,7 @@ def test_large_downloads_wait_for_each_other(tmp_path: Path, server: Loopback, m
     listed: list[dict[str, object]] = []
     for index, body in enumerate(bodies):
         url = server.serve(f"/{index}.jpg", Answer(body, wait=0.05 if index % 5 == 0 else 0.0))
-        listed.append({"URL": url, "TEXT": f"picture {index}"})
+        listed.append({"URL": url, "TEXT": f"image {index}"})
     held: list[int] = []
     real = download._fetch_all
 
@@ -259,7 +259,7 @@ def test_large_downloads_wait_for_each_other(tmp_path: Path, server: Loopback, m
     data = settings(tmp_path, table(tmp_path / "rows.parquet", listed), filters={"max_file_bytes": 50_000})
     report = quiet(data)
     assert (report.kept, report.dropped) == (24, {})
-    assert [row["captions"] for row in rows(Store(data.store).images)] == [[f"picture {index}"] for index in range(24)]
+    assert [row["captions"] for row in rows(Store(data.store).images)] == [[f"image {index}"] for index in range(24)]
     assert 30_000 < max(held) <= 60_000
     assert server.hits.total() < 24 * 4, "what did not fit is asked for again, and not much else"
 
@@ -303,7 +303,7 @@ def test_the_books_balance_for_every_kind_of_source(tmp_path: Path, server: Loop
         save(folder / f"{seed}.png", Image.fromarray(noise(seed, 80, 80)))
     save(folder / "mute.png", Image.fromarray(noise(3, 80, 80)), caption=None)
     images = [{"id": seed, "file_name": f"{seed}.jpg"} for seed in range(10, 14)]
-    notes = [{"image_id": seed, "id": seed, "caption": f"picture {seed}"} for seed in (10, 11, 12, 99)]
+    notes = [{"image_id": seed, "id": seed, "caption": f"image {seed}"} for seed in (10, 11, 12, 99)]
     (tmp_path / "coco.json").write_text(json.dumps({"images": images, "annotations": notes}))
     (tmp_path / "photos").mkdir()
     for seed, data in ((10, jpeg(10)), (11, broken), (13, jpeg(13))):
@@ -390,7 +390,7 @@ def killed_again_and_again(folder: Path, server: Loopback, children: Children, c
         body = jpeg(index if kind else index // 20, 70, 70)
         answer = Answer(status=404) if kind == 1 else Answer(body[:300]) if kind == 2 else Answer(body, wait=0.01)
         url = server.serve(f"/{index}.jpg", answer)
-        listed.append({"URL": url, "TEXT": None if kind == 3 else f"picture {index}", "WIDTH": 20 if kind == 4 else 70})
+        listed.append({"URL": url, "TEXT": None if kind == 3 else f"image {index}", "WIDTH": 20 if kind == 4 else 70})
         listed[-1]["HEIGHT"] = 70
     source = table(folder / "rows.parquet", listed)
     # Nothing may time out on a busy machine: then the web itself would have answered otherwise.

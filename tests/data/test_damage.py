@@ -19,17 +19,17 @@ from terminus.data import checksums
 from terminus.data.checksums import NAMES
 from terminus.data.curate import curate
 from terminus.data.damage import Damage
-from terminus.data.encode import encode, waiting
+from terminus.data.encode import encode_latents, waiting
 from terminus.data.grouped import Grouped
 from terminus.data.loader import Batch, LatentRows, Loader
 from terminus.data.order import Order
 from terminus.data.pixels import PixelRows
 from terminus.data.record import LatentRow
 from terminus.data.settings import DataConfig
-from terminus.data.store import Store, pack_moments
+from terminus.data.store import Store, pack_posterior
 from terminus.data.verify import Verified, verify
 from terminus.errors import UserError
-from terminus.model.vae import Codec
+from terminus.model.vae import VAE
 
 from .test_loader import latent
 
@@ -40,11 +40,11 @@ COUNT = 48
 
 def row(number: int) -> LatentRow:
     """A latent of 4 x 8 x 8, as all others random numbers of its own."""
-    moments = np.random.default_rng(number).standard_normal((2, 4, 8, 8)).astype(np.float16)
+    posterior = np.random.default_rng(number).standard_normal((2, 4, 8, 8)).astype(np.float16)
     shape = {"latent_channels": 4, "latent_height": 8, "latent_width": 8}
     split = "train" if number < COUNT else "validation"
-    plain = replace(latent(2 * number + 1), codec="codec", split=split, source="first" if number % 3 else "second")
-    return replace(plain, moments=pack_moments(moments), **shape)
+    plain = replace(latent(2 * number + 1), vae="vae", split=split, source="first" if number % 3 else "second")
+    return replace(plain, posterior=pack_posterior(posterior), **shape)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def flip(path: Path, bit: int) -> None:
 
 def batches(store: Store, split: str = "train", threads: int = 0) -> list[Batch]:
     """Three passes in micro-batches."""
-    rows = LatentRows(store.latents.required(), "codec", SPEC, split)
+    rows = LatentRows(store.latents.required(), "vae", SPEC, split)
     loader = Loader(rows, Order(3, rows.sizes, 4), accumulation=1, threads=threads)
     return [batch for step in loader.steps(0, 3 * COUNT // 4) for batch in step]
 
@@ -100,7 +100,7 @@ def verified(store: Store) -> list[Verified]:
 def test_a_flipped_bit_is_found_by_name_or_harmless(whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     expected = batches(copied(whole, tmp_path / "as it was"))
     written = {number: row(number) for number in range(60)}
-    moments = {latent.key: latent.moments for latent in written.values()}
+    posterior = {latent.key: latent.posterior for latent in written.values()}
     found: dict[str, int] = {"harmless": 0, "named when read": 0, "named when opened": 0}
     for seed in range(30):
         draw = random.Random(seed)
@@ -113,7 +113,7 @@ def test_a_flipped_bit_is_found_by_name_or_harmless(whole: Path, tmp_path: Path,
         opened = any("left out" in message for message in caplog.messages)
         for batch in read:
             for key, values in zip(batch.keys, batch.values, strict=True):
-                assert values.numpy().astype(np.float16).tobytes() == moments[key]
+                assert values.numpy().astype(np.float16).tobytes() == posterior[key]
         if all(map(same, read, expected)):
             found["harmless"] += 1
         else:
@@ -126,7 +126,7 @@ def test_a_flipped_bit_is_found_by_name_or_harmless(whole: Path, tmp_path: Path,
 
 def damage_moments(store: Store, number: int) -> None:
     """Flips a bit in the moments of a row."""
-    values = row(number).moments
+    values = row(number).posterior
     for path in files(store):
         place = path.read_bytes().find(values)
         if place >= 0:
@@ -254,7 +254,7 @@ def test_verify_names_what_is_damaged_and_remove_takes_it_out(
     assert cli.main(["data", "verify", store.location]) == 0
     assert "latents: 60 rows\n" in capsys.readouterr().out
     damage_moments(store, 7)
-    path = next(path for path in files(store) if row(31).moments in path.read_bytes())
+    path = next(path for path in files(store) if row(31).posterior in path.read_bytes())
     path.write_bytes(path.read_bytes()[:-40] + bytes(40))  # nothing of this file can be read any more
     assert cli.main(["data", "verify", store.location]) == 2
     printed = capsys.readouterr()
@@ -277,17 +277,17 @@ def test_the_rows_of_a_split_do_not_vanish(whole: Path, tmp_path: Path, caplog: 
 
 
 def test_images_are_checked_before_they_become_latents_or_are_trained_on(
-    pictures: Path, config: Callable[..., DataConfig], codec: Codec
+    images: Path, config: Callable[..., DataConfig], vae: VAE
 ):
-    data = config(pictures, validation_fraction=0.0)
+    data = config(images, validation_fraction=0.0)
     store = Store(data.store)
     curate(data, store, lambda _: None)
     [path] = Path(store.images.uri, "data").iterdir()
     file = store.images.required().scan(["source_id", "data"], "source_id = '3.jpg'").to_pylist()[0]["data"]
     flip(path, 8 * (path.read_bytes().find(file) + len(file) - 200))
     told: list[Damage] = []
-    rows = waiting(store, data.transform.spec, codec.id)
-    assert encode(store, rows, codec, lambda _: None, told.append) == 7
+    rows = waiting(store, data.transform.spec, vae.id)
+    assert encode_latents(store, rows, vae, lambda _: None, told.append) == 7
     assert ["folder/3.jpg" in str(one) for one in told] == [True]
     pixels = PixelRows(store.images.required(), data.transform.spec, "train")
     found = [pixels.read(bucket, range(size), range(size), 0) for bucket, size in enumerate(pixels.sizes)]
@@ -296,7 +296,7 @@ def test_images_are_checked_before_they_become_latents_or_are_trained_on(
         verify(store.location)
     verify(store.location, remove=True)
     curate(data, store, lambda _: None)
-    assert encode(store, waiting(store, data.transform.spec, codec.id), codec, lambda _: None) == 1
+    assert encode_latents(store, waiting(store, data.transform.spec, vae.id), vae, lambda _: None) == 1
     verify(store.location)
     assert (store.images.count(), store.latents.count()) == (8, 8)
 

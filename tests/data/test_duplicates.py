@@ -6,10 +6,10 @@ from PIL import Image
 
 from terminus.data import duplicates
 from terminus.data.duplicates import HASH_DISTANCE, HashIndex, NearDuplicates, Twin, scratch
-from terminus.data.filters import measure
+from terminus.data.filters import measure_image
 
 
-def picture(seed: int, size: tuple[int, int] = (200, 160)) -> Image.Image:
+def image(seed: int, size: tuple[int, int] = (200, 160)) -> Image.Image:
     blocks = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     return Image.fromarray(blocks).resize(size, Image.Resampling.BICUBIC)
 
@@ -44,7 +44,7 @@ def test_every_flip_of_three_bits_is_found():
                 assert index.near(f"{flipped:016x}") == [7]
 
 
-def test_plain_pictures_are_compared_with_a_bounded_number_and_that_is_counted(monkeypatch: pytest.MonkeyPatch):
+def test_plain_images_are_compared_with_a_bounded_number_and_that_is_counted(monkeypatch: pytest.MonkeyPatch):
     index = HashIndex(scratch(), "test", longest=5)
     for row in range(20):
         assert len(index.near("0" * 16)) == min(row, 5)
@@ -69,21 +69,21 @@ def test_plain_pictures_are_compared_with_a_bounded_number_and_that_is_counted(m
 def test_near_duplicates_are_found_in_shape_and_colour():
     known = NearDuplicates()
     for seed in range(50):
-        measures = measure(picture(seed))
+        measures = measure_image(image(seed))
         assert known.find(measures.dhash, measures.thumbprint) is None
         known.add(Twin(f"{seed:064x}", str(seed)), measures.dhash, measures.thumbprint)
     for seed in range(50):
-        copy = measure(picture(seed).resize((150, 120), Image.Resampling.LANCZOS))
+        copy = measure_image(image(seed).resize((150, 120), Image.Resampling.LANCZOS))
         assert known.find(copy.dhash, copy.thumbprint) == Twin(f"{seed:064x}", str(seed))
 
 
 def test_the_same_drawing_on_another_background_is_no_duplicate():
     known = NearDuplicates()
     drawing = Image.new("RGBA", (128, 128))
-    drawing.paste(picture(0, (60, 60)), (34, 34))
+    drawing.paste(image(0, (60, 60)), (34, 34))
     for color in ((255, 255, 255), (0, 0, 0), (200, 30, 30), (30, 30, 200)):
         canvas = Image.new("RGB", (128, 128), color)
         canvas.paste(drawing, mask=drawing.getchannel("A"))
-        measures = measure(canvas)
+        measures = measure_image(canvas)
         assert known.find(measures.dhash, measures.thumbprint) is None
         known.add(Twin("", str(color)), measures.dhash, measures.thumbprint)

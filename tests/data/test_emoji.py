@@ -18,29 +18,29 @@ ASSETS = files("terminus") / "assets" / "emoji"
 EVERYTHING = ("3d", "flat")
 
 
-def pixels(drawing: emoji.Drawing) -> np.ndarray:
+def pixels(drawing: emoji.Emoji) -> np.ndarray:
     with Image.open(io.BytesIO(emoji.rgba(drawing))) as image:
         assert image.format == "WEBP"
         assert image.mode == "RGBA"
         return np.asarray(image)
 
 
-def by_id(key: str) -> emoji.Drawing:
+def by_id(key: str) -> emoji.Emoji:
     return next(drawing for drawing in emoji.drawings() if drawing.id == key)
 
 
 def test_every_drawing_is_a_square_with_something_on_it_and_room_around_it():
     for drawing in emoji.drawings():
-        picture = pixels(drawing)
-        assert picture.shape == (128, 128, 4), drawing.id
-        covered = (picture[..., 3] >= 128).mean()
+        image = pixels(drawing)
+        assert image.shape == (128, 128, 4), drawing.id
+        covered = (image[..., 3] >= 128).mean()
         assert 0.05 <= covered <= 0.9, f"{drawing.id} covers {covered:.0%}"
 
 
 def test_no_two_drawings_share_an_id_a_caption_or_their_pixels():
     for values in (
         [drawing.id for drawing in emoji.drawings()],
-        [emoji.caption(drawing, "white") for drawing in emoji.drawings()],
+        [emoji.emoji_caption(drawing, "white") for drawing in emoji.drawings()],
         [hashlib.sha256(emoji.rgba(drawing)).digest() for drawing in emoji.drawings()],
     ):
         assert [value for value, count in Counter(values).items() if count > 1] == []
@@ -48,9 +48,9 @@ def test_no_two_drawings_share_an_id_a_caption_or_their_pixels():
 
 def test_colour_goes_on_behind_the_edge():
     """Black behind a soft edge would darken it; a red circle is red wherever anything of it shows."""
-    picture = pixels(by_id("flat/red-circle")).astype(int)
-    alpha = picture[..., 3]
-    rim = picture[(alpha > 16) & (alpha < 240)][:, :3]
+    image = pixels(by_id("flat/red-circle")).astype(int)
+    alpha = image[..., 3]
+    rim = image[(alpha > 16) & (alpha < 240)][:, :3]
     assert len(rim) > 100
     assert rim.max(axis=1).min() > 170
 
@@ -108,7 +108,7 @@ def test_a_held_out_name_is_held_out_in_every_style():
     ],
 )
 def test_captions_read_as_english(key: str, background: str, words: str):
-    assert emoji.caption(by_id(key), background) == words
+    assert emoji.emoji_caption(by_id(key), background) == words
 
 
 def test_no_caption_keeps_the_notation_of_lists():
@@ -118,7 +118,7 @@ def test_no_caption_keeps_the_notation_of_lists():
 
 def test_every_drawing_gets_black_and_white_first():
     backgrounds: dict[str, list[str]] = {}
-    for row in emoji.rows(EVERYTHING, 4, seed=1):
+    for row in emoji.emoji_rows(EVERYTHING, 4, seed=1):
         backgrounds.setdefault(row.drawing.id, []).append(row.background)
         assert row.rgb == emoji.BACKGROUNDS[row.background]
         assert row.background in row.caption
@@ -131,36 +131,36 @@ def test_every_drawing_gets_black_and_white_first():
 
 
 def test_rows_are_a_function_of_the_seed():
-    first = [row.id for row in emoji.rows(EVERYTHING, 3, seed=1, limit=200)]
-    assert first == [row.id for row in emoji.rows(EVERYTHING, 3, seed=1, limit=200)]
-    other = [row.id for row in emoji.rows(EVERYTHING, 3, seed=2, limit=200)]
+    first = [row.id for row in emoji.emoji_rows(EVERYTHING, 3, seed=1, limit=200)]
+    assert first == [row.id for row in emoji.emoji_rows(EVERYTHING, 3, seed=1, limit=200)]
+    other = [row.id for row in emoji.emoji_rows(EVERYTHING, 3, seed=2, limit=200)]
     assert first != other
     assert [key.split("@")[0] for key in first] == [key.split("@")[0] for key in other]
 
 
 def test_one_background_is_any_of_them():
-    assert {row.background for row in emoji.rows(("3d",), 1, seed=0)} == set(emoji.BACKGROUNDS)
+    assert {row.background for row in emoji.emoji_rows(("3d",), 1, seed=0)} == set(emoji.BACKGROUNDS)
 
 
 def test_limit_counts_drawings_and_balances_styles_and_grows():
-    small = {row.drawing for row in emoji.rows(EVERYTHING, 2, seed=0, limit=100)}
+    small = {row.drawing for row in emoji.emoji_rows(EVERYTHING, 2, seed=0, limit=100)}
     assert Counter(drawing.style for drawing in small) == {"3d": 50, "flat": 50}
-    assert small < {row.drawing for row in emoji.rows(EVERYTHING, 2, seed=0, limit=300)}
+    assert small < {row.drawing for row in emoji.emoji_rows(EVERYTHING, 2, seed=0, limit=300)}
     groups = {drawing.group for drawing in emoji.drawings()}
-    assert {row.drawing.group for row in emoji.rows(("3d",), 1, seed=0, limit=300)} == groups
-    assert sum(1 for _ in emoji.rows(("flat",), 2, seed=0, limit=10**6)) == 2 * sum(
+    assert {row.drawing.group for row in emoji.emoji_rows(("3d",), 1, seed=0, limit=300)} == groups
+    assert sum(1 for _ in emoji.emoji_rows(("flat",), 2, seed=0, limit=10**6)) == 2 * sum(
         drawing.style == "flat" for drawing in emoji.drawings()
     )
 
 
 def test_groups_and_colors_restrict_the_rows():
-    rows = list(emoji.rows(EVERYTHING, 2, seed=0, colors=("white", "teal"), groups=("Food & Drink",)))
+    rows = list(emoji.emoji_rows(EVERYTHING, 2, seed=0, colors=("white", "teal"), groups=("Food & Drink",)))
     assert {row.drawing.group for row in rows} == {"Food & Drink"}
     assert {row.background for row in rows} == {"white", "teal"}
     with pytest.raises(UserError, match="no background 'mauve'"):
-        next(emoji.rows(EVERYTHING, 1, seed=0, colors=("mauve",)))
+        next(emoji.emoji_rows(EVERYTHING, 1, seed=0, colors=("mauve",)))
     with pytest.raises(UserError, match="no group 'Food'"):
-        next(emoji.rows(EVERYTHING, 1, seed=0, groups=("Food",)))
+        next(emoji.emoji_rows(EVERYTHING, 1, seed=0, groups=("Food",)))
 
 
 @pytest.mark.parametrize(
@@ -175,4 +175,4 @@ def test_groups_and_colors_restrict_the_rows():
 )
 def test_what_is_not_there_is_a_users_error(styles: tuple[str, ...], count: int, limit: int | None, words: str):
     with pytest.raises(UserError, match=words):
-        next(emoji.rows(styles, count, seed=0, limit=limit))
+        next(emoji.emoji_rows(styles, count, seed=0, limit=limit))

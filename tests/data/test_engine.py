@@ -81,10 +81,10 @@ def test_the_engine_is_chosen_once():
 def test_a_variable_in_the_environment_does_not_choose():
     program = "import daft, pyarrow as pa; from terminus.data import engine; s = pa.schema([('a', pa.int64())])"
     program += "\nprint(list(engine.run({'a': [1]}, s, dict, s)), daft.get_or_infer_runner_type())"
-    said = subprocess.run(
+    metadata = subprocess.run(
         [sys.executable, "-c", program], env=os.environ | {"DAFT_RUNNER": "ray"}, capture_output=True, text=True
     )
-    assert said.stdout == "[{'a': 1}] native\n", said.stderr
+    assert metadata.stdout == "[{'a': 1}] native\n", metadata.stderr
 
 
 @pytest.mark.parametrize("address", ["", "head", "ray://head:10001", "local", "http://head:6379", "head:6379/x", ":1 "])

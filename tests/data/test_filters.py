@@ -5,16 +5,16 @@ from PIL import Image
 
 from terminus.conditioning import Size
 from terminus.data import filters
-from terminus.data.filters import Filters, measure
+from terminus.data.filters import Filters, measure_image
 
 
 def test_luminance_is_mean_rec_601_luma():
     for color, luma in (((255, 0, 0), 0.299), ((0, 255, 0), 0.587), ((0, 0, 255), 0.114), ((255, 255, 255), 1.0)):
-        assert measure(Image.new("RGB", (30, 30), color)).luminance == pytest.approx(luma, abs=0.002)
+        assert measure_image(Image.new("RGB", (30, 30), color)).luminance == pytest.approx(luma, abs=0.002)
 
 
 def test_luminance_limits_are_inclusive():
-    grey = measure(Image.new("RGB", (8, 8), (51, 51, 51)))
+    grey = measure_image(Image.new("RGB", (8, 8), (51, 51, 51)))
     assert filters.luminance(grey, Filters(min_luminance=0.2, max_luminance=0.2)) is None
     dark = filters.luminance(grey, Filters(min_luminance=0.21))
     bright = filters.luminance(grey, Filters(max_luminance=0.19))
@@ -52,4 +52,4 @@ def test_shape():
 def test_scores_and_their_limits(limits: dict[str, float], values: dict[filters.Score, float], reason: str | None):
     dropped = filters.scores(values, Filters.model_validate(limits))
     assert (dropped.reason if dropped else None) == reason
-    assert set(filters.asked(Filters.model_validate(limits))) == {name.split("_")[1] for name in limits}
+    assert set(filters.limited_scores(Filters.model_validate(limits))) == {name.split("_")[1] for name in limits}

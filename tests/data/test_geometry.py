@@ -8,12 +8,12 @@ from PIL import Image
 
 from terminus.conditioning import Crop, Size
 from terminus.data.geometry import (
-    Plan,
-    Position,
+    CropPlan,
+    CropPosition,
     Transform,
-    apply,
     buckets,
     cover,
+    crop_and_resize,
     cuts,
     nearest_bucket,
     plan,
@@ -28,7 +28,7 @@ units = st.floats(0, 1, exclude_max=True)
 @given(sides, sides, units, units, st.sampled_from(["center", "random", "native"]), st.sampled_from([None, 32]))
 def test_a_plan_never_enlarges_and_its_crop_lies_inside(height, width, vertical, horizontal, crop, step):
     original = Size(height, width)
-    way = plan(original, Transform(256, crop, step), Position(vertical, horizontal))
+    way = plan(original, Transform(256, crop, step), CropPosition(vertical, horizontal))
     if way is None:
         assert nearest_bucket(original, buckets(256, step)) is None
         return
@@ -45,8 +45,8 @@ def test_a_plan_never_enlarges_and_its_crop_lies_inside(height, width, vertical,
 
 def test_random_positions_reach_both_ends():
     transform = Transform(64, "native")
-    first = plan(Size(100, 90), transform, Position(0.0, 0.0))
-    last = plan(Size(100, 90), transform, Position(0.999999, 0.999999))
+    first = plan(Size(100, 90), transform, CropPosition(0.0, 0.0))
+    last = plan(Size(100, 90), transform, CropPosition(0.999999, 0.999999))
     assert first is not None
     assert first.crop == Crop(0, 0)
     assert last is not None
@@ -85,7 +85,7 @@ def test_lanczos_is_pillows(size):
     pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
     original = Size(*size)
     resized = cover(original, Size(96, 96))
-    ours = apply(pixels, Plan(original, resized, Crop(0, 0), resized)).astype(int)
+    ours = crop_and_resize(pixels, CropPlan(original, resized, Crop(0, 0), resized)).astype(int)
     pillow = Image.fromarray(pixels).resize((resized.width, resized.height), Image.Resampling.LANCZOS)
     difference = np.abs(ours - np.asarray(pillow).astype(int))
     assert difference.max() <= 1
@@ -98,9 +98,9 @@ def test_pixels_come_from_where_the_conditioning_says(crop):
     height, width = 200, 240
     rows, columns = np.mgrid[0:height, 0:width].astype(np.uint8)
     pixels = np.stack([rows, columns, np.zeros_like(rows)], axis=-1)
-    way = plan(Size(height, width), Transform(96, crop, 32), Position(0.3, 0.8))
+    way = plan(Size(height, width), Transform(96, crop, 32), CropPosition(0.3, 0.8))
     assert way is not None
-    cut = apply(pixels, way).astype(float)
+    cut = crop_and_resize(pixels, way).astype(float)
     told = way.conditioning
     assert cut.shape[:2] == told.target
     # The centre of resized pixel i shows the original at (i + 1/2)·scale − 1/2.
@@ -114,10 +114,10 @@ def test_pixels_come_from_where_the_conditioning_says(crop):
 
 
 def test_a_plan_for_another_image_is_refused():
-    way = plan(Size(100, 100), Transform(64), Position(0, 0))
+    way = plan(Size(100, 100), Transform(64), CropPosition(0, 0))
     assert way is not None
     with pytest.raises(ValueError, match="the plan is for"):
-        apply(np.zeros((100, 101, 3), np.uint8), way)
+        crop_and_resize(np.zeros((100, 101, 3), np.uint8), way)
 
 
 @given(
@@ -139,7 +139,7 @@ def test_cuts_differ_lie_inside_and_do_not_depend_on_how_many_are_asked_for(heig
 
 def test_cuts_cover_all_places_and_follow_the_image():
     transform = Transform(64, "native")
-    first = plan(Size(66, 67), transform, Position(0.4, 0.4))
+    first = plan(Size(66, 67), transform, CropPosition(0.4, 0.4))
     assert first is not None
     found = cuts(first, "ab" * 32, transform.spec, 100)
     assert {tuple(way.crop) for way in found} == {(top, left) for top in range(3) for left in range(4)}
@@ -149,9 +149,9 @@ def test_cuts_cover_all_places_and_follow_the_image():
 @pytest.mark.parametrize(("crop", "step"), [("native", None), ("native", 16), ("random", None), ("center", None)])
 def test_an_image_of_the_size_of_its_bucket_stays_as_it_is(crop, step):
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    way = plan(Size(64, 64), Transform(64, crop, step), Position(0.7, 0.2))
+    way = plan(Size(64, 64), Transform(64, crop, step), CropPosition(0.7, 0.2))
     assert way is not None
-    assert np.array_equal(apply(pixels, way), pixels)
+    assert np.array_equal(crop_and_resize(pixels, way), pixels)
     assert (way.original, way.resized, way.crop, way.target, way.room) == (*[Size(64, 64)] * 2, (0, 0), (64, 64), 1)
     assert cuts(way, "ab" * 32, "spec", 8) == (way,)
 

@@ -34,13 +34,13 @@ pytestmark = pytest.mark.skipif(not find_spec(PACKAGE), reason="fake-gcs-server 
 
 @pytest.fixture
 def port(tmp_path: Path) -> Iterator[int]:
-    """Of a store with the buckets `pictures` (a table of three) and `work` (empty)."""
+    """Of a store with the buckets `images` (a table of three) and `work` (empty)."""
     found = find_spec(PACKAGE)
     assert found is not None
     assert found.origin is not None
     [binary] = Path(found.origin).parent.glob("vendor/*/bin/*")
     (tmp_path / "buckets" / "work").mkdir(parents=True)
-    table = tmp_path / "buckets" / "pictures" / "year=2024" / "a b.parquet"
+    table = tmp_path / "buckets" / "images" / "year=2024" / "a b.parquet"
     table.parent.mkdir(parents=True)
     pq.write_table(pa.table({"image": [jpeg(i) for i in range(3)], "TEXT": ["a", "b", "c"]}), table)
     command = [sys.executable, google.__file__, str(binary), str(tmp_path / "buckets")]
@@ -58,12 +58,12 @@ def account(port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     server = f"http://127.0.0.1:{port}"
-    said = {
+    metadata = {
         "type": "service_account", "project_id": "tests", "private_key_id": "1", "client_id": "1",
         "private_key": key.private_bytes(*form).decode(), "client_email": "t@tests.iam.gserviceaccount.com",
         "token_uri": f"{server}/token", "gcs_base_url": server, "disable_oauth": False,
     }  # fmt: skip
-    (tmp_path / "account.json").write_text(json.dumps(said))
+    (tmp_path / "account.json").write_text(json.dumps(metadata))
     monkeypatch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", server)
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "account.json"))
     monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(tmp_path / "account.json"))
@@ -72,7 +72,7 @@ def account(port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("account")
 def test_a_table_there_becomes_a_store_there(monkeypatch: pytest.MonkeyPatch):
-    source = LaionSource(kind="laion", name="there", path="gs://pictures")
+    source = LaionSource(kind="laion", name="there", path="gs://images")
     data = DataConfig(store="gs://work/store", sources=(source,), resolution=64)
     first = prepare(data, None)
     assert (first.kept, first.added, first.dropped) == (3, 3, {})
@@ -90,19 +90,19 @@ def test_a_table_there_becomes_a_store_there(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.usefixtures("account")
 def test_what_is_there_and_what_is_not(monkeypatch: pytest.MonkeyPatch):
-    [table] = storage.files("gs://pictures", (".parquet",))
-    assert table == "gs://pictures/year=2024/a b.parquet"
+    [table] = storage.files("gs://images", (".parquet",))
+    assert table == "gs://images/year=2024/a b.parquet"
     with storage.open_input(table) as file:
         assert file.read(4) == b"PAR1"
         file.seek(file.size() - 4)
         assert file.read() == b"PAR1"
     assert storage.stamp(table) == storage.stamp(table)
-    for missing in ("gs://pictures/nowhere", "gs://no-such-bucket"):
+    for missing in ("gs://images/nowhere", "gs://no-such-bucket"):
         with pytest.raises(UserError, match="there is nothing under this name in this bucket"):
             storage.files(missing, ("",))
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS")
     monkeypatch.setenv("GOOGLE_SKIP_SIGNATURE", "true")
-    assert storage.files("gs://pictures", (".parquet",)) == [table], "what is public needs no account"
+    assert storage.files("gs://images", (".parquet",)) == [table], "what is public needs no account"
 
 
 @pytest.mark.usefixtures("account")

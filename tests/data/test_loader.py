@@ -18,19 +18,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from terminus.conditioning import Crop, Size
-from terminus.data.geometry import Plan
+from terminus.data.geometry import CropPlan
 from terminus.data.grouped import Grouped
 from terminus.data.loader import Batch, LatentRows, Loader
 from terminus.data.order import Order
 from terminus.data.record import LatentRow
 from terminus.data.scanning import Runs
-from terminus.data.store import Store, View, pack_moments
+from terminus.data.store import Store, View, pack_posterior
 
 
 def latent(number: int) -> LatentRow:
     """Everything in this row says its number; every fifth is held out, and two shapes alternate."""
     shape = (2, 1, 2, 3) if number % 2 else (2, 1, 2, 2)
-    plan = Plan(Size(100 + number, 100), Size(16, 8 * shape[3]), Crop(number, 0), Size(16, 8 * shape[3]))
+    plan = CropPlan(Size(100 + number, 100), Size(16, 8 * shape[3]), Crop(number, 0), Size(16, 8 * shape[3]))
     return LatentRow(
         key=f"key {number}",
         image_key=f"image {number}",
@@ -41,11 +41,11 @@ def latent(number: int) -> LatentRow:
         captions=(f"caption {number}",),
         caption_origins=("test",),
         plan=plan,
-        moments=pack_moments(np.full(shape, number, np.float16)),
+        posterior=pack_posterior(np.full(shape, number, np.float16)),
         latent_channels=1,
         latent_height=2,
         latent_width=shape[3],
-        codec="codec" if number % 7 else "another",
+        vae="vae" if number % 7 else "another",
         transform="a 'quoted' spec",
         caption_weights=(1.0,),
     )
@@ -63,7 +63,7 @@ def store(tmp_path: Path) -> Store:
 def rows_of(store: Store, split: str = "train") -> LatentRows:
     view = store.latents.latest()
     assert view is not None
-    return LatentRows(view, "codec", "a 'quoted' spec", split)
+    return LatentRows(view, "vae", "a 'quoted' spec", split)
 
 
 def numbers(batch: Batch) -> list[int]:
@@ -165,7 +165,7 @@ def test_a_pinned_version_does_not_see_what_comes_later(store: Store):
     view = store.latents.latest()
     assert isinstance(view, View)
     store.latents.append([latent(41)])
-    assert everything(LatentRows(store.latents.at(view.version), "codec", "a 'quoted' spec", "train")) == EXPECTED
+    assert everything(LatentRows(store.latents.at(view.version), "vae", "a 'quoted' spec", "train")) == EXPECTED
 
 
 @given(
@@ -184,7 +184,7 @@ def test_runs_are_the_rows_that_they_were_made_of(pieces: list[list[tuple[int, i
 def test_sources_follow_each_other_and_consecutive_rows_are_one_run(tmp_path: Path):
     store = Store(str(tmp_path / "store"))
     for first in range(1, 40, 10):
-        rows = [replace(latent(2 * n + 1), split="train", codec="codec") for n in range(first, first + 10)]
+        rows = [replace(latent(2 * n + 1), split="train", vae="vae") for n in range(first, first + 10)]
         store.latents.append([replace(row, source="second" if i % 2 else "first") for i, row in enumerate(rows)])
     view = store.latents.latest()
     assert view is not None
@@ -223,7 +223,7 @@ def test_other_cuts_are_read_only_where_asked_for(store: Store):
     view = store.latents.latest()
     assert view is not None
     count = sum(rows_of(store).sizes)
-    assert sum(LatentRows(view, "codec", "a 'quoted' spec", "train", crops=2).sizes) == count + 1
+    assert sum(LatentRows(view, "vae", "a 'quoted' spec", "train", crops=2).sizes) == count + 1
 
 
 def test_a_version_is_scanned_once(store: Store, monkeypatch: pytest.MonkeyPatch):

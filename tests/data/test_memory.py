@@ -17,7 +17,7 @@ from .conftest import save
 
 FILES = 24
 SIDE = 700
-"""Of a picture that cannot be compressed: 1.4 MiB."""
+"""Of an image that cannot be compressed: 1.4 MiB."""
 
 
 class Peak:
@@ -38,7 +38,7 @@ class Peak:
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's account of memory")
-def test_many_heavy_files_take_no_more_memory_than_a_few(tmp_path: Path, codec: Codec, monkeypatch: pytest.MonkeyPatch):
+def test_many_heavy_files_take_no_more_memory_than_a_few(tmp_path: Path, vae: VAE, monkeypatch: pytest.MonkeyPatch):
     random = np.random.default_rng(0)
     for number in range(FILES):
         pixels = random.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)

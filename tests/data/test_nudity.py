@@ -30,27 +30,29 @@ def asking(*labels: str) -> Classifier:
 def drawing(name: str) -> Image.Image:
     """On white."""
     [found] = [one for one in emoji.drawings() if one.id == name]
-    picture = Image.open(BytesIO(emoji.rgba(found))).convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    image = Image.open(BytesIO(emoji.rgba(found))).convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
 @INSTALLED
 def test_the_score_is_the_best_detection_of_these_classes_as_the_package_finds_them_in_the_file(tmp_path: Path):
-    picture = drawing("3d/footprints")
-    picture.save(tmp_path / "footprints.png")
+    image = drawing("3d/footprints")
+    image.save(tmp_path / "footprints.png")
     found = importlib.import_module("nudenet").NudeDetector().detect(str(tmp_path / "footprints.png"))
     assert len(found) > 1, "two feet"
-    assert classify.score(picture, asking(*FEET)) == max(one["score"] for one in found if one["class"] in FEET) > 0.5
-    assert classify.score(picture, asking("MALE_GENITALIA_EXPOSED", "BELLY_EXPOSED")) == 0
-    assert classify.score(Image.new("RGB", (300, 200), "white"), asking(*nudity.CLASSES)) == 0
+    assert (
+        classify.class_score(image, asking(*FEET)) == max(one["score"] for one in found if one["class"] in FEET) > 0.5
+    )
+    assert classify.class_score(image, asking("MALE_GENITALIA_EXPOSED", "BELLY_EXPOSED")) == 0
+    assert classify.class_score(Image.new("RGB", (300, 200), "white"), asking(*nudity.CLASSES)) == 0
 
 
 @INSTALLED
 def test_the_classes_are_the_packages():
     assert sorted(nudity.CLASSES) == sorted(getattr(importlib.import_module("nudenet.nudenet"), "__labels"))
-    classify.check(asking(*nudity.CLASSES))
+    classify.check_classifier(asking(*nudity.CLASSES))
     with pytest.raises(UserError, match=r"no class named feet\. Its classes are ANUS_COVERED, "):
-        classify.check(asking("feet"))
+        classify.check_classifier(asking("feet"))
 
 
 @INSTALLED
@@ -68,12 +70,12 @@ def test_a_preparation_drops_what_it_finds(tmp_path: Path):
     assert (report.kept, report.dropped) == (1, {"unsafe content": 1})
     rejected = Store(data.store).rejected.required().scan(["source_id", "unsafe"]).to_pylist()
     assert [row["source_id"] for row in rejected] == ["footprints.png"]
-    assert rejected[0]["unsafe"] == pytest.approx(classify.score(drawing("3d/footprints"), asking(*FEET)))
+    assert rejected[0]["unsafe"] == pytest.approx(classify.class_score(drawing("3d/footprints"), asking(*FEET)))
 
 
 def test_without_the_package_one_paragraph_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "nudenet", None)
     nudity.detector.cache_clear()
     with pytest.raises(UserError, match=r"NudeNet is not installed .*pip install 'terminus-xl\[nudenet\]'") as caught:
-        classify.check(asking(*FEET))
+        classify.check_classifier(asking(*FEET))
     assert "\n" not in str(caught.value)

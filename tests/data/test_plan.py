@@ -15,23 +15,23 @@ from terminus import cli
 from terminus.config.load import load
 from terminus.data import plan
 from terminus.data.filters import Filters
-from terminus.data.plan import Machine, PreparePlan, Prices, Stage, Training, latent_bytes, make_plan
+from terminus.data.plan import Machine, PreparePlan, Prices, Stage, TrainingEstimate, latent_bytes, plan_preparation
 from terminus.data.prepare import prepare
 from terminus.data.settings import DataConfig
 from terminus.data.sources.midjourney import DRAWN
 from terminus.data.store import Store
 from terminus.model.architecture import SDXL
-from terminus.model.vae import build_codec
+from terminus.model.vae import build_vae
 from terminus.training.plan.gpus import GPUS
 from terminus.training.plan.planning import stage_of
 from terminus.training.recipe import Recipe
 
 HERE = Machine("a GPU", 500e12, 1000)
-LATER = Training(Stage("train", 1000, 1e9, 0.0, 10.0, 7.0), 8, "assumed: nothing")
+LATER = TrainingEstimate(Stage("train", 1000, 1e9, 0.0, 10.0, 7.0), 8, "assumed: nothing")
 
 
 def planned(data: DataConfig, images: int | None = None, prices: Prices | None = None) -> dict[str, Stage]:
-    return {stage.name: stage for stage in make_plan(data, HERE, LATER, images, prices).stages}
+    return {stage.name: stage for stage in plan_preparation(data, HERE, LATER, images, prices).stages}
 
 
 def config(tmp_path: Path, *sources: dict[str, Any], **settings: Any) -> DataConfig:
@@ -51,15 +51,15 @@ def test_a_plan_counts_what_preparation_then_meets(tmp_path: Path):
 
 def test_a_latent_is_planned_as_it_is_stored(tmp_path: Path):
     recipe = load("nano", Recipe, [f"data.store={tmp_path}/data", "data.sources.0.limit=3"]).value
-    prepare(recipe.data, recipe.model.codec_from)
-    rows = Store(recipe.data.store).latents.required().take([0], ["moments"])
+    prepare(recipe.data, recipe.model.vae_from)
+    rows = Store(recipe.data.store).latents.required().take([0], ["posterior"])
     factor = stage_of(recipe, GPUS["h100"]).factor
-    assert latent_bytes(recipe.data, factor) == len(rows.column("moments")[0].as_py())
+    assert latent_bytes(recipe.data, factor) == len(rows.column("posterior")[0].as_py())
 
 
-def test_the_codecs_flops_are_those_of_torchs_counter(tmp_path: Path):
+def test_the_vaes_flops_are_those_of_torchs_counter(tmp_path: Path):
     with torch.device("meta"):
-        vae = build_codec(SDXL).vae
+        vae = build_vae(SDXL).autoencoder
         for side in (512, 1024):
             with FlopCounterMode(display=False) as counter:
                 vae.encode(torch.empty(1, 3, side, side))
@@ -70,7 +70,7 @@ def test_the_codecs_flops_are_those_of_torchs_counter(tmp_path: Path):
 
 def test_what_is_not_known_stays_so(tmp_path: Path):
     data = config(tmp_path, embedded(), {"kind": "laion", "name": "web", "path": str(tmp_path / "none")})
-    found = make_plan(data, HERE, LATER)
+    found = plan_preparation(data, HERE, LATER)
     by_name = {source.name: source for source in found.sources}
     assert (by_name["emoji"].count, by_name["web"].count) == (24, None)
     assert "nothing under this name" in by_name["web"].why
@@ -89,7 +89,7 @@ def test_nothing_large_is_read_to_count(tmp_path: Path):
         {"kind": "huggingface", "name": "hub", "repo": "someone/some-data", "revision": "0" * 40},
         {"kind": "coco", "name": "coco", "path": "s3://bucket/captions.json"},
     )
-    assert [source.count for source in make_plan(data, HERE, LATER).sources] == [None, None]
+    assert [source.count for source in plan_preparation(data, HERE, LATER).sources] == [None, None]
 
 
 def test_numbers_follow_from_what_is_stated(tmp_path: Path):
@@ -97,7 +97,7 @@ def test_numbers_follow_from_what_is_stated(tmp_path: Path):
         tmp_path, embedded(), resolution=1024, crop="native", crops=2,
         captioner={"name": "vlm", "model": {"kind": "local", "model": "x"}},
     )  # fmt: skip
-    found = make_plan(data, HERE, LATER, images=3600)
+    found = plan_preparation(data, HERE, LATER, images=3600)
     curate, caption, encode, train = found.stages
     assert curate.disk == 3600 * plan.IMAGE_BYTES
     assert curate.core_hours == pytest.approx(1 / plan.DECODED)
@@ -122,8 +122,8 @@ def test_passes_are_those_of_each_source_where_they_are_mixed(tmp_path: Path, mi
     anchor = {"kind": "embedded", "name": "anchor", "limit": 10, "backgrounds": 2, "styles": ("3d",)}
     data = config(tmp_path, anchor, anchor | {"name": "web", "limit": 20, "backgrounds": 2}, mix=mix)
     training = replace(LATER, stage=replace(LATER.stage, images=600))
-    [said] = [fact for fact in make_plan(data, HERE, training).facts if "passes" in fact]
-    assert said.endswith(f"are {says}")
+    [metadata] = [fact for fact in plan_preparation(data, HERE, training).facts if "passes" in fact]
+    assert metadata.endswith(f"are {says}")
 
 
 def test_a_cost_is_said_only_where_every_price_is(tmp_path: Path):
@@ -136,7 +136,7 @@ def test_a_cost_is_said_only_where_every_price_is(tmp_path: Path):
     assert both["curate"].cost == pytest.approx(0.5 * (both["curate"].core_hours or 0))
 
 
-@pytest.mark.parametrize("name", ["gamma-v2", "otaku-v1", "nano", "nano-codec"])
+@pytest.mark.parametrize("name", ["gamma-v2", "otaku-v1", "nano", "nano-vae"])
 def test_the_command_says_it_and_writes_nothing(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -47,7 +47,7 @@ from terminus.data.prepare import prepare
 from terminus.data.settings import DataConfig
 from terminus.data.store import Store
 from terminus.errors import UserError
-from tests.data.conftest import random_codec
+from tests.data.conftest import random_vae
 from tests.data.loopback import anywhere
 
 data = DataConfig.model_validate_json(sys.argv[1])
@@ -57,8 +57,8 @@ try:
     prepare(data, None, Console(file=StringIO()), anywhere)
 except UserError as error:
     sys.exit(f"USER ERROR {error}")
-store, codec = Store(data.store), random_codec(0)
-encode(store, waiting(store, data.transform.spec, codec.id), codec, lambda _: None)
+store, VAE = Store(data.store), random_vae(0)
+encode(store, waiting(store, data.transform.spec, vae.id), VAE, lambda _: None)
 """
 
 
@@ -87,8 +87,8 @@ class Cluster:
         head = ["--head", f"--port={port}", f"--ray-client-server-port={client}", f"--temp-dir={folder}"]
         self._start(*head, "--num-cpus=0", "--include-dashboard=false")
         # The head says where it listens.
-        said = self.log.read_text().split("--address='", 1)[1]
-        self.address = said.split("'", 1)[0]
+        metadata = self.log.read_text().split("--address='", 1)[1]
+        self.address = metadata.split("'", 1)[0]
         self.add()
         self.add()
 
@@ -153,7 +153,7 @@ def encoded(seed: int) -> bytes:
 
 
 def links(server: Loopback, path: Path, count: int, wait: float = 0.0) -> LaionSource:
-    """A table of links, some of them to what is no picture."""
+    """A table of links, some of them to what is no image."""
     urls: list[str] = []
     for number in range(count):
         whole = encoded(1000 + number)
@@ -219,12 +219,12 @@ def both(
 
 
 def end(process: subprocess.Popen[str]) -> tuple[int, str]:
-    _, said = process.communicate(timeout=600)
-    return process.returncode, said
+    _, metadata = process.communicate(timeout=600)
+    return process.returncode, metadata
 
 
 def test_both_engines_write_the_same_bytes_in_the_same_commits(tmp_path: Path, cluster: Cluster, server: Loopback):
-    sources = folder(tmp_path / "pictures", 150), links(server, tmp_path / "links.parquet", 70)
+    sources = folder(tmp_path / "images", 150), links(server, tmp_path / "links.parquet", 70)
     native, distributed = both(tmp_path, cluster.address, *sources)
     for data in (native, distributed):
         assert end(cluster.prepare(data)) == (0, "")
@@ -281,7 +281,7 @@ def test_parts_and_budgets_are_the_same_on_both(tmp_path: Path, cluster: Cluster
 
 
 def test_a_node_that_dies_costs_no_row(tmp_path: Path, cluster: Cluster, server: Loopback):
-    sources = folder(tmp_path / "pictures", 20), links(server, tmp_path / "links.parquet", 210, wait=0.3)
+    sources = folder(tmp_path / "images", 20), links(server, tmp_path / "links.parquet", 210, wait=0.3)
     native, distributed = both(tmp_path, cluster.address, *sources)
     assert end(cluster.prepare(native)) == (0, "")
     server.hits.clear()
@@ -291,8 +291,8 @@ def test_a_node_that_dies_costs_no_row(tmp_path: Path, cluster: Cluster, server:
         assert running.poll() is None, end(running)
         time.sleep(0.05)
     cluster.kill(dying)
-    code, said = end(running)
-    assert code == 0, said
+    code, metadata = end(running)
+    assert code == 0, metadata
     found, expected = contents(distributed), contents(native)
     # First what a person can read: a busy machine may have answered late.
     assert why(found) == why(expected)
@@ -300,17 +300,17 @@ def test_a_node_that_dies_costs_no_row(tmp_path: Path, cluster: Cluster, server:
 
 
 def test_what_is_wrong_with_a_cluster_is_one_paragraph(tmp_path: Path, cluster: Cluster):
-    source = folder(tmp_path / "pictures", 2)
+    source = folder(tmp_path / "images", 2)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         nowhere = f"127.0.0.1:{probe.getsockname()[1]}"
         began = time.monotonic()
-        code, said = end(cluster.prepare(both(tmp_path, nowhere, source)[1]))
-    assert (code, said.count("USER ERROR"), "refused" in said) == (1, 1, True)
+        code, metadata = end(cluster.prepare(both(tmp_path, nowhere, source)[1]))
+    assert (code, metadata.count("USER ERROR"), "refused" in metadata) == (1, 1, True)
     assert time.monotonic() - began < 30, "Ray's own patience is two minutes"
     (tmp_path / "wrong").write_text("0" * 64)
     _, ours = both(tmp_path, cluster.address, source)
-    code, said = end(cluster.prepare(ours, RAY_AUTH_TOKEN_PATH=str(tmp_path / "wrong")))
+    code, metadata = end(cluster.prepare(ours, RAY_AUTH_TOKEN_PATH=str(tmp_path / "wrong")))
     assert code == 1
-    assert "USER ERROR" in said
+    assert "USER ERROR" in metadata
     assert not Path(ours.store).exists()

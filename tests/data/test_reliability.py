@@ -27,9 +27,9 @@ from rich.console import Console
 
 from terminus.bounded_files import read_bounded
 from terminus.config.load import load
-from terminus.data.examine import Refused, Subject, examine
+from terminus.data.examine import ImageVerdict, Refused, examine_image
 from terminus.data.fetch.addresses import is_global
-from terminus.data.fetch.download import Policy, Request, fetch_many
+from terminus.data.fetch.download import DownloadRequest, Policy, fetch_many
 from terminus.data.filters import Filters
 from terminus.data.geometry import Transform
 from terminus.data.prepare import prepare
@@ -88,14 +88,14 @@ def outcomes(data: DataConfig, allow: Callable[..., bool] = anywhere) -> dict[st
     report = prepare(data, None, Console(file=StringIO()), allow)
     store = Store(data.store)
     found = {"kept": store.images.latest(), "": store.rejected.latest()}
-    said = {
+    metadata = {
         str(row["source_id"]): kept or str(row["reason"])
         for kept, view in found.items()
         if view
         for row in view.scan(["source_id"] if kept else ["source_id", "reason"]).to_pylist()
     }
-    assert len(said) == report.candidates == report.kept + sum(report.dropped.values())
-    return said
+    assert len(metadata) == report.candidates == report.kept + sum(report.dropped.values())
+    return metadata
 
 
 def reasons(offered: Iterator[Candidate]) -> list[str | None]:
@@ -193,7 +193,7 @@ def test_a_coco_url_opens_no_file_and_no_private_address(tmp_path: Path, server:
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     (one,) = CocoSource(kind="coco", name="coco", path=str(path)).candidates(0)
     opened.clear()
-    (found,) = fetch_many([Request(one.url or "", None, 1000)], Policy(retries=0))
+    (found,) = fetch_many([DownloadRequest(one.url or "", None, 1000)], Policy(retries=0))
     assert isinstance(found, Dropped)
     assert found.reason == ("address not allowed" if url.startswith("http") else "not a web address")
     assert (connected, server.connections) == ([], 0)
@@ -204,7 +204,7 @@ def test_a_coco_url_opens_no_file_and_no_private_address(tmp_path: Path, server:
 
 
 def test_a_folder_of_odd_names(tmp_path: Path):
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     names = {
         "-rf.png": "-rf.png", "a'b\"c`d$(e).png": "a'b\"c`d$(e).png", "line\nbreak.png": "line\\nbreak.png",
         "x" * 251 + ".png": "x" * 251 + ".png", "CAT.png": "CAT.png", "cat.png": "cat.png",
@@ -229,7 +229,9 @@ def test_a_file_that_changes_after_it_was_listed(tmp_path: Path, change: str):
     elif change != "gone":
         path.write_bytes(whole * 2 if change == "larger" else whole[: len(whole) // 2])
     assert one.path is not None
-    found = examine(Subject((one.path, tmp_path / "root"), (0, 0, 0)), Filters(max_file_bytes=len(whole)), TRANSFORM)
+    found = examine_image(
+        ImageVerdict((one.path, tmp_path / "root"), (0, 0, 0)), Filters(max_file_bytes=len(whole)), TRANSFORM
+    )
     assert isinstance(found, Refused)
     assert found.dropped.reason == {
         "a FIFO": "not a regular file", "gone": "cannot be read", "larger": "file too large",
@@ -368,7 +370,7 @@ def test_a_jpeg_with_a_hole_needs_its_checksum_to_be_known():
     whole = jpeg(1, 200, 200)
     broken = whole[:3000] + bytes(500) + whole[3500:]
     assert isinstance(decode(broken, LIMITS), Decoded), "no decoder sees it"
-    found = examine(Subject(broken, (0, 0, 0), f"sha256:{content_hash(whole)}"), Filters(), TRANSFORM)
+    found = examine_image(ImageVerdict(broken, (0, 0, 0), f"sha256:{content_hash(whole)}"), Filters(), TRANSFORM)
     assert isinstance(found, Refused)
     assert found.dropped.reason == "checksum differs"
 
@@ -430,7 +432,7 @@ def test_no_row_of_a_table_reaches_a_private_address(tmp_path: Path, server: Loo
     save(tmp_path / "good" / "a.png", Image.fromarray(noise(1, 80, 80)))
     expected = {f"http://{host}:{server.port}/x.jpg": "address not allowed" for host in BLOCKED.split()}
     expected |= dict.fromkeys(UNFIT, "not a web address")
-    source = laion(tmp_path / "x.parquet", pa.table({"URL": list(expected), "TEXT": ["a picture"] * len(expected)}))
+    source = laion(tmp_path / "x.parquet", pa.table({"URL": list(expected), "TEXT": ["an image"] * len(expected)}))
     good = FolderSource(kind="folder", name="folder", path=tmp_path / "good")
     found = outcomes(settings(tmp_path, source, sources=(source, good)), is_global)
     assert found.pop("a.png") == "kept"
@@ -443,7 +445,7 @@ def test_no_row_of_a_table_reaches_a_private_address(tmp_path: Path, server: Loo
 def test_thirty_redirects_are_too_many(server: Loopback, hops: int):
     for hop in range(hops):
         server.serve(f"/{hop}", Answer(status=302, headers=(("Location", f"/{hop + 1}"),)))
-    (found,) = fetch_many([Request(server.url("/0"), None, 1000)], Policy(retries=0), anywhere)
+    (found,) = fetch_many([DownloadRequest(server.url("/0"), None, 1000)], Policy(retries=0), anywhere)
     assert isinstance(found, Dropped)
     assert (found.reason, sum(server.hits.values())) == ("too many redirects", 6)
     assert connected, "the watch sees sockets"
@@ -461,7 +463,7 @@ def test_what_answers_claim_of_their_content_does_not_count(tmp_path: Path, serv
         server.serve(f"/{name}", Answer(kinds[name][0], headers=(("Content-Type", kinds[name][1]),))) for name in kinds
     ]
     urls.append(urls[0])
-    source = laion(tmp_path / "x.parquet", pa.table({"URL": urls, "TEXT": ["a picture"] * len(urls)}))
+    source = laion(tmp_path / "x.parquet", pa.table({"URL": urls, "TEXT": ["an image"] * len(urls)}))
     found = outcomes(settings(tmp_path, source))
     assert list(found[f"x.parquet#{n}"] for n in range(6)) == [*(row[2] for row in kinds.values()), "exact duplicate"]
 

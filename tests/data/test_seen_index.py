@@ -11,21 +11,21 @@ from rich.console import Console
 
 from terminus.data.blocklist import Blocklist
 from terminus.data.duplicates import scratch
-from terminus.data.filters import measure
+from terminus.data.filters import measure_image
 from terminus.data.prepare import prepare
 from terminus.data.record import Candidate, Rejection
-from terminus.data.seen_index import KEPT, Known, room_for_scratch
+from terminus.data.seen_index import KEPT, SeenIndex, room_for_scratch
 from terminus.data.settings import DataConfig
 from terminus.data.store import Store
 from terminus.errors import UserError
 
 
-def test_what_earlier_runs_decided_is_recalled(pictures: Path, config: Callable[..., DataConfig]):
-    (pictures / "bad.png").write_text("no image")
-    (pictures / "bad.txt").write_text("a caption")
-    data = config(pictures)
+def test_what_earlier_runs_decided_is_recalled(images: Path, config: Callable[..., DataConfig]):
+    (images / "bad.png").write_text("no image")
+    (images / "bad.txt").write_text("a caption")
+    data = config(images)
     prepare(data, None, Console(file=StringIO()))
-    known = Known(near=True)
+    known = SeenIndex(near=True)
     known.recall(Store(data.store), data.transform.spec, Blocklist([]))
     verdicts = {
         candidate.source_id: known.verdict(candidate, candidate.state(data.background_color))
@@ -39,9 +39,9 @@ def test_what_earlier_runs_decided_is_recalled(pictures: Path, config: Callable[
     twin = known.same(row["key"])
     assert twin is not None
     assert twin.name == "folder/3.jpg"
-    with Image.open(pictures / "3.jpg") as image:
-        assert known.alike(measure(image.convert("RGB"))) == twin
-    empty = Known(near=False)
+    with Image.open(images / "3.jpg") as image:
+        assert known.alike(measure_image(image.convert("RGB"))) == twin
+    empty = SeenIndex(near=False)
     empty.recall(Store(data.store), "another transform", Blocklist([]))
     assert empty.same(row["key"]) is None
 
@@ -51,13 +51,13 @@ def test_the_last_verdict_counts(tmp_path: Path):
     store, one = Store(str(tmp_path / "store")), Candidate("web", "1")
     rows = [Rejection("web", "1", None, "state", "spec", "", reason, "") for reason in ("timed out", "not found")]
     store.rejected.append(rows)
-    known = Known(near=False)
+    known = SeenIndex(near=False)
     known.recall(store, "spec", Blocklist([]))
     assert known.verdict(one, "state") == "not found"
 
 
 def test_a_name_is_met_once_a_run():
-    known = Known(near=False)
+    known = SeenIndex(near=False)
     assert known.meet(Candidate("a", "b/c"))
     assert known.meet(Candidate("a/b", "c")), "other names, although they are written alike"
     assert not known.meet(Candidate("a", "b/c"))

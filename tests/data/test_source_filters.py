@@ -7,8 +7,8 @@ import pytest
 from terminus.conditioning import Size
 from terminus.data.filters import CaptionRules, Classifier, Filters
 from terminus.data.geometry import Transform
-from terminus.data.record import Candidate, Caption, Said
-from terminus.data.source_filters import caption, judged
+from terminus.data.record import Candidate, Caption, SourceMetadata
+from terminus.data.source_filters import caption_allowed, judged
 from terminus.images import Dropped
 
 TRANSFORM = Transform(256)
@@ -38,7 +38,7 @@ def reason(candidate: Candidate, **rules: object) -> str | None:
     ],
 )
 def test_caption_rules(text: str, rules: dict[str, object], expected: str | None):
-    dropped = caption(text, CaptionRules.model_validate(rules))
+    dropped = caption_allowed(text, CaptionRules.model_validate(rules))
     assert (dropped.reason if dropped else None) == expected
 
 
@@ -54,7 +54,7 @@ def test_captions_that_break_a_rule_are_left_out_and_the_image_goes_with_the_las
 
 
 def test_tags():
-    tagged = replace(PLAIN, said=Said(tags=("Anime", "girl")))
+    tagged = replace(PLAIN, metadata=SourceMetadata(tags=("Anime", "girl")))
     assert reason(tagged, require_tags=("photo", "anime")) is None
     assert reason(tagged, require_tags=("photo",)) == "no required tag"
     assert reason(PLAIN, require_tags=("photo",)) == "no required tag"
@@ -64,7 +64,7 @@ def test_tags():
 
 
 def test_an_image_without_a_score_that_is_asked_for():
-    scored = replace(PLAIN, said=Said(watermark=0.2))
+    scored = replace(PLAIN, metadata=SourceMetadata(watermark=0.2))
     assert reason(scored, max_watermark=0.5) is None
     assert reason(scored, max_watermark=0.1) == "watermark"
     assert reason(PLAIN, max_watermark=0.5) == "no watermark score"
@@ -77,7 +77,7 @@ def test_an_image_without_a_score_that_is_asked_for():
 
 def test_what_is_too_small_by_its_own_account_is_not_downloaded():
     def sized(height: int, width: int) -> Candidate:
-        return replace(PLAIN, said=Said(size=Size(height, width)))
+        return replace(PLAIN, metadata=SourceMetadata(size=Size(height, width)))
 
     assert reason(sized(300, 300), min_edge=300) is None
     assert reason(sized(299, 900), min_edge=300) == "edge too short"

@@ -148,16 +148,16 @@ def test_a_name_that_is_no_unicode_can_be_read(tmp_path: Path) -> None:
         assert file.read() == b"x"
 
 
-def test_a_whole_store_in_a_bucket(bucket: Path, pictures: Path, config: Callable[..., DataConfig]) -> None:
+def test_a_whole_store_in_a_bucket(bucket: Path, images: Path, config: Callable[..., DataConfig]) -> None:
     location = f"s3://{bucket.name}/store"
-    first = prepare(config(pictures, store=location), None)
+    first = prepare(config(images, store=location), None)
     assert first.added == 8
     assert Store(location).images.required().count == 8
-    (pictures / "0.txt").write_text("another caption")
-    (pictures / "1.jpg").unlink()
-    second = prepare(config(pictures, store=location), None)
+    (images / "0.txt").write_text("another caption")
+    (images / "1.jpg").unlink()
+    second = prepare(config(images, store=location), None)
     assert (second.added, second.revised, second.kept) == (0, 1, 7)
     row = Store(location).images.required().scan(["captions", "data"], "source_id = '0.jpg'")
     assert row.column("captions").to_pylist() == [["another caption"]]
-    assert row.column("data").to_pylist() == [(pictures / "0.jpg").read_bytes()]
+    assert row.column("data").to_pylist() == [(images / "0.jpg").read_bytes()]
     assert Store(location).images.at(1).count == 8

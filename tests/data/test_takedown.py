@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from terminus.data.encode import encode, waiting
+from terminus.data.encode import encode_latents, waiting
 from terminus.data.sources.folder import FolderSource
 from terminus.data.store import Store, Table
-from terminus.model.vae import Codec
+from terminus.model.vae import VAE
 
 from .conftest import noise, save
 from .loopback import Answer, Loopback
@@ -25,13 +25,13 @@ def server() -> Iterator[Loopback]:
         yield running
 
 
-def test_what_a_list_names_since_leaves_the_newest_version(tmp_path: Path, server: Loopback, codec: Codec):
+def test_what_a_list_names_since_leaves_the_newest_version(tmp_path: Path, server: Loopback, vae: VAE):
     urls = [server.serve(f"/{index}.jpg", Answer(jpeg(index))) for index in range(6)]
-    source = table(tmp_path / "rows.parquet", [{"URL": url, "TEXT": "a picture"} for url in urls])
+    source = table(tmp_path / "rows.parquet", [{"URL": url, "TEXT": "an image"} for url in urls])
     data = settings(tmp_path, source)
     store = Store(data.store)
     assert quiet(data).kept == 6
-    encode(store, waiting(store, data.transform.spec, codec.id), codec, lambda _: None)
+    encode_latents(store, waiting(store, data.transform.spec, vae.id), vae, lambda _: None)
     versions = store.images.version(), store.latents.version()
     hits = server.hits.total()
     dhash = next(str(row["dhash"]) for row in rows(store.images) if row["url"] == urls[3])
@@ -53,7 +53,7 @@ def test_what_a_list_names_since_leaves_the_newest_version(tmp_path: Path, serve
     assert (again.taken_down, again.kept, again.dropped) == (0, 3, {"on a block-list": 3})
     assert store.images.at(versions[0]).count == store.latents.at(versions[1]).count == 6, "old versions keep them"
     # The rows that stay can be added to, and are found where they are said to be.
-    assert len(waiting(store, data.transform.spec, codec.id)) == 0
+    assert len(waiting(store, data.transform.spec, vae.id)) == 0
     (tmp_path / "list.txt").write_text(f"{urls[1]}\n{md5}\n{dhash}\n{urls[0]}\n{urls[4]}\n{urls[5]}\n")
     folder = FolderSource(kind="folder", name="folder", path=tmp_path / "folder")
     save(tmp_path / "folder" / "a.png", Image.fromarray(noise(50, 80, 80)))
@@ -87,7 +87,7 @@ def test_a_kill_in_between_changes_nothing(tmp_path: Path, monkeypatch: pytest.M
 
 def test_what_is_no_longer_listed_comes_back(tmp_path: Path, server: Loopback):
     urls = [server.serve(f"/{index}.jpg", Answer(jpeg(index))) for index in range(6)]
-    source = table(tmp_path / "rows.parquet", [{"URL": url, "TEXT": "a picture"} for url in urls])
+    source = table(tmp_path / "rows.parquet", [{"URL": url, "TEXT": "an image"} for url in urls])
     sha256, md5 = hashlib.sha256(jpeg(1)).hexdigest(), hashlib.md5(jpeg(2)).hexdigest()
     place = tmp_path / "list.txt"
     entries = [urls[0], sha256, md5]

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 
 from terminus.data import tar
-from terminus.data.tar import Sample
+from terminus.data.tar import TarSample
 
 KEEP = {"jpg": 1000, "txt": 100}
 
@@ -53,7 +53,7 @@ def pax(records: bytes, kind: bytes = b"x") -> bytes:
     return header(b"pax", b"%o" % len(records), kind) + records.ljust(-(-len(records) // 512) * 512, b"\0")
 
 
-def read(data: bytes, tmp_path: Path) -> list[Sample]:
+def read(data: bytes, tmp_path: Path) -> list[TarSample]:
     path = tmp_path / "x.tar"
     path.write_bytes(data)
     with pa.OSFile(str(path)) as file:
@@ -64,7 +64,7 @@ GOOD = [("a.jpg", b"A" * 700), ("a.txt", b"one"), ("b.jpg", b"B"), ("b.txt", b"t
 READ = [("a", {"jpg": b"A" * 700, "txt": b"one"}), ("b", {"jpg": b"B", "txt": b"two"})]
 
 
-def plain(samples: list[Sample]) -> list[tuple[str, dict[str, bytes]]]:
+def plain(samples: list[TarSample]) -> list[tuple[str, dict[str, bytes]]]:
     assert [sample.problem for sample in samples] == [None] * len(samples)
     return [(sample.key, sample.fields) for sample in samples]
 

@@ -99,7 +99,7 @@ def test_epsilon_loss_is_the_weighted_squared_error_of_the_noise():
      pytest.param(lambda p: debiased(SDXL.snr, prediction=p), id="debiased")],
 )  # fmt: skip
 def test_one_network_has_one_loss_whether_it_says_velocity_or_noise(weigh):
-    """A published weight is about the picture; which quantity the network names must not change it."""
+    """A published weight is about the image; which quantity the network names must not change it."""
 
     def says_velocity(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return (0.3 * x).tanh()
@@ -149,7 +149,7 @@ def test_a_mask_multiplies_places_and_does_not_divide():
     assert float(loss(0 * whole)[0].abs().max()) == 0.0
     torch.testing.assert_close(loss(left)[0] + loss(whole - left)[0], plain[0], rtol=1e-5, atol=0)
     assert bool((loss(left)[0] > 0).all())
-    assert torch.equal(loss(left)[1], plain[1]), "the plain error is that of the whole picture"
+    assert torch.equal(loss(left)[1], plain[1]), "the plain error is that of the whole image"
 
 
 def test_pseudo_huber_is_the_square_when_small_and_linear_when_large():

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from terminus.diffusion.timesteps import Band, density, slices, stratified, uniform
+from terminus.diffusion.timesteps import Band, density, slices, stratified, uniform_timesteps
 
 
 def draws(count: int, seed: int = 0) -> torch.Tensor:
@@ -16,13 +16,13 @@ def draws(count: int, seed: int = 0) -> torch.Tensor:
 
 def test_uniform_gives_each_timestep_its_exact_share_of_the_unit_interval():
     u = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
-    assert torch.equal(uniform(u, 1000).bincount(minlength=1000), torch.full((1000,), 10))
+    assert torch.equal(uniform_timesteps(u, 1000).bincount(minlength=1000), torch.full((1000,), 10))
 
 
 @pytest.mark.parametrize("u", [0.0, 1 - 2**-53])
 def test_uniform_stays_in_the_table_at_both_ends(u: float):
     for timesteps in (1, 10, 1000):
-        t = uniform(torch.tensor([u], dtype=torch.float64), timesteps)
+        t = uniform_timesteps(torch.tensor([u], dtype=torch.float64), timesteps)
         assert int(t) == (0 if u == 0 else timesteps - 1)
 
 
@@ -74,7 +74,7 @@ def test_stratified_has_less_variance_than_uniform():
     def even(step: int) -> torch.Tensor:
         return stratified(draws(batch, step), torch.arange(batch), batch, 1000)
 
-    assert spread(even) < 0.1 * spread(lambda step: uniform(draws(batch, step), 1000))
+    assert spread(even) < 0.1 * spread(lambda step: uniform_timesteps(draws(batch, step), 1000))
 
 
 @pytest.mark.parametrize("position", [-1, 4])
@@ -98,7 +98,7 @@ def test_a_density_is_constant_in_each_band_and_sums_to_one():
 
 
 def test_each_timestep_is_drawn_as_often_as_the_density_says():
-    counts = uniform(even(22_000), 1000, density(LATE, 1000)).bincount(minlength=1000)
+    counts = uniform_timesteps(even(22_000), 1000, density(LATE, 1000)).bincount(minlength=1000)
     # a boundary of the inverse may fall on either side of a point of the grid
     assert int((counts[:400] - 10).abs().max()) <= 1
     assert int((counts[400:] - 30).abs().max()) <= 1
@@ -107,17 +107,17 @@ def test_each_timestep_is_drawn_as_often_as_the_density_says():
 def test_a_flat_density_is_no_density():
     u = draws(5000)
     flat = density([Band(0, 999, 7.0)], 1000)
-    assert int((uniform(u, 1000, flat) - uniform(u, 1000)).abs().max()) == 0
+    assert int((uniform_timesteps(u, 1000, flat) - uniform_timesteps(u, 1000)).abs().max()) == 0
 
 
 @pytest.mark.parametrize("u", [0.0, 0.5, 1 - 2**-53])
 def test_what_is_in_no_band_is_never_drawn(u: float):
     table = density([Band(200, 299, 1.0), Band(700, 899, 0.5), Band(950, 999, 0.0)], 1000)
-    drawn = int(uniform(torch.tensor([u], dtype=torch.float64), 1000, table))
+    drawn = int(uniform_timesteps(torch.tensor([u], dtype=torch.float64), 1000, table))
     assert 200 <= drawn <= 299 or 700 <= drawn <= 899
     if u != 0.5:
         assert drawn == (200 if u == 0 else 899)
-    spread = uniform(even(100_000), 1000, table).bincount(minlength=1000)
+    spread = uniform_timesteps(even(100_000), 1000, table).bincount(minlength=1000)
     assert bool(((spread > 0) == (table > 0)).all())
 
 

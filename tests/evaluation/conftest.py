@@ -1,4 +1,4 @@
-"""A finished run on pictures of its own, put together without training: a store, a parent and a model."""
+"""A finished run on images of its own, put together without training: a store, a parent and a model."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ run: {{dir: {run}, name: Stripes}}
 model: {{start: {parent}}}
 data:
   store: {store}
-  sources: [{{kind: folder, name: stripes, path: {pictures}}}]
+  sources: [{{kind: folder, name: stripes, path: {images}}}]
   resolution: 32
   validation_fraction: 0.5
 objective: {{kind: diffusion}}
 """
 
 
-def picture(number: int) -> Image.Image:
+def image(number: int) -> Image.Image:
     """48 × 40 pixels, of one grey that tells its number, with a stripe."""
     pixels = np.full((40, 48, 3), 5 * number, np.uint8)
     pixels[:, 4 : 6 + number % 20] = (255 - 5 * number, 10, 20 * (number % 12))
@@ -37,11 +37,11 @@ def _stripes(random_nano: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     from terminus.training.recipe import Recipe
 
     folder = tmp_path_factory.mktemp("stripes")
-    run, store, pictures = folder / "run", folder / "store", folder / "pictures"
-    pictures.mkdir()
+    run, store, images = folder / "run", folder / "store", folder / "images"
+    images.mkdir()
     for number in range(24):
-        picture(number).save(pictures / f"{number}.png")
-        (pictures / f"{number}.txt").write_text(f"stripe (number {number})")
+        image(number).save(images / f"{number}.png")
+        (images / f"{number}.txt").write_text(f"stripe (number {number})")
     parent = shutil.copytree(random_nano, folder / "parent")
     model = shutil.copytree(random_nano, run / "model")
     record = json.loads((model / "terminus.json").read_text())
@@ -52,9 +52,9 @@ def _stripes(random_nano: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         data[-place] ^= 0x01  # the high byte of halves: another model, of finite numbers
     weights.write_bytes(data)
     recipe = folder / "stripes.yaml"
-    recipe.write_text(RECIPE.format(run=run, parent=parent, store=store, pictures=pictures))
+    recipe.write_text(RECIPE.format(run=run, parent=parent, store=store, images=images))
     loaded = load(recipe, Recipe).value
-    prepare(loaded.data, loaded.model.codec_from)
+    prepare(loaded.data, loaded.model.vae_from)
     (run / "recipe.yaml").write_text(dump(loaded))
     view = Store(str(store)).latents.required()
     (run / "data.json").write_text(json.dumps({"table": "latents", "version": view.version, "rows": view.count}))
@@ -63,7 +63,7 @@ def _stripes(random_nano: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture
 def stripes(_stripes: Path, tmp_path: Path) -> Path:
-    """A copy of it that a test may spoil: `run/`, `store/`, `parent/`, `pictures/`, `stripes.yaml`."""
+    """A copy of it that a test may spoil: `run/`, `store/`, `parent/`, `images/`, `stripes.yaml`."""
     folder = Path(shutil.copytree(_stripes, tmp_path / "stripes"))
     for file in (folder / "stripes.yaml", folder / "run" / "recipe.yaml", folder / "run" / "model" / "terminus.json"):
         file.write_text(file.read_text().replace(str(_stripes), str(folder)))

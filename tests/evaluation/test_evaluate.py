@@ -23,8 +23,8 @@ from terminus.errors import UserError
 from terminus.evaluation.alignment import Judge, measure_alignment
 from terminus.evaluation.command import evaluate
 from terminus.evaluation.draw import leading, leaky, own
-from terminus.evaluation.fingerprint import fingerprint
-from terminus.evaluation.prompts import Prompt, build_prompts, real_pictures
+from terminus.evaluation.fingerprint import model_fingerprint
+from terminus.evaluation.prompts import EvaluationPrompt, build_prompts, real_images
 from terminus.evaluation.settings import FULL, QUICK
 from terminus.model.components import load_components
 from terminus.sampling.settings import Settings
@@ -50,7 +50,7 @@ def test_prompts_depend_on_the_seed_alone():
 
 def test_a_large_model_is_asked_for_everyday_subjects():
     prompts = build_prompts(1024, 20, 1, seed=5)
-    assert prompts[0] == Prompt("a red apple on a solid black background", "black", 5)
+    assert prompts[0] == EvaluationPrompt("a red apple on a solid black background", "black", 5)
     assert prompts[0].held_out is None
     assert len({(p.text, p.seed) for p in prompts}) == len(prompts)
 
@@ -84,7 +84,7 @@ def measured(random_nano: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def test_metrics_say_what_was_measured_and_how(measured: Path, random_nano: Path):
     metrics = json.loads((measured / "metrics.json").read_text(encoding="utf-8"))
-    assert metrics["model"]["fingerprint"] == fingerprint(random_nano)
+    assert metrics["model"]["fingerprint"] == model_fingerprint(random_nano)
     assert {key: metrics["sampling"][key] for key in ("solver", "steps", "guidance", "rescale", "seed", "width")} == {
         "solver": "dpmpp_2m", "steps": 2, "guidance": 4.0, "rescale": 0.7, "seed": 0, "width": 32,
     }  # fmt: skip
@@ -97,11 +97,11 @@ def test_metrics_say_what_was_measured_and_how(measured: Path, random_nano: Path
     )
     assert own_black != control_black
     assert metrics["contrast"]["data"]["black_white_gap"]["mean"] > 0.9
-    assert metrics["luminance"]["ztsnr"]["pictures"] == metrics["prompts"]["held_out"]
+    assert metrics["luminance"]["ztsnr"]["images"] == metrics["prompts"]["held_out"]
     assert metrics["luminance"]["against"] == "the embedded drawings of the contrast probe"
     assert (metrics["before"], metrics["captions"]) == (None, None)
     assert metrics["no_before"] == "no recipe says what training began from"
-    assert "own text tower 2" in metrics["alignment"]["definition"]
+    assert "own text encoder 2" in metrics["alignment"]["definition"]
     assert all((measured / sample["file"]).is_file() for sample in metrics["samples"])
 
 
@@ -147,20 +147,20 @@ def test_a_folder_that_cannot_be_made(random_nano: Path, tmp_path: Path):
         evaluate(str(random_nano), tmp_path / "file", SMALL, QUIET)
 
 
-def test_alignment_is_the_cosine_of_the_towers(random_nano: Path):
+def test_alignment_is_the_cosine_of_the_text_encoders(random_nano: Path):
     components = load_components(random_nano)
     prompts = build_prompts(32, 4, 0, seed=0)
-    pictures = real_pictures(prompts, 32)
+    images = real_images(prompts, 32)
     texts = [prompt.text for prompt in prompts[:4]]
-    found = measure_alignment(Judge(components.text, components.vision), texts, list(pictures[:4]))
+    found = measure_alignment(Judge(components.text_encoders, components.vision), texts, list(images[:4]))
     assert found is not None
     assert components.vision is not None
     cosines = []
-    for prompt, picture in zip(prompts[:4], pictures, strict=False):
-        pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
+    for prompt, array in zip(prompts[:4], images, strict=False):
+        pixels = torch.from_numpy(array).permute(2, 0, 1)[None].float() / 127.5 - 1
         with torch.no_grad():
             image = components.vision(pixel_values=pixels).image_embeds
-            text = components.text.encode([prompt.text]).pooled
+            text = components.text_encoders.encode([prompt.text]).pooled
         cosines.append(float((normalize(image) * normalize(text)).sum()))
     assert found.cosine.mean == pytest.approx(np.mean(cosines), abs=1e-5)
     assert (found.captions, found.chance) == (4, 0.25)
@@ -169,21 +169,21 @@ def test_alignment_is_the_cosine_of_the_towers(random_nano: Path):
 def test_alignment_is_not_measured_where_it_would_mean_nothing(random_nano: Path):
     components = load_components(random_nano)
     prompts = build_prompts(32, 4, 0, seed=0)
-    pictures = real_pictures(prompts, 32)
+    images = real_images(prompts, 32)
     texts = [prompt.text for prompt in prompts[:4]]
-    judge = Judge(components.text, components.vision)
-    assert measure_alignment(Judge(components.text, None), texts, list(pictures[:4])) is None
-    assert measure_alignment(judge, texts[:1] * 4, list(pictures[:4])) is None
-    assert measure_alignment(judge, texts, list(real_pictures(prompts[:4], 64))) is None
+    judge = Judge(components.text_encoders, components.vision)
+    assert measure_alignment(Judge(components.text_encoders, None), texts, list(images[:4])) is None
+    assert measure_alignment(judge, texts[:1] * 4, list(images[:4])) is None
+    assert measure_alignment(judge, texts, list(real_images(prompts[:4], 64))) is None
 
 
-def test_of_a_caption_that_repeats_the_first_picture_counts(random_nano: Path):
+def test_of_a_caption_that_repeats_the_first_image_counts(random_nano: Path):
     components = load_components(random_nano)
     prompts = build_prompts(32, 4, 0, seed=0)[:4]
-    pictures, texts = list(real_pictures(prompts, 32)), [prompt.text for prompt in prompts]
-    judge = Judge(components.text, components.vision)
-    once = measure_alignment(judge, texts, pictures, [True, False, True, False])
-    more = measure_alignment(judge, [*texts, texts[1]], [*pictures, pictures[0]], [True, False, True, False, False])
+    images, texts = list(real_images(prompts, 32)), [prompt.text for prompt in prompts]
+    judge = Judge(components.text_encoders, components.vision)
+    once = measure_alignment(judge, texts, images, [True, False, True, False])
+    more = measure_alignment(judge, [*texts, texts[1]], [*images, images[0]], [True, False, True, False, False])
     assert once is not None
     assert once == more
     assert once.top1_held_out is not None
@@ -193,9 +193,9 @@ def test_of_a_caption_that_repeats_the_first_picture_counts(random_nano: Path):
 def test_a_fingerprint_changes_with_any_weight(random_nano: Path, tmp_path: Path):
     model = tmp_path / "model"
     shutil.copytree(random_nano, model)
-    assert fingerprint(model) == fingerprint(random_nano)
+    assert model_fingerprint(model) == model_fingerprint(random_nano)
     weights = model / "unet" / "diffusion_pytorch_model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    assert fingerprint(model) != fingerprint(random_nano)
+    assert model_fingerprint(model) != model_fingerprint(random_nano)

@@ -16,7 +16,7 @@ from terminus.evaluation.luminance import (
     mean_of,
     wasserstein,
 )
-from terminus.evaluation.prompts import Prompt, build_prompts, real_pictures
+from terminus.evaluation.prompts import EvaluationPrompt, build_prompts, real_images
 
 
 def plain(rgb: tuple[int, int, int], count: int = 1, side: int = 32) -> np.ndarray:
@@ -38,9 +38,9 @@ def test_the_frame_is_a_sixteenth_wide(height: int, width: int, border: int):
 
 
 def test_what_is_inside_the_frame_does_not_count():
-    pictures = plain((10, 20, 30))
-    pictures[:, 2:-2, 2:-2] = 255
-    assert frame_rgb(pictures)[0] == pytest.approx(np.array([10, 20, 30]) / 255)
+    images = plain((10, 20, 30))
+    images[:, 2:-2, 2:-2] = 255
+    assert frame_rgb(images)[0] == pytest.approx(np.array([10, 20, 30]) / 255)
 
 
 def test_wasserstein_is_the_mean_difference_of_sorted_pixels():
@@ -65,15 +65,15 @@ def test_an_interval_covers_its_mean_about_as_often_as_it_says():
     assert 0.88 <= inside / 200 <= 0.99
 
 
-def test_one_picture_has_no_spread():
+def test_one_image_has_no_spread():
     found = mean_of(np.array([0.25]))
     assert (found.n, found.mean, found.std, found.ci95) == (1, 0.25, 0.0, (0.25, 0.25))
 
 
 def test_a_model_that_draws_what_it_is_asked_for():
     prompts = build_prompts(32, extreme=6, color=2, seed=0)
-    pictures = np.concatenate([plain(prompt.rgb) for prompt in prompts])
-    found = measure_contrast(prompts, pictures)
+    images = np.concatenate([plain(prompt.rgb) for prompt in prompts])
+    found = measure_contrast(prompts, images)
     assert list(found.backgrounds) == list(BACKGROUNDS)
     for name, row in found.backgrounds.items():
         assert row.border_luminance.mean == pytest.approx(luma_of(BACKGROUNDS[name]))
@@ -95,28 +95,30 @@ def test_a_model_that_draws_gray_whatever_it_is_asked_for():
     assert found.backgrounds["red"].rgb_error.mean == pytest.approx((0.8 + 0.2 + 0.2) / 3)
 
 
-def test_range_is_of_the_whole_picture():
-    pictures = plain((0, 0, 0))
-    pictures[:, :16] = 255
-    row = measure_contrast([Prompt("x", "black", 0), Prompt("x", "white", 0)], np.concatenate([pictures] * 2))
+def test_range_is_of_the_whole_image():
+    images = plain((0, 0, 0))
+    images[:, :16] = 255
+    row = measure_contrast(
+        [EvaluationPrompt("x", "black", 0), EvaluationPrompt("x", "white", 0)], np.concatenate([images] * 2)
+    )
     assert row.backgrounds["black"].darkest.mean == 0
     assert row.backgrounds["black"].brightest.mean == pytest.approx(1)
 
 
-def test_real_pictures_are_at_no_distance_from_themselves():
+def test_real_images_are_at_no_distance_from_themselves():
     prompts = build_prompts(32, extreme=4, color=1, seed=0)
-    real = real_pictures(prompts, 32)
+    real = real_images(prompts, 32)
     found = histogram_distance(list(real), list(real))
     assert (found.wasserstein, found.ci95) == (0.0, (0.0, 0.0))
-    assert found.pictures == len(prompts)
+    assert found.images == len(prompts)
     data = measure_contrast(prompts, real)
     assert data.black_white_gap.mean > 0.9, "the drawings stand on the backgrounds that their captions name"
 
 
-def test_distances_of_pictures_of_several_sizes_count_pixels():
+def test_distances_of_images_of_several_sizes_count_pixels():
     dark, light = (np.full((8, 8, 3), level, np.uint8) for level in (51, 102))
     wide = np.full((8, 24, 3), 102, np.uint8)
     found = histogram_distance([light, wide], [dark, wide])
     assert found.wasserstein == pytest.approx(0.2 * 64 / 256)
-    assert (found.pictures, found.mean_luma) == (2, pytest.approx(0.4))
+    assert (found.images, found.mean_luma) == (2, pytest.approx(0.4))
     assert found.real_mean_luma == pytest.approx((0.2 * 64 + 0.4 * 192) / 256)

@@ -1,4 +1,4 @@
-"""A run is judged on the captions and pictures that its own training held out, and beside its own parent."""
+"""A run is judged on the captions and images that its own training held out, and beside its own parent."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ QUIET = Console(quiet=True)
 
 
 def measured(folder: Path, **own: object) -> dict:
-    """`terminus evaluate` of a run, with few pictures."""
+    """`terminus evaluate` of a run, with few images."""
     found = find_judged(str(folder / "run"))
     data = Own(trained_by(found), **own)  # pyright: ignore[reportArgumentType]
     path = evaluate(found.model, folder / "run" / "evaluation", SMALL, QUIET, data)
@@ -50,20 +50,20 @@ def held_out(folder: Path) -> dict[str, np.ndarray]:
     rows = view.scan(["captions", "source_id"], "split = 'validation'").to_pylist()
     found = {}
     for row in rows:
-        with Image.open(folder / "pictures" / row["source_id"]) as picture:
-            found[row["captions"][0]] = np.asarray(picture.resize((38, 32), Image.Resampling.LANCZOS))[:, 3:35]
+        with Image.open(folder / "images" / row["source_id"]) as image:
+            found[row["captions"][0]] = np.asarray(image.resize((38, 32), Image.Resampling.LANCZOS))[:, 3:35]
     return found
 
 
-def test_held_out_captions_come_with_the_pictures_that_training_would_have_seen(stripes: Path):
+def test_held_out_captions_come_with_the_images_that_training_would_have_seen(stripes: Path):
     trained = recipe_of(stripes)
     captions, known = from_store(trained, 100, seed=0), held_out(stripes)
     assert 4 <= len(known) < 24
     assert {item.text for item in captions.items} == set(known)
     assert (captions.available, captions.gone, captions.version) == (len(known), 0, trained.version)
-    for item, picture in zip(captions.items, captions.pictures, strict=True):
-        assert picture.shape == (32, 32, 3)
-        assert np.abs(picture.astype(int) - known[item.text]).mean() < 1.5, item.text
+    for item, image in zip(captions.items, captions.images, strict=True):
+        assert image.shape == (32, 32, 3)
+        assert np.abs(image.astype(int) - known[item.text]).mean() < 1.5, item.text
     assert captions.items[0].prompt == captions.items[0].text.replace("(", "\\(").replace(")", "\\)")
     assert [item.seed for item in captions.items] == list(range(len(known)))
 
@@ -78,26 +78,26 @@ def test_the_choice_depends_on_the_seed_alone(stripes: Path):
     assert few == [item.text for item in from_store(trained, 100, 0).items][:4]
 
 
-def test_a_run_is_compared_with_its_own_pictures_and_its_parent(stripes: Path):
+def test_a_run_is_compared_with_its_own_images_and_its_parent(stripes: Path):
     metrics = measured(stripes)
     assert metrics["captions"] == {
-        "kind": "held-out", "pictures": 4, "available": len(held_out(stripes)), "gone": 0, "source": "store",
+        "kind": "held-out", "images": 4, "available": len(held_out(stripes)), "gone": 0, "source": "store",
         "version": metrics["captions"]["version"],
     }  # fmt: skip
     light, real = metrics["luminance"], held_out(stripes)
-    assert light["against"] == "the run's held-out pictures"
+    assert light["against"] == "the run's held-out images"
     chosen = [sample["prompt"] for sample in metrics["samples"]]
     assert set(chosen) <= set(real)
     luma = np.mean([real[text] @ np.array([0.299, 0.587, 0.114]) / 255 for text in chosen])
     assert light["ztsnr"]["real_mean_luma"] == pytest.approx(luma, abs=0.005)
-    assert light["ztsnr"]["pictures"] == light["before"]["pictures"] == 4
+    assert light["ztsnr"]["images"] == light["before"]["images"] == 4
     assert metrics["before"]["name"] == "parent"
     assert metrics["no_before"] is None
     sets = metrics["contrast"]
     black = [sets[name]["backgrounds"]["black"]["border_luminance"]["mean"] for name in ("before", "ztsnr")]
     assert black[0] != black[1]
     assert light["before"]["wasserstein"] != light["ztsnr"]["wasserstein"]
-    assert "held-out pictures" in metrics["alignment"]["definition"]
+    assert "held-out images" in metrics["alignment"]["definition"]
     assert metrics["alignment"]["before"]["captions"] == 4
 
 
@@ -117,7 +117,7 @@ def test_pages_and_sheets_show_captions_and_colours(stripes: Path):
     page = (folder / "report.html").read_text(encoding="utf-8")
     for sample in metrics["samples"]:
         assert f"<figcaption>{sample['prompt']}</figcaption>" in page
-        assert {f"before: {sample['prompt']}", f"real picture: {sample['prompt']}"} <= set(
+        assert {f"before: {sample['prompt']}", f"real image: {sample['prompt']}"} <= set(
             re.findall('alt="(.*?)"', page)
         )
     assert re.search(r'rgb\(0, 128, 128\)"></i><b>teal</b> a 3d render of ', page)
@@ -136,11 +136,11 @@ def test_the_card_is_about_the_runs_data(stripes: Path):
     text = card(stripes / "run").read_text(encoding="utf-8")
     card(stripes / "run", check=True)
     distance = metrics["luminance"]
-    assert "luminance histogram distance to the run's held-out pictures" in text
+    assert "luminance histogram distance to the run's held-out images" in text
     assert f"| {distance['before']['wasserstein']:.4f} (n 4, CI" in text
     assert f"| {distance['ztsnr']['wasserstein']:.4f} (n 4, CI" in text
     matter = text.split("\n---\n")[0]
-    assert "held-out captions and pictures of the run's own data" in matter
+    assert "held-out captions and images of the run's own data" in matter
     prompts = re.findall(r"- text: (.*)", matter)
     assert prompts
     assert all(prompt.startswith("stripe (number") for prompt in prompts)
@@ -201,7 +201,7 @@ def test_a_missing_store_is_named(stripes: Path):
         measured(stripes)
 
 
-def test_rows_whose_picture_is_gone_are_counted(stripes: Path):
+def test_rows_whose_image_is_gone_are_counted(stripes: Path):
     images = Store(str(stripes / "store")).images
     keys = images.required().scan(["key"], "split = 'validation'").column("key").to_pylist()
     images.delete("key", keys[1:])
@@ -219,7 +219,7 @@ def test_rows_whose_picture_is_gone_are_counted(stripes: Path):
         ("/parent", "/somebody-else", "recipe is of another model: the model records that it began from .*/parent"),
         ("resolution: 32", "resolution: 40", "the model draws 32 pixels, the recipe prepares 40"),
         ("resolution: 32", "crop: random\n  resolution: 32", "holds out no rows for this recipe"),
-        ("kind: diffusion", "kind: codec", "trains a part of a model"),
+        ("kind: diffusion", "kind: vae", "trains a part of a model"),
     ],
 )
 def test_a_recipe_of_another_model_is_refused(stripes: Path, before: str, after: str, message: str):
@@ -262,7 +262,7 @@ def test_a_parent_that_is_gone_is_said_to_be(stripes: Path):
     assert metrics["before"] is None
     assert metrics["no_before"].startswith("the model that training began from is not here")
     assert metrics["contrast"]["before"] is None
-    assert metrics["luminance"]["ztsnr"]["pictures"] == 4
+    assert metrics["luminance"]["ztsnr"]["images"] == 4
 
 
 def test_a_parent_on_a_leaky_schedule_draws_by_its_own(stripes: Path):
@@ -273,7 +273,7 @@ def test_a_parent_on_a_leaky_schedule_draws_by_its_own(stripes: Path):
     metrics = measured(stripes)
     assert metrics["before"] is not None, metrics["no_before"]
     assert (metrics["before"]["prediction"], metrics["before"]["zero_terminal"]) == ("epsilon", False)
-    assert metrics["luminance"]["before"]["pictures"] == 4
+    assert metrics["luminance"]["before"]["images"] == 4
 
 
 def test_the_command_line_judges_a_run_into_its_folder(stripes: Path, capsys: pytest.CaptureFixture[str]):
@@ -281,9 +281,9 @@ def test_the_command_line_judges_a_run_into_its_folder(stripes: Path, capsys: py
     assert main(["evaluate", str(run), "--count", "2", "--steps", "3", "--seed", "5"]) == 0
     metrics = json.loads((run / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
     assert (metrics["sampling"]["steps"], metrics["sampling"]["seed"]) == (3, 5)
-    assert metrics["captions"]["pictures"] == metrics["prompts"]["by_background"]["black"] == 2
+    assert metrics["captions"]["images"] == metrics["prompts"]["by_background"]["black"] == 2
     said = capsys.readouterr().err
-    assert "luminance distance to the run's held-out pictures" in said
+    assert "luminance distance to the run's held-out images" in said
     assert "contrast probe, before training" in said
     assert main(["evaluate", "nano"]) == 2
     assert "Add --out" in capsys.readouterr().err

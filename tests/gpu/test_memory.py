@@ -14,7 +14,7 @@ from terminus.bench.task import Task
 from terminus.bench.train import recipe_of
 from terminus.bench.trainers import Ours
 from terminus.conditioning import Size
-from terminus.model.execution import Running, prepare
+from terminus.model.execution import Running, prepare_for_inference
 from terminus.sampling.settings import Settings
 from terminus.sampling.tasks import text2img, to_bytes
 from terminus.training.plan.memory import RESERVE, own_cut
@@ -36,9 +36,9 @@ def held(module: nn.Module) -> int:
 def test_offloading_frees_what_has_had_its_turn(gpu: torch.device):
     room(gpu, 20e9)
     before = torch.cuda.memory_allocated(gpu)
-    components = prepare(components_of(SDXL, gpu), gpu, Running(offload="model"))
+    components = prepare_for_inference(components_of(SDXL, gpu), gpu, Running(offload="model"))
     assert torch.cuda.memory_allocated(gpu) - before < 1e6  # all of them wait
-    unet, vae = held(components.unet), held(components.codec.vae)
+    unet, vae = held(components.unet), held(components.vae.autoencoder)
     settings = Settings(steps=2, size=Size(1024, 1024))
 
     def draw() -> None:
@@ -47,17 +47,18 @@ def test_offloading_frees_what_has_had_its_turn(gpu: torch.device):
 
     peak = peak_above(draw, gpu)
     assert peak is not None
-    # the UNet with its activations, or the codec with its own, never both
+    # the UNet with its activations, or the VAE with its own, never both
     assert unet < peak < unet + 4e9
     assert torch.cuda.memory_allocated(gpu) - before < vae + 50e6
     draw()
     assert torch.cuda.memory_allocated(gpu) - before < vae + 50e6
 
 
-@pytest.mark.parametrize("checkpointing", ["full", "selective", "none"])
-def test_a_training_step_takes_what_was_planned(checkpointing: str, gpu: torch.device):
+@pytest.mark.parametrize("activation_checkpointing", ["full", "selective", "none"])
+def test_a_training_step_takes_what_was_planned(activation_checkpointing: str, gpu: torch.device):
     overrides = [
-        f"training.checkpointing={checkpointing}", "training.micro_batch=2", "training.accumulation=2",
+        f"training.activation_checkpointing={activation_checkpointing}", 
+        "training.micro_batch=2", "training.accumulation=2",
         "training.weights=bf16", "training.optimizer.moments=bf16", "training.precision=bf16", "run.device=cuda",
     ]  # fmt: skip
     recipe = recipe_of(SDXL, overrides)

@@ -53,7 +53,7 @@ def plain(random_nano: Path) -> Tensor:
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.parametrize("name", TASKS)
-def test_every_task_draws_the_picture_of_the_cpu(name: str, random_nano: Path, steering: Path):
+def test_every_task_draws_the_image_of_the_cpu(name: str, random_nano: Path, steering: Path):
     how, task = TASKS[name]
     drawn = task(Terminus.load(random_nano, device="cuda", running=how), steering)
     wanted = task(Terminus.load(random_nano, device="cpu", running=Running(tiling=how.tiling)), steering)
@@ -71,7 +71,7 @@ def test_bf16_is_near(random_nano: Path, plain: Tensor):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["blocks", "graphs"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_compiled_it_is_the_same_picture(how: str, random_nano: Path, plain: Tensor):
+def test_compiled_it_is_the_same_image(how: str, random_nano: Path, plain: Tensor):
     model = Terminus.load(random_nano, device="cuda", running=Running(precision="fp32", compile=how))
     for _ in range(3):  # a graph is recorded at the second call and replayed from the third
         torch.testing.assert_close(latents(model), plain, rtol=1e-2, atol=1e-2)

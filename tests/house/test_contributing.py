@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from terminus.config.outline import settings
+from terminus.config.outline import leaf_settings
 from terminus.training.recipe import Recipe
-from tests.house import test_arguments, test_command_line, test_settings, test_source
+from tests.house import swift, test_settings, test_source
 from tests.house.test_command_line import SURFACE
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +23,7 @@ LIMITS: list[tuple[str, float]] = [
     (r"([\d.]+) lines a file", test_source.MAX_FILE),
     (r"([\d.]+) a function", test_source.MAX_FUNCTION),
     (r"at most ([\d.]+) settings", test_settings.MAX_SETTINGS),
-    (r"`terminus --help` in ([\d.]+) seconds", test_command_line.HELP_SECONDS),
+    (r"`terminus --help` in ([\d.]+) seconds", swift.SECONDS),
 ]
 OURS = ("src", "tests", "scripts", "recipes", "benchmarks", "docs")
 NAMES_OF_OTHERS = {"src/stable-diffusion.cpp", "src/model_loader.cpp"}
@@ -35,13 +35,9 @@ def test_a_limit_that_contributing_states_is_the_one_that_is_tested(pattern: str
     assert [float(number) for number in re.findall(pattern, TEXT)] == [limit]
 
 
-def test_half_a_second_is_one_number():
-    assert test_arguments.SECONDS == test_command_line.HELP_SECONDS
-
-
 def test_the_limit_of_settings_is_near_what_there_is():
     """A limit far above would not be felt by who adds a setting."""
-    keys = {setting.key for setting in settings(Recipe) if not setting.key.startswith("data.filters_of.")}
+    keys = {setting.key for setting in leaf_settings(Recipe) if not setting.key.startswith("data.filters_of.")}
     assert len(keys) > 0.8 * test_settings.MAX_SETTINGS
 
 

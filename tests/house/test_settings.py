@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from terminus.config.load import dump, load
-from terminus.config.outline import settings
+from terminus.config.outline import leaf_settings
 from terminus.training.recipe import Recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
@@ -17,12 +17,12 @@ MAX_SETTINGS = 180
 
 def test_there_are_few_settings():
     # Filters of one source are those of all once more.
-    keys = {setting.key for setting in settings(Recipe) if not setting.key.startswith("data.filters_of.")}
+    keys = {setting.key for setting in leaf_settings(Recipe) if not setting.key.startswith("data.filters_of.")}
     assert 20 < len(keys) <= MAX_SETTINGS
 
 
 def test_every_setting_is_documented():
-    assert [setting.key for setting in settings(Recipe) if not setting.description.strip()] == []
+    assert [setting.key for setting in leaf_settings(Recipe) if not setting.description.strip()] == []
 
 
 def test_nano_is_shipped():

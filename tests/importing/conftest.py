@@ -60,7 +60,7 @@ def collected(here: Path) -> Path:
         (folder / f"{shard}_stats.json").write_text(json.dumps(counts), encoding="utf-8")
         with tarfile.open(folder / f"{shard}.tar", "w") as archive:
             for row in rows:
-                _add(archive, f"{row['key']}.jpg", _picture())
+                _add(archive, f"{row['key']}.jpg", _image())
                 _add(archive, f"{row['key']}.txt", str(row["caption"]).encode())
                 _add(archive, f"{row['key']}.json", json.dumps(row).encode())
     return folder
@@ -68,13 +68,13 @@ def collected(here: Path) -> Path:
 
 def _row(key: str) -> dict[str, object]:
     return {
-        "key": key, "url": f"https://example.org/{key}.jpg", "caption": f"picture {key}", "status": "success",
+        "key": key, "url": f"https://example.org/{key}.jpg", "caption": f"image {key}", "status": "success",
         "error_message": None, "width": 1024, "height": 1024, "original_width": 1600, "original_height": 1200,
         "exif": "{}", "sha256": "0" * 64, "punsafe": 0.01, "stream_id": 7,
     }  # fmt: skip
 
 
-def _picture() -> bytes:
+def _image() -> bytes:
     stream = io.BytesIO()
     Image.new("RGB", (1024, 1024), "white").save(stream, "JPEG", quality=30)
     return stream.getvalue()

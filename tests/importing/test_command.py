@@ -9,7 +9,7 @@ import pytest
 
 from terminus import cli
 from terminus.errors import UserError
-from terminus.importing.command import read
+from terminus.importing.command import read_settings
 from terminus.importing.recipe import settle
 
 
@@ -57,7 +57,7 @@ DEEP = 10_000
 def test_hostile_files(here: Path, name: str, data: bytes, message: str):
     (here / name).write_bytes(data)
     with pytest.raises(UserError, match=re.escape(message)) as caught:
-        settle(read(here / name))
+        settle(read_settings(here / name))
     assert name in str(caught.value)
 
 
@@ -79,4 +79,4 @@ def test_thousands_of_sources_are_refused(here: Path):
     subsets = "".join(f'[[datasets.subsets]]\nimage_dir = "{number}"\n' for number in range(501))
     (here / "d.toml").write_text(f"[[datasets]]\n{subsets}", encoding="utf-8")
     with pytest.raises(UserError, match="more than 500 sources"):
-        read(here / "d.toml")
+        read_settings(here / "d.toml")

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from terminus.errors import UserError
-from terminus.importing.command import read
+from terminus.importing.command import read_settings
 
 
 def test_archives(collected: Path, imported):
@@ -63,7 +63,7 @@ def test_a_damaged_table_costs_only_what_it_says(collected: Path, imported):
 def test_hostile_counts(collected: Path, text: str):
     (collected / "00000_stats.json").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=r"00000_stats\.json"):
-        read(collected)
+        read_settings(collected)
 
 
 def test_counts_without_images(collected: Path):
@@ -71,11 +71,11 @@ def test_counts_without_images(collected: Path):
         path.unlink()
     (collected / "00000.tfrecord").write_bytes(b"")
     with pytest.raises(UserError, match="tfrecord is not read"):
-        read(collected)
+        read_settings(collected)
 
 
 def test_a_folder_of_something_else(here: Path):
     shutil.rmtree(here / "kohya")
     (here / "kohya").mkdir()
     with pytest.raises(UserError, match="nothing that can be imported"):
-        read(here / "kohya")
+        read_settings(here / "kohya")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from terminus.errors import UserError
-from terminus.importing.command import read
+from terminus.importing.command import read_settings
 from terminus.importing.recipe import settle
 from terminus.training.objectives import Constant, Debiased, Diffusion, MinSnr
 
@@ -17,7 +17,7 @@ DATA = '[[datasets]]\nresolution = 1024\n[[datasets.subsets]]\nimage_dir = "a"\n
 
 
 def left_of(path: Path) -> str:
-    draft = read(path)
+    draft = read_settings(path)
     settle(draft)
     return "\n".join([*map(str, draft.left), *draft.notes])
 
@@ -34,14 +34,14 @@ def test_a_training_file_and_its_dataset(here: Path, imported):
     assert [(one.name, str(one.path)) for one in data.sources] == [
         ("heldin", "kohya/images/heldin"),
         ("style", "kohya/images/style"),
-        ("more", "C:\\pictures\\more"),
+        ("more", "C:\\images\\more"),
     ]
     assert (data.resolution, data.buckets.kind, data.mix) == (1024, "aspect", {"heldin": 10})
     objective = recipe.objective
     assert isinstance(objective, Diffusion)
     assert (objective.prediction, objective.zero_terminal_snr) == ("velocity", True)
     assert objective.weighting == MinSnr(gamma=5.0, form="paper")
-    assert (objective.caption_dropout, objective.offset_noise, objective.text_rate) == (0.05, 0.0357, 0.5)
+    assert (objective.caption_dropout, objective.offset_noise, objective.text_encoder_rate) == (0.05, 0.0357, 0.5)
     run = recipe.training
     assert (run.micro_batch, run.accumulation, run.images, run.seed) == (4, 2, 16_000, 42)
     assert (run.optimizer.moments, run.optimizer.beta2, run.optimizer.weight_decay) == ("int8", 0.99, 0.1)
@@ -74,13 +74,13 @@ def test_the_innermost_level_counts(here: Path):
     outer = "[general]\nnum_repeats = 3\ncaption_dropout_rate = 0.2\n"
     inner = 'num_repeats = 7\n[[datasets.subsets]]\nimage_dir = "b"\n'
     (here / "d.toml").write_text(outer + DATA + inner, encoding="utf-8")
-    tree = settle(read(here / "d.toml"))
+    tree = settle(read_settings(here / "d.toml"))
     assert tree["data"]["mix"] == {"a": 7, "b": 3}
     assert tree["objective"]["caption_dropout"] == 0.2
 
 
 @pytest.mark.parametrize(
-    ("lines", "weighting", "prediction", "terminal", "said"),
+    ("lines", "weighting", "prediction", "terminal", "given"),
     [
         ("zero_terminal_snr = true", Constant(kind="constant"), "epsilon", False, "Terminus refuses the two together"),
         ("v_parameterization = true", Constant(kind="constant"), "velocity", False, "never reaches pure noise"),
@@ -96,11 +96,11 @@ def test_the_innermost_level_counts(here: Path):
         ),
     ],
 )  # fmt: skip
-def test_objectives(here: Path, imported, lines, weighting, prediction, terminal, said):
+def test_objectives(here: Path, imported, lines, weighting, prediction, terminal, given):
     recipe, text, _ = imported(training(here, lines))
     assert recipe.objective.weighting == weighting
     assert (recipe.objective.prediction, recipe.objective.zero_terminal_snr) == (prediction, terminal)
-    assert said in text
+    assert given in text
 
 
 def test_a_conversion_of_the_base_model_is_consented_to(here: Path, imported):
@@ -124,8 +124,8 @@ def test_resolutions(here: Path, imported, size: str, bucket: str, resolution: i
 
 def test_folders_with_repeats_in_their_names(here: Path, imported):
     for name in ("10_heldin woman", "1_style", "notes"):
-        (here / "pictures" / name).mkdir(parents=True)
-    (here / "t.toml").write_text('train_data_dir = "pictures"\ncaption_extension = ".txt"\n', encoding="utf-8")
+        (here / "images" / name).mkdir(parents=True)
+    (here / "t.toml").write_text('train_data_dir = "images"\ncaption_extension = ".txt"\n', encoding="utf-8")
     recipe = imported(here / "t.toml")[0]
     assert {one.name for one in recipe.data.sources} == {"heldin-woman", "style"}
     assert recipe.data.mix == {"heldin-woman": 10}
@@ -172,7 +172,7 @@ def test_a_value_of_another_type_is_named_with_its_file(here: Path, line: str, m
     if message == "data.toml":
         (here / "data.toml").write_text(DATA.replace("1024", "[1, 2, 3]"), encoding="utf-8")
     with pytest.raises(UserError, match=re.escape(message)):
-        read(path)
+        read_settings(path)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_a_value_of_another_type_is_named_with_its_file(here: Path, line: str, m
 def test_lists_where_objects_belong(here: Path, text: str):
     (here / "d.toml").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=r"d\.toml: .*should be"):
-        read(here / "d.toml")
+        read_settings(here / "d.toml")
 
 
 @pytest.mark.parametrize(("lines", "bands"), [("min_timestep = 400", [(400, 999)]), ("max_timestep = 300", [(0, 299)])])

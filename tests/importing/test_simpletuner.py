@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from terminus.errors import UserError
-from terminus.importing.command import read
+from terminus.importing.command import read_settings
 from terminus.importing.recipe import settle
 from terminus.training.objectives import MinSnr
 
@@ -28,7 +28,7 @@ def backends(folder: Path, *entries: object, config: dict[str, object] | None = 
 
 
 def told(path: Path) -> str:
-    draft = read(path)
+    draft = read_settings(path)
     settle(draft)
     return "\n".join([*map(str, draft.left), *draft.notes])
 
@@ -73,7 +73,7 @@ def test_every_key_of_both_files_stands_in_the_recipe(imported):
 )  # fmt: skip
 def test_resolutions(here: Path, size: object, kind: str | None, side: int):
     config: dict[str, object] = {"model_family": "sdxl", "resolution": size, "resolution_type": kind}
-    tree = settle(read(backends(here, LOCAL, config=config)))
+    tree = settle(read_settings(backends(here, LOCAL, config=config)))
     assert tree["data"].get("resolution", 1024) == side
 
 
@@ -102,7 +102,7 @@ def test_uniform_sampling_is_exact_shares(here: Path, imported):
 
 def test_unequal_chances_are_not_guessed(here: Path):
     entries = [{**LOCAL, "id": name, "instance_data_dir": name, "probability": p} for name, p in (("a", 1), ("b", 3))]
-    draft = read(backends(here, *entries))
+    draft = read_settings(backends(here, *entries))
     assert "mix" not in settle(draft)["data"]
     assert len([left for left in draft.left if "set it by hand" in left.why]) == 2
 
@@ -139,16 +139,16 @@ def test_two_backends_of_one_name_are_two_sources(here: Path, imported):
 )
 def test_hostile_backends(here: Path, entries: list[object], message: str):
     with pytest.raises(UserError, match=re.escape(message)):
-        settle(read(backends(here, *entries)))
+        settle(read_settings(backends(here, *entries)))
 
 
 def test_another_family_is_refused(here: Path):
     with pytest.raises(UserError, match="Terminus trains SDXL"):
-        read(backends(here, LOCAL, config={"model_family": "flux"}))
+        read_settings(backends(here, LOCAL, config={"model_family": "flux"}))
 
 
 def test_a_list_that_is_not_there(here: Path):
     path = backends(here, LOCAL, config={"model_family": "sdxl", "data_backend_config": "elsewhere.json"})
     (path.parent / "multidatabackend.json").unlink()
     with pytest.raises(UserError, match="the list of image backends is not there"):
-        read(path)
+        read_settings(path)

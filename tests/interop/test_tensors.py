@@ -16,7 +16,7 @@ from terminus.model.adapter_files import Algorithm
 from terminus.model.components import load_components, save_components
 from terminus.model.convert import convert
 from terminus.model.header import read_header
-from terminus.training.networks.adapter import AdapterConfig, attach
+from terminus.training.networks.adapter import AdapterConfig, attach_adapter
 
 READABLE = {"F16", "BF16", "F32"}
 
@@ -24,7 +24,9 @@ READABLE = {"F16", "BF16", "F32"}
 def adapter(algorithm: Algorithm) -> Callable[[Path, Path], object]:
     def write(source: Path, target: Path) -> None:
         components = load_components(source)
-        attached = attach(components, AdapterConfig(algorithm=algorithm, rank=1, targets="all"), text=True, seed=0)
+        attached = attach_adapter(
+            components, AdapterConfig(algorithm=algorithm, rank=1, targets="all"), text=True, seed=0
+        )
         attached.write(components, target, "x")
 
     return write

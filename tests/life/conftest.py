@@ -16,9 +16,9 @@ from terminus.config.load import Loaded, dump, load
 from terminus.data.loader import Batch
 from terminus.data.store import View
 from terminus.training import run
-from terminus.training.assemble import Parts
+from terminus.training.assemble import TrainingSetup
 from terminus.training.recipe import Recipe
-from terminus.training.step import Step, StepLoss
+from terminus.training.step import StepLoss, TrainingStep
 
 RECIPE = """
 run: {{dir: {folder}/run}}
@@ -47,7 +47,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, random_nano: Path) -> Pat
     folder = tmp_path_factory.mktemp("life")
     (folder / "recipe.yaml").write_text(RECIPE.format(folder=folder, model=random_nano))
     recipe = load(folder / "recipe.yaml", Recipe).value
-    prepare(recipe.data, recipe.model.codec_from)
+    prepare(recipe.data, recipe.model.vae_from)
     return folder
 
 
@@ -70,10 +70,10 @@ def losses(run: Path) -> list[tuple[object, ...]]:
 
 def same_end(one: Path, two: Path) -> None:
     """Logs and every tensor of the last checkpoint and of the finished model are equal."""
-    from terminus.training.saving.checkpoint import whole
+    from terminus.training.saving.checkpoint import whole_checkpoints
 
     assert losses(one) == losses(two)
-    last = whole(one / "checkpoints")[-1].name
+    last = whole_checkpoints(one / "checkpoints")[-1].name
     for pattern in (f"checkpoints/{last}/*.safetensors", "model/*/*.safetensors"):
         files = sorted(one.glob(pattern))
         assert files
@@ -86,7 +86,7 @@ def same_end(one: Path, two: Path) -> None:
 class Wrapped:
     """A step that is another, apart from what a test does to its losses."""
 
-    def __init__(self, step: Step, change: Callable[[Batch, int, StepLoss], StepLoss]) -> None:
+    def __init__(self, step: TrainingStep, change: Callable[[Batch, int, StepLoss], StepLoss]) -> None:
         self.step, self.change = step, change
 
     @property
@@ -96,7 +96,7 @@ class Wrapped:
     def loss(self, batch: Batch, step: int) -> StepLoss:
         return self.change(batch, step, self.step.loss(batch, step))
 
-    def seeded(self, seed: int) -> Step:
+    def seeded(self, seed: int) -> TrainingStep:
         return self.step.seeded(seed)
 
 
@@ -104,7 +104,7 @@ def wrap(monkeypatch: pytest.MonkeyPatch, change: Callable[[Batch, int, StepLoss
     """Puts `change` between the step of every run and its loop; validation is left alone."""
     real = run.assemble
 
-    def assemble(recipe: Recipe, view: View) -> Parts:
+    def assemble(recipe: Recipe, view: View) -> TrainingSetup:
         parts = real(recipe, view)
         return replace(parts, step=Wrapped(parts.step, change))
 

@@ -24,7 +24,7 @@ from terminus.errors import Stopped
 from terminus.training import run
 from terminus.training.monitor.sessions import read_sessions
 from terminus.training.recipe import Recipe
-from terminus.training.saving.checkpoint import images_of, whole
+from terminus.training.saving.checkpoint import images_of, whole_checkpoints
 
 GLOBAL_BATCH = 2
 """Of the recipe, which keeps all of its checkpoints."""
@@ -35,7 +35,7 @@ def main(recipe: str, work: Path, modes: list[str]) -> None:
     assert child(recipe, reference, log=work / "events", crash_at=None, mode="before") == 0
     events = [line.split("\t") for line in (work / "events").read_text().splitlines()]
     wanted = digest(reference)
-    complete = {step_of(path): sizes(path) for path in whole(reference / "checkpoints")}
+    complete = {step_of(path): sizes(path) for path in whole_checkpoints(reference / "checkpoints")}
     for mode in modes:
         for number, kind, name, tornable in events:
             # The log is only appended to and is forced to the disk before each save: no kill cuts it in half.
@@ -82,7 +82,7 @@ def child(recipe: str, folder: Path, *, log: Path | None, crash_at: int | None, 
 
 
 def at(folder: Path, step: int) -> Path:
-    paths = (path for path in whole(folder / "checkpoints") if step_of(path) == step)
+    paths = (path for path in whole_checkpoints(folder / "checkpoints") if step_of(path) == step)
     return next(paths, folder / "checkpoints" / "none")
 
 
@@ -97,7 +97,7 @@ def sizes(folder: Path) -> dict[str, int]:
 def digest(folder: Path) -> str:
     """Of everything that must not depend on interruptions: the last checkpoint's tensors, the model, the log."""
     total = hashlib.sha256()
-    last = whole(folder / "checkpoints")[-1]
+    last = whole_checkpoints(folder / "checkpoints")[-1]
     for path in [*sorted(last.glob("*.safetensors")), *sorted((folder / "model").rglob("*.safetensors"))]:
         total.update(path.read_bytes())
     for line in (folder / "log.jsonl").read_text().splitlines():

@@ -16,14 +16,14 @@ from terminus.model.adapter_keys import networks
 from terminus.model.adapters import Adapters
 from terminus.model.components import Components, load_components
 from terminus.training import run
-from terminus.training.networks.adapter import is_adapter
+from terminus.training.networks.adapter import is_adapter_parameter
 from terminus.training.recipe import Recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 DORA = (
     "model.adapter={algorithm: dora, rank: 4, targets: all}",
-    "objective.train_text=both",
-    "objective.text_rate=0.5",
+    "objective.train_text_encoders=both",
+    "objective.text_encoder_rate=0.5",
     "run.name=Ink",
 )
 
@@ -55,15 +55,15 @@ def test_a_run_in_pieces_ends_in_the_same_bits(finished: Path, prepared: Path, t
         assert left.keys() == right.keys()
         assert all(torch.equal(left[key], right[key]) for key in left)
     pieces = sorted(path.relative_to(finished) for path in (finished / "model").rglob("*.safetensors"))
-    assert len(pieces) == 7  # UNet, codec, two towers, vision, two files of the adapter
+    assert len(pieces) == 7  # UNet, VAE, two text encoders, vision, two files of the adapter
     for piece in pieces:
         assert (finished / piece).read_bytes() == (tmp_path / "run" / piece).read_bytes(), piece
 
 
 def test_checkpoints_hold_the_adapter_alone(finished: Path):
     saved = load_file(finished / "checkpoints" / "images-000000000064" / "weights.safetensors")
-    assert all(is_adapter(name) for name in saved)
-    assert {name.split(".")[0] for name in saved} == {"unet", "tower_1", "tower_2"}
+    assert all(is_adapter_parameter(name) for name in saved)
+    assert {name.split(".")[0] for name in saved} == {"unet", "text_encoder_1", "text_encoder_2"}
 
 
 @pytest.mark.parametrize("file", ["ink.safetensors", "pytorch_lora_weights.safetensors"])
@@ -77,7 +77,7 @@ def test_the_model_is_its_start_and_the_adapter(finished: Path, random_nano: Pat
     for name, value in merged.items():
         torch.testing.assert_close(put_on[name], value, rtol=1e-3, atol=1e-5)
     moved = {name.split(".")[0] for name, value in before.items() if not torch.equal(value, merged[name])}
-    assert moved == {"unet", "tower_1", "tower_2"}
+    assert moved == {"unet", "text_encoder_1", "text_encoder_2"}
 
 
 def test_the_facts_count_the_finished_model(finished: Path, random_nano: Path):
@@ -104,7 +104,7 @@ def test_the_shipped_recipe_runs(prepared: Path, random_nano: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["model.start=null", "model.codec=nano", "model.text=nano"], "adapter changes a trained model"),
+        (["model.start=null", "model.vae=nano", "model.text_encoders=nano"], "adapter changes a trained model"),
         (["model.convert_from=epsilon"], "adapter leaves the model on its schedule"),
         (["model.adapter.rank=0"], "rank"),
     ],
@@ -115,7 +115,7 @@ def test_what_cannot_be_adapted_is_refused(prepared: Path, tmp_path: Path, overr
 
 
 def test_an_adapter_is_for_diffusion(prepared: Path):
-    overrides = ["model.adapter.rank=4", "objective={kind: codec}"]
+    overrides = ["model.adapter.rank=4", "objective={kind: vae}"]
     with pytest.raises(UserError, match=r"model\.adapter is for the objective diffusion"):
         load(prepared / "recipe.yaml", Recipe, overrides)
 
@@ -123,7 +123,7 @@ def test_an_adapter_is_for_diffusion(prepared: Path):
 def test_frozen_weights_are_stored_as_they_are_multiplied(prepared: Path, tmp_path: Path, random_nano: Path):
     """A whole run in bf16, previews included; what it leaves alone is written as it was loaded."""
     narrow = ("training.precision=bf16", "training.images=16", "training.preview={every_images: 8, prompts: [a, b]}")
-    model = run.train(with_adapter(prepared, tmp_path / "run", "objective.train_text=none", *narrow))
+    model = run.train(with_adapter(prepared, tmp_path / "run", "objective.train_text_encoders=none", *narrow))
     assert list((tmp_path / "run" / "previews").glob("*.png"))
     start, end = weights(load_components(random_nano)), weights(load_components(model))
     moved = {name for name in start if not torch.equal(start[name], end[name])}

@@ -27,11 +27,11 @@ def test_a_damaged_row_costs_itself(
 ):
     shutil.copytree(prepared / "data", tmp_path / "data")
     latents = Store(str(tmp_path / "data")).latents.required()
-    seen = ["key", "source_id", "moments"]
+    seen = ["key", "source_id", "posterior"]
     hit = latents.scan(seen, "split = 'train'").to_pylist()[3]
     for path in Path(latents.dataset.uri, "data").iterdir():
         data = bytearray(path.read_bytes())
-        if (place := data.find(hit["moments"])) >= 0:
+        if (place := data.find(hit["posterior"])) >= 0:
             data[place + 5] ^= 16
             path.write_bytes(data)
 

@@ -22,12 +22,12 @@ from terminus.bench.trainers import Ours
 from terminus.conditioning import Crop, MicroConditioning, Size
 from terminus.config.load import Loaded
 from terminus.model.components import load_components
-from terminus.model.control import Span
+from terminus.model.control import ControlInterval
 from terminus.model.execution import Running
 from terminus.model.tiling import Tiling
 from terminus.sampling.canvas import Repaint
-from terminus.sampling.controls import Guide
-from terminus.sampling.metadata import read, save, settings_of
+from terminus.sampling.controls import ControlInput
+from terminus.sampling.metadata import read_image_metadata, save_image, settings_of
 from terminus.sampling.settings import Settings
 from terminus.sampling.tasks import text2img
 from terminus.training import run
@@ -40,7 +40,7 @@ from .pretend import GPU, PretendGPU, pretend
 __all__ = ["pretend", "steering"]
 
 EXACT = Running(precision="fp32", channels_last=False)
-"""As on the CPU, so that a picture is the same bit for bit."""
+"""As on the CPU, so that an image is the same bit for bit."""
 TILED = Running(precision="fp32", channels_last=False, tiling=Tiling(whole=0, side=16, overlap=8))
 OFFLOADED = Running(precision="fp32", channels_last=False, offload="model")
 
@@ -57,12 +57,12 @@ def hole() -> Image.Image:
 
 
 def guided(model: Terminus, steering: Path) -> list[Image.Image]:
-    guides = [
-        Guide("controlnet", steering / "edges", noise(), span=Span(0.0, 0.5)),
-        Guide("t2i", steering / "sketch", noise()),
-        Guide("ip", steering / "likeness.safetensors", noise()),
+    control_inputs = [
+        ControlInput("controlnet", steering / "edges", noise(), span=ControlInterval(0.0, 0.5)),
+        ControlInput("t2i", steering / "sketch", noise()),
+        ControlInput("ip", steering / "likeness.safetensors", noise()),
     ]
-    return model.text2img("a dog", steps=2, guides=guides)
+    return model.text2img("a dog", steps=2, control_inputs=control_inputs)
 
 
 def adapted(model: Terminus, steering: Path) -> list[Image.Image]:
@@ -76,7 +76,7 @@ def adapted(model: Terminus, steering: Path) -> list[Image.Image]:
 
 
 def adapted_midway(model: Terminus, steering: Path) -> list[Image.Image]:
-    """Put on while the UNet is on the device, which it leaves and comes back to before the next picture."""
+    """Put on while the UNet is on the device, which it leaves and comes back to before the next image."""
     next(model.stream("a dog", settings=Settings(steps=2)))
     model.adapters.attach(steering / "ink.safetensors", 0.7)
     drawn = model.text2img("a dog", steps=1)
@@ -92,8 +92,8 @@ TASKS: dict[str, tuple[Running, Callable[[Terminus, Path], list[Image.Image]]]] 
         EXACT, lambda model, _: model.inpaint("a dog", noise(), hole(), steps=2, repaint=Repaint(feather=2, padding=4)),
     ),
     "upscaling in tiles": (EXACT, lambda model, _: model.upscale(noise(), 2.0, "a dog", steps=4)),
-    "codec in tiles": (TILED, lambda model, _: model.img2img("a dog", noise(), steps=2)),
-    "guides": (EXACT, guided),
+    "VAE in tiles": (TILED, lambda model, _: model.img2img("a dog", noise(), steps=2)),
+    "control_inputs": (EXACT, guided),
     "adapter": (EXACT, adapted),
     "offloading": (OFFLOADED, lambda model, _: model.img2img("a dog", noise(), steps=3)),
     "offloading, guides": (OFFLOADED, guided),
@@ -129,7 +129,7 @@ def test_every_task_draws_on_the_device(name: str, pretend: PretendGPU, there: L
     how, task = TASKS[name]
     with pretend.there():
         model = there(how)
-        assert model.components.text.device.type == "cuda"
+        assert model.components.text_encoders.device.type == "cuda"
         drawn = task(model, steering)
     for one, other in zip(drawn, task(here(how), steering), strict=True):
         assert np.array_equal(np.asarray(one), np.asarray(other))
@@ -147,7 +147,7 @@ PLANTED: dict[str, tuple[str, Any, str]] = {
         "terminus.sampling.tasks.runtime.sent",
         lambda tensor, device: torch.randn(tensor.shape, generator=torch.Generator(), device=device), "generator",
     ),
-    "a picture not fetched": (
+    "an image not fetched": (
         "terminus.sampling.api.to_bytes", lambda components, x0: (x0[:, :3].permute(0, 2, 3, 1) * 9).byte(), "numpy",
     ),
 }  # fmt: skip
@@ -216,12 +216,12 @@ def test_no_step_of_a_solver_waits_for_the_gpu(solver: str, pretend: PretendGPU,
 def test_no_step_that_looks_at_its_timestep_waits_for_the_gpu(pretend: PretendGPU, there: Load, steering: Path):
     """Guidance for a part of the way, and guides that come and go: each of the steps behaves differently."""
     settings = Settings(steps=4, size=Size(32, 32), interval=(0.3, 0.8))
-    guides = [
-        Guide("controlnet", steering / "edges", noise(), span=Span(0.0, 0.5)),
-        Guide("t2i", steering / "sketch", noise(), span=Span(0.5, 0.75)),
+    control_inputs = [
+        ControlInput("controlnet", steering / "edges", noise(), span=ControlInterval(0.0, 0.5)),
+        ControlInput("t2i", steering / "sketch", noise(), span=ControlInterval(0.5, 0.75)),
     ]
     with pretend.there():
-        steps = there(Running()).stream("a dog", settings=settings, guides=guides)
+        steps = there(Running()).stream("a dog", settings=settings, control_inputs=control_inputs)
         next(steps)
         pretend.waits.clear()
         for _ in range(3):
@@ -268,20 +268,20 @@ def test_leaving_the_device_copies_nothing_back(pretend: PretendGPU, there: Load
         pretend.waits.clear()
         model.text2img("a dog", steps=1)
         back = {place: count for place, count in pretend.waits.items() if place.endswith("from the GPU")}
-    position_ids = {"model/running.py _send_home: a copy from the GPU": 2}  # of the text towers, which are no weights
+    position_ids = {"model/running.py _send_home: a copy from the GPU": 2}  # of the text encoders, which are no weights
     assert back == {"sampling/tasks.py to_bytes: a copy from the GPU": 1, **position_ids}
 
 
-def test_a_picture_in_fp32_is_drawn_again_in_fp32(
+def test_an_image_in_fp32_is_drawn_again_in_fp32(
     pretend: PretendGPU, random_nano: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     """On a GPU networks are held in bf16 unless asked otherwise, and no option of the command line asks."""
     (drawn,) = Terminus.load(random_nano, "cpu").text2img("a dog", steps=1, size="16x16")
-    save(drawn, tmp_path / "a.png")
+    save_image(drawn, tmp_path / "a.png")
     again = ["sample", str(random_nano), "--again", str(tmp_path / "a.png"), "--device", "cuda", "--out", str(tmp_path)]
     with pretend.there():
         assert cli.main(again) == 0
-    assert settings_of(read(tmp_path / "00001-0.png")).precision == "fp32"
+    assert settings_of(read_image_metadata(tmp_path / "00001-0.png")).precision == "fp32"
     assert "pixel" in capsys.readouterr().err
 
 
@@ -349,10 +349,10 @@ SHORT = (
 KINDS = {
     "lean": (
         "training.precision=bf16", "training.weights=bf16", "training.optimizer.moments=bf16",
-        "training.ema={kind: power, device: cpu}", "training.checkpointing=selective",
+        "training.ema={kind: power, device: cpu}", "training.activation_checkpointing=selective",
     ),
     "adapter": (
-        "training.precision=bf16", "model.adapter={algorithm: dora, rank: 2}", "objective.train_text=both",
+        "training.precision=bf16", "model.adapter={algorithm: dora, rank: 2}", "objective.train_text_encoders=both",
         "training.optimizer.moments=int8", "objective.offset_noise=0.1",
     ),
 }  # fmt: skip

@@ -17,9 +17,9 @@ from terminus.config.load import Loaded, load
 from terminus.data.store import Store
 from terminus.errors import Stopped, UserError
 from terminus.training import run
-from terminus.training.assemble import Parts
+from terminus.training.assemble import TrainingSetup
 from terminus.training.recipe import Recipe
-from terminus.training.validation import Validation
+from terminus.training.validation import HeldOutSet
 
 from .conftest import losses
 from .forked import Forked
@@ -54,7 +54,7 @@ def test_a_signal_while_measuring(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ):
-    real, count = Validation.measure, 0
+    real, count = HeldOutSet.measure, 0
 
     def measure(self, step, world):
         nonlocal count
@@ -63,7 +63,7 @@ def test_a_signal_while_measuring(
             terminate()
         return real(self, step, world)
 
-    monkeypatch.setattr(Validation, "measure", measure)
+    monkeypatch.setattr(HeldOutSet, "measure", measure)
     with caplog.at_level(logging.INFO), pytest.raises(Stopped, match=r"^Stopped at \d+ images; everything is saved\.$"):
         run.train(recipe(*SHORT))
     assert "topped" not in caplog.text  # the command line says it, once
@@ -76,7 +76,7 @@ def exporting(monkeypatch: pytest.MonkeyPatch, during: Callable[[Path], None]) -
     """Something happens when half of the model is written."""
     real = run.assemble
 
-    def assemble(recipe, view) -> Parts:
+    def assemble(recipe, view) -> TrainingSetup:
         parts = real(recipe, view)
 
         def export(folder: Path, images: int) -> None:

@@ -20,7 +20,7 @@ from terminus.training.monitor.sessions import read_sessions
 from terminus.training.recipe import Recipe
 from terminus.training.run import train
 from terminus.training.saving import saver
-from terminus.training.saving.checkpoint import whole
+from terminus.training.saving.checkpoint import whole_checkpoints
 from terminus.training.step import StepLoss
 
 from .conftest import losses, wrap
@@ -40,7 +40,7 @@ def straight(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def same_weights(one: Path, two: Path) -> None:
-    left, right = (load_file(whole(run / "checkpoints")[-1] / "weights.safetensors") for run in (one, two))
+    left, right = (load_file(whole_checkpoints(run / "checkpoints")[-1] / "weights.safetensors") for run in (one, two))
     assert all(torch.equal(left[key], right[key]) for key in left.keys() | right.keys())
 
 
@@ -109,7 +109,7 @@ def test_data_that_can_no_longer_be_read_ends_with_everything_saved(
         wrap(patched, cut)
         with pytest.raises(UserError, match=r"latents.lance: no row of this table can be read.*terminus prepare"):
             train(recipe(*short))
-    assert [path.name for path in whole(tmp_path / "run" / "checkpoints")] == ["images-000000000024"]
+    assert [path.name for path in whole_checkpoints(tmp_path / "run" / "checkpoints")] == ["images-000000000024"]
     fragment.write_bytes(content)
     train(recipe(*short))
     same_weights(tmp_path / "run", straight)

@@ -19,7 +19,7 @@ from terminus.config.load import Loaded, load
 from terminus.errors import Stopped, UserError
 from terminus.training import guards, run
 from terminus.training.recipe import Recipe
-from terminus.training.saving.checkpoint import whole
+from terminus.training.saving.checkpoint import whole_checkpoints
 
 from .conftest import losses, same_end, wrap
 
@@ -53,7 +53,7 @@ def leave_out(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
 
 
 def same_tensors(one: Path, two: Path) -> None:
-    left, right = (whole(folder / "checkpoints")[-1] for folder in (one, two))
+    left, right = (whole_checkpoints(folder / "checkpoints")[-1] for folder in (one, two))
     for name in ("weights", "average", "optimizer"):
         ours, theirs = (load_file(folder / f"{name}.safetensors") for folder in (left, right))
         assert ours.keys() == theirs.keys()
@@ -143,7 +143,7 @@ def test_trouble_that_returns_at_once_goes_further_back_and_ends_in_the_end(
     poison(monkeypatch, *range(10, 100))
     with pytest.raises(UserError, match="3 steps in a row were left out, the last is step 18, and the run went back 2"):
         run.train(recipe("training.images=800"))
-    position = json.loads((whole(tmp_path / "run" / "checkpoints")[-1] / "position.json").read_text())
+    position = json.loads((whole_checkpoints(tmp_path / "run" / "checkpoints")[-1] / "position.json").read_text())
     assert position["health"]["returns"] == [[8, 12], [4, 15]]
     assert position["skipped"] == 11
 

@@ -21,11 +21,11 @@ def nano() -> Terminus:
     return Terminus.load("nano", device="cpu")
 
 
-def subject(name: str) -> emoji.Drawing:
+def subject(name: str) -> emoji.Emoji:
     return next(one for one in emoji.drawings() if one.style == "3d" and one.name == name)
 
 
-def cut_out(drawing: emoji.Drawing) -> Image.Image:
+def cut_out(drawing: emoji.Emoji) -> Image.Image:
     with Image.open(io.BytesIO(emoji.rgba(drawing))) as image:
         return image.convert("RGBA").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
 
@@ -39,7 +39,7 @@ def test_the_masked_part_is_as_bright_as_it_is_asked_to_be(nano: Terminus, asked
         start = Image.alpha_composite(Image.new("RGBA", front.size, emoji.BACKGROUNDS[hidden]), front).convert("RGB")
         inside = front.getchannel("A").point(lambda alpha: 255 if alpha > 200 else 0).filter(ImageFilter.MinFilter(5))
         mask = inside.point(lambda value: 255 - value)
-        painted = nano.inpaint(emoji.caption(drawing, asked), start, mask, count=2, steps=20)
+        painted = nano.inpaint(emoji.emoji_caption(drawing, asked), start, mask, count=2, steps=20)
         kept, background = np.asarray(mask) == 0, np.asarray(front.getchannel("A")) == 0
         for one in painted:
             assert np.array_equal(np.asarray(one)[kept], np.asarray(start)[kept])

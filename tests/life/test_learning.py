@@ -1,4 +1,4 @@
-"""Training learns: the UNet of nano, from random weights, overfits a handful of pictures."""
+"""Training learns: the UNet of nano, from random weights, overfits a handful of images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from terminus.training.run import train
 
 RECIPE = """
 run: {{dir: {folder}/run}}
-model: {{start: null, architecture: nano, codec: nano, text: nano}}
+model: {{start: null, architecture: nano, vae: nano, text_encoders: nano}}
 data:
   store: {folder}/data
   sources: [{{kind: embedded, styles: [3d], backgrounds: 2, limit: 30}}]
@@ -30,11 +30,11 @@ training:
 
 
 @pytest.mark.slow
-def test_a_handful_of_pictures_is_learned(tmp_path: Path):
-    """120 steps of 16: the error falls by half, and on held-out pictures it falls too."""
+def test_a_handful_of_images_is_learned(tmp_path: Path):
+    """120 steps of 16: the error falls by half, and on held-out images it falls too."""
     (tmp_path / "recipe.yaml").write_text(RECIPE.format(folder=tmp_path))
     loaded = load(tmp_path / "recipe.yaml", Recipe)
-    prepare(loaded.value.data, loaded.value.model.codec_from)
+    prepare(loaded.value.data, loaded.value.model.vae_from)
     train(loaded)
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     first, last = (sum(row["error"] for row in part) / 10 for part in (rows[:10], rows[-10:]))

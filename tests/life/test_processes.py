@@ -86,10 +86,10 @@ def test_any_number_continues_and_all_do_what_one_does(
 
 
 @pytest.mark.timeout(600)
-def test_towers_and_unet_are_sharded_together(prepared: Path, tmp_path: Path):
+def test_text_encoders_and_unet_are_sharded_together(prepared: Path, tmp_path: Path):
     """With checkpointed blocks, an average on the CPU, and previews that the shards draw together."""
     overrides = (
-        *CUT, "training.images=16", "objective.train_text=both", "training.checkpointing=full",
+        *CUT, "training.images=16", "objective.train_text_encoders=both", "training.activation_checkpointing=full",
         "training.ema.device=cpu",
         "training.preview={every_images: 16, prompts: [a], steps: 2}", "training.parallel={shard: full}",
     )  # fmt: skip

@@ -27,7 +27,7 @@ run: {{dir: {folder}/run}}
 model: {{start: {model}}}
 data:
   store: {folder}/data
-  sources: [{{kind: folder, name: noise, path: {folder}/pictures}}]
+  sources: [{{kind: folder, name: noise, path: {folder}/images}}]
   resolution: 64
   buckets: {{kind: aspect, step: 16}}
   validation_fraction: 0.2
@@ -58,10 +58,10 @@ def paint(folder: Path, count: int, seed: int) -> None:
 def mixed(tmp_path_factory: pytest.TempPathFactory, random_nano: Path) -> Path:
     """A prepared store of three shapes."""
     folder = tmp_path_factory.mktemp("mixed")
-    paint(folder / "pictures", 24, seed=0)
+    paint(folder / "images", 24, seed=0)
     (folder / "recipe.yaml").write_text(RECIPE.format(folder=folder, model=random_nano))
     recipe = build(folder).value
-    prepare(recipe.data, recipe.model.codec_from)
+    prepare(recipe.data, recipe.model.vae_from)
     return folder
 
 

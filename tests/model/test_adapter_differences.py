@@ -24,11 +24,11 @@ UNET, UNET_STEM = (
     "mid_block.attentions.0.transformer_blocks.0.attn2.to_k",
     "lora_unet_middle_block_1_transformer_blocks_0",
 )
-TOWER = "encoder.layers.0.self_attn.q_proj"
+TEXT_ENCODER = "encoder.layers.0.self_attn.q_proj"
 STEMS = {
     f"{UNET_STEM}_attn2_to_k": (32, 64),
     "lora_unet_input_blocks_1_0_in_layers_2": (16, 16, 3, 3),
-    f"lora_te1_text_model_{TOWER.replace('.', '_')}": (32, 32),
+    f"lora_te1_text_model_{TEXT_ENCODER.replace('.', '_')}": (32, 32),
 }
 
 
@@ -76,8 +76,12 @@ def written(folder: Path, kind: str, metadata: Mapping[str, str] | None = None) 
 
 
 def changed(base: Components, adapter: Path, weight: float) -> dict[str, Tensor]:
-    text = replace(base.text, tower_1=deepcopy(base.text.tower_1), tower_2=deepcopy(base.text.tower_2))
-    model = replace(base, unet=deepcopy(base.unet), text=text)
+    text = replace(
+        base.text_encoders,
+        text_encoder_1=deepcopy(base.text_encoders.text_encoder_1),
+        text_encoder_2=deepcopy(base.text_encoders.text_encoder_2),
+    )
+    model = replace(base, unet=deepcopy(base.unet), text_encoders=text)
     Adapters(model).attach(adapter, weight)
     return {f"{part}.{k}": v for part, network in networks(model).items() for k, v in network.state_dict().items()}
 

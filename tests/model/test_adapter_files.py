@@ -26,9 +26,9 @@ def components(random_nano: Path) -> Components:
 
 
 def trained(algorithm: Algorithm, wrapped: bool) -> Trained:
-    """One layer of each network; `wrapped` names those of the towers as transformers did before 5.6."""
+    """One layer of each network; `wrapped` names those of the text encoders as transformers did before 5.6."""
     front = "text_model." if wrapped else ""
-    modules: dict[Part, str] = {"unet": UNET, "tower_1": front + LAYER, "tower_2": f"text_model.{LAYER}"}
+    modules: dict[Part, str] = {"unet": UNET, "text_encoder_1": front + LAYER, "text_encoder_2": f"text_model.{LAYER}"}
     shapes: dict[str, tuple[int, ...]] = {"magnitude": (32,)}
     layers: dict[Target, dict[str, Tensor]] = {
         Target(part, module): {slot: torch.ones(shapes.get(slot, (2, 2))) for slot in SLOTS[algorithm]}

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from terminus.errors import UserError
-from terminus.model.adapter_keys import leaves, networks, place, split
+from terminus.model.adapter_keys import networks, place, split_key, weighted_modules
 from terminus.model.adapters import Adapters, read_adapter
 from terminus.model.architecture import SDXL
 from terminus.model.components import Components, load_components
@@ -32,7 +32,7 @@ ATTENTION = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
 LINEAR = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0"
 CONV = "up_blocks.0.resnets.1.conv2"
 POINTWISE = "up_blocks.0.resnets.1.conv_shortcut"
-TOWER = "encoder.layers.1.self_attn.q_proj"
+TEXT_ENCODER = "encoder.layers.1.self_attn.q_proj"
 RANK, ALPHA = 3, 1.5
 
 
@@ -44,8 +44,12 @@ def loaded(random_nano: Path) -> Components:
 @pytest.fixture
 def components(loaded: Components) -> Components:
     """A model to change."""
-    text = replace(loaded.text, tower_1=deepcopy(loaded.text.tower_1), tower_2=deepcopy(loaded.text.tower_2))
-    return replace(loaded, unet=deepcopy(loaded.unet), text=text)
+    text = replace(
+        loaded.text_encoders,
+        text_encoder_1=deepcopy(loaded.text_encoders.text_encoder_1),
+        text_encoder_2=deepcopy(loaded.text_encoders.text_encoder_2),
+    )
+    return replace(loaded, unet=deepcopy(loaded.unet), text_encoders=text)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -56,10 +60,10 @@ def weight(components: Components, module: str) -> Tensor:
     return components.unet.get_submodule(module).weight
 
 
-def tower_weight(components: Components) -> Tensor:
-    tower = components.text.tower_2
-    name = next(name for name in leaves(tower) if name.endswith(TOWER))
-    return tower.get_submodule(name).weight
+def text_encoder_weight(components: Components) -> Tensor:
+    text_encoder = components.text_encoders.text_encoder_2
+    name = next(name for name in weighted_modules(text_encoder) if name.endswith(TEXT_ENCODER))
+    return text_encoder.get_submodule(name).weight
 
 
 def state(components: Components) -> dict[str, Tensor]:
@@ -120,7 +124,7 @@ def test_kohya_names(components: Components, tmp_path: Path, naming: Callable[[s
 
 def test_every_layer_of_sdxl_has_one_flattened_name_in_both_namings(components: Components, tmp_path: Path):
     """Put everywhere at once, an adapter of either naming is the same adapter."""
-    modules = [name for name in leaves(components.unet) if weight(components, name).ndim in (2, 4)]
+    modules = [name for name in weighted_modules(components.unet) if weight(components, name).ndim in (2, 4)]
     assert len(modules) > 60
     read = [
         read_adapter(written(tmp_path / "all.safetensors", kohya(components, naming, modules)), components)
@@ -153,40 +157,40 @@ def test_dotted_names(components: Components, tmp_path: Path, layout: str):
 
 def test_the_oldest_names_of_diffusers(components: Components, tmp_path: Path):
     """They name the attention processor; `to_out_lora` is the layer `to_out.0`."""
-    before, tower = weight(components, LINEAR).clone(), tower_weight(components).clone()
+    before, text_encoder = weight(components, LINEAR).clone(), text_encoder_weight(components).clone()
     down, up, product = factors(before.shape)
-    tower_down, tower_up, tower_product = factors(tower.shape)
+    text_encoder_down, text_encoder_up, text_encoder_product = factors(text_encoder.shape)
     processor = f"unet.{LINEAR.removesuffix('.to_out.0')}.processor.to_out_lora"
-    layer = f"text_encoder_2.text_model.{TOWER.removesuffix('.q_proj')}.to_q_lora"
+    layer = f"text_encoder_2.text_model.{TEXT_ENCODER.removesuffix('.q_proj')}.to_q_lora"
     tensors = {f"{processor}.down.weight": down, f"{processor}.up.weight": up}
-    tensors |= {f"{layer}.down.weight": tower_down, f"{layer}.up.weight": tower_up}
+    tensors |= {f"{layer}.down.weight": text_encoder_down, f"{layer}.up.weight": text_encoder_up}
     Adapters(components).attach(written(tmp_path / "a.safetensors", tensors))
     torch.testing.assert_close(weight(components, LINEAR), before + product)
-    torch.testing.assert_close(tower_weight(components), tower + tower_product)
+    torch.testing.assert_close(text_encoder_weight(components), text_encoder + text_encoder_product)
 
 
 @pytest.mark.parametrize(
     "stem",
     [
-        "lora_te2_text_model_" + TOWER.replace(".", "_"),
-        "text_encoder_2.text_model." + TOWER,
-        "text_encoder_2." + TOWER,
-        "text_encoder_2.base_model.model.text_model." + TOWER,
-        "text_encoders.clip_g.transformer.text_model." + TOWER,
+        "lora_te2_text_model_" + TEXT_ENCODER.replace(".", "_"),
+        "text_encoder_2.text_model." + TEXT_ENCODER,
+        "text_encoder_2." + TEXT_ENCODER,
+        "text_encoder_2.base_model.model.text_model." + TEXT_ENCODER,
+        "text_encoders.clip_g.transformer.text_model." + TEXT_ENCODER,
     ],
 )
-def test_text_towers_have_a_weight_of_their_own(components: Components, tmp_path: Path, stem: str):
-    before = tower_weight(components).clone()
+def test_text_encoders_have_a_weight_of_their_own(components: Components, tmp_path: Path, stem: str):
+    before = text_encoder_weight(components).clone()
     down, up, product = factors(before.shape)
     unet = kohya(components, plain, [LINEAR])
     path = written(tmp_path / "a.safetensors", unet | {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up})
     linear = weight(components, LINEAR).clone()
     adapters = Adapters(components)
     adapters.attach(path, 0.0, text=0.25)
-    torch.testing.assert_close(tower_weight(components), before + 0.25 * product)
+    torch.testing.assert_close(text_encoder_weight(components), before + 0.25 * product)
     assert torch.equal(weight(components, LINEAR), linear)
     adapters.weigh("a", 1.0, text=0.0)
-    assert torch.equal(tower_weight(components), before)
+    assert torch.equal(text_encoder_weight(components), before)
     assert not torch.equal(weight(components, LINEAR), linear)
 
 
@@ -218,12 +222,17 @@ def test_names_of_kohya_in_the_unet_of_sdxl(components: Components):
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_a_kohya_file_in_diffusers_own_pipeline(random_nano: Path, tmp_path: Path, components: Components):
-    """UNet and both towers at once: the same contexts, and the same prediction from them."""
-    modules = [name for name in leaves(components.unet) if name.endswith(("to_q", "to_k", "to_out.0", "proj_in"))]
+    """UNet and both text encoders at once: the same contexts, and the same prediction from them."""
+    modules = [
+        name for name in weighted_modules(components.unet) if name.endswith(("to_q", "to_k", "to_out.0", "proj_in"))
+    ]
     tensors = kohya(components, ldm, modules)
-    for number, tower in ((1, components.text.tower_1), (2, components.text.tower_2)):
-        for name in (name for name in leaves(tower) if name.endswith(("q_proj", "out_proj", "fc1"))):
-            down, up, _ = factors(tower.get_submodule(name).weight.shape, seed=number)
+    for number, text_encoder in (
+        (1, components.text_encoders.text_encoder_1),
+        (2, components.text_encoders.text_encoder_2),
+    ):
+        for name in (name for name in weighted_modules(text_encoder) if name.endswith(("q_proj", "out_proj", "fc1"))):
+            down, up, _ = factors(text_encoder.get_submodule(name).weight.shape, seed=number)
             stem = f"lora_te{number}_text_model_{name.removeprefix('text_model.').replace('.', '_')}"
             tensors |= {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up}
             tensors[f"{stem}.alpha"] = torch.tensor(ALPHA)
@@ -233,7 +242,7 @@ def test_a_kohya_file_in_diffusers_own_pipeline(random_nano: Path, tmp_path: Pat
     pipe.load_lora_weights(path.parent, weight_name=path.name, local_files_only=True)
     Adapters(components).attach(path)
     context, _, pooled, _ = pipe.encode_prompt("a red apple", device="cpu", do_classifier_free_guidance=False)
-    ours = components.text.encode(["a red apple"])
+    ours = components.text_encoders.encode(["a red apple"])
     torch.testing.assert_close(ours.context, context, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(ours.pooled, pooled, rtol=1e-5, atol=1e-5)
     with torch.no_grad():
@@ -594,7 +603,7 @@ def test_what_stays_is_the_sum_rounded_once(components: Components, tmp_path: Pa
     assert torch.equal(layer.view(torch.int16), before.view(torch.int16))
 
 
-def test_names_and_hashes_are_there_for_the_picture(components: Components, tmp_path: Path):
+def test_names_and_hashes_are_there_for_the_image(components: Components, tmp_path: Path):
     import hashlib
 
     (path, *_) = files(components, tmp_path)
@@ -656,10 +665,10 @@ def test_kinds_that_are_not_read_are_named(components: Components, tmp_path: Pat
         read_adapter(path, components)
 
 
-def test_text_towers_of_another_family_are_not_taken(components: Components, tmp_path: Path):
-    """Flux and SD3 have SDXL's first tower, under the names of SDXL's."""
-    down, up, _ = factors(tower_weight(components).shape)
-    stem, flux = "lora_te2_text_model_" + TOWER.replace(".", "_"), "lora_unet_double_blocks_0_img_attn_proj"
+def test_text_encoders_of_another_family_are_not_taken(components: Components, tmp_path: Path):
+    """Flux and SD3 have SDXL's first text encoder, under the names of SDXL's."""
+    down, up, _ = factors(text_encoder_weight(components).shape)
+    stem, flux = "lora_te2_text_model_" + TEXT_ENCODER.replace(".", "_"), "lora_unet_double_blocks_0_img_attn_proj"
     ours = {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up}
     theirs = {f"{flux}.lora_down.weight": random(2, 8), f"{flux}.lora_up.weight": random(8, 2)}
     with pytest.raises(UserError, match="none of its 2 keys for a UNet has a place here, such as lora_unet_double"):
@@ -850,4 +859,4 @@ def test_a_broken_configuration(components: Components, tmp_path: Path, configur
     ],
 )
 def test_a_key_is_a_module_and_a_factor(key: str, expected: tuple[str, str]):
-    assert split(key) == expected
+    assert split_key(key) == expected

@@ -18,7 +18,7 @@ from terminus.errors import UserError
 from terminus.model.components import Components, load_components, save_components
 from terminus.model.record import Record, Schedule, load_record
 
-TOWERS = ("text_encoder", "text_encoder_2")
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
 
 @pytest.fixture
@@ -33,9 +33,9 @@ def tensors(components: Components) -> dict[str, Tensor]:
     assert vision is not None
     parts = {
         "unet": components.unet,
-        "vae": components.codec.vae,
-        "tower_1": components.text.tower_1,
-        "tower_2": components.text.tower_2,
+        "vae": components.vae.autoencoder,
+        "text_encoder_1": components.text_encoders.text_encoder_1,
+        "text_encoder_2": components.text_encoders.text_encoder_2,
         "vision": vision,
     }
     return {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
@@ -119,16 +119,16 @@ def test_a_folder_that_terminus_did_not_write_has_an_empty_record(copy: Path):
     assert components.native_pixels == 32
 
 
-@pytest.mark.parametrize("folder", TOWERS)
-def test_tower_keys_are_written_in_the_older_form(random_nano: Path, folder: str):
+@pytest.mark.parametrize("folder", TEXT_ENCODERS)
+def test_text_encoder_keys_are_written_in_the_older_form(random_nano: Path, folder: str):
     stored = load_file(random_nano / folder / "model.safetensors").keys()
     assert {key.split(".")[0] for key in stored} <= {"text_model", "text_projection"}
     assert "text_model.embeddings.token_embedding.weight" in stored
     assert ("text_projection.weight" in stored) == (folder == "text_encoder_2")
 
 
-@pytest.mark.parametrize("folder", TOWERS)
-def test_tower_keys_are_read_in_both_forms(random_nano: Path, copy: Path, folder: str):
+@pytest.mark.parametrize("folder", TEXT_ENCODERS)
+def test_text_encoder_keys_are_read_in_both_forms(random_nano: Path, copy: Path, folder: str):
     path = copy / folder / "model.safetensors"
     change_tensors(path, lambda stored: {key.removeprefix("text_model."): value for key, value in stored.items()})
     expected = tensors(load_components(random_nano))
@@ -143,9 +143,9 @@ def test_buffers_of_old_files_are_ignored(copy: Path):
 
 def test_the_end_of_text_token_is_the_last(random_nano: Path, copy: Path):
     """CLIP pools where the ids are highest, or at eos_token_id: only the last id is both."""
-    text = load_components(random_nano).text
-    for tokenizer, tower in ((text.tokenizer_1, text.tower_1), (text.tokenizer_2, text.tower_2)):
-        assert tokenizer.eos_token_id == tower.config.eos_token_id == len(tokenizer) - 1
+    text = load_components(random_nano).text_encoders
+    for tokenizer, text_encoder in ((text.tokenizer_1, text.text_encoder_1), (text.tokenizer_2, text.text_encoder_2)):
+        assert tokenizer.eos_token_id == text_encoder.config.eos_token_id == len(tokenizer) - 1
     path = copy / "tokenizer" / "vocab.json"
     change_json(path, extra=max(json.loads(path.read_text()).values()) + 1)
     with pytest.raises(UserError, match="expects it last"):
@@ -153,14 +153,14 @@ def test_the_end_of_text_token_is_the_last(random_nano: Path, copy: Path):
 
 
 def test_the_second_tokenizer_pads_with_token_0_and_the_first_with_the_end(random_nano: Path):
-    text = load_components(random_nano).text
+    text = load_components(random_nano).text_encoders
     first, second = text.tokens(["a dog"])
     assert (first[0, -1], second[0, -1]) == (text.tokenizer_1.eos_token_id, 0)
     assert first.shape == second.shape == (1, 32)
 
 
 def test_captions_are_cut_and_padded_as_the_tokenizer_would(random_nano: Path, caplog: pytest.LogCaptureFixture):
-    text = load_components(random_nano).text
+    text = load_components(random_nano).text_encoders
     captions = ["", "a dog", "tree " * 30, "tree " * 31, "a" * 500, "日本語 🦊", "<|endoftext|> a"]
     for tokenizer, ids in zip((text.tokenizer_1, text.tokenizer_2), text.tokens(captions), strict=True):
         theirs = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
@@ -283,12 +283,12 @@ def test_shards_are_one_model(random_nano: Path, copy: Path):
     assert all(torch.equal(value, expected[key]) for key, value in load_components(copy).unet.state_dict().items())
 
 
-def test_towers_and_unet_must_belong_together(random_nano: Path, tmp_path: Path):
+def test_text_encoders_and_unet_must_belong_together(random_nano: Path, tmp_path: Path):
     components = load_components(random_nano)
-    config = CLIPTextConfig.from_dict(components.text.tower_1.config.to_dict() | {"hidden_size": 16})
-    narrow = replace(components.text, tower_1=CLIPTextModel(config))
-    save_components(replace(components, text=narrow), tmp_path)
-    with pytest.raises(UserError, match="reads a context of 64, the text towers give 48"):
+    config = CLIPTextConfig.from_dict(components.text_encoders.text_encoder_1.config.to_dict() | {"hidden_size": 16})
+    narrow = replace(components.text_encoders, text_encoder_1=CLIPTextModel(config))
+    save_components(replace(components, text_encoders=narrow), tmp_path)
+    with pytest.raises(UserError, match="reads a context of 64, the text encoders give 48"):
         load_components(tmp_path)
 
 

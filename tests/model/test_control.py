@@ -25,12 +25,12 @@ from terminus import runtime
 from terminus.conditioning import MicroConditioning, Size, time_ids
 from terminus.errors import UserError
 from terminus.model.components import Components, load_components
-from terminus.model.control import Control, Span, combined, load_control
+from terminus.model.control import Control, ControlInterval, combined, load_control
 from terminus.model.image_prompt import (
     ImageFeatures,
     ImagePrompts,
     clip_pixels,
-    encode_pictures,
+    encode_images,
     read_image_prompt,
 )
 from terminus.model.record import noise_schedule
@@ -79,7 +79,7 @@ def folders(random_nano: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return root
 
 
-def picture(seed: int = 0, count: int = 1) -> Tensor:
+def image(seed: int = 0, count: int = 1) -> Tensor:
     return torch.rand(count, 3, SIZE.height, SIZE.width, generator=torch.Generator().manual_seed(seed))
 
 
@@ -90,7 +90,7 @@ def draw(
     image_embeds: list[Tensor] | None = None,
 ) -> Tensor:
     """The last latents of a guided Euler run with controls."""
-    text = components.text.encode([*PROMPTS, "", ""])
+    text = components.text_encoders.encode([*PROMPTS, "", ""])
     ids = time_ids([MicroConditioning.uncropped(SIZE)] * 4, torch.device("cpu"))
     schedule = noise_schedule(components.record.schedule)
 
@@ -143,8 +143,8 @@ def test_controlnet_draws_what_diffusers_draws(random_nano: Path, components, fo
     network = ControlNetModel.from_pretrained(folders / "edges", local_files_only=True)
     pipe = pipeline(random_nano, StableDiffusionXLControlNetPipeline, controlnet=network)
     how = {"control_guidance_start": start, "control_guidance_end": end, "controlnet_conditioning_scale": 0.7}
-    expected = theirs(pipe, image=picture(), **how)
-    control = load_control("controlnet", folders / "edges", picture(), components, 0.7, Span(start, end))
+    expected = theirs(pipe, image=image(), **how)
+    control = load_control("controlnet", folders / "edges", image(), components, 0.7, ControlInterval(start, end))
     ours = draw(components, [control])
     close(ours, expected)
     assert (ours - draw(components)).abs().max() > 0.05
@@ -153,9 +153,9 @@ def test_controlnet_draws_what_diffusers_draws(random_nano: Path, components, fo
 def test_two_controlnets_add_up_as_in_diffusers(random_nano: Path, components: Components, folders: Path):
     networks = [ControlNetModel.from_pretrained(folders / "edges", local_files_only=True) for _ in range(2)]
     pipe = pipeline(random_nano, StableDiffusionXLControlNetPipeline, controlnet=networks)
-    expected = theirs(pipe, image=[picture(0), picture(1)], controlnet_conditioning_scale=[0.7, 0.3])
+    expected = theirs(pipe, image=[image(0), image(1)], controlnet_conditioning_scale=[0.7, 0.3])
     controls = [
-        load_control("controlnet", folders / "edges", picture(seed), components, scale)
+        load_control("controlnet", folders / "edges", image(seed), components, scale)
         for seed, scale in ((0, 0.7), (1, 0.3))
     ]
     close(draw(components, controls), expected)
@@ -163,8 +163,8 @@ def test_two_controlnets_add_up_as_in_diffusers(random_nano: Path, components: C
 
 def test_controlnet_with_guidance_rescale(components: Components, folders: Path):
     """Which diffusers' ControlNet pipeline lacks: each step's guided prediction has its conditional's spread."""
-    control = load_control("controlnet", folders / "edges", picture(), components)
-    text = components.text.encode([*PROMPTS, "", ""])
+    control = load_control("controlnet", folders / "edges", image(), components)
+    text = components.text_encoders.encode([*PROMPTS, "", ""])
     ids = time_ids([MicroConditioning.uncropped(SIZE)] * 4, torch.device("cpu"))
     x, t = noise().repeat(2, 1, 1, 1), torch.full((4,), 999)
     with torch.no_grad():
@@ -181,15 +181,15 @@ def test_t2i_adapter_draws_what_diffusers_draws(random_nano, components, folders
     network = T2IAdapter.from_pretrained(folders / "sketch", local_files_only=True)
     pipe = pipeline(random_nano, StableDiffusionXLAdapterPipeline, adapter=network)
     how = {"adapter_conditioning_scale": 0.6, "adapter_conditioning_factor": end, "guidance_rescale": rescale}
-    expected = theirs(pipe, image=picture().repeat(2, 1, 1, 1), **how)
-    control = load_control("t2i", folders / "sketch", picture(), components, 0.6, Span(0.0, end))
+    expected = theirs(pipe, image=image().repeat(2, 1, 1, 1), **how)
+    control = load_control("t2i", folders / "sketch", image(), components, 0.6, ControlInterval(0.0, end))
     ours = draw(components, [control], rescale)
     close(ours, expected)
     assert (ours - draw(components, rescale=rescale)).abs().max() > 0.05
 
 
 def one_call(components: Components, controls: Sequence[Control], t: int) -> Tensor:
-    text = components.text.encode([*PROMPTS, "", ""])
+    text = components.text_encoders.encode([*PROMPTS, "", ""])
     ids = time_ids([MicroConditioning.uncropped(SIZE)] * 4, torch.device("cpu"))
     x = noise().repeat(2, 1, 1, 1)
     with torch.no_grad():
@@ -197,8 +197,8 @@ def one_call(components: Components, controls: Sequence[Control], t: int) -> Ten
 
 
 def test_kinds_add_up_and_each_has_its_own_time(components: Components, folders: Path):
-    edges = load_control("controlnet", folders / "edges", picture(0), components, 0.5, Span(0.0, 0.5))
-    sketch = load_control("t2i", folders / "sketch", picture(1), components, 0.5, Span(0.5, 1.0))
+    edges = load_control("controlnet", folders / "edges", image(0), components, 0.5, ControlInterval(0.0, 0.5))
+    sketch = load_control("t2i", folders / "sketch", image(1), components, 0.5, ControlInterval(0.5, 1.0))
     early, late = (
         [one_call(components, controls, t) for controls in ([edges, sketch], [edges], [sketch], [])] for t in (999, 99)
     )
@@ -212,11 +212,11 @@ def test_kinds_add_up_and_each_has_its_own_time(components: Components, folders:
     assert (only_sketch - none).abs().max() > 0.01
 
 
-def test_a_picture_per_row(components: Components, folders: Path):
+def test_an_image_per_row(components: Components, folders: Path):
     t = 500
     for kind, folder in (("controlnet", "edges"), ("t2i", "sketch")):
-        pair = load_control(kind, folders / folder, picture(0, 2), components)
-        each = [load_control(kind, folders / folder, picture(0, 2)[k : k + 1], components) for k in range(2)]
+        pair = load_control(kind, folders / folder, image(0, 2), components)
+        each = [load_control(kind, folders / folder, image(0, 2)[k : k + 1], components) for k in range(2)]
         together = one_call(components, [pair], t)
         for k in range(2):
             close(together[k::2], one_call(components, [each[k]], t)[k::2])
@@ -225,7 +225,7 @@ def test_a_picture_per_row(components: Components, folders: Path):
 @pytest.mark.parametrize("kind", ["controlnet", "t2i"])
 def test_scale_zero_is_no_control(components: Components, folders: Path, kind):
     folder = {"controlnet": "edges", "t2i": "sketch"}[kind]
-    control = load_control(kind, folders / folder, picture(), components, 0.0)
+    control = load_control(kind, folders / folder, image(), components, 0.0)
     t = 999
     assert torch.equal(one_call(components, [control], t), one_call(components, [], t))
 
@@ -233,7 +233,7 @@ def test_scale_zero_is_no_control(components: Components, folders: Path, kind):
 @pytest.mark.parametrize("steps", [1, 4, 6, 10, 28, 30, 61])
 @pytest.mark.parametrize(("start", "end"), [(0.0, 1.0), (0.25, 0.75), (0.5, 1.0), (0.0, 0.5)])
 def test_fractions_mean_steps_whatever_their_number(steps: int, start: float, end: float):
-    covered = [Span(start, end).covers(t, 1000) for t in grid.timesteps(steps, 1000)]
+    covered = [ControlInterval(start, end).covers(t, 1000) for t in grid.timesteps(steps, 1000)]
     assert covered == [start <= i / steps < end for i in range(steps)]
 
 
@@ -248,23 +248,23 @@ def copy(folders: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(("start", "end"), [(0.5, 0.5), (-0.1, 1.0), (0.0, 1.1), (float("nan"), 1.0)])
 def test_spans_that_are_none(start: float, end: float):
     with pytest.raises(UserError, match="The start is before the end"):
-        Span(start, end)
+        ControlInterval(start, end)
 
 
 @pytest.mark.parametrize("kind", ["controlnet", "t2i"])
-def test_pictures_that_cannot_be_read(components: Components, folders: Path, kind):
+def test_images_that_cannot_be_read(components: Components, folders: Path, kind):
     folder = folders / {"controlnet": "edges", "t2i": "sketch"}[kind]
-    for bad in (picture()[:, :1], picture() * 2 - 1, picture() * 255, picture() * torch.nan):
+    for bad in (image()[:, :1], image() * 2 - 1, image() * 255, image() * torch.nan):
         with pytest.raises(UserError, match="reads 3 channels from 0 to 1"):
             load_control(kind, folder, bad, components)
 
 
-def test_pictures_of_another_size(components: Components, folders: Path):
-    control = load_control("controlnet", folders / "edges", picture()[..., :32], components)
-    with pytest.raises(UserError, match="The picture of edges is 32x32, the latent asks for 48x32"):
+def test_images_of_another_size(components: Components, folders: Path):
+    control = load_control("controlnet", folders / "edges", image()[..., :32], components)
+    with pytest.raises(UserError, match="The image of edges is 32x32, the latent asks for 48x32"):
         draw(components, [control])
     with pytest.raises(UserError, match="must be multiples of 16"):
-        load_control("t2i", folders / "sketch", picture()[..., :40], components)
+        load_control("t2i", folders / "sketch", image()[..., :40], components)
 
 
 def test_a_controlnet_of_another_unet(components: Components, copy: Path):
@@ -276,21 +276,21 @@ def test_a_controlnet_of_another_unet(components: Components, copy: Path):
             tensors[key] = torch.zeros(len(tensors[key]), 768)
     save_file(tensors, copy / "edges" / "diffusion_pytorch_model.safetensors")
     with pytest.raises(UserError, match="cross_attention_dim of this ControlNet is 768, the UNet's is 64"):
-        load_control("controlnet", copy / "edges", picture(), components)
+        load_control("controlnet", copy / "edges", image(), components)
 
 
 def test_a_t2i_adapter_of_another_unet(components: Components, tmp_path: Path):
     T2IAdapter(3, [8, 32, 32, 32], 1, downscale_factor=8, adapter_type="full_adapter_xl").save_pretrained(tmp_path)
     with pytest.raises(UserError, match="one for the middle"):
-        load_control("t2i", tmp_path, picture(), components)
+        load_control("t2i", tmp_path, image(), components)
 
 
-def test_a_t2i_adapter_of_another_codec(components: Components, tmp_path: Path):
-    """Right in width, wrong in size: nano's codec halves twice, this one was made for less."""
+def test_a_t2i_adapter_of_another_vae(components: Components, tmp_path: Path):
+    """Right in width, wrong in size: nano's VAE halves twice, this one was made for less."""
     adapter = T2IAdapter(3, [16, 32, 32, 32], 1, downscale_factor=4, adapter_type="full_adapter_xl")
     adapter.save_pretrained(tmp_path / "sketch")
     with pytest.raises(UserError, match=r"gives features of 12x8 where the UNet's are 6x4.*downscale_factor"):
-        load_control("t2i", tmp_path / "sketch", picture(), components)
+        load_control("t2i", tmp_path / "sketch", image(), components)
 
 
 @pytest.mark.parametrize("name", ["ControlNetUnionModel", "ControlNetXSAdapter"])
@@ -298,20 +298,20 @@ def test_other_classes_are_named(components: Components, copy: Path, name: str, 
     path = copy / "edges" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": name, "num_control_type": 6}))
     with pytest.raises(UserError, match=f"This is a '{name}'.*A ControlNetModel is read here"):
-        load_control("controlnet", copy / "edges", picture(), components)
+        load_control("controlnet", copy / "edges", image(), components)
     assert "num_control_type" not in caplog.text
 
 
 def test_a_control_in_a_single_file(components: Components, folders: Path):
     file = folders / "edges" / "diffusion_pytorch_model.safetensors"
     with pytest.raises(UserError, match=r"This control is a file.*from_single_file"):
-        load_control("controlnet", file, picture(), components)
+        load_control("controlnet", file, image(), components)
 
 
 @pytest.mark.parametrize(("kind", "folder"), [("controlnet", "sketch"), ("t2i", "edges")])
 def test_the_folder_of_the_other_kind(components: Components, folders: Path, kind, folder: str):
     with pytest.raises(UserError):
-        load_control(kind, folders / folder, picture(), components)
+        load_control(kind, folders / folder, image(), components)
 
 
 def test_pickled_controls_are_never_opened(components: Components, copy: Path):
@@ -319,7 +319,7 @@ def test_pickled_controls_are_never_opened(components: Components, copy: Path):
     torch.save(load_file(stored), stored.with_suffix(".bin"))
     stored.unlink()
     with pytest.raises(UserError, match="pickles"):
-        load_control("controlnet", copy / "edges", picture(), components)
+        load_control("controlnet", copy / "edges", image(), components)
 
 
 # IP-Adapter
@@ -367,7 +367,7 @@ def ip_file(request: pytest.FixtureRequest, components: Components, tmp_path: Pa
 
 def seen(components: Components, prompt) -> ImageFeatures:
     assert components.vision is not None
-    return encode_pictures(components.vision, clip_pixels(picture(5), 32), prompt)
+    return encode_images(components.vision, clip_pixels(image(5), 32), prompt)
 
 
 def test_ip_adapter_draws_what_diffusers_draws(random_nano: Path, components: Components, ip_file: Path):
@@ -442,11 +442,11 @@ def test_ip_adapters_that_do_not_fit(components: Components, tmp_path: Path, cha
         read_image_prompt(tmp_path / "ip.safetensors", components.unet)
 
 
-def test_another_vision_tower(components: Components, tmp_path: Path):
+def test_another_vision_encoder(components: Components, tmp_path: Path):
     wide = ip_weights(components) | {"image_proj.proj.weight": torch.zeros(256, 48)}
     save_file(wide, tmp_path / "ip.safetensors")
     prompt = read_image_prompt(tmp_path / "ip.safetensors", components.unet)
-    with pytest.raises(UserError, match="ip reads 48 numbers, this vision tower gives 32"):
+    with pytest.raises(UserError, match="ip reads 48 numbers, this vision encoder gives 32"):
         seen(components, prompt)
 
 

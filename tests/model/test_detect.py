@@ -130,7 +130,7 @@ def test_a_projection_that_one_trainer_wrote_is_told(tmp_path: Path, caplog: pyt
     path = written(tmp_path, PROJECTION, metadata={"ot_revision": "23df3832", "ot_branch": "master"})
     with caplog.at_level(logging.WARNING, "terminus"):
         detect(path)
-    assert "OneTrainer 23df3832, which writes the second text tower's text_projection transposed" in caplog.text
+    assert "OneTrainer 23df3832, which writes the second text encoder's text_projection transposed" in caplog.text
     caplog.clear()
     detect(written(tmp_path, metadata={"ot_revision": "23df3832"}))  # an adapter, or a UNet alone
     detect(written(tmp_path, PROJECTION))

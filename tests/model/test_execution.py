@@ -1,4 +1,4 @@
-"""Another way to run draws the same picture, up to rounding; who is on the device when; what needs a compiler."""
+"""Another way to run draws the same image, up to rounding; who is on the device when; what needs a compiler."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from terminus.conditioning import Size
 from terminus.errors import UserError
 from terminus.model.components import Components, load_components
-from terminus.model.execution import Running, Turns, prepare
+from terminus.model.execution import Running, Turns, prepare_for_inference
 from terminus.sampling.settings import Settings
 from terminus.sampling.tasks import text2img, to_bytes
 
@@ -31,22 +31,24 @@ def plain(random_nano: Path) -> Tensor:
 
 
 def test_the_default_on_a_cpu_changes_no_bit(random_nano: Path, plain: Tensor):
-    assert torch.equal(latents(prepare(load_components(random_nano), CPU)), plain)
+    assert torch.equal(latents(prepare_for_inference(load_components(random_nano), CPU)), plain)
 
 
-def test_channels_last_is_the_same_picture(random_nano: Path, plain: Tensor):
-    components = prepare(load_components(random_nano), CPU, Running(channels_last=True))
+def test_channels_last_is_the_same_image(random_nano: Path, plain: Tensor):
+    components = prepare_for_inference(load_components(random_nano), CPU, Running(channels_last=True))
     assert components.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(latents(components), plain, rtol=1e-4, atol=1e-4)
 
 
-def test_bf16_is_held_once_and_the_codec_keeps_fp32_where_it_must(random_nano: Path, plain: Tensor):
+def test_bf16_is_held_once_and_the_vae_keeps_fp32_where_it_must(random_nano: Path, plain: Tensor):
     components = load_components(random_nano)
-    components.codec.vae.register_to_config(force_upcast=True)
-    components = prepare(components, CPU, Running(precision="bf16"))
-    dtypes = {p.dtype for module in (components.unet, components.text.tower_1) for p in module.parameters()}
+    components.vae.autoencoder.register_to_config(force_upcast=True)
+    components = prepare_for_inference(components, CPU, Running(precision="bf16"))
+    dtypes = {
+        p.dtype for module in (components.unet, components.text_encoders.text_encoder_1) for p in module.parameters()
+    }
     assert dtypes == {torch.bfloat16}
-    assert {p.dtype for p in components.codec.vae.parameters()} == {torch.float32}
+    assert {p.dtype for p in components.vae.autoencoder.parameters()} == {torch.float32}
     drawn = latents(components)
     assert drawn.dtype == torch.float32
     difference = (drawn - plain).square().mean().sqrt()
@@ -55,12 +57,12 @@ def test_bf16_is_held_once_and_the_codec_keeps_fp32_where_it_must(random_nano: P
         latents(components, precision="fp32")
 
 
-def test_a_codec_that_need_not_upcast_follows_the_precision(random_nano: Path):
-    components = prepare(load_components(random_nano), CPU, Running(precision="bf16"))
-    assert components.codec.vae.dtype == torch.bfloat16
-    decoded = components.codec.decode(torch.randn(1, 4, 8, 8))
+def test_a_vae_that_need_not_upcast_follows_the_precision(random_nano: Path):
+    components = prepare_for_inference(load_components(random_nano), CPU, Running(precision="bf16"))
+    assert components.vae.autoencoder.dtype == torch.bfloat16
+    decoded = components.vae.decode(torch.randn(1, 4, 8, 8))
     assert decoded.dtype == torch.float32
-    assert components.codec.encode(decoded).mean.dtype == torch.float32
+    assert components.vae.encode(decoded).mean.dtype == torch.float32
 
 
 def test_every_none_is_decided_by_the_device():
@@ -136,15 +138,15 @@ def residents(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return came
 
 
-def test_a_drawing_takes_text_then_unet_then_codec(random_nano: Path, plain: Tensor, residents: list[str]):
-    components = prepare(load_components(random_nano), CPU, Running(offload="model"))
-    assert components.text.device == CPU
+def test_a_drawing_takes_text_then_unet_then_vae(random_nano: Path, plain: Tensor, residents: list[str]):
+    components = prepare_for_inference(load_components(random_nano), CPU, Running(offload="model"))
+    assert components.text_encoders.device == CPU
     drawn = latents(components)
     assert torch.equal(drawn, plain)
     to_bytes(components, drawn)
     text = "CLIPTextModel+CLIPTextModelWithProjection"
     assert residents == [text, "UNet2DConditionModel", "AutoencoderKL"]
-    components.codec.encode(torch.zeros(1, 3, 32, 32))  # still there
+    components.vae.encode(torch.zeros(1, 3, 32, 32))  # still there
     latents(components)
     assert residents[3:] == [text, "UNet2DConditionModel"]
 
@@ -152,7 +154,7 @@ def test_a_drawing_takes_text_then_unet_then_codec(random_nano: Path, plain: Ten
 # --- compiling -------------------------------------------------------------------------------------------------------
 
 
-def test_without_a_compiler_one_warning_and_the_same_picture(
+def test_without_a_compiler_one_warning_and_the_same_image(
     random_nano: Path, plain: Tensor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     def broken(*_: object, **__: object) -> object:
@@ -160,7 +162,7 @@ def test_without_a_compiler_one_warning_and_the_same_picture(
 
     monkeypatch.setattr(torch, "compile", broken)
     with caplog.at_level(logging.WARNING, "terminus"):
-        components = prepare(load_components(random_nano), CPU, Running(compile="blocks"))
+        components = prepare_for_inference(load_components(random_nano), CPU, Running(compile="blocks"))
     assert [record.getMessage() for record in caplog.records] == [
         "torch.compile does not work here, so the networks run uncompiled: Failed to find C compiler."
     ]
@@ -168,11 +170,11 @@ def test_without_a_compiler_one_warning_and_the_same_picture(
 
 
 def test_blocks_are_compiled_and_the_rest_is_not(random_nano: Path, monkeypatch: pytest.MonkeyPatch):
-    """Which modules: by a compiler that only counts. That the compiled picture is the same is in the slow test."""
+    """Which modules: by a compiler that only counts. That the compiled image is the same is in the slow test."""
     compiled: list[str] = []
     monkeypatch.setattr("terminus.model.execution.compiler_problem", lambda _: None)
     monkeypatch.setattr(nn.Module, "compile", lambda self, **how: compiled.append(type(self).__name__))
-    components = prepare(load_components(random_nano), CPU, Running(compile="blocks"))
+    components = prepare_for_inference(load_components(random_nano), CPU, Running(compile="blocks"))
     blocks = [type(module).__name__ for module in components.unet.modules()]
     assert set(compiled) == {"BasicTransformerBlock", "ResnetBlock2D"}
     assert all(compiled.count(name) == blocks.count(name) for name in set(compiled))
@@ -180,7 +182,7 @@ def test_blocks_are_compiled_and_the_rest_is_not(random_nano: Path, monkeypatch:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_compiled_blocks_draw_the_same_picture(random_nano: Path, plain: Tensor):
-    components = prepare(load_components(random_nano), CPU, Running(compile="blocks"))
+def test_compiled_blocks_draw_the_same_image(random_nano: Path, plain: Tensor):
+    components = prepare_for_inference(load_components(random_nano), CPU, Running(compile="blocks"))
     torch.testing.assert_close(latents(components), plain, rtol=1e-3, atol=1e-3)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 4

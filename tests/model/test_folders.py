@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from terminus.errors import UserError
 from terminus.inspection.checkpoint import network_headers
-from terminus.model.components import load_components, load_towers
+from terminus.model.components import load_components, load_text_encoders
 from terminus.model.convert import convert
 from terminus.model.detect import detect
 from terminus.model.header import read_header
@@ -33,7 +33,7 @@ def rewrite(path: Path, **changes: object) -> None:
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
 def test_no_code_that_a_folder_names_is_fetched(model: Path, key: str):
     rewrite(model / "text_encoder" / "config.json", **{key: "kernels-community/anything"})
-    assert load_towers(model).tower_1.config._attn_implementation in ("sdpa", "eager")
+    assert load_text_encoders(model).text_encoder_1.config._attn_implementation in ("sdpa", "eager")
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_no_code_that_a_folder_names_is_fetched(model: Path, key: str):
         ("text_encoder/config.json", {"hidden_size": -4}, "does not describe a CLIPTextModel"),
         ("unet/config.json", {"norm_num_groups": 0}, "does not describe a UNet"),
         ("unet/config.json", {"block_out_channels": 7}, "does not describe a UNet"),
-        ("tokenizer/tokenizer_config.json", {"model_max_length": 10**30}, "its text tower reads 32"),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": 10**30}, "its text encoder reads 32"),
         ("terminus.json", {"native_pixels": "many"}, "record is not readable"),
         ("terminus.json", {"caption_dropout": [1]}, "record is not readable"),
     ],

@@ -9,7 +9,7 @@ import pytest
 
 from terminus.errors import UserError
 from terminus.model.naming import HubId, parse_hub_id
-from terminus.model.weights import name_of, resolve
+from terminus.model.weights import model_name, resolve
 from tests.data.hub import COMMIT, Hub, hub
 
 
@@ -60,11 +60,11 @@ def test_of_each_network_the_most_precise_weights_alone_are_fetched(server: Hub)
     fill(server, *wanted, *unwanted)
     folder = resolve("owner/name")
     assert fetched(folder) == set(wanted)
-    assert (folder.name, name_of(folder)) == (COMMIT, "name")
+    assert (folder.name, model_name(folder)) == (COMMIT, "name")
 
 
 def test_a_repository_of_one_single_file_is_that_file(server: Hub):
-    fill(server, "[ink]-vpred.safetensors", "README.md", "picture.png", "loras/style.safetensors")
+    fill(server, "[ink]-vpred.safetensors", "README.md", "image.png", "loras/style.safetensors")
     file = resolve("owner/name")
     assert file.name == "[ink]-vpred.safetensors"
     assert file.read_bytes() == b"[ink]-vpred.safetensors"

@@ -21,10 +21,10 @@ from terminus.model.keys import (
     unet_map,
     vae_map,
 )
-from terminus.model.text import build_towers
+from terminus.model.text import build_text_encoders
 from terminus.model.text_encoders import older_keys
 from terminus.model.unet import build_unet
-from terminus.model.vae import build_codec
+from terminus.model.vae import build_vae
 from terminus.model.vocabulary import clip_tokenizers
 
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
@@ -33,11 +33,11 @@ NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 def shapes(architecture: Architecture) -> dict[str, dict[str, Tensor]]:
     """Every key of each network, as old files have it, with a small tensor of distinct numbers and as many axes."""
     with torch.device("meta"):
-        towers = build_towers(architecture, clip_tokenizers())
-        modules: dict[str, nn.Module] = {"unet": build_unet(architecture), "vae": build_codec(architecture).vae}
+        text_encoders = build_text_encoders(architecture, clip_tokenizers())
+        modules: dict[str, nn.Module] = {"unet": build_unet(architecture), "vae": build_vae(architecture).autoencoder}
     stored: dict[str, Mapping[str, Tensor]] = {name: module.state_dict() for name, module in modules.items()}
-    stored |= {"text_encoder": older_keys(towers.tower_1.state_dict())}
-    stored |= {"text_encoder_2": older_keys(towers.tower_2.state_dict())}
+    stored |= {"text_encoder": older_keys(text_encoders.text_encoder_1.state_dict())}
+    stored |= {"text_encoder_2": older_keys(text_encoders.text_encoder_2.state_dict())}
     count = 0
     result: dict[str, dict[str, Tensor]] = {}
     for name, tensors in stored.items():
@@ -55,12 +55,12 @@ def sdxl() -> dict[str, dict[str, Tensor]]:
 
 
 def maps(architecture: Architecture) -> dict[str, KeyMap]:
-    unet, vae = architecture.unet, architecture.codec
+    unet, vae = architecture.unet, architecture.vae
     return {
         "unet": unet_map(len(unet.channels), unet.layers_per_level),
         "vae": vae_map(len(vae.channels), vae.layers_per_level),
         "text_encoder": clip_map(),
-        "text_encoder_2": open_clip_map(architecture.tower_2.layers),
+        "text_encoder_2": open_clip_map(architecture.text_encoder_2.layers),
     }
 
 
@@ -96,20 +96,20 @@ def test_diffusers_reads_our_unet_and_vae(sdxl: dict[str, dict[str, Tensor]]):
     assert same(read, sdxl["vae"])
 
 
-def test_diffusers_reads_our_first_tower(sdxl: dict[str, dict[str, Tensor]]):
+def test_diffusers_reads_our_first_text_encoder(sdxl: dict[str, dict[str, Tensor]]):
     read = reference.convert_ldm_clip_checkpoint(clip_map().to_ldm(sdxl["text_encoder"]))
     assert same(older_keys(read), sdxl["text_encoder"])
 
 
-def test_diffusers_reads_our_second_tower(sdxl: dict[str, dict[str, Tensor]]):
+def test_diffusers_reads_our_second_text_encoder(sdxl: dict[str, dict[str, Tensor]]):
     """The projection is transposed: with numbers that are not symmetric, a missing transposition shows."""
     there = open_clip_map().to_ldm(sdxl["text_encoder_2"])
     projection = there["conditioner.embedders.1.model.text_projection"]
     assert torch.equal(projection, sdxl["text_encoder_2"]["text_projection.weight"].T)
     assert not torch.equal(projection, projection.T)
     with torch.device("meta"):
-        tower = build_towers(SDXL, clip_tokenizers()).tower_2
-    read = reference.convert_open_clip_checkpoint(tower, there, prefix="conditioner.embedders.1.model.")
+        text_encoder = build_text_encoders(SDXL, clip_tokenizers()).text_encoder_2
+    read = reference.convert_open_clip_checkpoint(text_encoder, there, prefix="conditioner.embedders.1.model.")
     assert same(older_keys(read), sdxl["text_encoder_2"])
 
 
@@ -231,13 +231,13 @@ def test_names_that_converters_left_in_single_files(program: str, sdxl: dict[str
     assert same(vae_map().from_ldm(stored), sdxl["vae"])
 
 
-def test_a_first_tower_that_has_lost_its_prefix(sdxl: dict[str, dict[str, Tensor]]):
+def test_a_first_text_encoder_that_has_lost_its_prefix(sdxl: dict[str, dict[str, Tensor]]):
     right = clip_map().to_ldm(sdxl["text_encoder"])
     stored = {name.replace(".transformer.text_model.", ".transformer."): value for name, value in right.items()}
     assert not stored.keys() & right.keys()
     assert same(clip_map().from_ldm(stored), sdxl["text_encoder"])
     twice = {f"{clip_map().prefix}{form}final_layer_norm.bias": torch.zeros(1) for form in ("", "text_model.")}
-    name = "text_model.final_layer_norm.bias of the first text tower is there under two names"
+    name = "text_model.final_layer_norm.bias of the first text encoder is there under two names"
     with pytest.raises(UserError, match=re.escape(f"x.safetensors: {name}")):
         clip_map().from_ldm(twice, "x.safetensors")
 

@@ -1,4 +1,4 @@
-"""One line of a configuration may not keep a computer busy, fill its memory, or spoil pictures without a word.
+"""One line of a configuration may not keep a computer busy, fill its memory, or spoil images without a word.
 
 Each key that stands for a number gets numbers that no model has, in a folder and in a single file's metadata. Loading
 then ends in one paragraph or in a model that draws, within a limit of time and of memory.
@@ -27,15 +27,15 @@ from transformers import CLIPVisionModelWithProjection
 from terminus.conditioning import MicroConditioning, Size, time_ids
 from terminus.errors import UserError
 from terminus.model import counts, limits
-from terminus.model.components import Components, load_codec, load_components, load_towers
+from terminus.model.components import Components, load_components, load_text_encoders, load_vae
 from terminus.model.convert import convert
 from terminus.model.header import read_header
 from terminus.model.record import load_record
 from terminus.model.single_file import read_configs, read_networks
-from terminus.model.text import TextTowers
+from terminus.model.text import TextEncoders
 from terminus.model.text_encoders import load_vision
 from terminus.model.unet import predict
-from terminus.model.vae import Codec
+from terminus.model.vae import VAE
 from terminus.model.weights import SHIPPED
 
 SECONDS, BYTES = 10.0, 512 * 2**20
@@ -55,11 +55,11 @@ KEYS = [
         "sample_size", "in_channels", "out_channels", "latent_channels", "block_out_channels", "layers_per_block",
         "norm_num_groups", "scaling_factor", "shift_factor", "latents_mean", "latents_std",
     )),
-    *((tower, key) for tower in ("text_encoder", "text_encoder_2", "vision") for key in (
+    *((text_encoder, key) for text_encoder in ("text_encoder", "text_encoder_2", "vision") for key in (
         "hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers", "num_attention_heads",
         "layer_norm_eps", "attention_dropout", "initializer_range", "initializer_factor", "num_labels",
     )),
-    *((tower, key) for tower in ("text_encoder", "text_encoder_2") for key in (
+    *((text_encoder, key) for text_encoder in ("text_encoder", "text_encoder_2") for key in (
         "vocab_size", "max_position_embeddings", "pad_token_id", "bos_token_id", "eos_token_id",
     )),
     *(("vision", key) for key in ("image_size", "patch_size", "num_channels")),
@@ -130,17 +130,19 @@ def outcome(use: Callable[[], object]) -> UserError | None:
 
 
 def draws(loaded: object) -> None:
-    """What loaded is used: a codec decodes to finite numbers, towers read a caption, a UNet has a size to draw at."""
+    """What loaded is used: a VAE decodes to finite numbers, text encoders read a caption, a UNet has a size to draw
+    at.
+    """
     with torch.no_grad():
-        if isinstance(loaded, Codec):
+        if isinstance(loaded, VAE):
             assert torch.isfinite(loaded.decode(torch.zeros(1, loaded.channels, 4, 4))).all()
-        elif isinstance(loaded, TextTowers):
+        elif isinstance(loaded, TextEncoders):
             assert torch.isfinite(loaded.encode(["a red apple"]).context).all()
         elif isinstance(loaded, Components):
-            size, text = loaded.native_pixels, loaded.text.encode([""])
+            size, text = loaded.native_pixels, loaded.text_encoders.encode([""])
             assert size <= limits.PIXELS
             ids = time_ids([MicroConditioning.uncropped(Size(size, size))], torch.device("cpu"))
-            x = torch.zeros(1, loaded.codec.channels, 8, 8)
+            x = torch.zeros(1, loaded.vae.channels, 8, 8)
             assert torch.isfinite(predict(loaded.unet, x, torch.tensor([999]), text, ids)).all()
         else:
             assert isinstance(loaded, CLIPVisionModelWithProjection)
@@ -150,9 +152,9 @@ def draws(loaded: object) -> None:
 
 LOADERS: dict[str, Callable[[Path], object]] = {
     "unet": load_components,
-    "vae": load_codec,
-    "text_encoder": load_towers,
-    "text_encoder_2": load_towers,
+    "vae": load_vae,
+    "text_encoder": load_text_encoders,
+    "text_encoder_2": load_text_encoders,
     "vision": lambda folder: load_vision(folder / "vision"),
 }
 
@@ -185,6 +187,7 @@ LISTED = [
     ("unet", "transformer_layers_per_block", 1_000_000, "transformer_layers_per_block is 1000000"),
     ("unet", "transformer_layers_per_block", 20, "transformer_layers_per_block is 20, the weights have 1 transformer"),
     ("unet", "sample_size", 20_000, "sample_size is 20000"),
+    ("unet", "sample_size", 0, "sample_size is 0"),
     ("unet", "sample_size", 1e9, "sample_size is 1000000000.0"),
     ("vae", "block_out_channels", 7, "block_out_channels is 7"),
     ("unet", "block_out_channels", 7, "block_out_channels is 7"),
@@ -226,10 +229,10 @@ def test_the_same_in_the_metadata_of_a_file(
 
 
 def test_a_size_that_nobody_draws(folder: Path):
-    """Where the record does not say how large the model draws, the UNet's `sample_size` times the codec's factor is."""
+    """Where the record does not say how large the model draws, the UNet's `sample_size` times the VAE's factor is."""
     size = {"sample_size": 4096}
     with changed(folder / "terminus.json", {"native_pixels": None}), changed(folder / "unet" / "config.json", size):
-        assert "trained on pictures of 16384 pixels" in str(outcome(lambda: load_components(folder)))
+        assert "trained on images of 16384 pixels" in str(outcome(lambda: load_components(folder)))
 
 
 def test_every_number_of_the_shipped_model_has_a_limit():
@@ -241,7 +244,7 @@ def test_every_number_of_the_shipped_model_has_a_limit():
                 assert key in limits.LIMITS, f"{network}.{key}"
 
 
-def test_a_record_of_pictures_that_nobody_draws(folder: Path):
+def test_a_record_of_images_that_nobody_draws(folder: Path):
     for value in (1e12, 10**30, -5, 0, "x", 4097):
         with changed(folder / "terminus.json", {"native_pixels": value}), bounded(f"native_pixels = {value!r}"):
             error = outcome(lambda: load_record(folder))
@@ -267,7 +270,7 @@ def test_large_files_beside_the_weights(folder: Path):
 
 def test_a_prompt_of_more_tokens_than_can_be_written_down(folder: Path):
     with changed(folder / "tokenizer" / "tokenizer_config.json", {"model_max_length": 10**400}):
-        assert "gives a number of 401 digits tokens" in str(outcome(lambda: load_towers(folder)))
+        assert "gives a number of 401 digits tokens" in str(outcome(lambda: load_text_encoders(folder)))
 
 
 def test_many_merges_are_refused(folder: Path):
@@ -291,25 +294,25 @@ def test_layers_without_numbers_in_them_count_for_nothing(tmp_path: Path):
 def test_latents_are_centred_as_diffusers_does(folder: Path):
     """`StableDiffusionXLPipeline` decodes latents * latents_std / scaling_factor + latents_mean."""
     mean, std = [0.5, -1.0, 2.0, 0.0], [2.0, 0.5, 1.0, 4.0]
-    plain = load_components(folder).codec
+    plain = load_components(folder).vae
     with changed(folder / "vae" / "config.json", {"latents_mean": mean, "latents_std": std}):
-        codec = load_components(folder).codec
+        vae = load_components(folder).vae
     latents = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     scale = plain.scale
     raw = latents * torch.tensor(std).view(1, 4, 1, 1) / scale + torch.tensor(mean).view(1, 4, 1, 1)
     with torch.no_grad():
-        torch.testing.assert_close(codec.decode(latents), plain.decode(raw * scale))
-        moments = codec.encode(torch.zeros(1, 3, 16, 16))
-        x0 = codec.latents(moments, torch.zeros_like(moments.mean))
-        torch.testing.assert_close(codec.decode(x0), plain.decode(moments.mean * scale))
-    assert math.isclose(codec.scale, scale)
+        torch.testing.assert_close(vae.decode(latents), plain.decode(raw * scale))
+        moments = vae.encode(torch.zeros(1, 3, 16, 16))
+        x0 = vae.latents(moments, torch.zeros_like(moments.mean))
+        torch.testing.assert_close(vae.decode(x0), plain.decode(moments.mean * scale))
+    assert math.isclose(vae.scale, scale)
 
 
-def test_a_tower_takes_from_its_configuration_only_what_it_is_built_from(folder: Path):
+def test_a_text_encoder_takes_from_its_configuration_only_what_it_is_built_from(folder: Path):
     """`return_dict: false` would make it answer otherwise, `num_labels` fill the memory with names."""
     strange = {"return_dict": False, "num_labels": 10**9, "output_hidden_states": True, "id2label": {"0": "a"}}
     with changed(folder / "text_encoder_2" / "config.json", strange), bounded("num_labels"):
-        draws(load_towers(folder))
+        draws(load_text_encoders(folder))
 
 
 def test_safe_open_agrees_about_the_shapes(file: Path):

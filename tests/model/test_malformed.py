@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from terminus.errors import UserError
-from terminus.model.components import load_codec, load_components
+from terminus.model.components import load_components, load_vae
 from terminus.model.convert import convert
 from terminus.model.header import read_header
 
@@ -210,7 +210,7 @@ def test_metadata_of_ours_that_is_broken(file: Path, change: Callable[[dict[str,
 
 def test_no_code_that_metadata_names_is_fetched(file: Path):
     metadata(file, configured("text_encoder", attn_implementation="kernels-community/anything"))
-    assert load_components(file).text.tower_1.config._attn_implementation in ("sdpa", "eager")
+    assert load_components(file).text_encoders.text_encoder_1.config._attn_implementation in ("sdpa", "eager")
 
 
 def change_json(path: Path, **values: object) -> None:
@@ -258,7 +258,7 @@ def test_a_link_out_of_the_folder(folder: Path, tmp_path: Path, name: str):
     (folder / name).symlink_to(outside)
     refused(folder, "leads out of the model's folder")
     with pytest.raises(UserError, match="leads out"):
-        load_codec(folder)
+        load_vae(folder)
 
 
 def test_the_hub_cache_is_made_of_links(random_nano: Path, tmp_path: Path):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from terminus.inspection.fix import fix
+from terminus.inspection.fix import write_fixed_copy
 from terminus.model import modelspec
 from terminus.model.convert import convert
 from terminus.model.record import Schedule
@@ -131,7 +131,7 @@ def test_convert_and_fix_speak_of_what_they_wrote(
         "model.diffusion_model.attn2.to_k.weight": torch.zeros(1, 2048),
     }
     save_file(small, tmp_path / "source.safetensors")
-    target = fix(tmp_path / "source.safetensors", tmp_path / "lens-vpred.safetensors", "v-ztsnr").target
+    target = write_fixed_copy(tmp_path / "source.safetensors", tmp_path / "lens-vpred.safetensors", "v-ztsnr").target
     assert "lens-vpred.safetensors: SD.Next takes it for Lens" in caplog.text
     assert "rename it and its .yaml" in caplog.text
     assert load_file(target).keys() > small.keys()

@@ -19,13 +19,13 @@ from torch import Tensor
 from terminus.diffusion.schedule import NoiseSchedule
 from terminus.errors import UserError
 from terminus.model import foreign, modelspec
-from terminus.model.architecture import SDXL, Architecture, CodecShape, TowerShape, UNetShape
+from terminus.model.architecture import SDXL, Architecture, TextEncoderShape, UNetShape, VAEShape
 from terminus.model.components import (
     Components,
-    load_codec,
     load_components,
     load_single_file,
-    load_towers,
+    load_text_encoders,
+    load_vae,
     save_components,
 )
 from terminus.model.convert import convert
@@ -35,18 +35,18 @@ from terminus.model.keys import clip_map, open_clip_map, unet_map, vae_map
 from terminus.model.parts import check_networks
 from terminus.model.record import Record, Schedule
 from terminus.model.single_file import read_networks, read_single_file
-from terminus.model.text import build_towers
+from terminus.model.text import build_text_encoders
 from terminus.model.text_encoders import older_keys
 from terminus.model.unet import build_unet
-from terminus.model.vae import build_codec
+from terminus.model.vae import build_vae
 from terminus.model.vocabulary import clip_tokenizers, clip_vocabulary
 
 SMALL = Architecture(
     # SDXL's levels, layers and tokenizers; its widths divided by forty.
     unet=UNetShape((8, 16, 16), (1, 2, 3), (1, 2, 2), 2, norm_groups=4, size_embedding=4, latent_size=8),
-    codec=CodecShape((8, 8, 16, 16), 2, norm_groups=4, latent_channels=4, pixels=64),
-    tower_1=TowerShape(8, 2, 2, 16, "quick_gelu", 8),
-    tower_2=TowerShape(12, 2, 2, 16, "gelu", 12),
+    vae=VAEShape((8, 8, 16, 16), 2, norm_groups=4, latent_channels=4, pixels=64),
+    text_encoder_1=TextEncoderShape(8, 2, 2, 16, "quick_gelu", 8),
+    text_encoder_2=TextEncoderShape(12, 2, 2, 16, "gelu", 12),
     vision=None,
     positions=77,
 )
@@ -64,8 +64,8 @@ def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("small") / "small"
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        text = build_towers(SMALL, clip_tokenizers())
-        components = Components(build_unet(SMALL), build_codec(SMALL), text, Record())
+        text = build_text_encoders(SMALL, clip_tokenizers())
+        components = Components(build_unet(SMALL), build_vae(SMALL), text, Record())
     save_components(components, folder)
     return folder
 
@@ -99,8 +99,8 @@ def change(path: Path, edit: Callable[[dict[str, Tensor]], Mapping[str, Tensor]]
 
 
 def networks(components: Components) -> dict[str, Tensor]:
-    parts = {"unet": components.unet, "vae": components.codec.vae, "vision": components.vision}
-    parts |= {"one": components.text.tower_1, "two": components.text.tower_2}
+    parts = {"unet": components.unet, "vae": components.vae.autoencoder, "vision": components.vision}
+    parts |= {"one": components.text_encoders.text_encoder_1, "two": components.text_encoders.text_encoder_2}
     return {f"{n}.{k}": v for n, part in parts.items() if part is not None for k, v in part.state_dict().items()}
 
 
@@ -114,15 +114,18 @@ def test_our_file_is_the_folder(random_nano: Path, ours: Path):
     assert file.record == folder.record
     assert file.vision is not None
     assert file.native_pixels == folder.native_pixels == 32
-    for one, other in ((folder.text, file.text),):
+    for one, other in ((folder.text_encoders, file.text_encoders),):
         assert torch.equal(one.encode(["a red apple"]).pooled, other.encode(["a red apple"]).pooled)
     assert not any(parameter.requires_grad for parameter in file.unet.parameters())
     assert not file.unet.training
 
 
 def test_parts_of_a_file_load_alone(random_nano: Path, ours: Path):
-    assert load_codec(ours).id == load_codec(random_nano).id
-    assert same(load_towers(ours).tower_1.state_dict(), load_towers(random_nano).tower_1.state_dict())
+    assert load_vae(ours).id == load_vae(random_nano).id
+    assert same(
+        load_text_encoders(ours).text_encoder_1.state_dict(),
+        load_text_encoders(random_nano).text_encoder_1.state_dict(),
+    )
 
 
 def test_what_the_file_says_of_itself(ours: Path):
@@ -144,7 +147,7 @@ def test_what_the_file_says_of_itself(ours: Path):
         "ss_zero_terminal_snr": "True",
     }
     assert not any(name.startswith("edm") for name in header.tensors)
-    assert [header.tensors[name].shape for name in ("v_pred", "ztsnr", "alphas_cumprod")] == [(0,), (0,), (1000,)]
+    assert [header.tensors[name].shape for name in ("v_pred", "ztsnr", "alphas_cumprod")] == [(1,), (1,), (1000,)]
     assert {header.tensors[name].dtype for name in ("v_pred", "ztsnr", "alphas_cumprod")} == {"F32"}
 
 
@@ -195,14 +198,16 @@ def test_a_file_of_others_is_understood_from_its_shapes(small_folder: Path, plai
     assert same(networks(components), networks(expected))
     assert components.record == Record(Schedule("epsilon", zero_terminal=False))
     assert components.vision is None
-    assert components.codec.scale == 0.13025
+    assert components.vae.scale == 0.13025
     assert components.unet.config["attention_head_dim"] == [1, 2, 2]
-    first, second = components.text.tokens(["a photo of a cat"])
+    first, second = components.text_encoders.tokens(["a photo of a cat"])
     assert first[0, :8].tolist() == [49406, 320, 1125, 539, 320, 2368, 49407, 49407]
     assert second[0, :8].tolist() == [49406, 320, 1125, 539, 320, 2368, 49407, 0]
     assert first.shape == second.shape == (1, 77)
-    # As in the folder, for the towers are the same: what is pooled and what is padded did not change.
-    assert torch.equal(components.text.encode(["a cat"]).pooled, expected.text.encode(["a cat"]).pooled)
+    # As in the folder, for the text encoders are the same: what is pooled and what is padded did not change.
+    assert torch.equal(
+        components.text_encoders.encode(["a cat"]).pooled, expected.text_encoders.encode(["a cat"]).pooled
+    )
 
 
 @pytest.mark.usefixtures("as_sdxl")
@@ -261,7 +266,7 @@ def test_what_other_programs_add_is_told_and_does_no_harm(plain: Path, program: 
 
 
 @pytest.mark.usefixtures("as_sdxl")
-def test_a_first_tower_of_newer_names(plain: Path):
+def test_a_first_text_encoder_of_newer_names(plain: Path):
     path = change(
         plain, lambda tensors: {name.replace(first("text_model."), first("")): v for name, v in tensors.items()}
     )
@@ -339,10 +344,12 @@ def test_tensors_that_no_network_has_are_told(plain: Path, caplog: pytest.LogCap
         load_components(inside)
 
 
-@pytest.mark.parametrize("network", ["unet", "vae", "first text tower", "second text tower"])
+@pytest.mark.parametrize("network", ["unet", "vae", "first text encoder", "second text encoder"])
 @pytest.mark.usefixtures("as_sdxl")
 def test_a_file_that_lacks_a_weight_or_a_network(plain: Path, network: str):
-    prefix = {"unet": unet_map(), "vae": vae_map(), "first text tower": clip_map()}.get(network, open_clip_map()).prefix
+    prefix = {"unet": unet_map(), "vae": vae_map(), "first text encoder": clip_map()}.get(
+        network, open_clip_map()
+    ).prefix
     last = max(name for name in load_file(plain) if name.startswith(prefix) and "position_ids" not in name)
     path = change(plain, lambda tensors: {name: value for name, value in tensors.items() if name != last})
     with pytest.raises(UserError, match="keys are missing"):
@@ -361,10 +368,10 @@ def header_of(entries: Iterable[tuple[str, tuple[int, ...]]]) -> Header:
 def real() -> list[tuple[str, tuple[int, ...]]]:
     """Names and shapes of the published SDXL."""
     with torch.device("meta"):
-        text, unet, vae = build_towers(SDXL, clip_tokenizers()), build_unet(SDXL), build_codec(SDXL).vae
+        text, unet, vae = build_text_encoders(SDXL, clip_tokenizers()), build_unet(SDXL), build_vae(SDXL).autoencoder
     layouts = [(unet_map(), unet.state_dict()), (vae_map(), vae.state_dict())]
-    layouts += [(clip_map(), older_keys(text.tower_1.state_dict()))]
-    layouts += [(open_clip_map(), older_keys(text.tower_2.state_dict()))]
+    layouts += [(clip_map(), older_keys(text.text_encoder_1.state_dict()))]
+    layouts += [(open_clip_map(), older_keys(text.text_encoder_2.state_dict()))]
     return [(name, tuple(value.shape)) for layout, state in layouts for name, value in layout.to_ldm(state).items()]
 
 
@@ -415,7 +422,7 @@ def test_the_refiner_and_a_unet_alone_are_named(real: list[tuple[str, tuple[int,
 
     with pytest.raises(UserError, match=r"width 1280 \(the SDXL refiner"):
         foreign.infer_configs(header_of((name, narrow(name, shape)) for name, shape in real))
-    with pytest.raises(UserError, match="This file has no VAE and no first text tower and no second"):
+    with pytest.raises(UserError, match="This file has no VAE and no first text encoder and no second"):
         foreign.infer_configs(header_of(entry for entry in real if entry[0].startswith("model.")))
 
 
@@ -428,11 +435,11 @@ def test_every_key_of_the_published_file_has_a_place_of_its_own_shape(real: list
     assert len(stored) == 2515
     assert all(name.startswith(tuple(layout.prefix for layout in layouts.values())) for name in stored)
     with torch.device("meta"):
-        text = build_towers(SDXL, clip_tokenizers())
-        modules = {"unet": build_unet(SDXL), "vae": build_codec(SDXL).vae}
+        text = build_text_encoders(SDXL, clip_tokenizers())
+        modules = {"unet": build_unet(SDXL), "vae": build_vae(SDXL).autoencoder}
     states = {name: module.state_dict() for name, module in modules.items()}
-    states |= {"text_encoder": older_keys(text.tower_1.state_dict())}
-    states |= {"text_encoder_2": older_keys(text.tower_2.state_dict())}
+    states |= {"text_encoder": older_keys(text.text_encoder_1.state_dict())}
+    states |= {"text_encoder_2": older_keys(text.text_encoder_2.state_dict())}
     for name, layout in layouts.items():
         found = {key: value.shape for key, value in layout.from_ldm(stored).items()}
         assert found == {key: value.shape for key, value in states[name].items()}

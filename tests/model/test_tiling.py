@@ -1,4 +1,4 @@
-"""Tiles of the autoencoder: as good as whole pictures, away from seams and at them, in bounded memory."""
+"""Tiles of the autoencoder: as good as whole images, away from seams and at them, in bounded memory."""
 
 from __future__ import annotations
 
@@ -10,31 +10,29 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from terminus.model.components import load_codec
+from terminus.model.components import load_vae
 from terminus.model.tiling import Tiling, in_tiles, slope, starts
-from terminus.model.vae import Codec
+from terminus.model.vae import VAE
 
 
 @pytest.fixture(scope="module")
-def codec() -> Codec:
+def vae() -> VAE:
     """nano's, trained: 4 pixels per latent."""
-    return load_codec("nano")
+    return load_vae("nano")
 
 
 @pytest.fixture(scope="module")
-def picture() -> Tensor:
+def image() -> Tensor:
     """384 pixels, uneven on purpose: a black half, a white quarter, and a quarter of soft colours."""
     wave = torch.linspace(0, 20, 192).sin()
-    picture = torch.full((1, 3, 384, 384), -1.0)
-    picture[..., :192, 192:] = 1.0
-    picture[..., 192:, 192:] = torch.stack(
-        [wave[:, None] * wave, wave.expand(192, 192), wave[:, None].expand(192, 192)]
-    )
-    return picture
+    image = torch.full((1, 3, 384, 384), -1.0)
+    image[..., :192, 192:] = 1.0
+    image[..., 192:, 192:] = torch.stack([wave[:, None] * wave, wave.expand(192, 192), wave[:, None].expand(192, 192)])
+    return image
 
 
-def tiled(codec: Codec, side: int = 256, overlap: int = 64) -> Codec:
-    return Codec(codec.vae, Tiling(whole=side * side, side=side, overlap=overlap))
+def tiled(vae: VAE, side: int = 256, overlap: int = 64) -> VAE:
+    return VAE(vae.autoencoder, Tiling(whole=side * side, side=side, overlap=overlap))
 
 
 def apart(a: Tensor, b: Tensor) -> Tensor:
@@ -42,38 +40,38 @@ def apart(a: Tensor, b: Tensor) -> Tensor:
     return (a.clamp(-1, 1) - b.clamp(-1, 1)).abs() * 127.5
 
 
-def test_decoding_in_tiles_is_decoding(codec: Codec, picture: Tensor):
+def test_decoding_in_tiles_is_decoding(vae: VAE, image: Tensor):
     with torch.no_grad():
-        latents = codec.encode(picture).mean * codec.scale
-        whole, made = codec.decode(latents), tiled(codec).decode(latents)
-        alone = in_tiles(codec.decode, [], latents, 64, 16, 4.0)  # each by its own contrast
+        latents = vae.encode(image).mean * vae.scale
+        whole, made = vae.decode(latents), tiled(vae).decode(latents)
+        alone = in_tiles(vae.decode, [], latents, 64, 16, 4.0)  # each by its own contrast
     assert apart(whole, made).mean() < 1.0
     assert apart(whole, made).mean() < 0.6 * apart(whole, alone).mean()
     black = made[..., 40:, 40:150].clamp(-1, 1)
     assert (black + 1).mean() * 127.5 < (whole[..., 40:, 40:150].clamp(-1, 1) + 1).mean() * 127.5 + 2.0
 
 
-def test_encoding_in_tiles_is_encoding(codec: Codec, picture: Tensor):
+def test_encoding_in_tiles_is_encoding(vae: VAE, image: Tensor):
     with torch.no_grad():
-        whole, made = codec.encode(picture), tiled(codec).encode(picture)
+        whole, made = vae.encode(image), tiled(vae).encode(image)
     assert made.mean.shape == whole.mean.shape
     assert (made.mean - whole.mean).abs().mean() < 0.1 * whole.mean.std()
 
 
-def test_small_pictures_pass_whole_bit_by_bit(codec: Codec):
+def test_small_images_pass_whole_bit_by_bit(vae: VAE):
     latents = torch.randn(2, 4, 16, 24)
     with torch.no_grad():
-        expected = codec.vae.decode(latents / codec.scale, return_dict=False)[0]
-        assert torch.equal(codec.decode(latents), expected)
+        expected = vae.autoencoder.decode(latents / vae.scale, return_dict=False)[0]
+        assert torch.equal(vae.decode(latents), expected)
 
 
-def test_norms_are_what_they_were_afterwards(codec: Codec, picture: Tensor):
+def test_norms_are_what_they_were_afterwards(vae: VAE, image: Tensor):
     with torch.no_grad():
         small = torch.randn(1, 4, 16, 16)
-        before = codec.decode(small)
-        tiled(codec).decode(torch.randn(1, 4, 96, 96))
-        assert torch.equal(codec.decode(small), before)
-    assert not any("forward" in vars(module) for module in codec.vae.modules())
+        before = vae.decode(small)
+        tiled(vae).decode(torch.randn(1, 4, 96, 96))
+        assert torch.equal(vae.decode(small), before)
+    assert not any("forward" in vars(module) for module in vae.autoencoder.modules())
 
 
 def test_no_seams_no_norm_no_difference():
@@ -84,8 +82,8 @@ def test_no_seams_no_norm_no_difference():
         torch.testing.assert_close(in_tiles(conv, [], x, 16, 4, 1.0), conv(x))
 
 
-def test_equal_tiles_have_the_whole_pictures_statistics():
-    """Where every tile has the same content, norms by the tiles' statistics are norms by the whole picture's."""
+def test_equal_tiles_have_the_whole_images_statistics():
+    """Where every tile has the same content, norms by the tiles' statistics are norms by the whole image's."""
     norm = nn.GroupNorm(2, 4)
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
@@ -94,10 +92,10 @@ def test_equal_tiles_have_the_whole_pictures_statistics():
         torch.testing.assert_close(in_tiles(norm, [norm], x, 16, 0, 1.0), norm(x), rtol=1e-4, atol=1e-5)
 
 
-def largest(codec: Codec, run: Callable[[], object]) -> int:
+def largest(vae: VAE, run: Callable[[], object]) -> int:
     """Numbers in the largest tensor that any layer gives."""
     sizes: list[int] = []
-    layers = [module for module in codec.vae.modules() if not list(module.children())]
+    layers = [module for module in vae.autoencoder.modules() if not list(module.children())]
     handles = [layer.register_forward_hook(lambda _, __, out: sizes.append(out.numel())) for layer in layers]
     with torch.no_grad():
         run()
@@ -106,13 +104,13 @@ def largest(codec: Codec, run: Callable[[], object]) -> int:
     return max(sizes)
 
 
-def test_activations_do_not_grow_with_the_picture(codec: Codec):
-    small = tiled(codec, 64, 16)
-    of_a_tile = largest(codec, lambda: codec.decode(torch.randn(1, 4, 16, 16)))
-    assert largest(codec, lambda: small.decode(torch.randn(1, 4, 80, 48))) == of_a_tile
-    assert largest(codec, lambda: codec.decode(torch.randn(1, 4, 80, 48))) == 15 * of_a_tile
-    encoded = largest(codec, lambda: codec.encode(torch.randn(1, 3, 64, 64)))
-    assert largest(codec, lambda: small.encode(torch.randn(1, 3, 320, 192))) == encoded
+def test_activations_do_not_grow_with_the_image(vae: VAE):
+    small = tiled(vae, 64, 16)
+    of_a_tile = largest(vae, lambda: vae.decode(torch.randn(1, 4, 16, 16)))
+    assert largest(vae, lambda: small.decode(torch.randn(1, 4, 80, 48))) == of_a_tile
+    assert largest(vae, lambda: vae.decode(torch.randn(1, 4, 80, 48))) == 15 * of_a_tile
+    encoded = largest(vae, lambda: vae.encode(torch.randn(1, 3, 64, 64)))
+    assert largest(vae, lambda: small.encode(torch.randn(1, 3, 320, 192))) == encoded
 
 
 @pytest.mark.parametrize(("length", "tile", "overlap"), [(512, 128, 32), (129, 128, 32), (100, 128, 32), (96, 64, 0)])

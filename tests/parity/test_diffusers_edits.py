@@ -14,8 +14,8 @@ from terminus import runtime
 from terminus.model.components import Components, load_components
 from terminus.model.vae import to_signal
 from terminus.sampling.canvas import Canvas
-from terminus.sampling.settings import Request, Settings
-from terminus.sampling.tasks import draw, latents
+from terminus.sampling.settings import ImageRequest, Settings
+from terminus.sampling.tasks import generate, latents
 
 # diffusers' schedulers hand tensors to numpy in a way that numpy 2 deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 SEED, STEPS = 3, 6
 HOW = {"num_inference_steps": STEPS, "guidance_scale": 4.0, "guidance_rescale": 0.7, "output_type": "latent"}
 SETTINGS = Settings(steps=STEPS, guidance=4.0, rescale=0.7, solver="euler")
-REQUESTS = [Request("a red apple", SEED, "a dog")]
+REQUESTS = [ImageRequest("a red apple", SEED, "a dog")]
 TEXTS = {"prompt": ["a red apple"], "negative_prompt": ["a dog"]}
 
 
@@ -50,7 +50,7 @@ def noise() -> torch.Generator:
 
 
 def ours(components: Components, canvas: Canvas, strength: float) -> torch.Tensor:
-    *_, last = draw(components, REQUESTS, SETTINGS, canvas, strength)
+    *_, last = generate(components, REQUESTS, SETTINGS, canvas, strength)
     return last.x
 
 
@@ -92,7 +92,7 @@ def test_inpainting_with_a_plain_unet(
     torch.testing.assert_close(actual, expected, rtol=5e-4, atol=1e-3)
 
 
-def test_inpainting_with_a_unet_that_reads_the_picture(
+def test_inpainting_with_a_unet_that_reads_the_image(
     random_nano: Path, components: Components, pixels: torch.Tensor, mask: torch.Tensor
 ):
     with torch.random.fork_rng():

@@ -2,7 +2,7 @@
 
 What is checked of each is what a wrong default would break without an error: that the first timestep visited is the
 last of the training schedule, that the first input of the UNet is noise of unit variance and nothing else, and that the
-guidance rescale does something wherever it is accepted. The weights are random: nothing is said about pictures here.
+guidance rescale does something wherever it is accepted. The weights are random: nothing is said about images here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 PIXELS, STEPS = 32, 3
 CONTROL_CHANNELS = (16, 32, 96)
-"""Of the network that brings a control picture to the size of the latents; one halving less than SDXL's."""
+"""Of the network that brings a control image to the size of the latents; one halving less than SDXL's."""
 
 
 @dataclass(frozen=True)
@@ -142,17 +142,17 @@ def load(folders: Mapping[int, Path], parts: Mapping[str, Mapping[str, Any]]) ->
     return loaded
 
 
-def picture() -> Image.Image:
+def image() -> Image.Image:
     pixels = np.random.default_rng(0).integers(0, 256, (PIXELS, PIXELS, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
 
 def draw(pipeline: Any, case: Case, **settings: Any) -> torch.Tensor:
     everything = {
-        "image": picture(),
+        "image": image(),
         "mask_image": Image.new("L", (PIXELS, PIXELS), 255),
-        "control_image": picture(),
-        "control_images": [picture()],
+        "control_image": image(),
+        "control_images": [image()],
         "control_mode": [0],
         "strength": 1.0,
         "height": PIXELS,
@@ -218,7 +218,7 @@ def test_where_the_rescale_is_accepted_it_acts(load: Load, case: Case):
 
 @pytest.mark.parametrize("case", [case for case in CASES if "mask_image" in case.inputs], ids=lambda case: case.name)
 def test_the_default_strength_of_inpainting_skips_the_terminal_step(load: Load, case: Case):
-    """So the picture below the mask shows through: at the first step visited, and to the UNet."""
+    """So the image below the mask shows through: at the first step visited, and to the UNet."""
     assert inspect.signature(case.kind.__call__).parameters["strength"].default == 0.9999
     pipeline = load(case)
     calls = watch(pipeline)
@@ -226,8 +226,8 @@ def test_the_default_strength_of_inpainting_skips_the_terminal_step(load: Load, 
     assert [call.t for call in calls] == [666.0, 332.0]
 
 
-def test_the_picture_below_the_mask_shows_through_unless_the_strength_is_1(load: Load):
-    """Two pictures, one mask over all of each: what is drawn may not depend on what is hidden."""
+def test_the_image_below_the_mask_shows_through_unless_the_strength_is_1(load: Load):
+    """Two images, one mask over all of each: what is drawn may not depend on what is hidden."""
     case = Case("StableDiffusionXLInpaintPipeline", REPAINT)
     pipeline = load(case)
     hidden = [Image.new("RGB", (PIXELS, PIXELS), color) for color in ("black", "white")]
@@ -236,7 +236,7 @@ def test_the_picture_below_the_mask_shows_through_unless_the_strength_is_1(load:
         assert torch.equal(black, white) is same
 
 
-def test_image_to_image_at_strength_1_keeps_a_4096th_of_the_picture(load: Load):
+def test_image_to_image_at_strength_1_keeps_a_4096th_of_the_image(load: Load):
     case = Case("StableDiffusionXLImg2ImgPipeline", ("image", "strength"))
     pipeline = load(case)
     calls = watch(pipeline)
@@ -248,7 +248,7 @@ def test_image_to_image_at_strength_1_keeps_a_4096th_of_the_picture(load: Load):
         distance = pipeline.vae.encode(white).latent_dist.mode() - pipeline.vae.encode(black).latent_dist.mode()
     expected = float(distance.abs().max()) * pipeline.vae.config["scaling_factor"] / 4096
     seen = float((calls[STEPS].x - calls[0].x).abs().max())
-    assert 0.2 * expected < seen < 5 * expected  # the codec's own spread differs between the two pictures
+    assert 0.2 * expected < seen < 5 * expected  # the VAE's own spread differs between the two images
 
 
 def test_latents_and_a_strength_below_1_are_noise_4096_times_too_large(load: Load):
@@ -277,7 +277,7 @@ def test_a_mask_over_everything_gives_controlnet_its_rescale(load: Load):
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
-def test_and_the_same_for_controlnet_with_a_picture(load: Load, strength: float):
+def test_and_the_same_for_controlnet_with_a_image(load: Load, strength: float):
     """Their defaults of `controlnet_conditioning_scale` differ (0.8 and 1), which is no part of this."""
     plain, repaint = CONTROL[1], CONTROL[2]
     scales = [
@@ -302,5 +302,5 @@ def test_modular_blocks_agree_with_the_mask_over_everything(load: Load):
     guider = ClassifierFreeGuidance(guidance_scale=5.0, guidance_rescale=0.7)
     blocks.update_components(guider=guider, force_zeros_for_empty_prompt=False)
     settings = {"height": PIXELS, "width": PIXELS, "num_inference_steps": STEPS, "output_type": "latent"}
-    drawn = blocks(prompt="a red apple", control_image=picture(), latents=noise, output="images", **settings)
+    drawn = blocks(prompt="a red apple", control_image=image(), latents=noise, output="images", **settings)
     torch.testing.assert_close(drawn, expected, rtol=1e-3, atol=1e-3)

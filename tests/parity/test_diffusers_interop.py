@@ -151,11 +151,13 @@ def test_karras_sigmas_waste_their_steps(random_nano: Path):
 
 
 def test_without_a_dtype_all_parts_are_float32_and_draw():
-    """diffusers makes its parts float32, transformers does what a tower's configuration says: ours says float32."""
+    """diffusers makes its parts float32, transformers does what a text encoder's configuration says: ours says
+    float32.
+    """
     pipeline: Any = DiffusionPipeline.from_pretrained(SHIPPED["nano"], local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
-    towers = (pipeline.text_encoder, pipeline.text_encoder_2)
-    assert {part.dtype for part in (pipeline.unet, pipeline.vae, *towers)} == {torch.float32}
+    text_encoders = (pipeline.text_encoder, pipeline.text_encoder_2)
+    assert {part.dtype for part in (pipeline.unet, pipeline.vae, *text_encoders)} == {torch.float32}
     assert load_file(SHIPPED["nano"] / "text_encoder" / "model.safetensors").popitem()[1].dtype == torch.float16
     drawn = pipeline("a red apple", num_inference_steps=2, output_type="np").images
     assert np.isfinite(drawn).all()
@@ -165,7 +167,7 @@ def test_without_a_dtype_all_parts_are_float32_and_draw():
 
 def test_without_that_word_transformers_keeps_what_is_stored(tmp_path: Path):
     """The reason for it: then the first multiplication of a pipeline would be of two precisions."""
-    folder = Path(shutil.copytree(SHIPPED["nano"] / "text_encoder", tmp_path / "tower"))
+    folder = Path(shutil.copytree(SHIPPED["nano"] / "text_encoder", tmp_path / "text_encoder"))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({key: config[key] for key in config if key != "dtype"}))
     for place, dtype in ((folder, torch.float16), (SHIPPED["nano"] / "text_encoder", torch.float32)):
@@ -204,7 +206,7 @@ def test_a_snippet_runs(random_nano: Path, controlnet: ControlNetModel, code: st
     names: dict[str, Any] = {
         "folder": random_nano,
         "prompt": "a 3d render of a red apple on a black background",
-        "picture": Image.new("RGB", size, "red"),
+        "image": Image.new("RGB", size, "red"),
         "mask": Image.new("L", size, 255),
         "outline": Image.new("RGB", size, "white"),
         "controlnet": controlnet,

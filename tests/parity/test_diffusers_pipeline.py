@@ -58,7 +58,7 @@ def test_both_draw_the_same_latents(random_nano: Path, pipeline, guidance: float
     torch.testing.assert_close(last.x, theirs, rtol=5e-4, atol=5e-4)
 
 
-def test_the_pipeline_draws_pictures(pipeline: StableDiffusionXLPipeline):
-    (picture,) = pipeline("a red apple", height=32, width=32, num_inference_steps=2).images
-    assert picture.size == (32, 32)
-    assert picture.getextrema() != ((0, 0),) * 3
+def test_the_pipeline_draws_images(pipeline: StableDiffusionXLPipeline):
+    (image,) = pipeline("a red apple", height=32, width=32, num_inference_steps=2).images
+    assert image.size == (32, 32)
+    assert image.getextrema() != ((0, 0),) * 3

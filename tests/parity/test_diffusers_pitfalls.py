@@ -67,7 +67,7 @@ def ours(name: str, steps: int) -> torch.Tensor:
 
 @pytest.mark.parametrize(("scheduler", "name"), [(DDIMScheduler, "ddim"), (DDPMScheduler, "euler_ancestral")])
 def test_samples_are_clipped_by_default(scheduler: Any, name: str):
-    """x0 is clamped to −1 .. 1, where pictures are and latents are not."""
+    """x0 is clamped to −1 .. 1, where images are and latents are not."""
     assert float(theirs(scheduler(**SETTINGS), 10).mean()) < 1.0
     assert float(theirs(scheduler(**SETTINGS, clip_sample=False), 10).mean()) == pytest.approx(MEAN, abs=0.01)
     assert float(ours(name, 10).mean()) == pytest.approx(MEAN, abs=0.01)

@@ -96,7 +96,7 @@ ROUNDING = {
 
 @pytest.mark.parametrize("steps", [4, 10, 20, 50])  # DDIM steps by 1000 // n there, so n must divide 1000
 @pytest.mark.parametrize("name", ROUNDING)
-def test_the_same_picture_on_the_same_table(name: str, steps: int):
+def test_the_same_image_on_the_same_table(name: str, steps: int):
     scheduler = scheduler_for(name)
     table = NoiseSchedule(scheduler.alphas_cumprod.double())
     torch.testing.assert_close(ours(name, table, steps), theirs(scheduler, steps), rtol=0, atol=ROUNDING[name])
@@ -149,7 +149,7 @@ def test_the_grids_of_distilled_models_are_theirs(name: str):
 @pytest.mark.parametrize("steps", [1, 2, 4, 8, 50])
 @pytest.mark.parametrize("name", sorted(DISTILLED))
 def test_distilled_solvers_take_the_same_steps(name: str, steps: int):
-    """All of them; but TCD's last one leaves the noise of t = 0 in, sigma 0.029, and ours lands on the picture."""
+    """All of them; but TCD's last one leaves the noise of t = 0 in, sigma 0.029, and ours lands on the image."""
     scheduler = of_distilled(name)
     scheduler.set_timesteps(steps)
     table = NoiseSchedule(scheduler.alphas_cumprod.double())

@@ -30,7 +30,7 @@ from terminus.sampling.api import How
 from terminus.sampling.arguments import Start
 from terminus.sampling.command import edit_of
 from terminus.sampling.edits import Hires
-from terminus.sampling.metadata import read
+from terminus.sampling.metadata import read_image_metadata
 from terminus.sampling.settings import Settings
 from terminus.sampling.shapes import parse_interval, parse_size
 
@@ -45,42 +45,42 @@ def test_a_name_that_is_not_there():
         from terminus import Terminos  # noqa: F401
 
 
-def test_pictures_carry_what_repeats_them(model: Terminus, random_nano: Path):
-    (picture,) = model.text2img("a red apple", "blurry", seed=5, steps=3, size="48x16")
-    assert (picture.mode, picture.size) == ("RGB", (48, 16))
-    said = json.loads(picture.info["terminus"])
+def test_images_carry_what_repeats_them(model: Terminus, random_nano: Path):
+    (image,) = model.text2img("a red apple", "blurry", seed=5, steps=3, size="48x16")
+    assert (image.mode, image.size) == ("RGB", (48, 16))
+    said = json.loads(image.info["terminus"])
     weights = random_nano / "unet" / "diffusion_pytorch_model.safetensors"
     assert said["model_hash"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     assert said["model"] == "random-nano"
     assert said["version"] == __version__
     asked = {key: said[key] for key in ("seed", "steps", "guidance", "rescale", "solver")}
     (again,) = model.text2img(said["prompt"], said["negative"], **asked, size=Size(**said["size"]))
-    assert np.array_equal(np.asarray(again), np.asarray(picture))
-    assert again.info == picture.info
+    assert np.array_equal(np.asarray(again), np.asarray(image))
+    assert again.info == image.info
 
 
 def test_every_prompt_is_drawn_with_every_seed(model: Terminus):
-    pictures = model.text2img(["a dog", "a cat"], seed=7, count=2, steps=1)
-    said = [json.loads(picture.info["terminus"]) for picture in pictures]
+    images = model.text2img(["a dog", "a cat"], seed=7, count=2, steps=1)
+    said = [json.loads(image.info["terminus"]) for image in images]
     assert [(one["prompt"], one["seed"]) for one in said] == [("a dog", 7), ("a dog", 8), ("a cat", 7), ("a cat", 8)]
     listed = model.text2img("a cat", seed=[8, 7], steps=1)
-    assert [np.asarray(one).tolist() for one in listed] == [np.asarray(one).tolist() for one in pictures[:1:-1]]
+    assert [np.asarray(one).tolist() for one in listed] == [np.asarray(one).tolist() for one in images[:1:-1]]
 
 
 def test_batches_do_not_show(model: Terminus, monkeypatch: pytest.MonkeyPatch):
     whole = model.text2img("a dog", count=3, steps=2)
-    monkeypatch.setattr("terminus.sampling.api._BATCH_PICTURES", 2)
+    monkeypatch.setattr("terminus.sampling.api._BATCH_IMAGES", 2)
     parts = model.text2img("a dog", count=3, steps=2)
     for one, other in zip(whole, parts, strict=True):
         assert np.abs(np.asarray(one).astype(int) - np.asarray(other)).max() <= 1
         assert one.info == other.info
 
 
-def test_a_stream_shows_every_step_and_ends_in_the_picture(model: Terminus):
+def test_a_stream_shows_every_step_and_ends_in_the_image(model: Terminus):
     settings = Settings(steps=3)
     drawings = list(model.stream("a dog", seed=2, settings=settings))
     assert [(one.step, one.steps, one.finished) for one in drawings] == [(1, 3, False), (2, 3, False), (3, 3, True)]
-    (preview,), (final,) = drawings[0].pictures(), drawings[-1].pictures()
+    (preview,), (final,) = drawings[0].images(), drawings[-1].images()
     assert preview.info == {}
     (expected,) = model.text2img("a dog", seed=2, steps=3)
     assert np.array_equal(np.asarray(final), np.asarray(expected))
@@ -131,15 +131,15 @@ def test_a_device_that_is_not_there(random_nano: Path, device: str):
 
 
 def test_the_defaults_are_the_settings(model: Terminus):
-    (picture,) = model.text2img("a dog", size="16x16")
-    said = json.loads(picture.info["terminus"])
+    (image,) = model.text2img("a dog", size="16x16")
+    said = json.loads(image.info["terminus"])
     expected = replace(Settings(), rescale=0.7)
     assert [said[key] for key in ("steps", "guidance", "solver", "rescale")] == [
         *(expected.steps, expected.guidance, expected.solver, expected.rescale),
     ]
 
 
-def test_many_pictures_of_one_prompt_are_asked_for_at_once(model: Terminus, monkeypatch: pytest.MonkeyPatch):
+def test_many_images_of_one_prompt_are_asked_for_at_once(model: Terminus, monkeypatch: pytest.MonkeyPatch):
     """Every request is checked before the first is drawn, and reading a prompt takes longer than all else there."""
     from terminus.sampling import api
 
@@ -163,14 +163,14 @@ def test_the_command_line_and_python_have_the_same_defaults(model: Terminus, tmp
     assert {name: line[name] for name in line.keys() & settings.keys()} == {
         name: settings[name] for name in line.keys() & settings.keys()
     }
-    assert get_type_hints(How).keys() == settings.keys() | {"guides"}
+    assert get_type_hints(How).keys() == settings.keys() | {"control_inputs"}
     python = inspect.signature(Terminus.text2img).parameters
     for name in ("negative", "seed", "count", "hires"):
         assert python[name].default == line[name], name
     load = inspect.signature(Terminus.load).parameters
     assert load["device"].default == line["device"]
     assert running(line["compiled"], line["offload"]) == Running()
-    # what a start from a picture leaves open
+    # what a start from an image leaves open
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
     Image.linear_gradient("L").resize((32, 32)).point(lambda value: 255 * (value > 99)).save(tmp_path / "m.png")
     for start, task in (
@@ -193,7 +193,7 @@ def test_a_drawing_that_is_cancelled_leaves_nothing_behind(model: Terminus):
     drawing = next(stream)
     latents = weakref.ref(drawing.x0)
     stream.close()
-    assert len(drawing.pictures()) == 4  # a preview that is held stays good
+    assert len(drawing.images()) == 4  # a preview that is held stays good
     del drawing
     gc.collect()
     assert latents() is None
@@ -220,7 +220,7 @@ def test_the_lines_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(lines.splitlines()) <= 6
     exec(lines, {})
     (saved,) = tmp_path.iterdir()
-    facts = read(saved)
+    facts = read_image_metadata(saved)
     assert (facts.kind, facts.source_type) == ("terminus", "trainedAlgorithmicMedia")
 
 

@@ -1,4 +1,4 @@
-"""Where a picture lies on its canvas: borders, odd sizes, lines of one pixel, and what would not fit anywhere."""
+"""Where an image lies on its canvas: borders, odd sizes, lines of one pixel, and what would not fit anywhere."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from PIL import Image
 from terminus import Terminus
 from terminus.conditioning import Size
 from terminus.errors import UserError
-from terminus.sampling.canvas import Margins, Repaint, _box, _extent, extended, open_picture, redraw, repaint, scaled
+from terminus.sampling.canvas import Margins, Repaint, _box, _extent, extended, open_image, redraw, repaint, scaled
 from terminus.sampling.edits import Hires
-from terminus.sampling.masks import feathered, filled
+from terminus.sampling.masks import feathered, fill_masked
 from terminus.sampling.settings import Settings
 
 from ..test_decode import swapped_profile
@@ -39,7 +39,7 @@ def boxes(draw: st.DrawFn) -> tuple[torch.Tensor, int, Size]:
 
 
 @given(boxes())
-def test_a_box_lies_in_the_picture_around_its_mask_in_the_shape_that_is_drawn(case: tuple[torch.Tensor, int, Size]):
+def test_a_box_lies_in_the_image_around_its_mask_in_the_shape_that_is_drawn(case: tuple[torch.Tensor, int, Size]):
     mask, padding, shape = case
     around = _extent(mask, padding)
     rows, columns = _box(around, shape, Size(*mask.shape))
@@ -58,7 +58,7 @@ def test_what_is_drawn_around_a_mask_is_not_stretched(model: Terminus, size: Siz
     mask = torch.zeros(200, 300, dtype=torch.bool)
     mask[90:110, 100:145] = True
     canvas = repaint(noise(200, 300), mask, Repaint(padding=0), 1.0, Settings(size=size), model.components)
-    # a square of the picture, laid on the canvas, is as much stretched upwards as sideways
+    # a square of the image, laid on the canvas, is as much stretched upwards as sideways
     probe = torch.zeros(200, 300, 3, dtype=torch.uint8)
     probe[95:105, 115:125] = 255
     seen = canvas.place(probe)[..., 0] > 127
@@ -80,7 +80,7 @@ def test_what_is_far_from_a_mask_has_no_part_in_its_canvas(model: Terminus):
     one, two = (repaint(p, mask, how, 1.0, Settings(), model.components) for p in (noise(400, 500), other))
     assert torch.equal(one.pixels, two.pixels)
     pixels = torch.where(mask[..., None], 0, noise(400, 500)).to(torch.uint8)  # what is hidden does not count
-    backdrop, weight = filled(pixels, mask, "grey"), feathered(mask, 6)[..., None]
+    backdrop, weight = fill_masked(pixels, mask, "grey"), feathered(mask, 6)[..., None]
     canvas = repaint(pixels, mask, Repaint("grey", 6, 0), 1.0, Settings(), model.components)
     (finished,) = canvas.finish(torch.full((1, *canvas.size, 3), 255, dtype=torch.uint8))
     assert torch.equal(finished, (weight * 255 + (1 - weight) * backdrop.float()).round().to(torch.uint8))
@@ -95,8 +95,8 @@ def test_a_part_of_a_photograph_is_repainted_in_the_time_of_that_part(model: Ter
 
 
 @pytest.mark.parametrize("shape", [(1, 16_000), (16_000, 1), (1, 1), (3, 5)])
-def test_lines_and_points_become_pictures_at_once(model: Terminus, shape: tuple[int, int]):
-    """Scaled before they are cropped, they would be pictures of gigabytes on the way."""
+def test_lines_and_points_become_images_at_once(model: Terminus, shape: tuple[int, int]):
+    """Scaled before they are cropped, they would be images of gigabytes on the way."""
     start = time.perf_counter()
     canvas = redraw(noise(*shape), Settings(), model.components)
     assert canvas.pixels.shape[:2] == canvas.size
@@ -105,13 +105,13 @@ def test_lines_and_points_become_pictures_at_once(model: Terminus, shape: tuple[
 
 
 def test_scaling_takes_the_centre():
-    picture = torch.zeros(10, 40, 3, dtype=torch.uint8)
-    picture[:, 15:25] = 255
-    assert int(scaled(picture, Size(10, 10)).min()) == 255
-    assert torch.equal(scaled(picture, Size(10, 40)), picture)
+    image = torch.zeros(10, 40, 3, dtype=torch.uint8)
+    image[:, 15:25] = 255
+    assert int(scaled(image, Size(10, 10)).min()) == 255
+    assert torch.equal(scaled(image, Size(10, 40)), image)
 
 
-def test_pictures_that_nothing_could_read_again_are_refused_before_they_are_made(model: Terminus):
+def test_images_that_nothing_could_read_again_are_refused_before_they_are_made(model: Terminus):
     for margins in (Margins(20_000), Margins(9_000, 9_000), Margins(0, 0, 10**12)):
         with pytest.raises(UserError, match="89,478,485"):
             extended(noise(2_000, 2_000), margins)
@@ -119,7 +119,7 @@ def test_pictures_that_nothing_could_read_again_are_refused_before_they_are_made
         model.upscale(Image.new("RGB", (2000, 2000)), 8.0)
 
 
-def test_an_upscaled_picture_has_no_size_of_its_own(model: Terminus):
+def test_an_upscaled_image_has_no_size_of_its_own(model: Terminus):
     with pytest.raises(UserError, match="Upscaling to a size"):
         model.upscale(Image.new("RGB", (16, 16)), 2.0, size="32x32")
 
@@ -143,16 +143,16 @@ def test_a_photograph_is_turned_upright(tmp_path: Path):
     exif[0x0112] = 6
     image.save(tmp_path / "turned.png", exif=exif)
     expected = torch.from_numpy(np.rot90(noise(4, 6).numpy(), -1).copy())
-    assert torch.equal(open_picture(tmp_path / "turned.png"), expected)
+    assert torch.equal(open_image(tmp_path / "turned.png"), expected)
     with Image.open(tmp_path / "turned.png") as opened:
-        assert torch.equal(open_picture(opened), expected)
+        assert torch.equal(open_image(opened), expected)
 
 
 def test_sixteen_bits_are_scaled(tmp_path: Path):
     levels = np.array([[0, 257 * 10], [257 * 200, 65_535]], np.uint16)
     Image.fromarray(levels).save(tmp_path / "deep.png")
     for source in (tmp_path / "deep.png", Image.fromarray(levels)):
-        assert open_picture(source)[..., 0].tolist() == [[0, 10], [200, 255]]
+        assert open_image(source)[..., 0].tolist() == [[0, 10], [200, 255]]
 
 
 TURNED = Image.Exif()
@@ -172,7 +172,7 @@ SAVED: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", SAVED)
-def test_an_opened_picture_draws_what_its_file_draws(name: str, model: Terminus, tmp_path: Path):
+def test_an_opened_image_draws_what_its_file_draws(name: str, model: Terminus, tmp_path: Path):
     mode, kind, how = SAVED[name]
     plain, path = Image.fromarray(noise(32, 48).numpy()), tmp_path / f"a.{kind}"
     deep = Image.fromarray(noise(32, 48).numpy()[..., 0].astype(np.uint16) * 251)
@@ -183,21 +183,21 @@ def test_an_opened_picture_draws_what_its_file_draws(name: str, model: Terminus,
     with Image.open(path) as opened:
         of_file, of_image = (model.img2img("a dog", source, steps=2)[0] for source in (path, opened))
     assert np.array_equal(np.asarray(of_file), np.asarray(of_image))
-    assert of_file.info == of_image.info  # the hash of the initial picture is in it
+    assert of_file.info == of_image.info  # the hash of the initial image is in it
 
 
-def test_a_picture_whose_file_is_cut_off(tmp_path: Path):
+def test_an_image_whose_file_is_cut_off(tmp_path: Path):
     Image.fromarray(noise(64, 64).numpy()).save(tmp_path / "whole.png")
     data = (tmp_path / "whole.png").read_bytes()
     with Image.open(BytesIO(data[: len(data) // 2])) as opened, pytest.raises(UserError, match="cannot be used: trunc"):
-        open_picture(opened)
+        open_image(opened)
 
 
-def test_a_picture_without_pixels():
+def test_an_image_without_pixels():
     with pytest.raises(UserError, match="no pixels"):
-        open_picture(Image.new("RGB", (0, 5)))
+        open_image(Image.new("RGB", (0, 5)))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "HSV", "LAB", "YCbCr", "F", "I;16"])
-def test_every_mode_of_pillow_is_a_picture(mode: str):
-    assert open_picture(Image.new(mode, (3, 2))).shape == (2, 3, 3)
+def test_every_mode_of_pillow_is_an_image(mode: str):
+    assert open_image(Image.new(mode, (3, 2))).shape == (2, 3, 3)

@@ -58,7 +58,7 @@ SIMPLE_SETTINGS = {
 
 def test_a_plain_graph():
     said = comfyui.understand(SIMPLE)
-    assert said == comfyui.Reading("a bottle", "watermark", SIMPLE_SETTINGS)
+    assert said == comfyui.GraphFacts("a bottle", "watermark", SIMPLE_SETTINGS)
 
 
 def test_a_graph_in_parts_and_in_two_passes():

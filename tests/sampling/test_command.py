@@ -15,7 +15,7 @@ from PIL import Image
 
 from terminus import Terminus, cli
 from terminus.sampling.files import write_new
-from terminus.sampling.metadata import read, save, settings_of
+from terminus.sampling.metadata import read_image_metadata, save_image, settings_of
 
 QUICK = ("--steps", "1", "--size", "16x16")
 
@@ -28,7 +28,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_pictures_are_numbered_named_by_seed_and_printed(random_nano: Path, tmp_path: Path, capsys):
+def test_images_are_numbered_named_by_seed_and_printed(random_nano: Path, tmp_path: Path, capsys):
     out = tmp_path / "new" / "folder"
     assert sample(random_nano, out, "--prompt", "a dog", "--seed", "7", *QUICK) == 0
     assert names(out) == ["00001-7.png"]
@@ -36,10 +36,10 @@ def test_pictures_are_numbered_named_by_seed_and_printed(random_nano: Path, tmp_
     assert sample(random_nano, out, "--prompt", "a dog", "--prompt", "", "--count", "2", "--seed", "7", *QUICK) == 0
     assert names(out)[:5] == ["00001-7.png", "00002-7.png", "00003-8.png", "00004-7.png", "00005-8.png"]
     assert names(out)[5:] == ["samples.png"]
-    with Image.open(out / "00005-8.png") as picture:
-        assert picture.size == (16, 16)
-        said = json.loads(picture.info["terminus"])
-        assert picture.info["parameters"].endswith(f"Version: Terminus {said['version']}")
+    with Image.open(out / "00005-8.png") as image:
+        assert image.size == (16, 16)
+        said = json.loads(image.info["terminus"])
+        assert image.info["parameters"].endswith(f"Version: Terminus {said['version']}")
     assert (said["prompt"], said["seed"], said["steps"]) == ("", 8, 1)
 
 
@@ -55,12 +55,12 @@ def test_nothing_is_overwritten(random_nano: Path, tmp_path: Path):
     assert {name: (tmp_path / name).read_bytes() for name in written} == written
 
 
-def test_the_options_reach_the_picture(random_nano: Path, tmp_path: Path):
+def test_the_options_reach_the_image(random_nano: Path, tmp_path: Path):
     given = {"negative": "a cat", "seed": "3", "steps": "2", "guidance": "2.5", "solver": "euler", "size": "32x16"}
     options = [word for key, value in given.items() for word in (f"--{key}", value)]
     assert sample(random_nano, tmp_path, "--prompt", "a dog", *options) == 0
-    with Image.open(tmp_path / "00001-3.png") as picture:
-        said = json.loads(picture.info["terminus"])
+    with Image.open(tmp_path / "00001-3.png") as image:
+        said = json.loads(image.info["terminus"])
     assert {key: said[key] for key in given} == {
         **given,
         **{"seed": 3, "steps": 2, "guidance": 2.5, "size": {"width": 32, "height": 16}},
@@ -138,8 +138,8 @@ def test_a_terminal_without_unicode_and_a_closed_output_do_not_fail_the_drawing(
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
     Image.linear_gradient("L").resize((32, 32)).convert("RGB").save(folder / "in.png")
     mask = Image.new("L", (32, 32), 0)
     mask.paste(255, (8, 8, 24, 24))
@@ -161,15 +161,15 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 @pytest.mark.parametrize("kind", ["png", "webp"])
 def test_tasks_from_the_command_line(
-    random_nano: Path, pictures: Path, tmp_path: Path, monkeypatch, options: list[str], task: str, size, kind: str
+    random_nano: Path, images: Path, tmp_path: Path, monkeypatch, options: list[str], task: str, size, kind: str
 ):
-    monkeypatch.chdir(pictures)
+    monkeypatch.chdir(images)
     given = ["--prompt", "a dog", "--steps", "2", "--format", kind, *options]
     assert sample(random_nano, tmp_path, *given) == 0
-    facts = read(tmp_path / f"00001-0.{kind}")
+    facts = read_image_metadata(tmp_path / f"00001-0.{kind}")
     assert settings_of(facts).task == task
-    with Image.open(tmp_path / f"00001-0.{kind}") as picture:
-        assert picture.size == size
+    with Image.open(tmp_path / f"00001-0.{kind}") as image:
+        assert image.size == size
 
 
 # --- again
@@ -191,10 +191,10 @@ AGAIN: dict[str, tuple[str, list[str], list[str]]] = {
 
 
 @pytest.mark.parametrize("kind", AGAIN)
-def test_a_picture_is_drawn_again_from_its_own_words(
-    random_nano: Path, pictures: Path, steering: Path, tmp_path: Path, monkeypatch, capsys, kind: str
+def test_an_image_is_drawn_again_from_its_own_words(
+    random_nano: Path, images: Path, steering: Path, tmp_path: Path, monkeypatch, capsys, kind: str
 ):
-    monkeypatch.chdir(pictures)
+    monkeypatch.chdir(images)
     _, how, files = AGAIN[kind]
     files = [word.replace("STEERING", str(steering)) for word in files]
     options = ["--prompt", "a {red|green|blue} dog", "--seed", "5", "--steps", "2", "--format", kind, *how, *files]
@@ -209,11 +209,11 @@ def test_a_picture_is_drawn_again_from_its_own_words(
 
 def test_other_pixels_than_the_files_are_said(random_nano: Path, tmp_path: Path, capsys):
     assert sample(random_nano, tmp_path, "--prompt", "a dog", *QUICK) == 0
-    with Image.open(tmp_path / "00001-0.png") as picture:
-        save(picture.crop((0, 0, 16, 8)), tmp_path / "smaller.png")
-        old = picture.getpixel((3, 4))
-        picture.putpixel((3, 4), (old[0] ^ 2, *old[1:]))
-        save(picture, tmp_path / "painted.png")
+    with Image.open(tmp_path / "00001-0.png") as image:
+        save_image(image.crop((0, 0, 16, 8)), tmp_path / "smaller.png")
+        old = image.getpixel((3, 4))
+        image.putpixel((3, 4), (old[0] ^ 2, *old[1:]))
+        save_image(image, tmp_path / "painted.png")
     for name, said in (
         ("painted.png", "1 of 256 differ, by up to 2 of 255."),
         ("smaller.png", "it is 16x8 pixels, what was drawn 16x16."),
@@ -223,9 +223,9 @@ def test_other_pixels_than_the_files_are_said(random_nano: Path, tmp_path: Path,
         assert last == f"These are not the pixels of {tmp_path / name}: {said}"
 
 
-def test_a_precision_that_no_option_names_is_the_pictures_own(random_nano: Path, tmp_path: Path, capsys):
+def test_a_precision_that_no_option_names_is_the_images_own(random_nano: Path, tmp_path: Path, capsys):
     (drawn,) = Terminus.load(random_nano, "cpu").text2img("a dog", steps=1, precision="bf16")
-    save(drawn, tmp_path / "a.png")
+    save_image(drawn, tmp_path / "a.png")
     assert sample(random_nano, tmp_path, "--again", str(tmp_path / "a.png"), "--device", "cpu") == 0
     assert capsys.readouterr().err == f"Every pixel is that of {tmp_path / 'a.png'}.\n"
 
@@ -233,19 +233,19 @@ def test_a_precision_that_no_option_names_is_the_pictures_own(random_nano: Path,
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--seed", "0"], "--again and --seed. A picture is drawn again as it says itself"),
+        (["--seed", "0"], "--again and --seed. An image is drawn again as it says itself"),
         (["--prompt", "a dog", "--steps", "28"], "--again and --prompt, --steps."),
-        (["--image", "in.png"], "This picture is drawn again from neither image nor mask"),
-        (["--again", "in.png"], "This picture does not say how to draw it again"),
+        (["--image", "in.png"], "This image is drawn again from neither image nor mask"),
+        (["--again", "in.png"], "This image does not say how to draw it again"),
         (["--again", "gone.png"], "gone.png"),
         (["--lora", "gone.safetensors"], "gone.safetensors: Nothing is here"),
         (["--format", "gif"], "--format gif"),
     ],
 )
 def test_what_cannot_be_drawn_again_is_said_before_the_model_is_loaded(
-    random_nano: Path, pictures: Path, tmp_path: Path, monkeypatch, capsys, options: list[str], message: str
+    random_nano: Path, images: Path, tmp_path: Path, monkeypatch, capsys, options: list[str], message: str
 ):
-    monkeypatch.chdir(pictures)
+    monkeypatch.chdir(images)
     assert sample(random_nano, tmp_path, "--prompt", "a dog", *QUICK) == 0
     monkeypatch.setattr(Terminus, "load", lambda *_, **__: pytest.fail("the model was loaded"))
     assert sample(random_nano, tmp_path / "out", "--again", str(tmp_path / "00001-0.png"), *options) == 2
@@ -258,7 +258,7 @@ def test_what_cannot_be_drawn_again_is_said_before_the_model_is_loaded(
 # --- what files say, and what goes wrong
 
 
-def test_private_pictures_say_only_that_a_model_made_them(random_nano: Path, tmp_path: Path):
+def test_private_images_say_only_that_a_model_made_them(random_nano: Path, tmp_path: Path):
     assert sample(random_nano, tmp_path, "--prompt", "secret", "--private", *QUICK) == 0
     data = (tmp_path / "00001-0.png").read_bytes()
     assert b"secret" not in data
@@ -298,14 +298,14 @@ def test_private_pictures_say_only_that_a_model_made_them(random_nano: Path, tmp
         (["--out", "a" * 300], "File name too long"),
         (["--count", str(10**12)], "1 to 100,000"),
         (["--image", "in.png", "--upscale", "2", "--size", "32x32"], "Upscaling to a size"),
-        (["--image", "in.png", "--outpaint", "99999,99999,0,0"], "Pictures have sides up to"),
+        (["--image", "in.png", "--outpaint", "99999,99999,0,0"], "Images have sides up to"),
         (["--image", "."], "not a regular file"),
     ],
 )
 def test_wrong_options_are_one_paragraph_and_no_file(
-    random_nano: Path, pictures: Path, tmp_path: Path, monkeypatch, capsys, options: list[str], message: str
+    random_nano: Path, images: Path, tmp_path: Path, monkeypatch, capsys, options: list[str], message: str
 ):
-    monkeypatch.chdir(pictures)
+    monkeypatch.chdir(images)
     assert sample(random_nano, tmp_path / "out", "--prompt", "a dog", *options) == 2
     printed = capsys.readouterr().err
     assert message in printed
@@ -328,9 +328,9 @@ def test_what_the_disk_refuses_is_said(random_nano: Path, tmp_path: Path, monkey
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("terminus.sampling.command.save", full)
+    monkeypatch.setattr("terminus.sampling.command.save_image", full)
     assert sample(random_nano, tmp_path, "--prompt", "a dog", *QUICK) == 2
-    assert "00001-0.png: This picture cannot be written (No space left on device)" in capsys.readouterr().err
+    assert "00001-0.png: This image cannot be written (No space left on device)" in capsys.readouterr().err
 
 
 def test_ctrl_c_keeps_what_is_done_and_says_so(
@@ -346,7 +346,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_so(
     printed = capsys.readouterr()
     assert names(tmp_path) == ["00001-0.png", "00002-1.png"]
     assert printed.out.splitlines() == [str(tmp_path / name) for name in names(tmp_path)]
-    assert f"Stopped: 2 of 4 pictures are in {tmp_path}." in printed.err.replace("\n", "")
+    assert f"Stopped: 2 of 4 images are in {tmp_path}." in printed.err.replace("\n", "")
     assert "Traceback" not in printed.err
 
 
@@ -359,4 +359,4 @@ def test_what_a_format_cannot_hold_is_kept_as_png(random_nano: Path, tmp_path: P
     printed = capsys.readouterr()
     assert printed.out == f"{tmp_path / '00001-0.png'}\n"
     assert "It is saved as PNG" in printed.err
-    assert settings_of(read(tmp_path / "00001-0.png")).prompt == long
+    assert settings_of(read_image_metadata(tmp_path / "00001-0.png")).prompt == long

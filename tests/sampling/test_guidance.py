@@ -49,7 +49,7 @@ def test_a_flat_prediction_is_left_alone():
 @pytest.mark.parametrize("value", [0.1, -0.3, 123.4, 1e-3])
 @pytest.mark.parametrize("size", [(8, 8), (17, 13), (33, 7), (128, 128)])
 def test_the_rounding_of_a_flat_prediction_is_no_spread(value: float, size: tuple[int, int]):
-    """The float32 spread of equal numbers is not always 0: divided by, it would make a picture of 10^7."""
+    """The float32 spread of equal numbers is not always 0: divided by, it would make an image of 10^7."""
     cond = torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(0))
     flat = torch.full_like(cond, value)
     assert torch.equal(rescaled(flat, cond, 1.0), flat)

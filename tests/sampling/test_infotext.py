@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from terminus.conditioning import Size
 from terminus.model.record import Schedule
 from terminus.sampling import infotext
-from terminus.sampling.generation_metadata import Origin
+from terminus.sampling.generation_metadata import GenerationMetadata
 from terminus.sampling.infotext import parameters
 
-ORIGIN = Origin(
+ORIGIN = GenerationMetadata(
     prompt="a red apple",
     negative="blurry",
     seed=7,
@@ -36,11 +36,11 @@ words = st.text(st.characters(exclude_categories=["Cs", "Cc", "Z"]), min_size=1,
 @given(prompt=words, negative=words, model=st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1))
 @settings(max_examples=50, deadline=None)
 def test_what_we_write_is_what_we_read(prompt: str, negative: str, model: str):
-    origin = replace(ORIGIN, prompt=prompt, negative=negative, model=model.strip() or "m")
-    said = infotext.parse(parameters(origin))
+    generation = replace(ORIGIN, prompt=prompt, negative=negative, model=model.strip() or "m")
+    said = infotext.parse_infotext(parameters(generation))
     assert said is not None
     assert (said.prompt, said.negative) == (prompt, negative)
-    assert said.settings == infotext.settings(origin)
+    assert said.settings == infotext.infotext_settings(generation)
 
 
 def test_json_that_others_write_as_it_is_stays_one_value():
@@ -49,14 +49,14 @@ def test_json_that_others_write_as_it_is_stays_one_value():
         "Steps: 20, Seed: 42, Size: 512x512, Model: [SD] x, "
         'Civitai resources: [{"type":"checkpoint","modelVersionId":1}], SDCPP: {"a": "}\\"", "b": "x, Seed: 9"}'
     )
-    said = infotext.parse("a pig\n" + line)
+    said = infotext.parse_infotext("a pig\n" + line)
     assert said is not None
     assert said.settings == {
         **{"Steps": "20", "Seed": "42", "Size": "512x512", "Model": "[SD] x"},
         "Civitai resources": '[{"type":"checkpoint","modelVersionId":1}]',
         "SDCPP": '{"a": "}\\"", "b": "x, Seed: 9"}',
     }
-    open_ended = infotext.parse("a pig\nSteps: 20, Model: [x, Seed: 42, Size: 512x512")
+    open_ended = infotext.parse_infotext("a pig\nSteps: 20, Model: [x, Seed: 42, Size: 512x512")
     assert open_ended is not None
     assert (open_ended.settings["Model"], open_ended.settings["Seed"]) == ("[x", "42")
 
@@ -79,5 +79,5 @@ def test_json_that_others_write_as_it_is_stays_one_value():
 )
 def test_no_line_takes_long(line: str):
     start = time.perf_counter()
-    infotext.parse("p\n" + line)
+    infotext.parse_infotext("p\n" + line)
     assert time.perf_counter() - start < 2

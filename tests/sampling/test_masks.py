@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from terminus.sampling.masks import FILLS, cells, feathered, filled
+from terminus.sampling.masks import FILLS, cells, feathered, fill_masked
 
 
 def square(side: int, low: int, high: int) -> torch.Tensor:
@@ -39,7 +39,7 @@ def test_the_soft_edge_rises_evenly_to_1():
 
 @pytest.mark.parametrize("width", [3, 8, 64, 1024])
 def test_an_edge_wider_than_its_mask_still_shows_what_is_drawn(width: int):
-    """The mask is three pixels deep: there the picture is the new one, however wide the edge was asked to be."""
+    """The mask is three pixels deep: there the image is the new one, however wide the edge was asked to be."""
     assert feathered(square(24, 9, 15), width)[12, 8:16].tolist() == pytest.approx(
         [0, 1 / 3, 2 / 3, 1, 1, 2 / 3, 1 / 3, 0]
     )
@@ -48,7 +48,7 @@ def test_an_edge_wider_than_its_mask_still_shows_what_is_drawn(width: int):
     assert torch.equal(feathered(point, width), point.float())
 
 
-def test_the_border_of_the_picture_is_no_edge():
+def test_the_border_of_the_image_is_no_edge():
     mask = torch.zeros(8, 8, dtype=torch.bool)
     mask[:, :4] = True
     assert feathered(mask, 2)[0].tolist() == pytest.approx([1, 1, 2 / 3, 1 / 3, 0, 0, 0, 0])
@@ -61,7 +61,7 @@ def test_nothing_outside_the_mask_changes(fill, size: tuple[int, int]):
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (*size, 3), dtype=torch.uint8, generator=generator)
     mask = torch.rand(size, generator=generator) > 0.6
-    after = filled(pixels, mask, fill)
+    after = fill_masked(pixels, mask, fill)
     assert torch.equal(after[~mask], pixels[~mask])
     assert torch.equal(after, pixels) == (fill == "original")
 
@@ -70,17 +70,17 @@ def test_nothing_outside_the_mask_changes(fill, size: tuple[int, int]):
 def test_what_is_hidden_leaves_no_trace(fill):
     pixels, mask = torch.full((16, 16, 3), 200, dtype=torch.uint8), square(16, 4, 12)
     dark, bright = (torch.where(mask[..., None], torch.tensor(v, dtype=torch.uint8), pixels) for v in (0, 255))
-    assert torch.equal(filled(dark, mask, fill), filled(bright, mask, fill))
+    assert torch.equal(fill_masked(dark, mask, fill), fill_masked(bright, mask, fill))
 
 
 def test_surroundings_are_continued():
     """A plain colour stays plain; between two colours every value lies between them."""
     mask = square(16, 3, 13)
     plain = torch.full((16, 16, 3), 90, dtype=torch.uint8)
-    assert torch.equal(filled(torch.where(mask[..., None], 7, plain).to(torch.uint8), mask, "surroundings"), plain)
+    assert torch.equal(fill_masked(torch.where(mask[..., None], 7, plain).to(torch.uint8), mask, "surroundings"), plain)
     halves = torch.full((16, 16, 3), 50, dtype=torch.uint8)
     halves[:, 8:] = 150
-    middle = filled(halves, mask, "surroundings")[8, 3:13, 0].int()
+    middle = fill_masked(halves, mask, "surroundings")[8, 3:13, 0].int()
     assert 50 <= int(middle.min()) < 75
     assert 125 < int(middle.max()) <= 150
 
@@ -93,13 +93,13 @@ def test_only_the_edge_of_a_mask_is_continued(side: int):
     pixels = torch.full((side, side, 3), 255, dtype=torch.uint8)
     pixels[disc] = torch.tensor([200, 20, 40], dtype=torch.uint8)
     mask = square(side, side // 4, side - side // 4)
-    continued = filled(pixels, mask, "surroundings")[mask].int()
+    continued = fill_masked(pixels, mask, "surroundings")[mask].int()
     assert (continued - torch.tensor([200, 20, 40])).abs().max() <= 2
 
 
-def test_a_picture_that_is_all_hidden_is_grey():
+def test_an_image_that_is_all_hidden_is_grey():
     pixels = torch.zeros(5, 4, 3, dtype=torch.uint8)
-    assert int(filled(pixels, torch.ones(5, 4, dtype=torch.bool), "surroundings").float().mean()) in (127, 128)
+    assert int(fill_masked(pixels, torch.ones(5, 4, dtype=torch.bool), "surroundings").float().mean()) in (127, 128)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (33, 1), (30, 47)])
@@ -107,7 +107,7 @@ def test_a_picture_that_is_all_hidden_is_grey():
 def test_a_soft_edge_counts_the_squares_that_lie_in_the_mask(
     shape: tuple[int, int], width: int, monkeypatch: pytest.MonkeyPatch
 ):
-    """As if the mask were eaten away pixel by pixel, which takes minutes on a large picture."""
+    """As if the mask were eaten away pixel by pixel, which takes minutes on a large image."""
     monkeypatch.setattr("terminus.sampling.masks._AT_ONCE", 100)
     for share in (0.002, 0.1, 1.1, -1.0):
         mask = torch.rand(shape, generator=torch.Generator().manual_seed(1)) > share

@@ -1,4 +1,4 @@
-"""What is written into a picture, as other programs read it."""
+"""What is written into an image, as other programs read it."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ from terminus.sampling.grid import SPACINGS as KNOWN_SPACINGS
 from terminus.sampling.infotext import SAMPLERS, SPACINGS
 from terminus.sampling.metadata import (
     FORMATS,
-    Origin,
-    attach,
-    encode,
+    GenerationMetadata,
+    attach_metadata,
+    encode_image,
     mark,
     parameters,
-    read,
-    save,
+    read_image_metadata,
+    save_image,
     settings_of,
     version,
 )
 from terminus.sampling.solvers import SOLVERS
 
-ORIGIN = Origin(
+ORIGIN = GenerationMetadata(
     prompt="a red apple, on a black background",
     negative="blurry",
     seed=7,
@@ -109,18 +109,18 @@ def noise(size: int = 32) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def reread(tmp_path: Path, origin: Origin, suffix: str = ".png", private: bool = False) -> Image.Image:
-    picture = noise()
-    attach(picture, origin)
-    path = tmp_path / f"picture{suffix}"
-    save(picture, path, private=private)
+def reread(tmp_path: Path, generation: GenerationMetadata, suffix: str = ".png", private: bool = False) -> Image.Image:
+    image = noise()
+    attach_metadata(image, generation)
+    path = tmp_path / f"image{suffix}"
+    save_image(image, path, private=private)
     with Image.open(path) as again:
         again.load()
         return again
 
 
-def digital_source(picture: Image.Image) -> str | None:
-    packet = ElementTree.fromstring(picture.info["xmp"].decode().strip("\0"))
+def digital_source(image: Image.Image) -> str | None:
+    packet = ElementTree.fromstring(image.info["xmp"].decode().strip("\0"))
     description = packet.find(".//{http://www.w3.org/1999/02/22-rdf-syntax-ns#}Description")
     assert description is not None
     return description.get("{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType")
@@ -183,14 +183,14 @@ def test_every_solver_and_spacing_has_a_name_that_others_know():
     assert (read["Sampler"], read["Schedule type"]) == ("UniPC", "Karras")
 
 
-@pytest.mark.parametrize("origin", [ORIGIN, INPAINTED, EVERYTHING], ids=["plain", "inpainted", "everything"])
-def test_our_json_repeats_the_picture(origin: Origin):
-    text = to_json(origin)
+@pytest.mark.parametrize("generation", [ORIGIN, INPAINTED, EVERYTHING], ids=["plain", "inpainted", "everything"])
+def test_our_json_repeats_the_image(generation: GenerationMetadata):
+    text = to_json(generation)
     stored = json.loads(text)
     assert stored["version"] == version()
     assert stored["size"] == {"width": 1216, "height": 832}
     assert list(stored) == sorted(stored)
-    assert from_text(text) == origin
+    assert from_text(text) == generation
     assert to_json(from_text(text)) == text
 
 
@@ -201,7 +201,7 @@ def test_only_what_was_used_is_in_our_json():
     }
 
 
-def test_half_a_character_in_a_name_does_not_cost_the_picture(tmp_path: Path):
+def test_half_a_character_in_a_name_does_not_cost_the_image(tmp_path: Path):
     read = reread(tmp_path, replace(ORIGIN, model="caf\udce9"))
     assert json.loads(read.info["terminus"])["model"] == "caf?"
     assert "Model: caf?" in read.info["parameters"]
@@ -210,13 +210,13 @@ def test_half_a_character_in_a_name_does_not_cost_the_picture(tmp_path: Path):
 @pytest.mark.parametrize("prompt", ["plain", "", "two\nlines", "café – 犬 🍎", "a\tb\x1b[2Jc", "<b>&amp;</b>]]>"])
 @pytest.mark.parametrize("suffix", [".jpg", ".webp"])
 def test_jpeg_and_webp_carry_the_text_where_a1111_looks(tmp_path: Path, suffix: str, prompt: str):
-    origin = replace(ORIGIN, prompt=prompt)
-    picture = reread(tmp_path, origin, suffix)
-    comment = picture.getexif().get_ifd(0x8769)[0x9286]
+    generation = replace(ORIGIN, prompt=prompt)
+    image = reread(tmp_path, generation, suffix)
+    comment = image.getexif().get_ifd(0x8769)[0x9286]
     assert comment[:8] == b"UNICODE\0"
-    assert comment[8:].decode("utf-16-be") == parameters(origin)
+    assert comment[8:].decode("utf-16-be") == parameters(generation)
     undefined = b"\x92\x86\x00\x07"  # the type that EXIF prescribes; other readers fail on any other
-    assert undefined in picture.info["exif"][:48]
+    assert undefined in image.info["exif"][:48]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -229,88 +229,86 @@ def test_pixels_survive(tmp_path: Path, suffix: str):
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("private", [False, True])
 def test_xmp_says_that_a_model_made_it(tmp_path: Path, suffix: str, private: bool):
-    picture = reread(tmp_path, ORIGIN, suffix, private)
-    assert digital_source(picture) == IPTC + "trainedAlgorithmicMedia"
+    image = reread(tmp_path, ORIGIN, suffix, private)
+    assert digital_source(image) == IPTC + "trainedAlgorithmicMedia"
 
 
 @pytest.mark.parametrize("task", ["img2img", "inpaint", "outpaint", "upscale"])
 def test_xmp_says_that_it_was_made_out_of_another(tmp_path: Path, task: str):
-    picture = reread(tmp_path, replace(ORIGIN, task=task))
-    assert digital_source(picture) == IPTC + "compositeWithTrainedAlgorithmicMedia"
+    image = reread(tmp_path, replace(ORIGIN, task=task))
+    assert digital_source(image) == IPTC + "compositeWithTrainedAlgorithmicMedia"
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_private_picture_tells_nothing_of_its_making(tmp_path: Path, suffix: str):
-    picture = reread(
-        tmp_path, replace(ORIGIN, prompt="SECRET", model="SECRET", negative="SECRET"), suffix, private=True
-    )
-    assert not {"parameters", "terminus"} & picture.info.keys()
-    data = (tmp_path / f"picture{suffix}").read_bytes()
+def test_a_private_image_tells_nothing_of_its_making(tmp_path: Path, suffix: str):
+    image = reread(tmp_path, replace(ORIGIN, prompt="SECRET", model="SECRET", negative="SECRET"), suffix, private=True)
+    assert not {"parameters", "terminus"} & image.info.keys()
+    data = (tmp_path / f"image{suffix}").read_bytes()
     for encoding in ("utf-8", "utf-16-be", "utf-16-le"):
         assert "SECRET".encode(encoding) not in data
     assert b"0123456789" not in data
 
 
 def test_a_sheet_is_marked_without_an_origin(tmp_path: Path):
-    picture = noise()
-    mark(picture, "inpaint")
-    save(picture, tmp_path / "sheet.webp")
+    image = noise()
+    mark(image, "inpaint")
+    save_image(image, tmp_path / "sheet.webp")
     with Image.open(tmp_path / "sheet.webp") as again:
         assert digital_source(again) == IPTC + "compositeWithTrainedAlgorithmicMedia"
         assert not again.getexif()
 
 
-def test_equal_pictures_are_equal_files():
+def test_equal_images_are_equal_files():
     first, second = noise(), noise()
-    attach(first, EVERYTHING)
-    attach(second, EVERYTHING)
+    attach_metadata(first, EVERYTHING)
+    attach_metadata(second, EVERYTHING)
     for kind in ("PNG", "JPEG", "WEBP"):
-        assert encode(first, kind) == encode(second, kind)
+        assert encode_image(first, kind) == encode_image(second, kind)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_saving_never_overwrites(tmp_path: Path, suffix: str):
-    path = tmp_path / f"picture{suffix}"
+    path = tmp_path / f"image{suffix}"
     path.write_bytes(b"mine")
     with pytest.raises(FileExistsError):
-        save(noise(), path)
+        save_image(noise(), path)
     assert path.read_bytes() == b"mine"
 
 
-@pytest.mark.parametrize("name", ["picture", "picture.gif", "picture.jpg.exe", ".png"])
+@pytest.mark.parametrize("name", ["image", "image.gif", "image.jpg.exe", ".png"])
 def test_a_suffix_that_is_no_format(tmp_path: Path, name: str):
     with pytest.raises(UserError, match="Known suffixes"):
-        save(noise(), tmp_path / name)
+        save_image(noise(), tmp_path / name)
     assert not list(tmp_path.iterdir())
 
 
 def test_what_a_format_cannot_hold_leaves_no_file(tmp_path: Path):
-    for picture, suffix in [
+    for image, suffix in [
         (Image.new("RGB", (16384, 1)), ".webp"),
         (Image.new("RGBA", (8, 8)), ".jpg"),
     ]:
         with pytest.raises(UserError, match="cannot be"):
-            save(picture, tmp_path / f"picture{suffix}")
+            save_image(image, tmp_path / f"image{suffix}")
     long = noise()
-    attach(long, replace(ORIGIN, prompt="x" * 40_000))
+    attach_metadata(long, replace(ORIGIN, prompt="x" * 40_000))
     with pytest.raises(UserError, match="Save it as PNG"):
-        save(long, tmp_path / "picture.jpg")
+        save_image(long, tmp_path / "image.jpg")
     assert not list(tmp_path.iterdir())
-    save(long, tmp_path / "picture.png")
+    save_image(long, tmp_path / "image.png")
 
 
-def test_a_full_disk_leaves_no_part_of_a_picture(tmp_path: Path):
+def test_a_full_disk_leaves_no_part_of_an_image(tmp_path: Path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
         with pytest.raises(OSError, match="File too large"):
-            save(noise(), tmp_path / "picture.png")
+            save_image(noise(), tmp_path / "image.png")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list(tmp_path.iterdir())
 
 
-def test_ctrl_c_leaves_no_part_of_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_ctrl_c_leaves_no_part_of_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     class Slow(FileIO):
         def write(self, data: bytes) -> int:
             super().write(data[:100])
@@ -319,65 +317,65 @@ def test_ctrl_c_leaves_no_part_of_a_picture(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(Path, "open", lambda path, mode: Slow(path, mode))
     with pytest.raises(KeyboardInterrupt):
-        save(noise(), tmp_path / "picture.png")
+        save_image(noise(), tmp_path / "image.png")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_pillows_own_save_keeps_what_it_can(tmp_path: Path, suffix: str):
-    """The first thing that anybody tries; the mark of a generated picture must not hang on knowing better."""
-    picture = noise()
-    attach(picture, EVERYTHING)
-    again = pickle.loads(pickle.dumps(picture))
-    for number, one in enumerate((picture, again)):
+    """The first thing that anybody tries; the mark of a generated image must not hang on knowing better."""
+    image = noise()
+    attach_metadata(image, EVERYTHING)
+    again = pickle.loads(pickle.dumps(image))
+    for number, one in enumerate((image, again)):
         one.save(tmp_path / f"{number}{suffix}")
-        facts = read(tmp_path / f"{number}{suffix}")
+        facts = read_image_metadata(tmp_path / f"{number}{suffix}")
         assert settings_of(facts) == EVERYTHING
         assert facts.source_type == "compositeWithTrainedAlgorithmicMedia"
     long = noise()
-    attach(long, replace(ORIGIN, prompt="x" * 40_000))
+    attach_metadata(long, replace(ORIGIN, prompt="x" * 40_000))
     long.save(tmp_path / f"long{suffix}")
-    said = read(tmp_path / f"long{suffix}")
+    said = read_image_metadata(tmp_path / f"long{suffix}")
     assert (said.kind, said.source_type) == ("terminus" if suffix == ".png" else "none", "trainedAlgorithmicMedia")
     with Image.open(tmp_path / f"0{suffix}") as stored:
-        assert stored.size == picture.size
+        assert stored.size == image.size
     file = BytesIO()
-    picture.copy().save(file, FORMATS[suffix])
+    image.copy().save(file, FORMATS[suffix])
     assert b"red apple" not in file.getvalue()
 
 
 @pytest.mark.parametrize("suffix", [".bmp", ".gif", ".tiff", ".ppm", ".avif"])
 def test_pillows_own_save_writes_other_formats_too(tmp_path: Path, suffix: str):
-    picture = noise()
-    attach(picture, ORIGIN)
-    picture.save(tmp_path / f"a{suffix}")
+    image = noise()
+    attach_metadata(image, ORIGIN)
+    image.save(tmp_path / f"a{suffix}")
     with Image.open(tmp_path / f"a{suffix}") as again:
-        assert again.size == picture.size
+        assert again.size == image.size
 
 
 def test_what_is_given_to_pillows_save_is_taken(tmp_path: Path):
-    picture, own = noise(), PngInfo()
-    attach(picture, ORIGIN)
+    image, own = noise(), PngInfo()
+    attach_metadata(image, ORIGIN)
     own.add_text("mine", "yes")
-    picture.save(tmp_path / "a.png", pnginfo=own)
-    texts = read(tmp_path / "a.png").texts
+    image.save(tmp_path / "a.png", pnginfo=own)
+    texts = read_image_metadata(tmp_path / "a.png").texts
     assert texts["mine"] == "yes"
     assert "terminus" not in texts
     assert "parameters" not in texts
-    assert read(tmp_path / "a.png").source_type == "trainedAlgorithmicMedia"
+    assert read_image_metadata(tmp_path / "a.png").source_type == "trainedAlgorithmicMedia"
     for number, given in enumerate(({"pnginfo": None}, {"exif": b""})):
-        picture.save(tmp_path / f"{number}.png", **given)
-        facts = read(tmp_path / f"{number}.png")
+        image.save(tmp_path / f"{number}.png", **given)
+        facts = read_image_metadata(tmp_path / f"{number}.png")
         assert (facts.prompt, facts.source_type) == ("", "trainedAlgorithmicMedia")
 
 
-def test_a_picture_of_another_size_is_not_what_its_texts_say(tmp_path: Path):
-    picture = noise()
-    attach(picture, ORIGIN)
-    save(picture.resize((8, 8)), tmp_path / "resized.png")
-    picture.thumbnail((8, 8))
-    picture.save(tmp_path / "pillow.png")
-    save(picture, tmp_path / "ours.webp")
+def test_an_image_of_another_size_is_not_what_its_texts_say(tmp_path: Path):
+    image = noise()
+    attach_metadata(image, ORIGIN)
+    save_image(image.resize((8, 8)), tmp_path / "resized.png")
+    image.thumbnail((8, 8))
+    image.save(tmp_path / "pillow.png")
+    save_image(image, tmp_path / "ours.webp")
     for name in ("pillow.png", "ours.webp", "resized.png"):
-        facts = read(tmp_path / name)
+        facts = read_image_metadata(tmp_path / name)
         assert (facts.prompt, facts.source_type) == ("", "trainedAlgorithmicMedia")

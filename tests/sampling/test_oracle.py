@@ -1,6 +1,6 @@
 """The oracle: data N(1.5, 0.5²) has a best velocity in closed form, so any error left is the sampler's own.
 
-A wrong schedule, start or grid moves the mean away from 1.5, which in a picture is lost contrast; the last
+A wrong schedule, start or grid moves the mean away from 1.5, which in an image is lost contrast; the last
 tests show that it does, so that the first ones could fail.
 """
 
@@ -60,7 +60,7 @@ def sample(
     of: Callable[[NoiseSchedule], Network] = perfect_network,
     pixels: int = PIXELS,
 ) -> torch.Tensor:
-    """The picture that a solver makes of pure noise with the perfect network."""
+    """The image that a solver makes of pure noise with the perfect network."""
     denoise, start = velocity_denoiser(of(schedule), schedule), standard_normal(0, pixels)
     for step in SOLVERS[name](denoise, schedule, start, grid, lambda i: standard_normal(i + 1, pixels)):
         assert bool(step.x.isfinite().all())

@@ -29,9 +29,9 @@ from terminus.sampling.canvas import Canvas
 from terminus.sampling.denoiser import velocity_denoiser
 from terminus.sampling.grid import for_solver
 from terminus.sampling.guidance import Guidance
-from terminus.sampling.settings import Request, Settings
+from terminus.sampling.settings import ImageRequest, Settings
 from terminus.sampling.solvers import SOLVERS
-from terminus.sampling.tasks import draw
+from terminus.sampling.tasks import generate
 
 LATENT = (1, 4, 128, 128)
 STEPS = 10
@@ -156,7 +156,7 @@ def in_a_drawing(components: Components, name: str, canvas: Canvas | None) -> fl
         settings = Settings(steps=steps, solver=name, guidance=5.0)
         counted.append(0)
         with Outside():
-            assert len(list(draw(components, [Request("a dog", 0)], settings, canvas))) == steps
+            assert len(list(generate(components, [ImageRequest("a dog", 0)], settings, canvas))) == steps
     for hook in hooks:
         hook.remove()
     return (counted[1] - counted[0]) / (more - few)
@@ -167,7 +167,7 @@ def in_a_drawing(components: Components, name: str, canvas: Canvas | None) -> fl
 def test_what_a_drawing_does_beside_its_network_is_as_little(
     name: str, masked: bool, network: Work, components: Components
 ):
-    """The whole way of a picture on a small model, whose operations outside the network are those of a large one."""
+    """The whole way of an image on a small model, whose operations outside the network are those of a large one."""
     mask = torch.zeros(32, 32, dtype=torch.bool)
     mask[8:24, 8:24] = True
     canvas = Canvas(torch.zeros(32, 32, 3, dtype=torch.uint8), mask, lambda drawn: drawn) if masked else None

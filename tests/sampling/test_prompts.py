@@ -18,25 +18,25 @@ from transformers import CLIPTokenizer
 
 from terminus.conditioning import Size
 from terminus.errors import UserError
-from terminus.model.components import load_components, load_towers
-from terminus.model.text import TextTowers
+from terminus.model.components import load_components, load_text_encoders
+from terminus.model.text import TextEncoders
 from terminus.model.text_encoders import build_tokenizer
 from terminus.model.vocabulary import clip_tokenizers
-from terminus.sampling.network import chunks as needed
 from terminus.sampling.network import network
+from terminus.sampling.network import prompt_chunks as needed
 from terminus.sampling.prompts import (
     HEAVIEST,
     MOST_CHUNKS,
     Chunk,
     _chunked,
     _cut,
-    chunks,
-    encode,
+    count_chunks,
+    encode_prompts,
     escape,
     expand,
-    parse,
+    parse_weights,
 )
-from terminus.sampling.settings import Request, Settings
+from terminus.sampling.settings import ImageRequest, Settings
 
 GRAMMAR = st.text(alphabet=st.sampled_from("([{|}])\\:<>_ ,.019enaBREAK$\n"), max_size=40)
 HOUSE = ("a ", "house", " ", "on", " a ", "hill", ", sun, ", "sky", ".")
@@ -44,13 +44,13 @@ ANYTHING = GRAMMAR | st.text(max_size=40) | st.lists(GRAMMAR | st.just("BREAK"))
 
 
 @pytest.fixture(scope="module")
-def towers(random_nano: Path) -> TextTowers:
-    return load_towers(random_nano)
+def text_encoders(random_nano: Path) -> TextEncoders:
+    return load_text_encoders(random_nano)
 
 
 def spans(prompt: str) -> list[tuple[str, float]]:
     """Of a prompt without BREAK."""
-    (part,) = parse(prompt)
+    (part,) = parse_weights(prompt)
     return [(span.text, span.weight) for span in part]
 
 
@@ -116,7 +116,7 @@ def test_spans(prompt: str, expected: list[tuple[str, float]]):
 
 
 def test_break_divides_and_brackets_hold_across_it():
-    assert [[(one.text, one.weight) for one in part] for part in parse("a (b BREAK c:1.5), BREAK,BREAK d")] == [
+    assert [[(one.text, one.weight) for one in part] for part in parse_weights("a (b BREAK c:1.5), BREAK,BREAK d")] == [
         [("a ", 1.0), ("b", 1.5)],
         [("c", 1.5), (",", 1.0)],
         [(",", 1.0)],
@@ -138,7 +138,7 @@ def test_escaped_text_means_itself(text: str):
 @settings(max_examples=500)
 def test_any_text_is_read_or_refused(text: str):
     try:
-        parts = parse(expand(text, 1))
+        parts = parse_weights(expand(text, 1))
     except UserError:
         return
     for part in parts:
@@ -172,9 +172,9 @@ def test_any_text_is_read_or_refused(text: str):
 )
 def test_what_is_refused(prompt: str, message: str):
     with pytest.raises(UserError, match=message):
-        parse(prompt)
+        parse_weights(prompt)
     with pytest.raises(UserError, match=message):
-        parse(expand(prompt, 0))
+        parse_weights(expand(prompt, 0))
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_what_is_refused(prompt: str, message: str):
 def test_hostile_prompts_take_no_time(unit: str):
     prompt = unit * (20_000 // len(unit))
     begin = time.process_time()
-    for read in (lambda: expand(prompt, 0), lambda: parse(prompt)):
+    for read in (lambda: expand(prompt, 0), lambda: parse_weights(prompt)):
         try:
             read()
         except UserError:
@@ -238,7 +238,7 @@ def test_what_was_expanded_stays_as_it_is(text: str, seed: int):
     """Metadata keeps the expanded prompt; drawing from it again must not draw other options."""
     try:
         once = expand(text, seed)
-        parse(once)
+        parse_weights(once)
     except UserError:
         return
     assert expand(once, seed + 1) == once
@@ -267,10 +267,10 @@ TIME = torch.tensor([999])
 LONG = "a photo of a red apple, a green pear, and a blue bird on a black background with stars, "
 
 
-def test_a_plain_prompt_is_read_as_a_caption(towers: TextTowers):
+def test_a_plain_prompt_is_read_as_a_caption(text_encoders: TextEncoders):
     for prompt in ("a red apple on a black background", "", "a, b; c: d. 雪 e\u0301 <|endoftext|>", "dog " * 30):
-        assert chunks(towers, prompt) == 1
-        features, caption = encode(towers, [prompt], 1), towers.encode([prompt])
+        assert count_chunks(text_encoders, prompt) == 1
+        features, caption = encode_prompts(text_encoders, [prompt], 1), text_encoders.encode([prompt])
         assert torch.equal(features.context, caption.context)
         assert torch.equal(features.pooled, caption.pooled)
 
@@ -328,14 +328,14 @@ def test_borders_of_sdxls_chunks(sdxl: CLIPTokenizer, words: list[str], sizes: l
 
 @given(ANYTHING)
 @settings(max_examples=60, deadline=None)
-def test_any_text_is_encoded_or_refused(towers: TextTowers, text: str):
+def test_any_text_is_encoded_or_refused(text_encoders: TextEncoders, text: str):
     try:
         prompt = expand(text, 1)
-        count = chunks(towers, prompt)
+        count = count_chunks(text_encoders, prompt)
     except UserError:
         return
     assert 1 <= count <= MOST_CHUNKS
-    features = encode(towers, [prompt], count)
+    features = encode_prompts(text_encoders, [prompt], count)
     assert features.context.shape == (1, count * 32, 64)
     assert features.context.isfinite().all()
 
@@ -345,11 +345,11 @@ def test_a_negative_prompt_that_is_longer_than_the_prompt(random_nano: Path):
     components = load_components(random_nano)
 
     def asked(negative: str, guidance: float = 4.0) -> int:
-        return needed(components, Request("a dog", 1, negative), Settings(guidance=guidance))
+        return needed(components, ImageRequest("a dog", 1, negative), Settings(guidance=guidance))
 
     assert (asked(""), asked(LONG * 2), asked(LONG * 3), asked(LONG * 2, guidance=1.0)) == (1, 2, 3, 1)
     one, other, short = (
-        network(components, [Request("a dog", 1, text)], Settings(), Size(32, 32))(torch.zeros(1, 4, 16, 16), TIME)
+        network(components, [ImageRequest("a dog", 1, text)], Settings(), Size(32, 32))(torch.zeros(1, 4, 16, 16), TIME)
         for text in (LONG + LONG, LONG + LONG.replace("black", "white"), "a")
     )
     assert one.isfinite().all()
@@ -357,13 +357,13 @@ def test_a_negative_prompt_that_is_longer_than_the_prompt(random_nano: Path):
     assert not torch.equal(one, short)
 
 
-def test_a_long_prompt_loses_no_word(towers: TextTowers):
+def test_a_long_prompt_loses_no_word(text_encoders: TextEncoders):
     prompt = LONG * 8
-    found = _chunked(towers.tokenizer_1, prompt)
-    assert len(found) == chunks(towers, prompt) > 4
-    whole = towers.tokenizer_1(prompt, add_special_tokens=False, verbose=False).input_ids
+    found = _chunked(text_encoders.tokenizer_1, prompt)
+    assert len(found) == count_chunks(text_encoders, prompt) > 4
+    whole = text_encoders.tokenizer_1(prompt, add_special_tokens=False, verbose=False).input_ids
     assert [token for chunk in found for token in chunk.tokens] == whole
-    comma = towers.tokenizer_1.convert_tokens_to_ids(",</w>")
+    comma = text_encoders.tokenizer_1.convert_tokens_to_ids(",</w>")
     for before, after in pairwise(found):
         full = len(before.tokens) == 30
         assert full or before.tokens[-1] == comma
@@ -376,34 +376,36 @@ def test_a_long_prompt_loses_no_word(towers: TextTowers):
     ("prompt", "count"),
     [("", 1), ("a BREAK b", 2), ("a BREAK", 1), ("BREAK a", 2), ("a BREAK BREAK b", 3), ("BREAK", 1), ("a " * 31, 2)],
 )
-def test_counts(towers: TextTowers, prompt: str, count: int):
-    assert chunks(towers, prompt) == count
+def test_counts(text_encoders: TextEncoders, prompt: str, count: int):
+    assert count_chunks(text_encoders, prompt) == count
 
 
-def test_chunks_are_readings_side_by_side(towers: TextTowers):
-    """Of the first comes the pooled vector; both towers pad as SDXL's do; what is missing is the empty prompt."""
-    features = encode(towers, ["a red apple BREAK a dog"], 3)
-    alone = towers.encode(["a red apple", "a dog", ""])
+def test_chunks_are_readings_side_by_side(text_encoders: TextEncoders):
+    """Of the first comes the pooled vector; both text encoders pad as SDXL's do; what is missing is the empty
+    prompt.
+    """
+    features = encode_prompts(text_encoders, ["a red apple BREAK a dog"], 3)
+    alone = text_encoders.encode(["a red apple", "a dog", ""])
     torch.testing.assert_close(features.context[0], alone.context.flatten(0, 1))
     torch.testing.assert_close(features.pooled[0], alone.pooled[0])
 
 
-def test_too_long_and_too_short(towers: TextTowers):
+def test_too_long_and_too_short(text_encoders: TextEncoders):
     with pytest.raises(UserError, match=f"more than {MOST_CHUNKS} chunks of 30 tokens"):
-        chunks(towers, LONG * 100)
+        count_chunks(text_encoders, LONG * 100)
     with pytest.raises(UserError, match=f"more than {MOST_CHUNKS} chunks"):
-        chunks(towers, "BREAK a " * 40)
+        count_chunks(text_encoders, "BREAK a " * 40)
     with pytest.raises(ValueError, match="3 chunks in 1"):
-        encode(towers, ["a BREAK b BREAK c"], 1)
+        encode_prompts(text_encoders, ["a BREAK b BREAK c"], 1)
 
 
 # Features
 
 
-def test_a_weight_multiplies_the_vectors_of_its_tokens_alone(towers: TextTowers):
-    plain = encode(towers, ["a red apple, black"], 1)
-    tokens = towers.tokenizer_1("a red apple, black").input_ids
-    weighted = encode(towers, ["a (red apple:1.5), [black]"], 1)
+def test_a_weight_multiplies_the_vectors_of_its_tokens_alone(text_encoders: TextEncoders):
+    plain = encode_prompts(text_encoders, ["a red apple, black"], 1)
+    tokens = text_encoders.tokenizer_1("a red apple, black").input_ids
+    weighted = encode_prompts(text_encoders, ["a (red apple:1.5), [black]"], 1)
     factor = torch.ones(32)
     factor[2:4], factor[5] = 1.5, 0.909091
     assert len(tokens) == 7  # begin, a, red, apple, comma, black, end
@@ -411,68 +413,71 @@ def test_a_weight_multiplies_the_vectors_of_its_tokens_alone(towers: TextTowers)
     assert torch.equal(weighted.pooled, plain.pooled)
 
 
-def test_weights_reach_the_tokens_of_later_chunks(towers: TextTowers):
+def test_weights_reach_the_tokens_of_later_chunks(text_encoders: TextEncoders):
     prompt = LONG + LONG
-    size = len(towers.tokenizer_1(LONG, add_special_tokens=False).input_ids)
+    size = len(text_encoders.tokenizer_1(LONG, add_special_tokens=False).input_ids)
     assert 15 < size < 30
-    plain, weighted = encode(towers, [prompt], 2), encode(towers, [f"{LONG} ({LONG}:2)"], 2)
-    words = [token for chunk in _chunked(towers.tokenizer_1, prompt) for token in chunk.tokens]
-    found = [token for chunk in _chunked(towers.tokenizer_1, f"{LONG} ({LONG}:2)") for token in chunk.tokens]
+    plain, weighted = (
+        encode_prompts(text_encoders, [prompt], 2),
+        encode_prompts(text_encoders, [f"{LONG} ({LONG}:2)"], 2),
+    )
+    words = [token for chunk in _chunked(text_encoders.tokenizer_1, prompt) for token in chunk.tokens]
+    found = [token for chunk in _chunked(text_encoders.tokenizer_1, f"{LONG} ({LONG}:2)") for token in chunk.tokens]
     assert found == words == words[:size] * 2
     factor = torch.ones(64)
     factor[1 + size : 31], factor[33 : 33 + 2 * size - 30] = 2, 2  # between them an end and a begin
     assert torch.equal(weighted.context[0], plain.context[0] * factor[:, None])
 
 
-def test_features_do_not_depend_on_the_batch(towers: TextTowers):
+def test_features_do_not_depend_on_the_batch(text_encoders: TextEncoders):
     prompts = ["a (dog:1.3)", LONG * 2, "", "a cat BREAK [a dog]", "a (dog:1.3)", "a dog"] * 3
-    together = encode(towers, prompts, 4)
+    together = encode_prompts(text_encoders, prompts, 4)
     assert together.context.shape == (18, 4 * 32, 64)
     for row in range(6):
-        alone = encode(towers, [prompts[row]], 4)
+        alone = encode_prompts(text_encoders, [prompts[row]], 4)
         torch.testing.assert_close(alone.context[0], together.context[row])
         torch.testing.assert_close(alone.pooled[0], together.pooled[row])
 
 
-def test_equal_chunks_are_read_once_and_at_most_64_at_a_time(towers: TextTowers):
+def test_equal_chunks_are_read_once_and_at_most_64_at_a_time(text_encoders: TextEncoders):
     seen: list[int] = []
-    handle = towers.tower_1.register_forward_pre_hook(
+    handle = text_encoders.text_encoder_1.register_forward_pre_hook(
         lambda _, __, named: seen.append(len(named["input_ids"])), with_kwargs=True
     )
-    encode(towers, ["a dog", "a (dog:1.2)", "a cat BREAK a dog", ""], 3)
+    encode_prompts(text_encoders, ["a dog", "a (dog:1.2)", "a cat BREAK a dog", ""], 3)
     assert seen == [3]  # a dog, a cat, and the empty one
-    encode(towers, [f"number {number}" for number in range(100)], 1)
+    encode_prompts(text_encoders, [f"number {number}" for number in range(100)], 1)
     handle.remove()
     assert seen == [3, 64, 36]
 
 
-def other_words(towers: TextTowers) -> TextTowers:
+def other_words(text_encoders: TextEncoders) -> TextEncoders:
     """The second tokenizer with half of the merges: it needs more tokens for the same words."""
-    tokenizer = towers.tokenizer_2
+    tokenizer = text_encoders.tokenizer_2
     vocab = tokenizer.get_vocab()
     merges: Sequence[tuple[str, str]] = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
     fewer = [(one, two) for one, two in merges[: len(merges) // 4]]
-    return replace(towers, tokenizer_2=build_tokenizer(vocab, fewer, 32, "!"))
+    return replace(text_encoders, tokenizer_2=build_tokenizer(vocab, fewer, 32, "!"))
 
 
-def test_tokenizers_with_other_words(towers: TextTowers):
-    """Each tower counts and weights its own tokens."""
-    foreign = other_words(towers)
+def test_tokenizers_with_other_words(text_encoders: TextEncoders):
+    """Each text encoder counts and weights its own tokens."""
+    foreign = other_words(text_encoders)
     prompt = "a photo of a background with strawberries, butterflies"
     first, second = (len(one(prompt).input_ids) for one in (foreign.tokenizer_1, foreign.tokenizer_2))
     assert first < second
-    assert torch.equal(encode(foreign, [prompt], 1).context, foreign.encode([prompt]).context)
-    plain, weighted = (encode(foreign, [text], 1).context[0] for text in (prompt, f"({prompt}:2)"))
+    assert torch.equal(encode_prompts(foreign, [prompt], 1).context, foreign.encode([prompt]).context)
+    plain, weighted = (encode_prompts(foreign, [text], 1).context[0] for text in (prompt, f"({prompt}:2)"))
     doubled = (weighted / plain).round()
     assert (doubled[:, :32].mean(-1) == 2).sum() == first - 2
     assert (doubled[:, 32:].mean(-1) == 2).sum() == second - 2
     long = "butterflies " * 20
-    assert chunks(foreign, long) > chunks(towers, long)
-    assert encode(foreign, [long], chunks(foreign, long)).context.isfinite().all()
+    assert count_chunks(foreign, long) > count_chunks(text_encoders, long)
+    assert encode_prompts(foreign, [long], count_chunks(foreign, long)).context.isfinite().all()
 
 
-def test_towers_of_different_length_are_refused(towers: TextTowers):
-    vocab = towers.tokenizer_2.get_vocab()
-    short = replace(towers, tokenizer_2=build_tokenizer(vocab, [], 16, "!"))
+def test_text_encoders_of_different_length_are_refused(text_encoders: TextEncoders):
+    vocab = text_encoders.tokenizer_2.get_vocab()
+    short = replace(text_encoders, tokenizer_2=build_tokenizer(vocab, [], 16, "!"))
     with pytest.raises(UserError, match="reads 32 tokens, the second 16"):
-        encode(short, ["a"], 1)
+        encode_prompts(short, ["a"], 1)

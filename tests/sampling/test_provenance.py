@@ -33,10 +33,10 @@ from PIL import Image
 from terminus.conditioning import Size
 from terminus.errors import UserError
 from terminus.model.record import Schedule
-from terminus.sampling.metadata import Origin, attach, read, save, settings_of
-from terminus.sampling.provenance import REDRAWN, Credentials, Identity, examine, sign, signed, verify
+from terminus.sampling.metadata import GenerationMetadata, attach_metadata, read_image_metadata, save_image, settings_of
+from terminus.sampling.provenance import REDRAWN, Credentials, Identity, examine_provenance, sign, signed, verify
 
-ORIGIN = Origin(
+ORIGIN = GenerationMetadata(
     prompt="SECRET apple",
     negative="",
     seed=7,
@@ -149,24 +149,24 @@ def identity(authority: Authority) -> Identity:
     return Identity.load(*authority.files())
 
 
-def picture(task: str = "text2img") -> Image.Image:
+def image(task: str = "text2img") -> Image.Image:
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
-    attach(image, Origin(**{**vars(ORIGIN), "task": task}))
+    attach_metadata(image, GenerationMetadata(**{**vars(ORIGIN), "task": task}))
     return image
 
 
 def encoded(kind: str = "PNG") -> bytes:
     file = BytesIO()
-    picture().save(file, kind)
+    image().save(file, kind)
     return file.getvalue()
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_signed_picture_is_valid_and_says_the_same(tmp_path: Path, identity: Identity, suffix: str):
+def test_a_signed_image_is_valid_and_says_the_same(tmp_path: Path, identity: Identity, suffix: str):
     path, plain = tmp_path / f"signed{suffix}", tmp_path / f"plain{suffix}"
-    save(picture(), plain)
-    save(picture(), path, signer=identity)
+    save_image(image(), plain)
+    save_image(image(), path, signer=identity)
     credentials = verify(path)
     assert credentials.state == "Valid"
     assert credentials.signer == "A Signer of A Signer Studio"
@@ -174,20 +174,20 @@ def test_a_signed_picture_is_valid_and_says_the_same(tmp_path: Path, identity: I
     assert credentials.actions == ("c2pa.created",)
     assert credentials.source_type == "trainedAlgorithmicMedia"
     assert credentials.reason == "signing certificate untrusted (signingCredential.untrusted)"
-    facts = read(path)
+    facts = read_image_metadata(path)
     assert facts.credentials == credentials
     assert facts.source_type == "trainedAlgorithmicMedia"
     assert settings_of(facts) == ORIGIN
-    assert facts.settings == read(plain).settings
+    assert facts.settings == read_image_metadata(plain).settings
     with Image.open(path) as one, Image.open(plain) as other:
         assert np.array_equal(np.asarray(one), np.asarray(other))
-    assert path.stat().st_size - plain.stat().st_size < 8_000  # no second copy of the picture
+    assert path.stat().st_size - plain.stat().st_size < 8_000  # no second copy of the image
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_every_altered_part_is_found_out(tmp_path: Path, identity: Identity, suffix: str):
     path = tmp_path / f"signed{suffix}"
-    save(picture(), path, signer=identity)
+    save_image(image(), path, signer=identity)
     data = path.read_bytes()
     # In the pixels, in a text, in the manifest, and where a byte is added.
     text = data.index(b"creator" if b"creator" in data else b"CreatorTool") + 2
@@ -198,36 +198,36 @@ def test_every_altered_part_is_found_out(tmp_path: Path, identity: Identity, suf
         path.write_bytes(altered)
         credentials = verify(path)
         assert (credentials.state, bool(credentials.reason)) == ("Invalid", True), place
-    assert examine(data).state == "Valid"
+    assert examine_provenance(data).state == "Valid"
 
 
 def test_an_altered_pixel_is_named_as_such(identity: Identity):
     altered = bytearray(signed(encoded("JPEG"), identity))
     altered[-60] ^= 1
-    assert "assertion.dataHash.mismatch" in examine(bytes(altered)).reason
+    assert "assertion.dataHash.mismatch" in examine_provenance(bytes(altered)).reason
 
 
 def test_trust_is_the_readers_own(tmp_path: Path, authority: Authority, identity: Identity):
     path = tmp_path / "a.png"
-    save(picture(), path, signer=identity)
+    save_image(image(), path, signer=identity)
     other = Authority.make(tmp_path / "other", "Other")
     assert verify(path, authority.anchors).state == "Trusted"
     assert verify(path, authority.anchors).reason == ""
     assert verify(path, other.anchors).state == "Valid"
 
 
-def test_a_picture_out_of_another_names_it(tmp_path: Path, identity: Identity):
+def test_an_image_out_of_another_names_it(tmp_path: Path, identity: Identity):
     parent = signed(encoded("WEBP"), identity)
     path = tmp_path / "a.png"
-    save(picture("inpaint"), path, signer=identity, parent=parent)
+    save_image(image("inpaint"), path, signer=identity, parent=parent)
     credentials = verify(path)
     assert (credentials.state, credentials.parents) == ("Valid", 1)
     assert credentials.actions == ("c2pa.opened", "c2pa.edited")
-    assert credentials.source_type == REDRAWN == read(path).source_type
+    assert credentials.source_type == REDRAWN == read_image_metadata(path).source_type
     assert path.read_bytes().count(b"c2pa.created") > 0  # the parent's own credentials are kept
     for unsigned in (encoded("PNG"), encoded("JPEG")):
         out = signed(encoded(), identity, REDRAWN, unsigned)
-        assert (examine(out).state, examine(out).parents) == ("Valid", 1)
+        assert (examine_provenance(out).state, examine_provenance(out).parents) == ("Valid", 1)
 
 
 def test_a_parent_that_was_altered_is_not_washed_clean(identity: Identity):
@@ -238,8 +238,8 @@ def test_a_parent_that_was_altered_is_not_washed_clean(identity: Identity):
         assert "assertion.dataHash.mismatch" in reader.json()
 
 
-def test_a_redrawn_picture_without_its_parent_is_created(tmp_path: Path, identity: Identity):
-    save(picture("img2img"), tmp_path / "a.webp", signer=identity)
+def test_a_redrawn_image_without_its_parent_is_created(tmp_path: Path, identity: Identity):
+    save_image(image("img2img"), tmp_path / "a.webp", signer=identity)
     said = verify(tmp_path / "a.webp")
     assert (said.actions, said.source_type) == (("c2pa.created",), REDRAWN)
 
@@ -247,25 +247,25 @@ def test_a_redrawn_picture_without_its_parent_is_created(tmp_path: Path, identit
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_private_and_signed(tmp_path: Path, identity: Identity, suffix: str):
     path = tmp_path / f"a{suffix}"
-    save(picture(), path, private=True, signer=identity)
+    save_image(image(), path, private=True, signer=identity)
     assert verify(path).state == "Valid"
-    assert read(path).texts == {}
+    assert read_image_metadata(path).texts == {}
     for encoding in ("utf-8", "utf-16-be"):
         assert "SECRET".encode(encoding) not in path.read_bytes()
 
 
 def test_without_credentials_there_is_nothing_to_check(tmp_path: Path, identity: Identity):
     path = tmp_path / "a.png"
-    save(picture(), path, signer=identity)
-    with Image.open(path) as image:
-        image.save(tmp_path / "stripped.png")
+    save_image(image(), path, signer=identity)
+    with Image.open(path) as opened:
+        opened.save(tmp_path / "stripped.png")
     assert verify(tmp_path / "stripped.png") == Credentials("none")
 
 
 def test_a_mark_without_a_manifest_is_invalid():
     data = encoded() + b"jumdc2pa\x00\x11\x00\x10"
-    assert examine(data).state == "Invalid"
-    assert examine(b"jumdc2pa\x00\x11\x00\x10").state == "Invalid"
+    assert examine_provenance(data).state == "Invalid"
+    assert examine_provenance(b"jumdc2pa\x00\x11\x00\x10").state == "Invalid"
 
 
 def test_files_in_and_out(tmp_path: Path, authority: Authority):
@@ -281,7 +281,7 @@ def test_files_in_and_out(tmp_path: Path, authority: Authority):
     assert verify(tmp_path / "d.png").parents == 1
     (tmp_path / "text.png").write_text("hello")
     for action in (lambda path: verify(path), lambda path: sign(path, tmp_path / "e.png", *authority.files())):
-        with pytest.raises(UserError, match="no picture that can be read"):
+        with pytest.raises(UserError, match="no image that can be read"):
             action(tmp_path / "text.png")
         with pytest.raises(UserError, match="cannot be read"):
             action(tmp_path / "none.png")
@@ -310,14 +310,14 @@ def listener() -> Iterator[tuple[str, list[str]]]:
 
 
 def remote(url: str) -> bytes:
-    """A picture that says its credentials are elsewhere."""
+    """An image that says its credentials are elsewhere."""
     packet = (
         '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
         f'<rdf:Description rdf:about="" xmlns:dcterms="http://purl.org/dc/terms/" dcterms:provenance="{url}"/>'
         "</rdf:RDF></x:xmpmeta>"
     )
     file = BytesIO()
-    picture().save(file, "JPEG", xmp=packet.encode())
+    image().save(file, "JPEG", xmp=packet.encode())
     return file.getvalue()
 
 
@@ -326,9 +326,9 @@ def test_nothing_is_fetched(listener: tuple[str, list[str]], tmp_path: Path, ide
     path = tmp_path / "a.jpg"
     path.write_bytes(remote(url))
     assert verify(path).state == "none"
-    assert read(path).credentials.state == "none"
+    assert read_image_metadata(path).credentials.state == "none"
     # The same with the mark, so that the library does look; and as a parent.
-    assert examine(remote(url) + b"jumdc2pa\x00\x11\x00\x10").state == "Invalid"
+    assert examine_provenance(remote(url) + b"jumdc2pa\x00\x11\x00\x10").state == "Invalid"
     signed(encoded(), identity, REDRAWN, remote(url))
     assert asked == []
 
@@ -380,16 +380,16 @@ def test_a_key_that_everybody_can_read_is_refused(tmp_path: Path):
 
 def test_without_the_library(tmp_path: Path, authority: Authority, identity: Identity, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "a.png"
-    save(picture(), path, signer=identity)
+    save_image(image(), path, signer=identity)
     monkeypatch.setitem(sys.modules, "c2pa", None)
     for action in (
         lambda: Identity.load(*authority.files()),
         lambda: verify(path),
-        lambda: save(picture(), tmp_path / "b.png", signer=identity),
+        lambda: save_image(image(), tmp_path / "b.png", signer=identity),
     ):
         with pytest.raises(UserError, match=r"pip install 'terminus-xl\[c2pa\]'"):
             action()
     assert not (tmp_path / "b.png").exists()
-    assert read(path).credentials.state == "unchecked"
-    assert settings_of(read(path)) == ORIGIN
-    assert json.loads(read(path).texts["terminus"])["seed"] == 7
+    assert read_image_metadata(path).credentials.state == "unchecked"
+    assert settings_of(read_image_metadata(path)) == ORIGIN
+    assert json.loads(read_image_metadata(path).texts["terminus"])["seed"] == 7

@@ -1,4 +1,4 @@
-"""What pictures say of themselves, read: ours, other programs', and what attackers write."""
+"""What images say of themselves, read: ours, other programs', and what attackers write."""
 
 from __future__ import annotations
 
@@ -19,10 +19,18 @@ from terminus.errors import UserError
 from terminus.model.record import Schedule
 from terminus.sampling import infotext
 from terminus.sampling.generation_metadata import AdapterUse, MaskUse, to_json
-from terminus.sampling.metadata import Origin, attach, encode, parameters, read, save, settings_of
+from terminus.sampling.metadata import (
+    GenerationMetadata,
+    attach_metadata,
+    encode_image,
+    parameters,
+    read_image_metadata,
+    save_image,
+    settings_of,
+)
 from terminus.sampling.reading import read_bytes
 
-ORIGIN = Origin(
+ORIGIN = GenerationMetadata(
     prompt="a red apple",
     negative="blurry",
     seed=7,
@@ -77,26 +85,28 @@ def jpeg(xmp: bytes) -> bytes:
 )
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_ours_is_read_back_whole(tmp_path: Path, suffix: str, prompt: str):
-    origin = replace(ORIGIN, prompt=prompt, task="inpaint", mask=MaskUse("ab"), adapters=(AdapterUse("x", "cd", 0.5),))
-    picture = Image.new("RGB", (16, 32))
-    attach(picture, origin)
-    save(picture, tmp_path / f"picture{suffix}")
-    facts = read(tmp_path / f"picture{suffix}")
+    generation = replace(
+        ORIGIN, prompt=prompt, task="inpaint", mask=MaskUse("ab"), adapters=(AdapterUse("x", "cd", 0.5),)
+    )
+    image = Image.new("RGB", (16, 32))
+    attach_metadata(image, generation)
+    save_image(image, tmp_path / f"image{suffix}")
+    facts = read_image_metadata(tmp_path / f"image{suffix}")
     assert (facts.kind, facts.prompt, facts.negative) == ("terminus", prompt, "blurry")
     assert facts.format == {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP"}[suffix]
     assert facts.size == Size(height=32, width=16)
     assert facts.source_type == "compositeWithTrainedAlgorithmicMedia"
-    assert facts.settings == infotext.settings(origin)
+    assert facts.settings == infotext.infotext_settings(generation)
     assert facts.credentials.state == "none"
     assert facts.notes == ()
-    assert settings_of(facts) == origin
+    assert settings_of(facts) == generation
 
 
 def test_facts_are_in_the_order_to_show_them(tmp_path: Path):
-    picture = Image.new("RGB", (16, 32))
-    attach(picture, ORIGIN)
-    save(picture, tmp_path / "a.png")
-    facts = read(tmp_path / "a.png").facts
+    image = Image.new("RGB", (16, 32))
+    attach_metadata(image, ORIGIN)
+    save_image(image, tmp_path / "a.png")
+    facts = read_image_metadata(tmp_path / "a.png").facts
     assert list(facts)[:6] == ["Format", "Pixels", "Made by", "Prompt", "Negative prompt", "Steps"]
     assert list(facts.items())[-2:] == [
         ("Digital source type", "trainedAlgorithmicMedia"),
@@ -104,11 +114,11 @@ def test_facts_are_in_the_order_to_show_them(tmp_path: Path):
     ]
 
 
-def test_a_private_picture_still_says_that_a_model_made_it(tmp_path: Path):
-    picture = Image.new("RGB", (16, 32))
-    attach(picture, ORIGIN)
-    save(picture, tmp_path / "a.webp", private=True)
-    facts = read(tmp_path / "a.webp")
+def test_a_private_image_still_says_that_a_model_made_it(tmp_path: Path):
+    image = Image.new("RGB", (16, 32))
+    attach_metadata(image, ORIGIN)
+    save_image(image, tmp_path / "a.webp", private=True)
+    facts = read_image_metadata(tmp_path / "a.webp")
     assert (facts.kind, facts.source_type, facts.texts) == ("none", "trainedAlgorithmicMedia", {})
     with pytest.raises(UserError, match="does not say how to draw it again"):
         settings_of(facts)
@@ -312,7 +322,7 @@ def test_compressed_bombs_are_refused():
         spliced(chunk(b"iTXt", b"parameters\0\1\0\0\0" + bomb)),
         spliced(*[chunk(b"zTXt", b"k%d\0\0" % n + zlib.compress(bytes(1 << 20), 9)) for n in range(80)]),
     ):
-        with pytest.raises(UserError, match="no picture that can be read"):
+        with pytest.raises(UserError, match="no image that can be read"):
             read_bytes(data, "bomb.png")
 
 
@@ -378,31 +388,31 @@ def test_control_characters_and_markup_are_kept_as_data():
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"GIF89a", b"<svg/>", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe1\x00"])
-def test_what_is_no_picture(tmp_path: Path, data: bytes):
+def test_what_is_no_image(tmp_path: Path, data: bytes):
     (tmp_path / "a.png").write_bytes(data)
-    with pytest.raises(UserError, match=r"a\.png: This is no picture that can be read"):
-        read(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"a\.png: This is no image that can be read"):
+        read_image_metadata(tmp_path / "a.png")
 
 
 def test_what_is_no_file(tmp_path: Path):
     for path in (tmp_path, tmp_path / "none.png", Path("/dev/zero")):
         with pytest.raises(UserError, match=r"not a regular file|cannot be read"):
-            read(path)
+            read_image_metadata(path)
 
 
-def test_a_link_to_a_picture_is_read(tmp_path: Path):
+def test_a_link_to_a_image_is_read(tmp_path: Path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "a.png").write_bytes(png(Title="x"))
     (tmp_path / "link.png").symlink_to(tmp_path / "elsewhere" / "a.png")
-    assert read(tmp_path / "link.png").texts == {"Title": "x"}
+    assert read_image_metadata(tmp_path / "link.png").texts == {"Title": "x"}
 
 
 def test_every_damaged_byte_is_an_answer():
     """Each byte of the metadata turned over: facts or a UserError, nothing else."""
     for suffix in ("PNG", "JPEG", "WEBP"):
-        picture = Image.new("RGB", (4, 4))
-        attach(picture, ORIGIN)
-        whole = encode(picture, suffix)
+        image = Image.new("RGB", (4, 4))
+        attach_metadata(image, ORIGIN)
+        whole = encode_image(image, suffix)
         for place in range(0, len(whole), 7):
             broken = bytearray(whole)
             broken[place] ^= 0xFF

@@ -1,4 +1,4 @@
-"""A picture's own words, and the files that it began from, draw it again: nothing that decides is left out."""
+"""An image's own words, and the files that it began from, draw it again: nothing that decides is left out."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from terminus import Terminus
 from terminus.conditioning import Crop, MicroConditioning, Size
 from terminus.errors import UserError
 from terminus.sampling.canvas import Repaint
-from terminus.sampling.controls import Guide
+from terminus.sampling.controls import ControlInput
 from terminus.sampling.edits import Hires
-from terminus.sampling.generation_metadata import Origin
-from terminus.sampling.metadata import read, save, settings_of
+from terminus.sampling.generation_metadata import GenerationMetadata
+from terminus.sampling.metadata import read_image_metadata, save_image, settings_of
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +63,12 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_what_a_picture_says_draws_it_again(model: Terminus, files: Path, steering: Path, tmp_path: Path, name: str):
+def test_what_a_image_says_draws_it_again(model: Terminus, files: Path, steering: Path, tmp_path: Path, name: str):
     task, how = CASES[name]
     how = {"seed": 4, "steps": 3, "negative": "{blurry|(dark:1.2)}, noise"} | how
-    guides = [Guide("controlnet", steering / "edges", files / "image.png", 0.8)] if how.pop("guided", False) else []
+    control_inputs = (
+        [ControlInput("controlnet", steering / "edges", files / "image.png", 0.8)] if how.pop("guided", False) else []
+    )
     prompt, image = "a {red|green|blue} (apple:1.3) on {black|white}", files / "image.png"
     given = {
         "text2img": (prompt,),
@@ -75,46 +77,46 @@ def test_what_a_picture_says_draws_it_again(model: Terminus, files: Path, steeri
         "outpaint": (prompt, image, (0, 3, 14, 0)),
         "upscale": (image, 1.5, prompt),
     }[task]
-    drawn = getattr(model, task)(*given, guides=guides, **how)[-1]
-    save(drawn, tmp_path / "drawn.png")
-    origin = settings_of(read(tmp_path / "drawn.png"))
-    assert origin.task == task
+    drawn = getattr(model, task)(*given, control_inputs=control_inputs, **how)[-1]
+    save_image(drawn, tmp_path / "drawn.png")
+    generation = settings_of(read_image_metadata(tmp_path / "drawn.png"))
+    assert generation.task == task
     named = {"image": image} if task != "text2img" else {}
-    again = model.again(tmp_path / "drawn.png", **named, **mask_for(origin, files), guides=guides)
+    again = model.again(tmp_path / "drawn.png", **named, **mask_for(generation, files), control_inputs=control_inputs)
     if how.get("count", 1) != 1 or isinstance(how["seed"], list):
-        # sums in a batch differ in their last bits from those of one picture
+        # sums in a batch differ in their last bits from those of one image
         assert np.abs(np.asarray(again).astype(int) - np.asarray(drawn)).max() <= 1
     else:
         assert np.array_equal(np.asarray(again), np.asarray(drawn))
     assert again.info == drawn.info
 
 
-def mask_for(origin: Origin, files: Path) -> dict[str, Path]:
-    return {"mask": files / "mask.png"} if origin.task == "inpaint" else {}
+def mask_for(generation: GenerationMetadata, files: Path) -> dict[str, Path]:
+    return {"mask": files / "mask.png"} if generation.task == "inpaint" else {}
 
 
-def test_what_a_picture_does_not_hold_has_to_be_what_it_was(
-    model: Terminus, files: Path, steering: Path, tmp_path: Path
-):
+def test_what_a_image_does_not_hold_has_to_be_what_it_was(model: Terminus, files: Path, steering: Path, tmp_path: Path):
     """Named before anything is drawn; nothing is left out or taken instead."""
     image, mask = files / "image.png", files / "mask.png"
     Image.open(image).transpose(Image.Transpose.ROTATE_180).save(tmp_path / "other.png")
-    guide = Guide("controlnet", steering / "edges", image, 0.8)
+    control_input = ControlInput("controlnet", steering / "edges", image, 0.8)
     model.adapters.attach(steering / "ink.safetensors", 0.7)
     try:
-        (drawn,) = model.inpaint("a dog", image, mask, steps=1, guides=[guide])
-        save(drawn, tmp_path / "a.webp")
+        (drawn,) = model.inpaint("a dog", image, mask, steps=1, control_inputs=[control_input])
+        save_image(drawn, tmp_path / "a.webp")
         (plain,) = model.text2img("a dog", steps=1)
-        save(plain, tmp_path / "plain.jpg")
-        assert np.array_equal(np.asarray(model.again(tmp_path / "a.webp", image, mask, [guide])), np.asarray(drawn))
+        save_image(plain, tmp_path / "plain.jpg")
+        assert np.array_equal(
+            np.asarray(model.again(tmp_path / "a.webp", image, mask, [control_input])), np.asarray(drawn)
+        )
         assert model.again(tmp_path / "plain.jpg").info == plain.info
         for given, message in (
             ((), "again from image and mask"),
             ((image,), "again from image and mask"),
-            ((tmp_path / "other.png", mask, [guide]), "another initial picture"),
-            ((image, tmp_path / "other.png", [guide]), "another mask"),
+            ((tmp_path / "other.png", mask, [control_input]), "another initial image"),
+            ((image, tmp_path / "other.png", [control_input]), "another mask"),
             ((image, mask), "another set of guides"),
-            ((image, mask, [replace(guide, scale=0.5)]), "another set of guides"),
+            ((image, mask, [replace(control_input, scale=0.5)]), "another set of guides"),
         ):
             with pytest.raises(UserError, match=message):
                 model.again(tmp_path / "a.webp", *given)
@@ -123,9 +125,9 @@ def test_what_a_picture_does_not_hold_has_to_be_what_it_was(
     finally:
         model.adapters.clear()
     with pytest.raises(UserError, match=r"another set of adapters.*ink at 0\.7"):
-        model.again(tmp_path / "a.webp", image, mask, [guide])
-    save(drawn, tmp_path / "private.png", private=True)
-    with pytest.raises(UserError, match=r"private\.png: This picture does not say how to draw it again"):
+        model.again(tmp_path / "a.webp", image, mask, [control_input])
+    save_image(drawn, tmp_path / "private.png", private=True)
+    with pytest.raises(UserError, match=r"private\.png: This image does not say how to draw it again"):
         model.again(tmp_path / "private.png")
 
 
@@ -137,7 +139,7 @@ def test_neither_order_nor_names_of_adapters_decide(model: Terminus, steering: P
         model.adapters.attach(steering / "ink.safetensors", 0.7)
         model.adapters.attach(tmp_path / "chalk.safetensors", 0.3)
         (drawn,) = model.text2img("a dog", steps=1)
-        save(drawn, tmp_path / "a.png")
+        save_image(drawn, tmp_path / "a.png")
         model.adapters.clear()
         model.adapters.attach(tmp_path / "chalk.safetensors", 0.3)
         model.adapters.attach(tmp_path / "renamed.safetensors", 0.7, text=0.7)
@@ -147,8 +149,8 @@ def test_neither_order_nor_names_of_adapters_decide(model: Terminus, steering: P
 
 
 def test_another_model_is_named(model: Terminus, random_nano: Path, tmp_path: Path):
-    (picture,) = model.text2img("a dog", steps=1)
-    save(picture, tmp_path / "a.png")
+    (image,) = model.text2img("a dog", steps=1)
+    save_image(image, tmp_path / "a.png")
     shutil.copytree(random_nano, tmp_path / "other")
     weights = tmp_path / "other" / "unet" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(weights)

@@ -1,4 +1,4 @@
-"""One request per picture: whose seeds they are."""
+"""One request per image: whose seeds they are."""
 
 from __future__ import annotations
 

@@ -17,5 +17,5 @@ def test_the_names_are_those_that_there_are():
     assert tuple(SPACINGS) == limits.SPACING_NAMES
     assert tuple(FILLS) == limits.FILL_NAMES
     assert limits.CONTROL_KINDS == KINDS
-    assert tuple(f".{name}" for name in arguments.PICTURE_FORMATS) == tuple(FORMATS)
+    assert tuple(f".{name}" for name in arguments.IMAGE_FORMATS) == tuple(FORMATS)
     assert tuple(fix.DECISIONS) == choices.DECISIONS

@@ -1,4 +1,4 @@
-"""The sheet: every picture whole and in its place, and captions that are there and stay in their column."""
+"""The sheet: every image whole and in its place, and captions that are there and stay in their column."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def boxes(page: Image.Image, count: int) -> list[tuple[int, int, int, int]]:
 
 
 def ink(page: Image.Image) -> np.ndarray:
-    """Where there is neither paper nor a picture."""
+    """Where there is neither paper nor an image."""
     array = np.asarray(page).astype(int)
     return (array.max(axis=2) - array.min(axis=2) < 30) & (array.max(axis=2) < 150)
 
 
-def test_small_pictures_are_enlarged_by_whole_pixels_and_stay_in_order():
+def test_small_images_are_enlarged_by_whole_pixels_and_stay_in_order():
     found = boxes(sheet(plain(5), columns=3), 5)
     assert all((right - left, bottom - top) == (128, 128) for left, top, right, bottom in found)
     assert found[0][1] == found[1][1] == found[2][1] < found[3][1] == found[4][1]
@@ -39,17 +39,17 @@ def test_small_pictures_are_enlarged_by_whole_pixels_and_stay_in_order():
 
 
 def test_enlarging_invents_no_colour():
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
-    page = np.asarray(sheet([picture], scale=2))
-    assert page[6:86, 6:86].tolist() == np.asarray(picture).repeat(2, 0).repeat(2, 1).tolist()
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
+    page = np.asarray(sheet([image], scale=2))
+    assert page[6:86, 6:86].tolist() == np.asarray(image).repeat(2, 0).repeat(2, 1).tolist()
 
 
-def test_large_pictures_are_reduced_and_keep_their_shape():
+def test_large_images_are_reduced_and_keep_their_shape():
     (left, top, right, bottom), *_ = boxes(sheet(plain(1, width=2048, height=1024)), 1)
     assert (right - left, bottom - top) == (512, 256)
 
 
-def test_captions_stand_below_their_own_picture():
+def test_captions_stand_below_their_own_image():
     page = sheet(plain(2), ["first words", ""], columns=2)
     first, second = boxes(page, 2)
     marks = ink(page)
@@ -75,13 +75,13 @@ def test_rows_have_titles_above_them():
     assert not ink(without).any()
 
 
-def test_pictures_of_several_sizes_share_a_grid():
+def test_images_of_several_sizes_share_a_grid():
     found = boxes(sheet([*plain(1, 32, 32), *plain(2, 64, 16)[1:]], columns=2), 2)
     assert [(r - l, b - t) for l, t, r, b in found] == [(64, 64), (128, 32)]  # noqa: E741
 
 
 def test_nothing_to_show_is_our_own_mistake():
-    with pytest.raises(ValueError, match="0 pictures"):
+    with pytest.raises(ValueError, match="0 images"):
         sheet([])
-    with pytest.raises(ValueError, match="2 pictures and 1 captions"):
+    with pytest.raises(ValueError, match="2 images and 1 captions"):
         sheet(plain(2), ["one"])

@@ -26,7 +26,7 @@ def run(name: str, seeds: list[int], grid: list[int], start: torch.Tensor | None
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 61])
 @pytest.mark.parametrize("name", SOLVERS)
-def test_steps_follow_the_grid_and_end_on_the_picture(name: str, steps: int):
+def test_steps_follow_the_grid_and_end_on_the_image(name: str, steps: int):
     grid = timesteps(steps)
     trajectory = run(name, [0, 1], grid)
     assert [step.index for step in trajectory] == list(range(steps))
@@ -52,7 +52,7 @@ def test_noise_is_asked_for_once_per_step_by_the_stochastic_solvers_only(name: s
 
     denoise = velocity_denoiser(lambda x, t: torch.zeros_like(x), ZTSNR)
     list(SOLVERS[name](denoise, ZTSNR, images([0]), timesteps(6), noise))
-    assert asked == (list(range(5)) if name in STOCHASTIC else [])  # the last step lands on the picture
+    assert asked == (list(range(5)) if name in STOCHASTIC else [])  # the last step lands on the image
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -87,7 +87,7 @@ def test_dpmpp_2m_converges_faster_than_ddim_on_the_interior():
 
     def error(name: str, steps: int) -> float:
         def end(count: int) -> torch.Tensor:
-            # t 700 → 300; the last hop of a grid goes to the picture, so look at the state before it.
+            # t 700 → 300; the last hop of a grid goes to the image, so look at the state before it.
             grid = [round(700 - 400 * i / count) for i in range(count + 1)]
             return run(name, [0], grid, start=images([0]))[-2].x.double()
 

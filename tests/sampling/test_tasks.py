@@ -1,4 +1,4 @@
-"""Text to image on a real, tiny model: what a picture depends on, and what it must not depend on."""
+"""Text to image on a real, tiny model: what an image depends on, and what it must not depend on."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def draw(
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_a_picture_is_the_same_alone_and_in_any_batch(components: Components, solver: str):
+def test_an_image_is_the_same_alone_and_in_any_batch(components: Components, solver: str):
     prompts, seeds = ["a red apple", "", "a dog", "a red apple"], [3, 4, 5, 6]
     together = draw(components, prompts, seeds, solver=solver)
     for row in range(4):
@@ -47,10 +47,10 @@ def test_a_picture_is_the_same_alone_and_in_any_batch(components: Components, so
         torch.testing.assert_close(alone[0], together[row], rtol=1e-4, atol=1e-4)
 
 
-def test_prompt_and_seed_each_change_the_picture(components: Components):
-    pictures = draw(components, ["a red apple", "a red apple", "a dog"], [0, 1, 0])
-    assert not torch.allclose(pictures[0], pictures[1], atol=1e-2)
-    assert not torch.allclose(pictures[0], pictures[2], atol=1e-3)
+def test_prompt_and_seed_each_change_the_image(components: Components):
+    images = draw(components, ["a red apple", "a red apple", "a dog"], [0, 1, 0])
+    assert not torch.allclose(images[0], images[1], atol=1e-2)
+    assert not torch.allclose(images[0], images[2], atol=1e-3)
 
 
 def test_guidance_1_is_the_prompt_alone_for_half_the_work(components: Components):
@@ -76,7 +76,7 @@ def test_a_negative_equal_to_the_prompt_is_no_guidance(components: Components):
 
 
 def test_what_the_network_predicts_is_read_from_the_record(components: Components):
-    """One network read both ways on one leaky schedule: the two pictures are each finite, and not the same."""
+    """One network read both ways on one leaky schedule: the two images are each finite, and not the same."""
     leaky = with_schedule(components, zero_terminal=False)
     epsilon = with_schedule(components, zero_terminal=False, prediction="epsilon")
     as_velocity, as_epsilon = (draw(one, ["a dog"], [0]) for one in (leaky, epsilon))

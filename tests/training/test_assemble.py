@@ -45,7 +45,7 @@ def recipe(model: Path, tmp_path: Path) -> Path:
 
 def prepared(recipe: Path, *overrides: str) -> Recipe:
     settings = load(recipe, Recipe, overrides).value
-    prepare(settings.data, settings.model.codec_from)
+    prepare(settings.data, settings.model.vae_from)
     return settings
 
 
@@ -79,13 +79,13 @@ def test_without_data_the_error_says_what_to_run(recipe: Path, tmp_path: Path):
 
 def test_latents_of_another_geometry_are_not_used(recipe: Path):
     prepared(recipe)
-    with pytest.raises(UserError, match="no train rows for this codec and transform"):
+    with pytest.raises(UserError, match="no train rows for this VAE and transform"):
         train(load(recipe, Recipe, ["data.resolution=64"]))
 
 
-def test_from_random_weights_needs_a_codec_and_towers(recipe: Path):
+def test_from_random_weights_needs_a_vae_and_text_encoders(recipe: Path):
     prepared(recipe)
-    with pytest.raises(UserError, match="needs a codec and text towers"):
+    with pytest.raises(UserError, match="needs a VAE and text encoders"):
         train(load(recipe, Recipe, ["model.start=null"]))
 
 
@@ -103,14 +103,14 @@ def test_the_finished_model_says_how_it_was_trained(recipe: Path, model: Path, t
     assert facts["validation_before"].keys() == facts["validation_after"].keys()
 
 
-def test_codec_and_towers_train_by_the_same_loop(recipe: Path, tmp_path: Path):
+def test_vae_and_text_encoders_train_by_the_same_loop(recipe: Path, tmp_path: Path):
     settings = ["model.start=null", "model.architecture=nano", "data.resolution=64", "training.micro_batch=8"]
-    loaded = load(recipe, Recipe, [*settings, "objective={kind: codec}"])
+    loaded = load(recipe, Recipe, [*settings, "objective={kind: vae}"])
     prepare(loaded.value.data, None)
-    codec = train(loaded)
-    assert json.loads((codec / "vae" / "config.json").read_text())["scaling_factor"] > 0
-    towers = f"objective={{kind: towers, tokenizers: {tmp_path / 'model'}}}"
-    finished = train(load(recipe, Recipe, [*settings, towers, f"run.dir={tmp_path / 'towers'}"]))
+    vae = train(loaded)
+    assert json.loads((vae / "vae" / "config.json").read_text())["scaling_factor"] > 0
+    text_encoders = f"objective={{kind: text_encoders, tokenizers: {tmp_path / 'model'}}}"
+    finished = train(load(recipe, Recipe, [*settings, text_encoders, f"run.dir={tmp_path / 'text_encoders'}"]))
     names = {path.name for path in finished.iterdir()}
     assert names == {"text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vision"}
 
@@ -124,5 +124,5 @@ def test_the_licence_is_what_the_recipe_states_or_the_parents(
 ):
     rewrite(model / "terminus.json", licence=parent)
     loaded = load(recipe, Recipe, [f"run.licence={stated}"] if stated else [])
-    prepare(loaded.value.data, loaded.value.model.codec_from)
+    prepare(loaded.value.data, loaded.value.model.vae_from)
     assert load_record(train(loaded)).licence == finished

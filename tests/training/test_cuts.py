@@ -21,12 +21,12 @@ data:
   resolution: 64
   crop: native
   crops: 2
-objective: {{kind: codec}}
+objective: {{kind: vae}}
 training: {{images: 8, micro_batch: 4, validation: {{images: 4}}}}
 """
 
 
-def test_a_codec_is_not_trained_on_fewer_cuts_than_the_recipe_says(tmp_path: Path):
+def test_a_vae_is_not_trained_on_fewer_cuts_than_the_recipe_says(tmp_path: Path):
     path = tmp_path / "recipe.yaml"
     path.write_text(RECIPE.format(folder=tmp_path))
     loaded = load(path, Recipe)

@@ -29,7 +29,7 @@ def folder(random_nano: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = model / "scheduler" / "scheduler_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | LEAKY))
     settings = small(folder, "sdxl-to-ztsnr", "stage-1", folder / "epsilon").value
-    prepare(settings.data, settings.model.codec_from)
+    prepare(settings.data, settings.model.vae_from)
     return folder
 
 
@@ -105,17 +105,17 @@ def text_weights(model: Path) -> dict[str, torch.Tensor]:
     }
 
 
-def test_a_run_leaves_frozen_towers_alone_and_continues_trained_ones(folder: Path):
+def test_a_run_leaves_frozen_text_encoders_alone_and_continues_trained_ones(folder: Path):
     def run(name: str, *settings: str) -> Path:
         return train(small(folder, "sdxl-to-ztsnr", name, folder / "epsilon", "training.images=48", *settings))
 
     start, frozen = text_weights(folder / "epsilon"), text_weights(run("frozen"))
     assert all(torch.equal(frozen[key], value) for key, value in start.items())
-    trained = run("trained", "objective.train_text=both")
+    trained = run("trained", "objective.train_text_encoders=both")
     changed = {key for key, value in text_weights(trained).items() if not torch.equal(value, start[key])}
     assert {key.split(".")[0] for key in changed} == {"text_encoder", "text_encoder_2"}
 
-    both = ("objective.train_text=both", "training.checkpoints.every_images=24")
+    both = ("objective.train_text_encoders=both", "training.checkpoints.every_images=24")
     run("cut", *both, "training.images=24")
     again = run("cut", *both)
     for name in ("unet/diffusion_pytorch_model", "text_encoder/model", "text_encoder_2/model"):
@@ -129,7 +129,7 @@ def test_a_run_leaves_frozen_towers_alone_and_continues_trained_ones(folder: Pat
         (["model.convert_from=null"], "checkpoint says epsilon, the recipe says velocity"),
         (["model.convert_from=velocity"], "is epsilon without zero terminal SNR, and model.convert_from says velocity"),
         (["objective.prediction=epsilon", "objective.zero_terminal_snr=false"], "asks for a conversion"),
-        (["model.start=null", "model.codec=nano", "model.text=nano"], "model.start is null"),
+        (["model.start=null", "model.vae=nano", "model.text_encoders=nano"], "model.start is null"),
         (["objective.timestep_bands=[{low: 0, high: 1000}]"], "timesteps are 0 to 999"),
     ],
 )

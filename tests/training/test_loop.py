@@ -13,11 +13,11 @@ from terminus.conditioning import MicroConditioning, Size
 from terminus.data.loader import Batch, Loader
 from terminus.data.order import Order
 from terminus.training.loop import Hooks, State, run_loop
-from terminus.training.monitor.journal import Row
+from terminus.training.monitor.journal import LogRow
 from terminus.training.optim.ema import Average, ConstantEma
 from terminus.training.optim.optimizer import AdamW, LearningRate, build_optimizer
 from terminus.training.recipe import Training
-from terminus.training.saving.checkpoint import Position
+from terminus.training.saving.checkpoint import RunPosition
 from terminus.training.step import StepLoss
 
 SETTINGS = Training(images=24, micro_batch=2, accumulation=2, learning_rate=LearningRate(max=0.1, min=0.1))
@@ -61,17 +61,17 @@ def run(
     bad: frozenset[int],
     without: int | None = None,
     alive: Callable[[], None] = lambda: None,
-) -> tuple[State, list[Row], list[dict[str, torch.Tensor]]]:
+) -> tuple[State, list[LogRow], list[dict[str, torch.Tensor]]]:
     """The state at the end, the log, and the average after each step; `without` leaves one update out on purpose."""
     torch.manual_seed(0)
     step = Square(nn.Linear(1, 1))
     optimizer = build_optimizer(step.module, AdamW())
-    state = State(Position(0, 0, 0.0), Average(step.module, ConstantEma(half_life_images=8)), optimizer)
-    rows: list[Row] = []
+    state = State(RunPosition(0, 0, 0.0), Average(step.module, ConstantEma(half_life_images=8)), optimizer)
+    rows: list[LogRow] = []
     averages: list[dict[str, torch.Tensor]] = []
     update, apply = state.average.update, optimizer.step
 
-    def record(row: Row) -> None:
+    def record(row: LogRow) -> None:
         rows.append(row)
         averages.append({name: value.clone() for name, value in state.average.tensors.items()})
 

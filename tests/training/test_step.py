@@ -16,7 +16,7 @@ from terminus.diffusion.weighting import min_snr
 from terminus.model.components import Components, load_components
 from terminus.model.record import noise_schedule
 from terminus.training.steps.diffusion import DiffusionStep
-from terminus.training.validation import Validation
+from terminus.training.validation import HeldOutSet
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +41,11 @@ def step(components: Components) -> DiffusionStep:
 
 def batch(first: int = 0, count: int = 8) -> Batch:
     numbers = range(first, first + count)
-    moments = torch.stack([torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(n)) for n in numbers])
-    moments[:, 1] = -6.0
+    posterior = torch.stack([torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(n)) for n in numbers])
+    posterior[:, 1] = -6.0
     sizes = [MicroConditioning(Size(40 + n, 50), Crop(n, 2), Size(32, 32)) for n in numbers]
     captions = tuple((f"a red apple {n}", f"an apple {n}") for n in numbers)
-    return Batch(tuple(numbers), tuple(map(str, numbers)), captions, tuple(sizes), moments, epoch=0)
+    return Batch(tuple(numbers), tuple(map(str, numbers)), captions, tuple(sizes), posterior, epoch=0)
 
 
 def uneven(step: DiffusionStep) -> DiffusionStep:
@@ -88,7 +88,7 @@ def test_a_dropped_caption_is_the_empty_prompt_of_sampling(step: DiffusionStep, 
             dropped.loss(batch(), 0).weighted, replace(step, caption_dropout=0.0).loss(empty, 0).weighted
         )
     # and the empty caption is encoded, not zeroed: what text2img feeds as its unconditional half
-    assert components.text.encode([""]).context.abs().sum() > 0
+    assert components.text_encoders.encode([""]).context.abs().sum() > 0
 
 
 def test_captions_are_dropped_at_the_rate_and_chosen_among_all(step: DiffusionStep):
@@ -118,14 +118,14 @@ def test_the_terminal_timestep_is_finite_and_weighs_one(step: DiffusionStep):
 
 
 def test_validation_does_not_depend_on_the_run_s_seed(step: DiffusionStep):
-    fixed = Validation((batch(0, 4),))
+    fixed = HeldOutSet((batch(0, 4),))
     assert fixed.measure(step) == fixed.measure(step.seeded(77))
     with torch.no_grad():
         assert not torch.equal(step.loss(batch(), 0).error, step.seeded(77).loss(batch(), 0).error)
 
 
 def test_validation_does_not_depend_on_what_only_training_wants(step: DiffusionStep):
-    fixed = Validation((batch(0, 8),))
+    fixed = HeldOutSet((batch(0, 8),))
     expected = fixed.measure(step)
     for other in (uneven(step), replace(step, density=density([Band(990, 999, 1.0)], 1000), stratified=False)):
         assert fixed.measure(other) == expected
@@ -182,7 +182,7 @@ def test_what_a_mask_leaves_out_is_not_learned(step: DiffusionStep):
     assert bool((everywhere != 0).all())
     assert torch.equal(inside, everywhere * mask), "not divided by the mask's mean: a place counts the same"
     assert not bool(inside[mask.expand_as(inside) == 0].any())
-    assert torch.equal(same_error, error), "the plain error is that of the whole picture"
+    assert torch.equal(same_error, error), "the plain error is that of the whole image"
     assert torch.equal(slopes(step, whole)[0], everywhere)
 
 
@@ -202,6 +202,6 @@ def slopes(step: DiffusionStep, batch: Batch) -> tuple[torch.Tensor, torch.Tenso
     return torch.autograd.grad(loss.weighted.sum(), made[0])[0], loss.error.detach()
 
 
-def test_validation_measures_whole_pictures(step: DiffusionStep):
+def test_validation_measures_whole_images(step: DiffusionStep):
     masked = replace(batch(), mask=torch.zeros(8, 1, 8, 8))
-    assert Validation((masked,)).measure(step) == Validation((batch(),)).measure(step)
+    assert HeldOutSet((masked,)).measure(step) == HeldOutSet((batch(),)).measure(step)

@@ -12,17 +12,17 @@ import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 from torch import nn
 
-from terminus.bench.measure import Networks
+from terminus.bench.measure import NetworkProbes
 from terminus.conditioning import Size
 from terminus.errors import UserError
 from terminus.model.architecture import ARCHITECTURES
 from terminus.model.components import Components, load_components
-from terminus.model.execution import Running, prepare
+from terminus.model.execution import Running, prepare_for_inference
 from terminus.model.record import Record, scheduler_config
-from terminus.model.text import build_towers
+from terminus.model.text import build_text_encoders
 from terminus.model.text_encoders import load_tokenizer
 from terminus.model.unet import build_unet
-from terminus.model.vae import build_codec
+from terminus.model.vae import build_vae
 from terminus.model.vocabulary import clip_tokenizers
 from terminus.model.weights import SHIPPED, resolve
 from terminus.sampling.api import Terminus
@@ -35,7 +35,7 @@ RANDOM = "random:"
 
 @dataclass(frozen=True)
 class Work:
-    """One run: `batch` pictures of one prompt, with guidance, by Euler."""
+    """One run: `batch` images of one prompt, with guidance, by Euler."""
 
     size: Size
     steps: int = 28
@@ -47,11 +47,11 @@ class Work:
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to draw the work: `run` returns when the pictures are there."""
+    """A way to draw the work: `run` returns when the images are there."""
 
     name: str
     run: Callable[[], object]
-    networks: Networks
+    networks: NetworkProbes
 
 
 def components_of(model: str, device: torch.device) -> Components:
@@ -66,16 +66,24 @@ def components_of(model: str, device: torch.device) -> Components:
     tokenizers = short if architecture.positions < 77 else clip_tokenizers()
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(0)
-        unet, codec, text = build_unet(architecture), build_codec(architecture), build_towers(architecture, tokenizers)
-    for module in (unet, codec.vae, text.tower_1, text.tower_2):
+        unet, vae, text = (
+            build_unet(architecture),
+            build_vae(architecture),
+            build_text_encoders(architecture, tokenizers),
+        )
+    for module in (unet, vae.autoencoder, text.text_encoder_1, text.text_encoder_2):
         cast(Any, module).eval().requires_grad_(False)
-    return Components(unet, codec, text, Record())
+    return Components(unet, vae, text, Record())
 
 
 def ours(model: str, components: Components, work: Work, device: torch.device, running: Running) -> Contender:
-    """Terminus, as its users call it: pictures with metadata at the end."""
-    networks = Networks([components.text.tower_1, components.text.tower_2], components.unet, components.codec.vae)
-    prepared = prepare(components, device, running)
+    """Terminus, as its users call it: images with metadata at the end."""
+    networks = NetworkProbes(
+        [components.text_encoders.text_encoder_1, components.text_encoders.text_encoder_2],
+        components.unet,
+        components.vae.autoencoder,
+    )
+    prepared = prepare_for_inference(components, device, running)
     terminus = Terminus(prepared, Path(model) if model.startswith(RANDOM) else resolve(model))
     settings = Settings(
         steps=work.steps,
@@ -88,7 +96,7 @@ def ours(model: str, components: Components, work: Work, device: torch.device, r
 
     def run() -> object:
         drawings = terminus.stream(PROMPT, count=work.batch, settings=settings)
-        return [drawing.pictures() for drawing in drawings if drawing.finished]
+        return [drawing.images() for drawing in drawings if drawing.finished]
 
     return Contender("terminus", run, networks)
 
@@ -120,7 +128,7 @@ def diffusers(model: str, components: Components, work: Work, device: torch.devi
             generator=[torch.Generator().manual_seed(seed) for seed in range(work.batch)],
         ).images
 
-    networks = Networks([pipeline.text_encoder, pipeline.text_encoder_2], pipeline.unet, pipeline.vae)
+    networks = NetworkProbes([pipeline.text_encoder, pipeline.text_encoder_2], pipeline.unet, pipeline.vae)
     return Contender("diffusers", run, networks)
 
 
@@ -128,10 +136,10 @@ def _pipeline(model: str, components: Components, dtype: torch.dtype) -> object:
     """From the folder, where there is one; else of copies of our networks, before they are prepared."""
     if not model.startswith(RANDOM) and (folder := resolve(model)).is_dir():
         return StableDiffusionXLPipeline.from_pretrained(folder, local_files_only=True, dtype=dtype)
-    text = components.text
+    text = components.text_encoders
     vae, unet, first, second = (
         nn.Module.to(copy.deepcopy(cast(nn.Module, module)), dtype=dtype)
-        for module in (components.codec.vae, components.unet, text.tower_1, text.tower_2)
+        for module in (components.vae.autoencoder, components.unet, text.text_encoder_1, text.text_encoder_2)
     )
     scheduler = EulerDiscreteScheduler.from_config(scheduler_config(components.record.schedule))
     return StableDiffusionXLPipeline(

@@ -26,11 +26,11 @@ from rich.table import Table
 from terminus import runtime
 from terminus.bench.measure import Spread, resident_bytes
 from terminus.conditioning import Crop, Size
-from terminus.data.geometry import Plan
+from terminus.data.geometry import CropPlan
 from terminus.data.loader import Batch, LatentRows, Loader
 from terminus.data.order import Order
 from terminus.data.record import LatentRow
-from terminus.data.store import Store, View, pack_moments
+from terminus.data.store import Store, View, pack_posterior
 from terminus.errors import UserError
 from terminus.progress import Meter
 
@@ -39,7 +39,7 @@ BAR = 1000.0
 _TURNS = 5
 _FEW = 1000
 """Rows of the small data set that the large one is compared with."""
-_CODEC, _TRANSFORM = "benchmark", "benchmark"
+_VAE, _TRANSFORM = "benchmark", "benchmark"
 Made = TypeVar("Made")
 _NARROW = 2
 """Side of the latents of the table that is only opened."""
@@ -61,7 +61,7 @@ class Ordering:
 
 
 @dataclass(frozen=True)
-class Reading:
+class LoaderMeasurement:
     """Of order and moments together."""
 
     rows: int
@@ -96,7 +96,7 @@ class Loading:
 
     few: Ordering
     many: Ordering
-    readings: tuple[Reading, ...]
+    readings: tuple[LoaderMeasurement, ...]
     opening: Opening
 
 
@@ -141,7 +141,7 @@ def bench_load(
         with tempfile.TemporaryDirectory(prefix="terminus-bench-") as folder:
             view = _made(Path(folder) / "wide", stored, side)
             meter.advance(1)
-            readings: list[Reading] = []
+            readings: list[LoaderMeasurement] = []
             for count in threads:
                 readings.append(_reading(view, rows, side, micro_batch, count, batches))
                 meter.advance(1)
@@ -174,8 +174,8 @@ def _begun(rows: int, micro_batch: int) -> Order:
     return order
 
 
-def _reading(view: View, rows: int, side: int, micro_batch: int, threads: int, batches: int) -> Reading:
-    stored = LatentRows(view, _CODEC, _TRANSFORM, "train")
+def _reading(view: View, rows: int, side: int, micro_batch: int, threads: int, batches: int) -> LoaderMeasurement:
+    stored = LatentRows(view, _VAE, _TRANSFORM, "train")
     standing_in = _StandIn(stored, rows)
     loader = Loader(standing_in, Order(0, standing_in.sizes, micro_batch), 1, threads)
     rates: list[float] = []
@@ -192,7 +192,7 @@ def _reading(view: View, rows: int, side: int, micro_batch: int, threads: int, b
                 rates.append(batches * micro_batch / seconds)
                 own.append(batches * micro_batch / spent)
     rate = Spread.of(rates)
-    return Reading(
+    return LoaderMeasurement(
         rows=rows,
         stored=stored.sizes[0],
         threads=threads,
@@ -206,13 +206,13 @@ def _reading(view: View, rows: int, side: int, micro_batch: int, threads: int, b
 def _opening(folder: Path, rows: int) -> Opening:
     view = _made(folder, rows, _NARROW)
     tracemalloc.start()
-    opened = LatentRows(view, _CODEC, _TRANSFORM, "train")
+    opened = LatentRows(view, _VAE, _TRANSFORM, "train")
     kept, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert sum(opened.sizes) == rows
     # Again without the tracing, which is slow, and without what the first time found.
     shutil.rmtree(f"{view.dataset.uri}.index")
-    _, seconds = _clocked(lambda: LatentRows(view, _CODEC, _TRANSFORM, "train"))
+    _, seconds = _clocked(lambda: LatentRows(view, _VAE, _TRANSFORM, "train"))
     return Opening(rows, seconds, kept / rows, most / rows)
 
 
@@ -220,15 +220,15 @@ def _made(folder: Path, count: int, side: int) -> View:
     """A table of random moments; the folder is the caller's to remove."""
     table, size = Store(str(folder)).latents, Size(8 * side, 8 * side)
     generator = np.random.default_rng(0)
-    values = pack_moments(generator.standard_normal((2, 4, side, side)).astype(np.float16))
-    plan = Plan(size, size, Crop(0, 0), size)
+    values = pack_posterior(generator.standard_normal((2, 4, side, side)).astype(np.float16))
+    plan = CropPlan(size, size, Crop(0, 0), size)
     at_once = max(1, min(count, 2**26 // len(values), 10_000))
     for start in range(0, count, at_once):
         table.append([_row(number, values, plan, side) for number in range(start, min(count, start + at_once))])
     return table.required()
 
 
-def _row(number: int, values: bytes, plan: Plan, side: int) -> LatentRow:
+def _row(number: int, values: bytes, plan: CropPlan, side: int) -> LatentRow:
     shift = number % len(values) // 2 * 2  # other bytes in each row, or a file system could keep them once
     return LatentRow(
         key=f"{number:032x}",
@@ -240,11 +240,11 @@ def _row(number: int, values: bytes, plan: Plan, side: int) -> LatentRow:
         captions=(f"a 3d render of {number} apples on a white background",),
         caption_origins=("benchmark",),
         plan=plan,
-        moments=values[shift:] + values[:shift],
+        posterior=values[shift:] + values[:shift],
         latent_channels=4,
         latent_height=side,
         latent_width=side,
-        codec=_CODEC,
+        vae=_VAE,
         transform=_TRANSFORM,
         caption_weights=(1.0,),
     )
@@ -288,9 +288,9 @@ def _report(result: Loading, side: int, micro_batch: int, out: Path | None) -> N
 
 
 def _table(result: Loading) -> Table:
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
     for name in ("", "rows", "rows/s", "slowest", "per CPU s", "first ms", "far ms", "memory"):
-        table.add_column(name, justify="right" if name else "left")
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for one in (result.few, result.many):
         rate = one.rows_per_second
         table.add_row(
@@ -305,7 +305,7 @@ def _table(result: Loading) -> Table:
             f"{one.rows_per_cpu_second.median:,.0f}", "-", "-", grown,
         )  # fmt: skip
     opening = result.opening
-    memory = f"{opening.bytes_per_row:.0f}..{opening.bytes_per_row_meanwhile:.0f} B/row"
+    memory = f"{opening.bytes_per_row:.0f}-{opening.bytes_per_row_meanwhile:.0f} B/row"
     rate = f"{opening.rows / opening.seconds:,.0f}"
     table.add_row("opening", f"{opening.rows:,}", rate, "-", "-", f"{1000 * opening.seconds:.2f}", "-", memory)
     return table

@@ -35,7 +35,7 @@ class Spread:
 
 
 @dataclass
-class Parts:
+class NetworkSeconds:
     """Seconds inside the networks of one run, and calls of the UNet; the rest is everything else."""
 
     seconds: dict[str, float] = field(default_factory=lambda: {"text": 0.0, "unet": 0.0, "decode": 0.0})
@@ -45,15 +45,15 @@ class Parts:
 
 
 @dataclass(frozen=True)
-class Networks:
+class NetworkProbes:
     """What both contenders are made of: where the parts of a run begin and end."""
 
-    towers: Sequence[nn.Module]
+    text_encoders: Sequence[nn.Module]
     unet: nn.Module
     vae: Any
 
     def modules(self) -> list[nn.Module]:
-        return [*self.towers, self.unet, self.vae]
+        return [*self.text_encoders, self.unet, self.vae]
 
     def bytes_on(self, device: torch.device) -> int:
         """Of their weights that are on the device now."""
@@ -86,12 +86,16 @@ def timed(run: Callable[[], object], device: torch.device) -> float:
 
 
 @contextlib.contextmanager
-def parts_of(networks: Networks, device: torch.device) -> Generator[Parts]:
-    """Fills `Parts` while it is open. It waits for the device at each border, so the whole gets slower on a GPU."""
-    parts = Parts()
+def parts_of(networks: NetworkProbes, device: torch.device) -> Generator[NetworkSeconds]:
+    """Fills `NetworkSeconds` while it is open. It waits for the device at each border, so the whole gets slower on a
+    GPU.
+    """
+    parts = NetworkSeconds()
     # decoding is no forward call of the autoencoder; it begins and ends with these two
     vae = networks.vae
-    borders: list[tuple[str, nn.Module, nn.Module]] = [("text", tower, tower) for tower in networks.towers]
+    borders: list[tuple[str, nn.Module, nn.Module]] = [
+        ("text", text_encoder, text_encoder) for text_encoder in networks.text_encoders
+    ]
     borders += [("unet", networks.unet, networks.unet)]
     borders += [("decode", vae.decoder if vae.post_quant_conv is None else vae.post_quant_conv, vae.decoder)]
     began: dict[str, float] = {}
@@ -162,7 +166,7 @@ def product_peak(device: torch.device, dtype: torch.dtype, repeats: int = 20) ->
     return many * 2 * side**3 / min(timed(products, device) for _ in range(repeats))
 
 
-def peak_bytes(run: Callable[[], object], networks: Networks, device: torch.device) -> int | None:
+def peak_bytes(run: Callable[[], object], networks: NetworkProbes, device: torch.device) -> int | None:
     """The most memory that these networks and their work hold during a run; other models nearby are taken off.
 
     On a GPU, of the device; on a CPU, of the process (None where the system does not tell).

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from terminus import runtime
 from terminus.bench.contenders import Contender, Work, components_of, diffusers, ours
-from terminus.bench.measure import Parts, Spread, comparison, parts_of, peak_bytes, timed
+from terminus.bench.measure import NetworkSeconds, Spread, comparison, parts_of, peak_bytes, timed
 from terminus.conditioning import Size
 from terminus.errors import UserError
 from terminus.model.components import Components
@@ -33,13 +33,13 @@ _WARM_UP = 1
 
 
 @dataclass(frozen=True)
-class Result:
-    """Of one contender. Seconds are of a run of `batch` pictures."""
+class SampleResult:
+    """Of one contender. Seconds are of a run of `batch` images."""
 
     name: str
     run: Spread
-    seconds_per_picture: float
-    pictures_per_second: float
+    seconds_per_image: float
+    images_per_second: float
     text: float
     unet: float
     decode: float
@@ -63,7 +63,7 @@ def bench_sample(
     runs: int = 3,
     device: str = "auto",
     running: Running | None = None,
-) -> list[Result]:
+) -> list[SampleResult]:
     """Draws and measures; prints a table last, and writes `out` as JSON. `model` may be "random:sdxl"."""
     if min(steps, batch, runs) < 1:
         raise UserError(f"{steps} steps, batch {batch}, {runs} runs", rule="Each is at least 1")
@@ -82,10 +82,10 @@ def bench_sample(
 
 
 def unet_flops(components: Components, work: Work) -> int:
-    """Of one call on all pictures of the work, conditional and unconditional; counted, not run."""
-    factor, rows, config = components.codec.factor, 2 * work.batch, components.unet.config
-    tokens = components.text.tokenizer_1.model_max_length
-    projection = cast(int, components.text.tower_2.config.projection_dim)
+    """Of one call on all images of the work, conditional and unconditional; counted, not run."""
+    factor, rows, config = components.vae.factor, 2 * work.batch, components.unet.config
+    tokens = components.text_encoders.tokenizer_1.model_max_length
+    projection = cast(int, components.text_encoders.text_encoder_2.config.projection_dim)
     with torch.device("meta"):
         unet = UNet.from_config(config)
         x = torch.empty(rows, config["in_channels"], work.size.height // factor, work.size.width // factor)
@@ -97,10 +97,12 @@ def unet_flops(components: Components, work: Work) -> int:
     return counter.get_total_flops()
 
 
-def _alternate(contenders: list[Contender], work: Work, runs: int, device: torch.device, flops: int) -> list[Result]:
+def _alternate(
+    contenders: list[Contender], work: Work, runs: int, device: torch.device, flops: int
+) -> list[SampleResult]:
     seconds: dict[str, list[float]] = {one.name: [] for one in contenders}
     first: dict[str, float] = {}
-    parts: dict[str, list[Parts]] = {one.name: [] for one in contenders}
+    parts: dict[str, list[NetworkSeconds]] = {one.name: [] for one in contenders}
     peaks: dict[str, int | None] = {}
     with Meter(Console(stderr=True), "runs", (1 + _WARM_UP + 2 * runs) * len(contenders)) as meter:
         for index in range(1 + _WARM_UP + runs):
@@ -126,19 +128,19 @@ def _alternate(contenders: list[Contender], work: Work, runs: int, device: torch
     ]
 
 
-def _middle(parts: list[Parts]) -> Parts:
+def _middle(parts: list[NetworkSeconds]) -> NetworkSeconds:
     return sorted(parts, key=lambda one: one.whole)[len(parts) // 2]
 
 
 def _result(
-    one: Contender, run: Spread, parts: Parts, peak: int | None, first: float, work: Work, flops: int
-) -> Result:
+    one: Contender, run: Spread, parts: NetworkSeconds, peak: int | None, first: float, work: Work, flops: int
+) -> SampleResult:
     inside = parts.seconds
-    return Result(
+    return SampleResult(
         name=one.name,
         run=run,
-        seconds_per_picture=run.median / work.batch,
-        pictures_per_second=work.batch / run.median,
+        seconds_per_image=run.median / work.batch,
+        images_per_second=work.batch / run.median,
         text=inside["text"],
         unet=inside["unet"],
         decode=inside["decode"],
@@ -152,7 +154,7 @@ def _result(
 
 
 def _report(
-    results: list[Result], model: str, work: Work, running: Running, device: torch.device, out: Path | None
+    results: list[SampleResult], model: str, work: Work, running: Running, device: torch.device, out: Path | None
 ) -> None:
     environment = runtime.environment(device)
     if out is not None:
@@ -177,11 +179,11 @@ def _report(
     console.print(_table(results))
 
 
-def _table(results: list[Result]) -> Table:
+def _table(results: list[SampleResult]) -> Table:
     table, ratio = comparison([one.name for one in results]), len(results) == 2
     rows: list[tuple[str, str, list[float | None]]] = [
-        ("seconds per picture", ".3f", [one.seconds_per_picture for one in results]),
-        ("pictures per second", ".3f", [one.pictures_per_second for one in results]),
+        ("seconds per image", ".3f", [one.seconds_per_image for one in results]),
+        ("images per second", ".3f", [one.images_per_second for one in results]),
         ("run: median", ".3f", [one.run.median for one in results]),
         ("     fastest", ".3f", [one.run.low for one in results]),
         ("     slowest", ".3f", [one.run.high for one in results]),

@@ -20,7 +20,7 @@ PARTS = ("data", "text", "prepare", "forward", "backward", "optimizer", "rest")
 """`prepare`: latents, noise, timesteps, sizes. `backward`: and the loss. `optimizer`: and clipping, and the average."""
 _ROWS = 64
 _NO_SPREAD = -30.0
-"""Log variance of the rows: the codec's least, so that a latent drawn from moments is their mean."""
+"""Log variance of the rows: the VAE's least, so that a latent drawn from moments is their mean."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Task:
     """New ones at each call, with the same weights, in float32."""
     device: torch.device
     cached_text: bool
-    """Whether the captions' features are computed before, or by the towers in every step."""
+    """Whether the captions' features are computed before, or by the text encoders in every step."""
     keep_average: bool
 
     @property
@@ -61,10 +61,10 @@ class MadeRows:
     """Rows of random moments with invented captions, in memory."""
 
     def __init__(self, pixels: int, components: Components) -> None:
-        codec, side = components.codec, pixels // components.codec.factor
+        vae, side = components.vae, pixels // components.vae.factor
         generator = torch.Generator().manual_seed(0)
-        mean = torch.randn(_ROWS, codec.channels, side, side, generator=generator) / codec.scale
-        self.moments = torch.stack([mean, torch.full_like(mean, _NO_SPREAD)], dim=1)
+        mean = torch.randn(_ROWS, vae.channels, side, side, generator=generator) / vae.scale
+        self.posterior = torch.stack([mean, torch.full_like(mean, _NO_SPREAD)], dim=1)
         self.captions = tuple(f"a 3d render of {number} apples on a white background" for number in range(_ROWS))
         self.size = MicroConditioning.uncropped(Size(pixels, pixels))
 
@@ -80,7 +80,7 @@ class MadeRows:
             keys=tuple(str(row) for row in rows),
             captions=tuple((self.captions[row],) for row in rows),
             conditioning=(self.size,) * len(rows),
-            values=self.moments[torch.tensor(rows)],
+            values=self.posterior[torch.tensor(rows)],
             epoch=epoch,
         )
 

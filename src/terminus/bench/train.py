@@ -32,7 +32,7 @@ from terminus.model.architecture import ARCHITECTURES
 from terminus.model.components import Components
 from terminus.progress import Meter
 from terminus.training.objectives import Diffusion
-from terminus.training.plan.cost import Cost, Kind, Shape, config_of, count
+from terminus.training.plan.cost import Cost, Kind, Shape, config_of, count_cost
 from terminus.training.plan.memory import own_cut
 from terminus.training.recipe import Recipe
 
@@ -47,7 +47,7 @@ _BASE = "nano"
 
 
 @dataclass(frozen=True)
-class Result:
+class TrainResult:
     """Of one contender. Seconds are of one optimizer step."""
 
     name: str
@@ -73,7 +73,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Turns:
+class BenchLength:
     """How much is measured."""
 
     steps: int
@@ -105,7 +105,7 @@ def bench_train(
     text: str = "cached",
     average: str = "both",
     out: Path | None = None,
-) -> list[Result]:
+) -> list[TrainResult]:
     """Trains on invented rows and measures; prints a table last, and writes `out` as JSON.
 
     `what` is a recipe with the objective diffusion, or "random:sdxl": random weights of an architecture.
@@ -123,7 +123,7 @@ def bench_train(
     task = Task(recipe, _networks(recipe, device), device, text == "cached", average == "both")
     makers: list[Callable[[Task], Trainer]] = [Ours, *([Theirs] if against else [])]
     yardstick = measure_device(task)
-    turns = Turns(steps, runs, len(makers) > 1 and _both_fit(yardstick.cost.parameters, device))
+    turns = BenchLength(steps, runs, len(makers) > 1 and _both_fit(yardstick.cost.parameters, device))
     with Meter(Console(stderr=True), "turns", (2 * runs + 2) * len(makers)) as meter:
         results = _take_turns(task, makers, turns, yardstick, meter)
     _report(results, what, task, turns, yardstick, out)
@@ -136,16 +136,16 @@ def recipe_of(what: str, overrides: Sequence[str]) -> Recipe:
         name = what.removeprefix(RANDOM)
         if name not in ARCHITECTURES:
             raise UserError(f"There is no architecture {name!r}", rule=f"Known: {', '.join(sorted(ARCHITECTURES))}")
-        pixels = ARCHITECTURES[name].codec.pixels
+        pixels = ARCHITECTURES[name].vae.pixels
         ours = ["model.start=null", f"model.architecture={name}", f"data.resolution={pixels}"]
         recipe = load(_BASE, Recipe, [*ours, *overrides]).value
     else:
         recipe = load(what, Recipe, overrides).value
-    if not isinstance(recipe.objective, Diffusion) or recipe.objective.train_text != "none":
+    if not isinstance(recipe.objective, Diffusion) or recipe.objective.train_text_encoders != "none":
         raise UserError(
             "This recipe trains something else than the UNet alone",
             where=what,
-            rule="The benchmark measures the objective diffusion with objective.train_text: none",
+            rule="The benchmark measures the objective diffusion with objective.train_text_encoders: none",
         )
     return recipe
 
@@ -153,12 +153,16 @@ def recipe_of(what: str, overrides: Sequence[str]) -> Recipe:
 def measure_device(task: Task) -> Yardstick:
     """Counts the work of an image on the meta device, and measures a large matrix product."""
     training, components = task.recipe.training, task.components()
-    side = task.recipe.data.resolution // components.codec.factor
+    side = task.recipe.data.resolution // components.vae.factor
     kind: Kind = "cuda" if task.device.type == "cuda" else "cpu"
-    tokens = components.text.tokenizer_1.model_max_length
+    tokens = components.text_encoders.tokenizer_1.model_max_length
     shape = Shape(config_of(components.unet), side, side, tokens, training.precision, training.weights, kind)
     dtype = torch.bfloat16 if training.precision == "bf16" else torch.float32
-    return Yardstick(product_peak(task.device, dtype), count(shape, "none"), count(shape, training.checkpointing))
+    return Yardstick(
+        product_peak(task.device, dtype),
+        count_cost(shape, "none"),
+        count_cost(shape, training.activation_checkpointing),
+    )
 
 
 def _networks(recipe: Recipe, device: torch.device) -> Callable[[], Components]:
@@ -187,10 +191,10 @@ class _Measured:
 
 
 def _take_turns(
-    task: Task, makers: list[Callable[[Task], Trainer]], turns: Turns, yardstick: Yardstick, meter: Meter
-) -> list[Result]:
+    task: Task, makers: list[Callable[[Task], Trainer]], turns: BenchLength, yardstick: Yardstick, meter: Meter
+) -> list[TrainResult]:
     groups = [makers] if turns.together else [[maker] for maker in makers]
-    results: list[Result] = []
+    results: list[TrainResult] = []
     for group in groups:
         results += [_result(one, task, turns, yardstick) for one in _group(task, group, turns, meter)]
         gc.collect()
@@ -199,7 +203,7 @@ def _take_turns(
     return results
 
 
-def _group(task: Task, makers: list[Callable[[Task], Trainer]], turns: Turns, meter: Meter) -> list[_Measured]:
+def _group(task: Task, makers: list[Callable[[Task], Trainer]], turns: BenchLength, meter: Meter) -> list[_Measured]:
     """Contenders that are on the device at the same time."""
     pairs: list[tuple[Trainer, _Measured]] = []
     for maker in makers:
@@ -229,11 +233,11 @@ def _group(task: Task, makers: list[Callable[[Task], Trainer]], turns: Turns, me
     return [measured for _, measured in pairs]
 
 
-def _result(one: _Measured, task: Task, turns: Turns, yardstick: Yardstick) -> Result:
+def _result(one: _Measured, task: Task, turns: BenchLength, yardstick: Yardstick) -> TrainResult:
     step = Spread.of(one.seconds)
     rate = task.recipe.training.global_batch / step.median
     middle = sorted(one.parts, key=lambda parts: sum(parts.values()))[turns.runs // 2]
-    return Result(
+    return TrainResult(
         name=one.name,
         step=step,
         turns=tuple(one.seconds),
@@ -250,7 +254,7 @@ def _result(one: _Measured, task: Task, turns: Turns, yardstick: Yardstick) -> R
 
 
 def _report(
-    results: list[Result], what: str, task: Task, turns: Turns, yardstick: Yardstick, out: Path | None
+    results: list[TrainResult], what: str, task: Task, turns: BenchLength, yardstick: Yardstick, out: Path | None
 ) -> None:  # fmt: skip
     environment, training = runtime.environment(task.device), task.recipe.training
     if out is not None:
@@ -279,7 +283,7 @@ def _report(
     console = Console(highlight=False)
     console.print(
         f"{what}: {training.micro_batch} x {training.accumulation} images of {task.recipe.data.resolution} pixels, "
-        f"{training.precision}, checkpointing {training.checkpointing}{compiled}, text "
+        f"{training.precision}, checkpointing {training.activation_checkpointing}{compiled}, text "
         f"{'cached' if task.cached_text else 'online'} and {'an average' if task.keep_average else 'no average'}, "
         f"{environment.hardware}, torch {environment.packages['torch']}; "
         f"{yardstick.cost.total / 1e12:.4g} TFLOP per image, products reach {yardstick.peak / 1e12:.4g} TFLOP/s",
@@ -288,7 +292,7 @@ def _report(
     console.print(_table(results))
 
 
-def of_turns(results: list[Result]) -> Spread:
+def of_turns(results: list[TrainResult]) -> Spread:
     """How many times as fast the first is as the second, turn by turn: what slows a whole machine is in both."""
     return Spread.of([second / first for first, second in zip(results[0].turns, results[1].turns, strict=True)])
 
@@ -300,7 +304,7 @@ def _planned(task: Task) -> float | None:
     return own_cut(task.recipe, float("inf")).memory.total / 2**30
 
 
-def _table(results: list[Result]) -> Table:
+def _table(results: list[TrainResult]) -> Table:
     table, ratio = comparison([one.name for one in results]), len(results) == 2
     rows: list[tuple[str, str, list[float | None]]] = [
         ("images per second", ".2f", [one.images_per_second for one in results]),

@@ -25,7 +25,7 @@ from terminus.data.loader import Batch, Loader
 from terminus.data.order import Order
 from terminus.model.components import Components
 from terminus.model.record import scheduler_config
-from terminus.model.text import TextFeatures, TextTowers
+from terminus.model.text import TextEncoders, TextFeatures
 from terminus.model.unet import UNet
 from terminus.training.loop import Hooks, State, run_loop
 from terminus.training.networks.execution import run_as, trainable
@@ -33,19 +33,19 @@ from terminus.training.objectives import MinSnr
 from terminus.training.optim.ema import Average
 from terminus.training.optim.optimizer import AdamW, LearningRate, build_optimizer
 from terminus.training.optim.weight_formats import store_weights
-from terminus.training.saving.checkpoint import Position
+from terminus.training.saving.checkpoint import RunPosition
 from terminus.training.steps.diffusion import diffusion_step
 
 
 @dataclass(frozen=True)
-class _Towers(TextTowers):
-    """Towers that say when they begin and end, and that may have learned their answers by heart."""
+class _TextEncoders(TextEncoders):
+    """Text encoders that say when they begin and end, and that may have learned their answers by heart."""
 
     laps: Laps
     known: dict[str, TextFeatures] = field(default_factory=dict[str, TextFeatures])
 
     def encode(self, captions: Sequence[str]) -> TextFeatures:
-        """As towers do."""
+        """As text encoders do."""
         self.laps.lap("prepare")
         features = self._known(captions) if self.known else super().encode(captions)
         self.laps.lap("text")
@@ -63,8 +63,8 @@ class _Towers(TextTowers):
         return TextFeatures(joined.context.to(self.device), joined.pooled.to(self.device))
 
 
-def _watched(text: TextTowers, laps: Laps) -> _Towers:
-    return _Towers(text.tokenizer_1, text.tokenizer_2, text.tower_1, text.tower_2, laps)
+def _watched(text: TextEncoders, laps: Laps) -> _TextEncoders:
+    return _TextEncoders(text.tokenizer_1, text.tokenizer_2, text.text_encoder_1, text.text_encoder_2, laps)
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,10 @@ class Ours:
         self.losses: list[float] = []
         components = task.components().to(task.device)
         rows = task.rows(components)
-        towers = _watched(components.text, laps)
+        text_encoders = _watched(components.text_encoders, laps)
         if task.cached_text:
-            towers.learn(rows.captions)
-        self.components = replace(components, text=towers)
+            text_encoders.learn(rows.captions)
+        self.components = replace(components, text_encoders=text_encoders)
         # The other drops captions before it starts, and knows neither bands nor further noise.
         plain = {"caption_dropout": 0.0, "offset_noise": 0.0, "input_perturbation": 0.0, "timestep_bands": ()}
         objective = task.objective.model_copy(update=plain)
@@ -103,13 +103,13 @@ class Ours:
         module = self.step.trained
         trainable(module, task.device)
         store_weights(module, training.weights)
-        run_as(module, training.checkpointing, training.compile)
+        run_as(module, training.activation_checkpointing, training.compile)
         # Nothing is averaged where the other does not either; then the copy must not count as the device's memory.
         ema = training.ema if task.keep_average else training.ema.model_copy(
             update={"device": "cpu", "every_steps": 2**62}
         )  # fmt: skip
         optimizer = build_optimizer(module, training.optimizer, training.seed)
-        self.state = State(Position(0, 0, 0.0), Average(module, ema), optimizer)
+        self.state = State(RunPosition(0, 0, 0.0), Average(module, ema), optimizer)
         self.average_here = task.keep_average and training.ema.device == "model"
         rate = training.learning_rate.max
         self.training = training.model_copy(update={"learning_rate": LearningRate(max=rate, min=rate)})
@@ -126,8 +126,8 @@ class Ours:
 
     def state_bytes(self) -> int:
         """On the device."""
-        text = self.components.text
-        modules = [self.components.unet, self.components.codec.vae, text.tower_1, text.tower_2]
+        text = self.components.text_encoders
+        modules = [self.components.unet, self.components.vae.autoencoder, text.text_encoder_1, text.text_encoder_2]
         average = 4 * sum(value.numel() for value in self.state.average.tensors.values()) if self.average_here else 0
         return _bytes(modules, self.state.optimizer) + average
 
@@ -144,10 +144,10 @@ def _watch(module: nn.Module, laps: Laps) -> None:
 
 
 def _hooks(laps: Laps, losses: list[float]) -> Hooks:
-    def validate(position: Position) -> None:
+    def validate(position: RunPosition) -> None:
         laps.lap("optimizer")
 
-    def checkpoint(position: Position, now: bool) -> None:
+    def checkpoint(position: RunPosition, now: bool) -> None:
         laps.lap("rest")
 
     return Hooks(
@@ -193,7 +193,7 @@ class Theirs:
         self.unet: UNet = components.unet
         nn.Module.to(self.unet, task.device).requires_grad_(True).train()
         self.scheduler = cast(Any, DDPMScheduler).from_config(_ddpm(components))
-        if training.checkpointing != "none":
+        if training.activation_checkpointing != "none":
             self.unet.enable_gradient_checkpointing()
         settings = training.optimizer if isinstance(training.optimizer, AdamW) else AdamW()
         self.optimizer = torch.optim.AdamW(
@@ -205,8 +205,8 @@ class Theirs:
         if task.keep_average:
             self.average = EMAModel(self.unet.parameters(), model_cls=UNet, model_config=self.unet.config)
             self.average.to(task.device)
-        self.towers, features = self._text(components, rows)
-        latents = components.codec.scale * rows.moments[:, 0]
+        self.text_encoders, features = self._text(components, rows)
+        latents = components.vae.scale * rows.posterior[:, 0]
         self.stream = _stream(_Precomputed(rows, latents, features), task.order())
         self.noise: Callable[[Tensor], Tensor] = torch.randn_like
         self.timesteps: Callable[[int], Tensor] = self._any_timesteps
@@ -235,11 +235,11 @@ class Theirs:
         noisy = to.add_noise(latents, noise, t).to(self.dtype)
         ids = batch["time_ids"].to(device, self.dtype)
         laps.lap("prepare")
-        if self.towers is None:
+        if self.text_encoders is None:
             context, pooled = (batch[name].to(device, self.dtype) for name in ("context", "pooled"))
         else:
             with torch.no_grad():
-                features = self.towers.encode(batch["caption"])
+                features = self.text_encoders.encode(batch["caption"])
             context, pooled = features.context.to(self.dtype), features.pooled.to(self.dtype)
         laps.lap("text")
         with runtime.autocast(device, self.task.recipe.training.precision):
@@ -264,17 +264,17 @@ class Theirs:
         each = functional.mse_loss(predicted, target, reduction="none")
         return (each.mean(dim=list(range(1, each.ndim))) * weights).mean()
 
-    def _text(self, components: Components, rows: MadeRows) -> tuple[TextTowers | None, list[TextFeatures] | None]:
-        """Towers that run in every step, or what they said before the first."""
-        towers = components.text
-        for tower in (towers.tower_1, towers.tower_2):
-            nn.Module.to(tower, self.task.device, self.dtype)
+    def _text(self, components: Components, rows: MadeRows) -> tuple[TextEncoders | None, list[TextFeatures] | None]:
+        """Text encoders that run in every step, or what they said before the first."""
+        text_encoders = components.text_encoders
+        for text_encoder in (text_encoders.text_encoder_1, text_encoders.text_encoder_2):
+            nn.Module.to(text_encoder, self.task.device, self.dtype)
         if not self.task.cached_text:
-            return towers, None
+            return text_encoders, None
         with torch.no_grad():
-            made = [towers.encode([caption]) for caption in rows.captions]
-        for tower in (towers.tower_1, towers.tower_2):
-            nn.Module.to(tower, "cpu")
+            made = [text_encoders.encode([caption]) for caption in rows.captions]
+        for text_encoder in (text_encoders.text_encoder_1, text_encoders.text_encoder_2):
+            nn.Module.to(text_encoder, "cpu")
         return None, [TextFeatures(one.context.cpu(), one.pooled.cpu()) for one in made]
 
     def _any_timesteps(self, count: int) -> Tensor:
@@ -282,9 +282,11 @@ class Theirs:
 
     def state_bytes(self) -> int:
         """On the device."""
-        towers = [] if self.towers is None else [self.towers.tower_1, self.towers.tower_2]
+        text_encoders = (
+            [] if self.text_encoders is None else [self.text_encoders.text_encoder_1, self.text_encoders.text_encoder_2]
+        )
         shadows = [] if self.average is None else self.average.shadow_params
-        return _bytes([self.unet, *towers], self.optimizer) + sum(shadow.nbytes for shadow in shadows)
+        return _bytes([self.unet, *text_encoders], self.optimizer) + sum(shadow.nbytes for shadow in shadows)
 
 
 def _ddpm(components: Components) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`terminus bench codec`: large pictures through the autoencoder, whole and in tiles: seconds, memory, difference."""
+"""`terminus bench vae`: large images through the autoencoder, whole and in tiles: seconds, memory, difference."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from rich.table import Table
 
 from terminus import runtime
 from terminus.bench.contenders import components_of
-from terminus.bench.measure import Networks, peak_bytes, timed
+from terminus.bench.measure import NetworkProbes, peak_bytes, timed
 from terminus.conditioning import Size
-from terminus.model.execution import Running, prepare
+from terminus.model.execution import Running, prepare_for_inference
 from terminus.model.tiling import Tiling
-from terminus.model.vae import Codec
+from terminus.model.vae import VAE
 
 _NEVER = 2**62
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """One way to decode one picture."""
+class DecodeMeasurement:
+    """One way to decode one image."""
 
     way: str
     seconds: float | None
@@ -34,53 +34,55 @@ class Decoded:
     """Mean difference in levels of 255."""
 
 
-def bench_codec(
+def bench_vae(
     model: str,
     out: Path | None = None,
     size: Size | None = None,
     tiling: Tiling | None = None,
     device: str = "auto",
     running: Running | None = None,
-) -> list[Decoded]:
+) -> list[DecodeMeasurement]:
     """Decodes one random latent whole and in tiles; prints a table last, and writes `out` as JSON."""
     where, how = runtime.pick_device(device), (running or Running())
-    components = prepare(components_of(model, where), where, how)
-    codec = components.codec
+    components = prepare_for_inference(components_of(model, where), where, how)
+    vae = components.vae
     pixels = size or Size(4 * components.native_pixels, 4 * components.native_pixels)
     tile = replace(tiling or Tiling(side=components.native_pixels, overlap=components.native_pixels // 4), whole=0)
-    shape = (1, codec.channels, pixels.height // codec.factor, pixels.width // codec.factor)
+    shape = (1, vae.channels, pixels.height // vae.factor, pixels.width // vae.factor)
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(where)
-    networks = Networks([], codec.vae, codec.vae)
-    rows: list[Decoded] = []
+    networks = NetworkProbes([], vae.autoencoder, vae.autoencoder)
+    rows: list[DecodeMeasurement] = []
     reference: torch.Tensor | None = None
     for way, chosen in ((f"tiles of {tile.side}", tile), ("whole", Tiling(whole=_NEVER))):
-        own = Codec(codec.vae, chosen)
+        own = VAE(vae.autoencoder, chosen)
         try:
             rows.append(_measure(way, own, latents, networks, where))
-            picture = _decode(own, latents).cpu()
+            image = _decode(own, latents).cpu()
         except torch.OutOfMemoryError:
-            rows.append(Decoded(way, None))
+            rows.append(DecodeMeasurement(way, None))
             continue
         if reference is not None:
-            apart = (picture.clamp(-1, 1) - reference.clamp(-1, 1)).abs().mean().item() * 127.5
+            apart = (image.clamp(-1, 1) - reference.clamp(-1, 1)).abs().mean().item() * 127.5
             rows[0] = replace(rows[0], levels_from_whole=apart)
-        reference = picture
+        reference = image
     _report(rows, model, pixels, where, out)
     return rows
 
 
-def _measure(way: str, codec: Codec, latents: torch.Tensor, networks: Networks, device: torch.device) -> Decoded:
-    peak = peak_bytes(lambda: _decode(codec, latents), networks, device)  # which warms up as well
-    seconds = timed(lambda: _decode(codec, latents), device)
-    return Decoded(way, seconds, None if peak is None else peak / 2**30)
+def _measure(
+    way: str, vae: VAE, latents: torch.Tensor, networks: NetworkProbes, device: torch.device
+) -> DecodeMeasurement:
+    peak = peak_bytes(lambda: _decode(vae, latents), networks, device)  # which warms up as well
+    seconds = timed(lambda: _decode(vae, latents), device)
+    return DecodeMeasurement(way, seconds, None if peak is None else peak / 2**30)
 
 
-def _decode(codec: Codec, latents: torch.Tensor) -> torch.Tensor:
+def _decode(vae: VAE, latents: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        return codec.decode(latents)
+        return vae.decode(latents)
 
 
-def _report(rows: list[Decoded], model: str, pixels: Size, device: torch.device, out: Path | None) -> None:
+def _report(rows: list[DecodeMeasurement], model: str, pixels: Size, device: torch.device, out: Path | None) -> None:
     environment = runtime.environment(device)
     if out is not None:
         content = {

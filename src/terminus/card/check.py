@@ -40,7 +40,7 @@ class _Card:
     lines: tuple[str, ...]
 
 
-def problems(card: str, expected: str) -> list[str]:
+def card_problems(card: str, expected: str) -> list[str]:
     """What is wrong with a card, given the one that the run's files make; empty if nothing is."""
     try:
         found = _parsed(card)

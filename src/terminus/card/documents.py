@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import cast
 
 from terminus.config.errors import Origin
-from terminus.config.source import parse, plain
+from terminus.config.source import parse_yaml, plain_tree
 from terminus.errors import UserError
 
 
@@ -70,7 +70,7 @@ class Document:
         return self.tree if isinstance(self.tree, str | int | float | bool) else None
 
 
-def read_json(path: Path) -> Document:
+def read_document(path: Path) -> Document:
     """An empty document for a file that does not exist; UserError for one that cannot be read."""
     if not path.is_file():
         return Document()
@@ -93,7 +93,7 @@ def read_yaml(path: Path) -> Document:
     def origin(row: int, column: int) -> Origin:
         return Origin(f"{path}:{row + 1}:{column + 1}", lines[min(row, len(lines) - 1)], column)
 
-    return Document(plain(parse(text, origin)))
+    return Document(plain_tree(parse_yaml(text, origin)))
 
 
 def read_rows(path: Path) -> Iterator[Document]:

@@ -62,7 +62,7 @@ def line(text: str) -> str:
     return shown if len(shown) <= LONGEST else shown[: LONGEST - 1] + "…"
 
 
-def place(text: str | None) -> str | None:
+def public_place(text: str | None) -> str | None:
     """A path or URI without what it tells about a machine or an account.
 
     Relative paths stay; of others the last part; of a URI neither user, password nor query.

@@ -11,10 +11,10 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from terminus.card.documents import Document, read_json, read_rows, read_yaml
+from terminus.card.documents import Document, read_document, read_rows, read_yaml
 from terminus.card.licences import LICENCES
 from terminus.errors import UserError
-from terminus.evaluation.fingerprint import fingerprint
+from terminus.evaluation.fingerprint import model_fingerprint
 
 LAST = 100
 """Steps that the final loss is a mean of."""
@@ -49,8 +49,8 @@ class Energy:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One picture for the hub's gallery."""
+class GallerySample:
+    """One image for the hub's gallery."""
 
     file: str
     """Relative to the card."""
@@ -70,7 +70,7 @@ class Licence:
 
 
 @dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """A finished run."""
 
     folder: Path
@@ -123,22 +123,22 @@ class Run:
 
     @property
     def illustrated(self) -> bool:
-        """Whether the evaluation's pictures are of subjects of this model: the probe's are where its data have them."""
+        """Whether the evaluation's images are of subjects of this model: the probe's are where its data have them."""
         return bool(self.metrics.at("captions")) or (self.embedded and self.metrics.text("prompts.kind") == "embedded")
 
     @property
-    def samples(self) -> list[Sample]:
-        """The single pictures of the evaluation that are still there, if they are of its subjects."""
-        found: list[Sample] = []
+    def samples(self) -> list[GallerySample]:
+        """The single images of the evaluation that are still there, if they are of its subjects."""
+        found: list[GallerySample] = []
         for sample in self.metrics.list("samples") if self.illustrated else ():
             file, prompt = sample.text("file") or "", sample.text("prompt")
             if prompt and re.fullmatch(r"samples/\d+\.png", file) and (self.evaluation / file).is_file():
-                found.append(Sample(self.beside(self.evaluation / file), prompt))
+                found.append(GallerySample(self.beside(self.evaluation / file), prompt))
         return found
 
     @property
     def sheet(self) -> str | None:
-        """The sheet of the evaluation's pictures, if it is there and of its subjects."""
+        """The sheet of the evaluation's images, if it is there and of its subjects."""
         path = self.evaluation / "samples.png"
         return self.beside(path) if self.illustrated and path.is_file() else None
 
@@ -152,7 +152,7 @@ class Run:
         return path.relative_to(self.folder).as_posix()
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> FinishedRun:
     """UserError if this is no run, an unfinished one, or one whose files contradict each other."""
     recipe = read_yaml(folder / "recipe.yaml")
     if not recipe:
@@ -168,7 +168,7 @@ def read_run(folder: Path) -> Run:
             where=str(folder),
             rule="A card describes a whole model, the result of a run with objective.kind diffusion",
         )
-    facts = read_json(folder / "facts.json")
+    facts = read_document(folder / "facts.json")
     if not facts or not (folder / "model" / "model_index.json").is_file():
         raise UserError(
             "This run is not finished: facts.json or the model folder is missing",
@@ -178,19 +178,19 @@ def read_run(folder: Path) -> Run:
         )
     evaluation = folder / "evaluation"
     evaluation = evaluation if (evaluation / "metrics.json").is_file() else folder
-    metrics = read_json(evaluation / "metrics.json")
+    metrics = read_document(evaluation / "metrics.json")
     _check_metrics(folder, evaluation, metrics)
-    record = read_json(folder / "model" / "terminus.json")
-    return Run(
+    record = read_document(folder / "model" / "terminus.json")
+    return FinishedRun(
         folder=folder,
         recipe=recipe,
         facts=facts,
-        data=read_json(folder / "data.json"),
+        data=read_document(folder / "data.json"),
         report=_report(recipe),
         evaluation=evaluation,
         metrics=metrics,
         record=record,
-        scheduler=read_json(folder / "model" / "scheduler" / "scheduler_config.json"),
+        scheduler=read_document(folder / "model" / "scheduler" / "scheduler_config.json"),
         log=_log(folder / "log.jsonl"),
         energy=_energy(recipe, facts),
         licence=_licence(folder, recipe, record),
@@ -200,7 +200,7 @@ def read_run(folder: Path) -> Run:
 def _check_metrics(folder: Path, evaluation: Path, metrics: Document) -> None:
     if not metrics:
         return
-    have, measured = fingerprint(folder / "model"), metrics.text("model.fingerprint")
+    have, measured = model_fingerprint(folder / "model"), metrics.text("model.fingerprint")
     if have != measured:
         raise UserError(
             f"These metrics were measured on other weights ({measured}); the run's model is {have}",
@@ -212,7 +212,7 @@ def _check_metrics(folder: Path, evaluation: Path, metrics: Document) -> None:
 
 def _report(recipe: Document) -> Document:
     store = recipe.text("data.store") or ""
-    return Document() if not store or "://" in store else read_json(Path(store) / "report.json")
+    return Document() if not store or "://" in store else read_document(Path(store) / "report.json")
 
 
 def _log(path: Path) -> Log:

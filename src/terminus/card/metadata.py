@@ -5,12 +5,12 @@ from __future__ import annotations
 from huggingface_hub import EvalResult, ModelCardData
 
 from terminus.card.escape import line
-from terminus.card.facts import Run
+from terminus.card.facts import FinishedRun
 
 TASK = "text-to-image"
 
 
-def metadata(run: Run) -> ModelCardData:
+def card_metadata(run: FinishedRun) -> ModelCardData:
     """Only what is known: a key without a value is left out."""
     results = _results(run)
     optional: dict[str, object] = {}
@@ -38,7 +38,7 @@ def metadata(run: Run) -> ModelCardData:
     return ModelCardData(library_name="diffusers", pipeline_tag=TASK, tags=_tags(run), **optional)  # pyright: ignore[reportArgumentType]
 
 
-def _tags(run: Run) -> list[str]:
+def _tags(run: FinishedRun) -> list[str]:
     tags = [TASK, "stable-diffusion-xl", "diffusers:StableDiffusionXLPipeline", "safetensors", "terminus-xl"]
     if run.scheduler.text("prediction_type") == "v_prediction":
         tags.append("v-prediction")
@@ -47,10 +47,10 @@ def _tags(run: Run) -> list[str]:
     return tags
 
 
-def _results(run: Run) -> list[EvalResult]:
+def _results(run: FinishedRun) -> list[EvalResult]:
     """The main numbers of metrics.json."""
     metrics = run.metrics
-    against = line(metrics.text("luminance.against") or "pictures that are not stated")
+    against = line(metrics.text("luminance.against") or "images that are not stated")
     measured = [
         (
             "border_luminance",
@@ -63,13 +63,17 @@ def _results(run: Run) -> list[EvalResult]:
             "contrast.ztsnr.backgrounds.white.border_luminance",
         ),
         ("luminance_wasserstein", f"luminance histogram distance to {against}", "luminance.ztsnr"),
-        ("own_tower_retrieval", "top-1 caption retrieval by the model's own towers", "alignment.ztsnr.top1"),
+        (
+            "own_text_encoder_retrieval",
+            "top-1 caption retrieval by the model's own text encoders",
+            "alignment.ztsnr.top1",
+        ),
     ]
     if metrics.text("prompts.kind") == "embedded":
         probe = "terminus-embedded-drawings", "contrast probe of Terminus, about its embedded Fluent emoji drawings"
     else:
         probe = "terminus-contrast-prompts", "contrast probe of Terminus, about everyday subjects"
-    held_out = "run-held-out", "held-out captions and pictures of the run's own data"
+    held_out = "run-held-out", "held-out captions and images of the run's own data"
     own = held_out if metrics.text("captions.kind") == "held-out" else probe
     results: list[EvalResult] = []
     for kind, name, path in measured:

@@ -10,7 +10,7 @@ from terminus.card.escape import NOT_STATED
 NOT_MEASURED = Markup("not measured")
 
 
-def count(value: float | None) -> Markup:
+def format_count(value: float | None) -> Markup:
     """12800 is "12,800"."""
     return NOT_MEASURED if value is None else Markup(f"{round(value):,}")
 
@@ -27,7 +27,7 @@ def stated(value: float | None) -> Markup:
 
 def stated_count(value: float | None) -> Markup:
     """A setting that counts something."""
-    return NOT_STATED if value is None else count(value)
+    return NOT_STATED if value is None else format_count(value)
 
 
 def fixed(value: float | None, digits: int = 3) -> Markup:
@@ -35,7 +35,7 @@ def fixed(value: float | None, digits: int = 3) -> Markup:
     return NOT_MEASURED if value is None else Markup(f"{value:.{digits}f}")
 
 
-def size(value: float | None) -> Markup:
+def format_bytes(value: float | None) -> Markup:
     """Bytes in decimal units: 12345678 is "12.3 MB"."""
     if value is None:
         return NOT_MEASURED
@@ -59,7 +59,7 @@ def duration(seconds: float | None) -> Markup:
 
 
 def mean(found: Document) -> Markup:
-    """A `Mean` of metrics.json: "0.012 ± 0.004 (n 64, CI 0.011 to 0.013)"; one picture has no spread."""
+    """A `Mean` of metrics.json: "0.012 ± 0.004 (n 64, CI 0.011 to 0.013)"; one image has no spread."""
     middle, spread, n = found.number("mean"), found.number("std"), found.number("n")
     if middle is None or spread is None or n is None:
         return NOT_MEASURED
@@ -70,7 +70,7 @@ def mean(found: Document) -> Markup:
 
 def distance(found: Document) -> Markup:
     """A histogram distance of metrics.json: "0.0423 (n 64, CI 0.031 to 0.052)"."""
-    value, n = found.number("wasserstein"), found.number("pictures")
+    value, n = found.number("wasserstein"), found.number("images")
     if value is None or n is None:
         return NOT_MEASURED
     return Markup(f"{value:.4f} (n {n:.0f}, {ci(found)})")

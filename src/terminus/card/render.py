@@ -13,9 +13,19 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from terminus.card import numbers
-from terminus.card.escape import LONGEST, NOT_STATED, bibtex, code, line, markdown, place, python_string, shell_word
-from terminus.card.facts import Run
-from terminus.card.metadata import metadata
+from terminus.card.escape import (
+    LONGEST,
+    NOT_STATED,
+    bibtex,
+    code,
+    line,
+    markdown,
+    public_place,
+    python_string,
+    shell_word,
+)
+from terminus.card.facts import FinishedRun
+from terminus.card.metadata import card_metadata
 
 PROMPT = "a 3d render of a red apple on a black background"
 """For the get-started code of models of the embedded drawings, if nothing was sampled and no preview was asked for."""
@@ -23,7 +33,7 @@ ANY_PROMPT = "a prompt in the words of the captions that the model was trained o
 """For that of other models."""
 
 
-def render(run: Run) -> str:
+def render_card(run: FinishedRun) -> str:
     """The whole README.md."""
     environment = Environment(
         loader=PackageLoader("terminus", "assets"),
@@ -36,18 +46,18 @@ def render(run: Run) -> str:
     )
     # jinja2's own annotation allows only the types of its own filters
     cast(dict[str, object], environment.filters).update(
-        count=numbers.count,
+        count=numbers.format_count,
         significant=numbers.significant,
         stated=numbers.stated,
         stated_count=numbers.stated_count,
         fixed=numbers.fixed,
-        size=numbers.size,
+        size=numbers.format_bytes,
         duration=numbers.duration,
         mean=numbers.mean,
         distance=numbers.distance,
         ci=numbers.ci,
         code=code,
-        place=place,
+        place=public_place,
         listed=_listed,
         python=python_string,
         shell=shell_word,
@@ -55,7 +65,7 @@ def render(run: Run) -> str:
     body = environment.get_template("card.md.j2").render(
         run=run, recipe=run.recipe, facts=run.facts, metrics=run.metrics, prompt=_prompt(run), citation=_citation(run),
     )  # fmt: skip
-    return f"---\n{metadata(run).to_yaml()}\n---\n\n{body}"
+    return f"---\n{card_metadata(run).to_yaml()}\n---\n\n{body}"
 
 
 def _shown(value: object) -> Markup:
@@ -69,7 +79,7 @@ def _listed(values: Iterable[object]) -> Markup:
     return Markup(", ").join([_shown(value) for value in values]) or NOT_STATED
 
 
-def _prompt(run: Run) -> str:
+def _prompt(run: FinishedRun) -> str:
     """One that the model was asked for already."""
     sampled = [sample.prompt for sample in run.samples]
     previews = [text for entry in run.recipe.list("training.preview.prompts") if isinstance(text := entry.tree, str)]
@@ -77,7 +87,7 @@ def _prompt(run: Run) -> str:
     return next((line(text) for text in (*sampled, *previews) if line(text)), usual)
 
 
-def _citation(run: Run) -> Markup:
+def _citation(run: FinishedRun) -> Markup:
     """BibTeX of the finished model; without a developer or a date it has neither."""
     words = re.findall("[a-z0-9]+", run.name[:LONGEST].lower())
     developer, date = bibtex(run.recipe.text("run.developer") or ""), run.finished

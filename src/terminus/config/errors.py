@@ -10,6 +10,16 @@ from terminus.errors import UserError
 
 LONGEST_EXCERPT = 100
 
+RENAMED = {
+    "checkpointing": "activation_checkpointing",
+    "codec": "vae",
+    "text": "text_encoders",
+    "text_rate": "text_encoder_rate",
+    "towers": "text_encoders",
+    "train_text": "train_text_encoders",
+}
+"""Settings and values that were called otherwise before 0.1."""
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -54,7 +64,10 @@ class ConfigError(UserError):
 
 def did_you_mean(wrong: str, valid: Iterable[str]) -> str:
     """A question that names the nearest valid word; empty when none is near."""
-    near = difflib.get_close_matches(wrong, list(valid), n=1)
+    known = list(valid)
+    if RENAMED.get(wrong) in known:
+        return f"Did you mean `{RENAMED[wrong]}`? It was called `{wrong}`."
+    near = difflib.get_close_matches(wrong, known, n=1)
     return f"Did you mean `{near[0]}`?" if near else ""
 
 

@@ -13,9 +13,9 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 
 from terminus.config.errors import ConfigError, Origin
-from terminus.config.overrides import apply
+from terminus.config.overrides import apply_overrides
 from terminus.config.recipes import find_recipe, read_recipe
-from terminus.config.source import Plain, Table, leaves, plain
+from terminus.config.source import MappingTree, Plain, leaf_values, plain_tree
 from terminus.config.validation import dotted, problems
 
 T = TypeVar("T", bound=BaseModel)
@@ -33,9 +33,9 @@ class Loaded(Generic[T]):
     """What was written, after `extends` and overrides and before defaults."""
 
 
-def read(path: Path | str, overrides: Sequence[str] = ()) -> Table:
+def read(path: Path | str, overrides: Sequence[str] = ()) -> MappingTree:
     """The tree of a recipe under overrides, before any schema knows it. Raises as `load` does."""
-    return apply(read_recipe(find_recipe(path)), overrides)
+    return apply_overrides(read_recipe(find_recipe(path)), overrides)
 
 
 def load(path: Path | str, schema: type[T], overrides: Sequence[str] = ()) -> Loaded[T]:
@@ -44,14 +44,14 @@ def load(path: Path | str, schema: type[T], overrides: Sequence[str] = ()) -> Lo
     Raises `UserError`: a file that cannot be read, or `ConfigError` with every problem of what it says.
     """
     tree = read(path, overrides)
-    written = plain(tree)
+    written = plain_tree(tree)
     assert isinstance(written, dict)
     try:
         # by way of JSON, where strict means what YAML means: a list may be a tuple and a text a path
         value = schema.model_validate_json(json.dumps(written))
     except ValidationError as error:
         raise ConfigError(problems(error, schema, tree)) from None
-    return Loaded(value, {dotted(place): origin for place, origin in leaves(tree)}, written)
+    return Loaded(value, {dotted(place): origin for place, origin in leaf_values(tree)}, written)
 
 
 def dump(config: BaseModel) -> str:

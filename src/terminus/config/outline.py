@@ -29,7 +29,7 @@ class Setting:
     description: str
 
 
-def settings(schema: type[BaseModel], prefix: str = "") -> Iterator[Setting]:
+def leaf_settings(schema: type[BaseModel], prefix: str = "") -> Iterator[Setting]:
     """Every leaf setting, in the order of declaration; of a tagged choice first the choice, then its variants'."""
     for name, field in schema.model_fields.items():
         if name == "kind":
@@ -41,10 +41,10 @@ def settings(schema: type[BaseModel], prefix: str = "") -> Iterator[Setting]:
             chosen = kind_of(type(field.default)) if isinstance(field.default, BaseModel) else None
             yield Setting(f"{key}.kind", " | ".join(kinds), chosen or "required", field.description or "")
         if not inner:
-            yield Setting(key, name_of(field.annotation), default_text(field), field.description or "")
+            yield Setting(key, type_name(field.annotation), default_text(field), field.description or "")
         for member in inner:
             kind = kind_of(member)
-            yield from settings(member, f"{key}[{kind}]." if kind else f"{key}.")
+            yield from leaf_settings(member, f"{key}[{kind}]." if kind else f"{key}.")
 
 
 def models(annotation: Any) -> tuple[type[BaseModel], ...]:
@@ -88,23 +88,23 @@ def yaml_word(value: object) -> str:
 NAMES: dict[Any, str] = {int: "integer", float: "number", str: "text", bool: "true/false", type(None): "null"}
 
 
-def name_of(annotation: Any) -> str:
+def type_name(annotation: Any) -> str:
     """`integer | auto` for `int | Literal["auto"]`."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation in NAMES:
         return NAMES[annotation]
     if origin is Annotated:
-        return name_of(arguments[0])
+        return type_name(arguments[0])
     if origin is Literal:
         return " | ".join(str(value) for value in arguments)
     if origin in (Union, types.UnionType):
-        return " | ".join(dict.fromkeys(name_of(argument) for argument in arguments))
+        return " | ".join(dict.fromkeys(type_name(argument) for argument in arguments))
     if origin is dict:
-        return f"mapping of {name_of(arguments[1])}"
+        return f"mapping of {type_name(arguments[1])}"
     if origin is tuple and Ellipsis not in arguments:
-        return f"[{', '.join(name_of(argument) for argument in arguments)}]"
+        return f"[{', '.join(type_name(argument) for argument in arguments)}]"
     if origin in (list, tuple, frozenset, set):
-        return f"list of {name_of(arguments[0])}"
+        return f"list of {type_name(arguments[0])}"
     return str(getattr(annotation, "__name__", annotation)).lower()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from terminus.config.errors import ConfigError, Origin, Problem
-from terminus.config.source import Items, Leaf, Node, Table, merge, parse
+from terminus.config.source import Items, Leaf, MappingTree, Node, merge_trees, parse_yaml
 
 KEY_PATH = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*")
 
@@ -19,7 +19,7 @@ class _Override:
     value: Node
 
 
-def apply(tree: Table, overrides: Sequence[str]) -> Table:
+def apply_overrides(tree: MappingTree, overrides: Sequence[str]) -> MappingTree:
     """`tree` with each override laid over it. Raises `ConfigError` with every malformed one.
 
     A `kind` is laid first, since it clears the settings of the kind before it; otherwise
@@ -36,7 +36,7 @@ def apply(tree: Table, overrides: Sequence[str]) -> Table:
         raise ConfigError(problems)
     for override in sorted(parsed, key=lambda one: one.keys[-1] != "kind"):
         laid = _lay(tree, override, 0)
-        assert isinstance(laid, Table)
+        assert isinstance(laid, MappingTree)
         tree = laid
     return tree
 
@@ -50,13 +50,13 @@ def _parse(text: str) -> _Override:
     keys = tuple(key.split("."))
     starts = [sum(len(part) + 1 for part in keys[:index]) for index in range(len(keys))]
     indent = len(key) + 1
-    node = parse(value, lambda line, column: Origin(whole, text, indent + column if line == 0 else indent))
+    node = parse_yaml(value, lambda line, column: Origin(whole, text, indent + column if line == 0 else indent))
     return _Override(keys, tuple(Origin(whole, text, start) for start in starts), node)
 
 
 def _lay(node: Node | None, override: _Override, depth: int) -> Node:
     if depth == len(override.keys):
-        return override.value if node is None else merge(node, override.value)
+        return override.value if node is None else merge_trees(node, override.value)
     key, place = override.keys[depth], override.places[depth]
     if isinstance(node, Items):
         index = _index(node, override, depth)
@@ -73,16 +73,16 @@ def _lay(node: Node | None, override: _Override, depth: int) -> Node:
                 )
             ]
         )
-    below = node.entries.get(key) if isinstance(node, Table) else None
-    layer = Table({key: _lay(below, override, depth + 1)}, {key: place}, place)
+    below = node.entries.get(key) if isinstance(node, MappingTree) else None
+    layer = MappingTree({key: _lay(below, override, depth + 1)}, {key: place}, place)
     return layer if node is None or isinstance(node, Leaf) else _put(node, layer, key)
 
 
-def _put(node: Table, layer: Table, key: str) -> Table:
+def _put(node: MappingTree, layer: MappingTree, key: str) -> MappingTree:
     """The layer's one entry in its place, clearing the siblings that belonged to another kind."""
     if key == "kind":
-        merged = merge(node, layer)
-        assert isinstance(merged, Table)
+        merged = merge_trees(node, layer)
+        assert isinstance(merged, MappingTree)
         return merged
     return replace(node, entries={**node.entries, **layer.entries}, keys={**node.keys, **layer.keys})
 

@@ -6,7 +6,7 @@ import difflib
 from pathlib import Path
 
 from terminus.config.errors import ConfigError, Origin, Problem
-from terminus.config.source import Items, Leaf, Locate, Node, Table, merge, parse
+from terminus.config.source import Items, Leaf, Locate, MappingTree, Node, merge_trees, parse_yaml
 from terminus.errors import UserError
 
 MAX_BYTES = 1_000_000
@@ -57,12 +57,12 @@ def shipped_recipes() -> Path:
     return installed if installed.is_dir() else package.parents[1] / "recipes"
 
 
-def read_recipe(path: Path) -> Table:
+def read_recipe(path: Path) -> MappingTree:
     """The tree of a recipe file, laid over everything it extends. Raises `ConfigError` or `UserError`."""
     return _read(path, (), {})
 
 
-def _read(path: Path, chain: tuple[Path, ...], done: dict[Path, Table]) -> Table:
+def _read(path: Path, chain: tuple[Path, ...], done: dict[Path, MappingTree]) -> MappingTree:
     """`chain` is the way here, to refuse a circle; `done` keeps a file from being read twice."""
     path = path.resolve()
     if path in done:
@@ -79,20 +79,20 @@ def _read(path: Path, chain: tuple[Path, ...], done: dict[Path, Table]) -> Table
             names = " -> ".join(_shown(step) for step in circle)
             raise ConfigError([Problem(origin, f"Recipes extend each other in a circle: {names}.")])
         tree = _read(parent, (*chain, path), done)
-        below = tree if below is None else merge(below, tree)
+        below = tree if below is None else merge_trees(below, tree)
     own = _without_extends(table)
-    merged = own if below is None else merge(below, own)
-    assert isinstance(merged, Table)
+    merged = own if below is None else merge_trees(below, own)
+    assert isinstance(merged, MappingTree)
     done[path] = merged
     return merged
 
 
-def _table(path: Path) -> Table:
+def _table(path: Path) -> MappingTree:
     text = _text(path)
-    tree = parse(text, _locator(_shown(path), text))
+    tree = parse_yaml(text, _locator(_shown(path), text))
     if isinstance(tree, Leaf) and tree.value is None:
         raise UserError("the file is empty", where=_shown(path), rule="A recipe is a YAML mapping, `run: ...`.")
-    if not isinstance(tree, Table):
+    if not isinstance(tree, MappingTree):
         raise ConfigError([Problem(tree.origin, "This is not a mapping.", "A recipe is `key: value` lines.")])
     return tree
 
@@ -126,7 +126,7 @@ def _locator(shown: str, text: str) -> Locate:
     return locate
 
 
-def _extended(table: Table) -> list[tuple[str, Origin]]:
+def _extended(table: MappingTree) -> list[tuple[str, Origin]]:
     node = table.entries.get("extends")
     if node is None:
         return []
@@ -139,8 +139,10 @@ def _extended(table: Table) -> list[tuple[str, Origin]]:
     return names
 
 
-def _without_extends(table: Table) -> Table:
-    return Table({key: entry for key, entry in table.entries.items() if key != "extends"}, table.keys, table.origin)
+def _without_extends(table: MappingTree) -> MappingTree:
+    return MappingTree(
+        {key: entry for key, entry in table.entries.items() if key != "extends"}, table.keys, table.origin
+    )
 
 
 def _clipped(name: str) -> str:

@@ -8,10 +8,10 @@ from typing import Any, cast
 from pydantic import BaseModel
 
 from terminus.config.load import Loaded
-from terminus.config.outline import settings, yaml_word
+from terminus.config.outline import leaf_settings, yaml_word
 
 
-def show(loaded: Loaded[Any]) -> list[str]:
+def show_settings(loaded: Loaded[Any]) -> list[str]:
     """One line per effective value, `key = value` and its origin: `default`, a line, or the command line."""
     rows = [
         (key, yaml_word(value), str(loaded.origins[key]) if key in loaded.origins else "default")
@@ -30,7 +30,7 @@ def explain(loaded: Loaded[Any]) -> list[str]:
     """Every setting that exists: type, default, documentation; `*` marks those that this recipe sets."""
     written = set(_written(loaded.tree, ""))
     lines: list[str] = []
-    for setting in settings(type(loaded.value)):
+    for setting in leaf_settings(type(loaded.value)):
         mark = "*" if setting.key in written else " "
         lines.append(f"{mark} {setting.key}: {setting.type} = {setting.default}")
         lines.extend(f"      {line.strip()}" for line in setting.description.splitlines() if line.strip())

@@ -53,7 +53,7 @@ class Items:
 
 @final
 @dataclass(frozen=True)
-class Table:
+class MappingTree:
     """A mapping; `keys` are the places of the keys, for a problem with a key and not with its value."""
 
     entries: Mapping[str, Node]
@@ -61,10 +61,10 @@ class Table:
     origin: Origin
 
 
-Node: TypeAlias = Leaf | Items | Table
+Node: TypeAlias = Leaf | Items | MappingTree
 
 
-def parse(text: str, locate: Locate) -> Node:
+def parse_yaml(text: str, locate: Locate) -> Node:
     """The tree of one YAML document; an empty one is a null leaf. Raises `ConfigError`."""
     try:
         yaml = YAML(typ="safe", pure=True)
@@ -89,48 +89,48 @@ def parse(text: str, locate: Locate) -> Node:
     return tree
 
 
-def plain(node: Node) -> Plain:
+def plain_tree(node: Node) -> Plain:
     """The tree without its places: what `json.dumps` takes."""
     match node:
         case Leaf(value):
             return value
         case Items(entries):
-            return [plain(entry) for entry in entries]
-        case Table(entries):
-            return {key: plain(entry) for key, entry in entries.items()}
+            return [plain_tree(entry) for entry in entries]
+        case MappingTree(entries):
+            return {key: plain_tree(entry) for key, entry in entries.items()}
 
 
-def leaves(node: Node, path: Path = ()) -> Iterator[tuple[Path, Origin]]:
+def leaf_values(node: Node, path: Path = ()) -> Iterator[tuple[Path, Origin]]:
     """Each value and its place. An empty list or mapping counts as one value."""
     match node:
         case Items(entries) if entries:
             for index, entry in enumerate(entries):
-                yield from leaves(entry, (*path, index))
-        case Table(entries) if entries:
+                yield from leaf_values(entry, (*path, index))
+        case MappingTree(entries) if entries:
             for key, entry in entries.items():
-                yield from leaves(entry, (*path, key))
+                yield from leaf_values(entry, (*path, key))
         case _:
             yield path, node.origin
 
 
-def merge(below: Node, above: Node) -> Node:
+def merge_trees(below: Node, above: Node) -> Node:
     """`above` laid over `below`: mappings are merged key by key, everything else is replaced.
 
     A mapping that names another `kind` replaces the whole one below it: the settings of the old kind are
     not settings of the new one.
     """
-    if not (isinstance(below, Table) and isinstance(above, Table)) or _kind_changes(below, above):
+    if not (isinstance(below, MappingTree) and isinstance(above, MappingTree)) or _kind_changes(below, above):
         return above
     entries = dict(below.entries)
     for key, entry in above.entries.items():
-        entries[key] = merge(entries[key], entry) if key in entries else entry
-    return Table(entries, {**below.keys, **above.keys}, above.origin)
+        entries[key] = merge_trees(entries[key], entry) if key in entries else entry
+    return MappingTree(entries, {**below.keys, **above.keys}, above.origin)
 
 
-def _kind_changes(below: Table, above: Table) -> bool:
+def _kind_changes(below: MappingTree, above: MappingTree) -> bool:
     if "kind" not in below.entries or "kind" not in above.entries:
         return False
-    return plain(below.entries["kind"]) != plain(above.entries["kind"])
+    return plain_tree(below.entries["kind"]) != plain_tree(above.entries["kind"])
 
 
 class _Unbounded(Exception):
@@ -179,7 +179,7 @@ class _Builder:
         assert isinstance(node, MappingNode)
         return self._table(node, origin, depth)
 
-    def _table(self, node: MappingNode, origin: Origin, depth: int) -> Table:
+    def _table(self, node: MappingNode, origin: Origin, depth: int) -> MappingTree:
         entries: dict[str, Node] = {}
         keys: dict[str, Origin] = {}
         for key_node, value_node in node.value:
@@ -191,7 +191,7 @@ class _Builder:
                 self._report(at, f"The key `{key}` is here twice.", f"It is already set at {keys[key]}; remove one.")
             else:
                 entries[key], keys[key] = self.build(value_node, depth + 1), at
-        return Table(entries, keys, origin)
+        return MappingTree(entries, keys, origin)
 
     def _scalar(self, node: ScalarNode, origin: Origin) -> Scalar:
         text = str(node.value)

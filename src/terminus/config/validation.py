@@ -11,8 +11,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from terminus.config.errors import Origin, Problem, did_you_mean
-from terminus.config.outline import kind_of, models, name_of
-from terminus.config.source import Items, Node, Path, Table
+from terminus.config.outline import kind_of, models, type_name
+from terminus.config.source import Items, MappingTree, Node, Path
 
 RULES = {
     "int_type": "must be a whole number",
@@ -31,7 +31,7 @@ RULES = {
 }
 
 
-def problems(error: ValidationError, schema: type[BaseModel], tree: Table) -> list[Problem]:
+def problems(error: ValidationError, schema: type[BaseModel], tree: MappingTree) -> list[Problem]:
     """One problem for each thing that is wrong, with its place in the user's text."""
     found: dict[tuple[Path, str], Problem] = {}
     details = error.errors(include_url=False)
@@ -65,7 +65,7 @@ class _Place:
     """The innermost union of plain types around the value, if there is one."""
 
     @classmethod
-    def of(cls, location: Sequence[str | int], schema: type[BaseModel], tree: Table) -> _Place:
+    def of(cls, location: Sequence[str | int], schema: type[BaseModel], tree: MappingTree) -> _Place:
         path: list[str | int] = []
         annotation: Any = schema
         parent: Any = schema
@@ -82,7 +82,7 @@ class _Place:
             path.append(part)
             parent, annotation = annotation, _child(annotation, part)
             key = str(part)
-            if isinstance(node, Table) and key in node.entries:
+            if isinstance(node, MappingTree) and key in node.entries:
                 key_origin, node = node.keys[key], node.entries[key]
                 value_origin = node.origin
             elif isinstance(node, Items) and isinstance(part, int) and part < len(node.entries):
@@ -97,7 +97,7 @@ def _problem(detail: ErrorDetails, place: _Place) -> Problem:
     holder = f" in `{inside}`" if inside else ""
     last = str(place.path[-1]) if place.path else ""
     if place.union is not None:
-        what = f"`{name}` must be {name_of(place.union)}, and this is {_shown(detail['input'])}."
+        what = f"`{name}` must be {type_name(place.union)}, and this is {_shown(detail['input'])}."
         return Problem(place.value_origin, what)
     match detail["type"]:
         case "extra_forbidden":
@@ -105,7 +105,7 @@ def _problem(detail: ErrorDetails, place: _Place) -> Problem:
             rule = did_you_mean(last, keys) or f"Valid here: {_quoted(keys)}."
             return Problem(place.key_origin, f"Unknown key `{last}`{holder}.", rule)
         case "missing" if isinstance(place.path[-1], int):
-            what = f"`{inside}` needs {name_of(place.parent)}, and this has {last} entries."
+            what = f"`{inside}` needs {type_name(place.parent)}, and this has {last} entries."
             return Problem(place.value_origin, what)
         case "missing":
             return Problem(place.key_origin, f"The key `{last}` is missing{holder}.", "It has no default.")
@@ -113,7 +113,7 @@ def _problem(detail: ErrorDetails, place: _Place) -> Problem:
             rule = f"Say which: `kind` is {_one_of(place.choices)}."
             return Problem(place.key_origin, f"`{name}` has no `kind`.", rule)
         case "union_tag_invalid":
-            origin = place.node.entries["kind"].origin if isinstance(place.node, Table) else place.value_origin
+            origin = place.node.entries["kind"].origin if isinstance(place.node, MappingTree) else place.value_origin
             tag = str(context.get("tag"))
             rule = f"{did_you_mean(tag, place.choices)} `kind` is {_one_of(place.choices)}."
             return Problem(origin, f"`{name}` has no kind `{tag}`.", rule.strip())

@@ -1,6 +1,6 @@
 """Memory that was freed goes back to the system at once, so that a process holds what it needs and not what it needed.
 
-Files and pictures are megabytes each, of all sizes, made and freed in many threads. glibc learns from them to keep ever
+Files and images are megabytes each, of all sizes, made and freed in many threads. glibc learns from them to keep ever
 larger blocks in its pools, and Arrow's allocator keeps them too: after a gigabyte had been encoded, more than two
 gigabytes that nobody used were held in the gaps.
 """

@@ -3,7 +3,7 @@
 Lance files have no checksums of their own. Each row carries two: `checksum`, of all its columns, and, in the tables
 that training reads, `group_checksum`, of the few columns by which rows are found. The first is checked wherever a row
 is used; the second when a table is opened, where reading whole rows would cost hours: without it a row whose split or
-codec was damaged would be in no selection, and nobody would miss it.
+VAE was damaged would be in no selection, and nobody would miss it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pyarrow as pa
 
 CHECKSUM, GROUP_CHECKSUM = "checksum", "group_checksum"
 NAMES = (CHECKSUM, GROUP_CHECKSUM)
-GROUPING = ("split", "source", "bucket", "transform", "codec")
+GROUPING = ("split", "source", "bucket", "transform", "vae")
 """Columns by which rows are found, those of them that a table has. Of a store their values are few."""
 _MODULUS = 1 << 32
 _COPIED = 16

@@ -30,7 +30,7 @@ class _Loaded:
     labels: dict[str, int]
 
 
-def check(classifier: Classifier) -> None:
+def check_classifier(classifier: Classifier) -> None:
     """Loads it, so that a wrong model or label is known before the first image. `UserError` says what is wrong."""
     if classifier.model == nudity.NUDENET:
         nudity.detector()
@@ -48,14 +48,14 @@ def check(classifier: Classifier) -> None:
 
 
 @torch.inference_mode()
-def score(picture: Image.Image, classifier: Classifier) -> float:
+def class_score(image: Image.Image, classifier: Classifier) -> float:
     """Sum of the probabilities of the classes that count, 0..1; of NudeNet the highest score of a detection."""
     if classifier.model == nudity.NUDENET:
-        return nudity.score(picture, classifier.labels)
+        return nudity.nudity_score(image, classifier.labels)
     loaded = _load(classifier.model)
     prepare = loaded.prepare
     assert callable(prepare)
-    inputs = cast("BatchFeature", prepare(picture, return_tensors="pt"))
+    inputs = cast("BatchFeature", prepare(image, return_tensors="pt"))
     logits = cast(torch.Tensor, loaded.network(**inputs).logits)[0].double()
     wanted = [loaded.labels[label] for label in classifier.labels]
     return min(1.0, float(logits.softmax(0)[wanted].sum()))

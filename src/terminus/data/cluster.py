@@ -69,8 +69,8 @@ def connect(engine: RayEngine) -> None:
         )
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         _unusable(engine.address, (str(error).splitlines() or ["no answer"])[0])
-    here = fingerprint()
-    found = _on_every_node(fingerprint)
+    here = environment_fingerprint()
+    found = _on_every_node(environment_fingerprint)
     if not found:
         _unusable(engine.address, "no node has a CPU to offer")
     for node, there in found.items():
@@ -84,7 +84,7 @@ def connect(engine: RayEngine) -> None:
             )
 
 
-def fingerprint() -> dict[str, str]:
+def environment_fingerprint() -> dict[str, str]:
     """What the bytes of a row depend on: versions of packages, and a hash of our own code."""
     own = hashlib.sha256()
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
@@ -92,7 +92,7 @@ def fingerprint() -> dict[str, str]:
     return {"terminus": own.hexdigest()[:12]} | {name: metadata.version(name) for name in _PACKAGES}
 
 
-def require(folders: Iterable[Path]) -> None:
+def require_shared_folders(folders: Iterable[Path]) -> None:
     """Raises `UserError` unless every node sees these folders as this machine does."""
     for folder in folders:
         wanted = sight(os.fsencode(folder))

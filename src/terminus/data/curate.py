@@ -21,10 +21,10 @@ from terminus.data.duplicates import Twin
 from terminus.data.examine import Examined, Refused
 from terminus.data.fetch.addresses import Address, is_global
 from terminus.data.fetch.download import MAY_PASS
-from terminus.data.parts import Parts
-from terminus.data.record import Candidate, ImageRow, Part, Parted, PartRow, Rejection, Split
+from terminus.data.parts import SourceParts
+from terminus.data.record import Candidate, ImageRow, Parted, PartRow, Rejection, SourcePart, Split
 from terminus.data.rules import check_rules
-from terminus.data.seen_index import KEPT, Known, room_for_scratch
+from terminus.data.seen_index import KEPT, SeenIndex, room_for_scratch
 from terminus.data.settings import DataConfig, Source
 from terminus.data.store import IMAGES, LATENTS, Store, quoted
 from terminus.data.takedown import take_down
@@ -97,7 +97,7 @@ def curate(
         from terminus.data import classify
 
         for classifier in data.filters.classifiers:
-            classify.check(classifier)
+            classify.check_classifier(classifier)
     with room_for_scratch():
         curation = _Curation(data, store, allow)
         for source in data.sources:
@@ -132,8 +132,8 @@ class _Curation:
         }
         self.blocked = Blocklist(data.filters.blocklists)
         self.counts.taken_down = take_down(store, self.blocked)
-        self.parts = Parts(data, store, self.blocked)
-        self.known = Known(near=data.filters.duplicates == "near")
+        self.parts = SourceParts(data, store, self.blocked)
+        self.known = SeenIndex(near=data.filters.duplicates == "near")
         self.known.recall(store, self.spec, self.blocked)
         self.images: list[ImageRow] = []
         self.rejected: list[Rejection] = []
@@ -143,7 +143,7 @@ class _Curation:
         self.room = DOWNLOADED_GROUP
         """How many downloads are expected to fit into memory together."""
 
-    def go_through(self, source: Source, part: Part, advance: Callable[[int], None]) -> None:
+    def go_through(self, source: Source, part: SourcePart, advance: Callable[[int], None]) -> None:
         """Judges what a part of a source offers, unless an earlier run has, and nothing has changed."""
         if (became := self.parts.find(source, part)) is not None:
             self.counts.add(source.name, became)
@@ -259,13 +259,13 @@ class _Curation:
     def _image_row(
         self, candidate: Candidate, state: str, verdict: Examined, key: str, background: str | None
     ) -> ImageRow:
-        measures, scores = verdict.measures, verdict.seen.scores | source_filters.said_scores(candidate.said)
+        measures, scores = verdict.measures, verdict.seen.scores | source_filters.source_scores(candidate.metadata)
         return ImageRow(
             key=key,
             image_hash=verdict.image_hash,
             source=candidate.source,
             source_id=candidate.source_id,
-            split=candidate.split or split(verdict.image_hash, self.data.validation_fraction),
+            split=candidate.split or validation_split(verdict.image_hash, self.data.validation_fraction),
             captions=tuple(caption.text for caption in candidate.captions),
             caption_origins=tuple(caption.origin for caption in candidate.captions),
             data=verdict.data,
@@ -281,7 +281,7 @@ class _Curation:
             caption_weights=tuple(caption.weight for caption in candidate.captions),
             url=candidate.url,
             **scores,
-            tags=candidate.said.tags,
+            tags=candidate.metadata.tags,
             camera=measures.camera,
             mask=candidate.mask,
         )
@@ -292,7 +292,7 @@ class _Curation:
         self.counts.drop(candidate, reason)
         if self.known.verdict(candidate, state) == reason:
             return
-        size = seen.size or candidate.said.size
+        size = seen.size or candidate.metadata.size
         self.rejected.append(
             Rejection(
                 source=candidate.source,
@@ -310,7 +310,7 @@ class _Curation:
                 original_height=size.height if size else None,
                 original_width=size.width if size else None,
                 luminance=seen.measures.luminance if seen.measures else None,
-                **(seen.scores | source_filters.said_scores(candidate.said)),
+                **(seen.scores | source_filters.source_scores(candidate.metadata)),
             )
         )
 
@@ -347,7 +347,7 @@ class _Curation:
         return [key for key, mask in pairs if mask != masks[key]]
 
 
-def split(image_hash: str, validation_fraction: float) -> Split:
+def validation_split(image_hash: str, validation_fraction: float) -> Split:
     """A pure function of the content, so that growing the data never moves an image between the splits."""
     return "validation" if int(image_hash[-13:], 16) < validation_fraction * 16**13 else "train"
 
@@ -360,9 +360,11 @@ def _size(path: Path | None) -> int:
         return 0
 
 
-def _parts(source: Source, seed: int) -> Iterator[Part]:
+def _parts(source: Source, seed: int) -> Iterator[SourcePart]:
     """A source without parts is one, which is read every time."""
-    return source.parts() if isinstance(source, Parted) else iter([Part("", "", partial(source.candidates, seed))])
+    return (
+        source.parts() if isinstance(source, Parted) else iter([SourcePart("", "", partial(source.candidates, seed))])
+    )
 
 
 def _fitting(triaged: Iterable[_Triaged], room: int) -> list[_Triaged]:

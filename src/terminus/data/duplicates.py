@@ -1,4 +1,4 @@
-"""Finds pictures that look the same among any number, in an index on disk.
+"""Finds images that look the same among any number, in an index on disk.
 
 Two 64-bit hashes within 3 bits of each other leave at least two of five blocks of their bits untouched, so
 each hash is filed under its ten pairs of blocks (25 or 26 bits each), and only what shares a pair is compared
@@ -19,7 +19,7 @@ HASH_DISTANCE = 3
 COLOR_DISTANCE = 4.0
 """Mean absolute difference of their 8x8 thumbnails in levels of 255; another background is far above it."""
 LONGEST = 10_000
-"""Of one pair of blocks, only this many are compared, oldest first: plain pictures share most of their bits."""
+"""Of one pair of blocks, only this many are compared, oldest first: plain images share most of their bits."""
 
 _EDGES = (0, 13, 26, 39, 52, 64)
 _BLOCKS = tuple((1 << end) - (1 << start) for start, end in itertools.pairwise(_EDGES))

@@ -1,6 +1,6 @@
 """The embedded data set: small drawings that ship with the package, so that everything works offline.
 
-The pictures have alpha; the background is chosen per row and named in the caption ("a 3d render of a red apple
+The images have alpha; the background is chosen per row and named in the caption ("a 3d render of a red apple
 on a black background"), so that whether a model obeys words about light and dark can be measured.
 docs/dataset.md says where the drawings come from; scripts/build_emoji.py makes them.
 """
@@ -51,8 +51,8 @@ CONTRAST = ("black", "white")
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """One picture without its background."""
+class Emoji:
+    """One image without its background."""
 
     id: str
     """Style and slug of the name: "3d/red-apple"."""
@@ -74,31 +74,31 @@ class EmojiRow:
 
     id: str
     """"3d/red-apple@black"."""
-    drawing: Drawing
+    drawing: Emoji
     background: str
     rgb: tuple[int, int, int]
     caption: str
 
 
 @cache
-def drawings() -> tuple[Drawing, ...]:
+def drawings() -> tuple[Emoji, ...]:
     """All drawings, ordered by style and name."""
     lines = (_assets() / "index.jsonl").read_text(encoding="utf-8").splitlines()
     return tuple(_drawing(json.loads(line)) for line in lines)
 
 
-def rgba(drawing: Drawing) -> bytes:
-    """The picture as a WebP file: 128x128 pixels, straight alpha."""
+def rgba(drawing: Emoji) -> bytes:
+    """The image as a WebP file: 128x128 pixels, straight alpha."""
     return _archive(drawing.style).read(f"{drawing.id.split('/')[1]}.webp")
 
 
-def caption(drawing: Drawing, background: str) -> str:
+def emoji_caption(drawing: Emoji, background: str) -> str:
     """ "a flat drawing of a sun on an orange background"."""
     article = "an" if background[0] in "aeiou" else "a"
     return f"{STYLES[drawing.style]} {drawing.subject} on {article} {background} background"
 
 
-def rows(
+def emoji_rows(
     styles: Sequence[str],
     backgrounds_per_drawing: int,
     seed: int,
@@ -115,11 +115,11 @@ def rows(
     _check(styles, backgrounds_per_drawing, limit, colors, groups)
     for drawing in _subset(frozenset(styles), limit, frozenset(groups)):
         for background in _backgrounds(drawing, backgrounds_per_drawing, seed, colors):
-            text = caption(drawing, background)
+            text = emoji_caption(drawing, background)
             yield EmojiRow(f"{drawing.id}@{background}", drawing, background, BACKGROUNDS[background], text)
 
 
-def _subset(styles: frozenset[str], limit: int | None, groups: frozenset[str]) -> list[Drawing]:
+def _subset(styles: frozenset[str], limit: int | None, groups: frozenset[str]) -> list[Emoji]:
     chosen = [one for one in drawings() if one.style in styles and (not groups or one.group in groups)]
     if limit is None:
         return chosen
@@ -132,7 +132,7 @@ def _subset(styles: frozenset[str], limit: int | None, groups: frozenset[str]) -
     return [drawing for drawing in chosen if drawing in kept]
 
 
-def _backgrounds(drawing: Drawing, count: int, seed: int, colors: Sequence[str]) -> list[str]:
+def _backgrounds(drawing: Emoji, count: int, seed: int, colors: Sequence[str]) -> list[str]:
     order = sorted(colors, key=lambda name: _hash(f"{seed}:{drawing.id}:{name}"))
     first = [name for name in CONTRAST if name in colors] if count >= len(CONTRAST) else []
     return [*first, *(name for name in order if name not in first)][:count]
@@ -172,9 +172,9 @@ def _check(
         raise UserError(f"The limit is {limit}", rule="It counts drawings", fix="Ask for 1 or more, or leave it out")
 
 
-def _drawing(row: dict[str, str | list[str]]) -> Drawing:
+def _drawing(row: dict[str, str | list[str]]) -> Emoji:
     fields = {name: row[name] for name in ("id", "style", "name", "subject", "group", "split")}
-    return Drawing(**fields, keywords=tuple(row["keywords"]))  # pyright: ignore[reportArgumentType]
+    return Emoji(**fields, keywords=tuple(row["keywords"]))  # pyright: ignore[reportArgumentType]
 
 
 @cache

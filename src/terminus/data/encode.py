@@ -1,7 +1,7 @@
-"""The second stage of preparation: rows of `images` become rows of `latents` for one codec.
+"""The second stage of preparation: rows of `images` become rows of `latents` for one VAE.
 
 Moments are stored as the encoder gives them (mean and log variance, before any scale factor), so another
-scale factor costs nothing and another codec never meets these rows: the codec's id is part of the key.
+scale factor costs nothing and another VAE never meets these rows: the VAE's id is part of the key.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from terminus.conditioning import Crop, Size
 from terminus.data import allocation, damage, engine, geometry, record
 from terminus.data.damage import Damage
 from terminus.data.duplicates import scratch
-from terminus.data.geometry import Plan
+from terminus.data.geometry import CropPlan
 from terminus.data.pixels import latent_mask, resized, resized_mask
 from terminus.data.record import LatentRow, Split
-from terminus.data.store import GEOMETRY, Store, View, pack_moments, plan_of, quoted
+from terminus.data.store import GEOMETRY, Store, View, pack_posterior, plan_of, quoted
 from terminus.errors import UserError
 
 if TYPE_CHECKING:
-    from terminus.model.vae import Codec
+    from terminus.model.vae import VAE
 
 GROUP = 256
 """Latents per commit."""
@@ -71,7 +71,7 @@ class _Cut:
     """Index of the row of `images`."""
     row: dict[str, object]
     """Its columns, without the files."""
-    plan: Plan
+    plan: CropPlan
     transform: str
 
 
@@ -100,8 +100,8 @@ class Waiting:
         self._database.executemany("INSERT INTO wanted (image, cut) VALUES (?, ?)", wanted)
 
 
-def waiting(store: Store, transform: str, codec: str, crops: int = 1) -> Waiting:
-    """What has no latent of this codec yet, in row order: `crops` cuts of each image to train on, where there is room.
+def waiting(store: Store, transform: str, vae: str, crops: int = 1) -> Waiting:
+    """What has no latent of this VAE yet, in row order: `crops` cuts of each image to train on, where there is room.
 
     Images that are held out are cut once: they measure, and more cuts would only weigh some of them more.
     """
@@ -110,7 +110,7 @@ def waiting(store: Store, transform: str, codec: str, crops: int = 1) -> Waiting
     if images is None:
         return found
     names = geometry.specs(transform, crops)
-    done = _Done(store, names, codec)
+    done = _Done(store, names, vae)
     start = 0
     for batch in images.batches(["key", "transform", "split", *GEOMETRY], size=SCANNED):
         rows = cast("list[dict[str, object]]", batch.to_pylist())
@@ -127,12 +127,12 @@ def waiting(store: Store, transform: str, codec: str, crops: int = 1) -> Waiting
 class _Done:
     """The cuts that have a latent, in a scratch database."""
 
-    def __init__(self, store: Store, names: Sequence[str], codec: str) -> None:
+    def __init__(self, store: Store, names: Sequence[str], vae: str) -> None:
         self.database = scratch()
         self.database.execute("CREATE TABLE done (id BLOB PRIMARY KEY) WITHOUT ROWID")
         view = store.latents.latest()
         cuts = {name: cut for cut, name in enumerate(names)}
-        same = f"codec = {quoted(codec)} and transform in ({', '.join(quoted(name) for name in names)})"
+        same = f"VAE = {quoted(vae)} and transform in ({', '.join(quoted(name) for name in names)})"
         for batch in view.batches(["image_key", "transform"], same, SCANNED) if view else ():
             pairs = zip(batch.column("image_key").to_pylist(), batch.column("transform").to_pylist(), strict=True)
             # In the order of the tree: neighbours are written together.
@@ -150,10 +150,10 @@ def _cut_id(key: str, cut: int) -> bytes:
     return bytes.fromhex(key)[:16] + bytes([cut])
 
 
-def encode(
+def encode_latents(
     store: Store,
     wanted: Iterable[Wanted],
-    codec: Codec,
+    vae: VAE,
     advance: Callable[[int], None],
     damaged: Callable[[Damage], None] = damage.told,
 ) -> int:
@@ -172,7 +172,7 @@ def encode(
     images, rows, count = store.images.latest(), iter(wanted), 0
     while group := list(islice(rows, GROUP)):
         assert images is not None, "what is wanted is a row of images"
-        latents = _encode_group(images, group, codec, advance, tell)
+        latents = _encode_group(images, group, vae, advance, tell)
         store.latents.append(latents)
         count += len(latents)
     return count
@@ -181,7 +181,7 @@ def encode(
 def _encode_group(
     images: View,
     wanted: Sequence[Wanted],
-    codec: Codec,
+    vae: VAE,
     advance: Callable[[int], None],
     damaged: Callable[[Damage], None],
 ) -> list[LatentRow]:
@@ -192,24 +192,24 @@ def _encode_group(
     # A stable sort: the cuts of an image stay together, and images of one kind in their order.
     cuts = sorted(_planned(images, rows, wanted, damaged), key=_kind)
     latents: list[LatentRow] = []
-    with closing(_render(images, cuts, codec.factor)) as rendered:
+    with closing(_render(images, cuts, vae.factor)) as rendered:
         for target, alike in groupby(cuts, key=lambda cut: cut.plan.target):
             for batch in _batches(list(alike), max(1, BATCH_PIXELS // max(1, prod(target)))):
-                pictures = [next(rendered) for _ in batch]
-                for picture in pictures:
-                    if isinstance(picture, Damage):
-                        damaged(picture)
-                whole = [pair for pair in zip(batch, pictures, strict=True) if isinstance(pair[1], _Rendered)]
-                latents += _latents(codec, cast("list[tuple[_Cut, _Rendered]]", whole))
+                crops = [next(rendered) for _ in batch]
+                for crop in crops:
+                    if isinstance(crop, Damage):
+                        damaged(crop)
+                whole = [pair for pair in zip(batch, crops, strict=True) if isinstance(pair[1], _Rendered)]
+                latents += _latents(vae, cast("list[tuple[_Cut, _Rendered]]", whole))
                 advance(len(batch))
     return latents
 
 
-def _latents(codec: Codec, pictures: Sequence[tuple[_Cut, _Rendered]]) -> Iterator[LatentRow]:
-    if pictures:
-        moments = _moments(codec, np.stack([one.pixels for _, one in pictures]), [cut for cut, _ in pictures])
-        for (cut, picture), latent in zip(pictures, moments, strict=True):
-            yield _row(cut, picture.mask, latent, codec.id)
+def _latents(vae: VAE, images: Sequence[tuple[_Cut, _Rendered]]) -> Iterator[LatentRow]:
+    if images:
+        posterior = _posterior(vae, np.stack([one.pixels for _, one in images]), [cut for cut, _ in images])
+        for (cut, image), latent in zip(images, posterior, strict=True):
+            yield _row(cut, image.mask, latent, vae.id)
 
 
 def _planned(
@@ -255,8 +255,8 @@ def _render(images: View, cuts: Sequence[_Cut], factor: int) -> Generator[_Rende
 
 def _pieces(images: View, cuts: Sequence[_Cut], factor: int) -> Iterator[list[_Rendered | Damage]]:
     """What is rendered together; all neighbouring cuts of an image from one decoding."""
-    pictures = [list(some) for _, some in groupby(cuts, key=lambda cut: cut.image)]
-    for piece in _fitting(images, pictures):
+    cuts_by_image = [list(some) for _, some in groupby(cuts, key=lambda cut: cut.image)]
+    for piece in _fitting(images, cuts_by_image):
         whole = [(some, row) for some, row in piece if not isinstance(row, Damage)]
         corners = [[side for cut in some for side in cut.plan.crop] for some, _ in whole]
         columns = {name: [row.get(name) for _, row in whole] for name in _INPUT.names}
@@ -274,11 +274,13 @@ def _rendered(cuts: Sequence[_Cut], result: Mapping[str, object]) -> Iterator[_R
         yield _Rendered(np.frombuffer(data, np.uint8).reshape(*cut.plan.target, 3), mask)
 
 
-def _fitting(images: View, pictures: Sequence[list[_Cut]]) -> Iterator[list[tuple[list[_Cut], damage.Row | Damage]]]:
+def _fitting(
+    images: View, cuts_by_image: Sequence[list[_Cut]]
+) -> Iterator[list[tuple[list[_Cut], damage.Row | Damage]]]:
     """The same in order, with their rows, as many at a time as fit into memory together."""
     piece: list[tuple[list[_Cut], damage.Row | Damage]] = []
     held = 0
-    for some in _readable(pictures):
+    for some in _readable(cuts_by_image):
         read = damage.read(images, [cuts[0].image for cuts in some])
         files = [row[name] for row in read if not isinstance(row, Damage) for name in _FILES]
         more = sum(len(file) for file in files if isinstance(file, bytes))
@@ -291,11 +293,11 @@ def _fitting(images: View, pictures: Sequence[list[_Cut]]) -> Iterator[list[tupl
     yield piece
 
 
-def _readable(pictures: Sequence[list[_Cut]]) -> Iterator[list[list[_Cut]]]:
+def _readable(images: Sequence[list[_Cut]]) -> Iterator[list[list[_Cut]]]:
     """The same in order, in runs of originals that are not too large to be read at once, or of a single one."""
     run: list[list[_Cut]] = []
     held = 0
-    for cuts in pictures:
+    for cuts in images:
         area = prod(cuts[0].plan.original)
         if run and held + area > READ_PIXELS:
             yield run
@@ -308,52 +310,52 @@ def _readable(pictures: Sequence[list[_Cut]]) -> Iterator[list[list[_Cut]]]:
 def _pixels(row: dict[str, object], factor: int) -> dict[str, object]:
     first, corners = plan_of(row), cast("list[int]", row["corners"])
     ways = [first.at(Crop(*corner)) for corner in zip(corners[::2], corners[1::2], strict=True)]
-    picture, mask = resized(row, first), resized_mask(row, first)
+    image, mask = resized(row, first), resized_mask(row, first)
     return {
-        "pixels": [geometry.cut(picture, way).tobytes() for way in ways],
+        "pixels": [geometry.cut(image, way).tobytes() for way in ways],
         "masks": [None if mask is None else latent_mask(geometry.cut(mask, way), factor).tobytes() for way in ways],
     }
 
 
 @torch.inference_mode()
-def _moments(
-    codec: Codec, pixels: UInt8[np.ndarray, "batch height width 3"], cuts: Sequence[_Cut]
+def _posterior(
+    vae: VAE, pixels: UInt8[np.ndarray, "batch height width 3"], cuts: Sequence[_Cut]
 ) -> Float16[np.ndarray, "batch 2 channels rows columns"]:
-    """Of each picture; what does not fit into the device's memory at once is encoded in halves."""
+    """Of each image; what does not fit into the device's memory at once is encoded in halves."""
     from terminus.model.vae import to_signal  # not at the top: the first stage needs no networks
 
     try:
-        moments = codec.encode(to_signal(torch.from_numpy(pixels).permute(0, 3, 1, 2)))
+        posterior = vae.encode(to_signal(torch.from_numpy(pixels).permute(0, 3, 1, 2)))
     except torch.OutOfMemoryError:
         if len(pixels) == 1:
             raise UserError(
                 f"encoding one image of {pixels.shape[2]}x{pixels.shape[1]} pixels needs more memory than there is",
-                rule="The codec encodes whole images, and in tiles only those of more than 4 megapixels",
+                rule="The VAE encodes whole images, and in tiles only those of more than 4 megapixels",
                 fix="Free the device of other work, lower data.resolution, or encode on the CPU.",
             ) from None
-        moments = None
-    if moments is None:  # outside of the handler, which would keep what did not fit
+        posterior = None
+    if posterior is None:  # outside of the handler, which would keep what did not fit
         half = len(pixels) // 2
         return np.concatenate(
-            [_moments(codec, pixels[:half], cuts[:half]), _moments(codec, pixels[half:], cuts[half:])]
+            [_posterior(vae, pixels[:half], cuts[:half]), _posterior(vae, pixels[half:], cuts[half:])]
         )
-    stacked = torch.stack([moments.mean, moments.logvar], dim=1).to(torch.float16).cpu()
+    stacked = torch.stack([posterior.mean, posterior.logvar], dim=1).to(torch.float16).cpu()
     for cut, one in zip(cuts, stacked, strict=True):
         if not bool(torch.isfinite(one).all()):
             raise UserError(
-                "the codec's moments of this image do not fit into float16",
+                "the VAE's moments of this image do not fit into float16",
                 where=f"{cut.row['source']}/{cut.row['source_id']}",
                 rule="Moments are stored as finite float16 numbers",
-                fix="The codec's weights are damaged, or overflow in the precision they run in.",
+                fix="The VAE's weights are damaged, or overflow in the precision they run in.",
             )
     return stacked.numpy()
 
 
-def _row(cut: _Cut, mask: bytes | None, moments: np.ndarray, codec: str) -> LatentRow:
+def _row(cut: _Cut, mask: bytes | None, posterior: np.ndarray, vae: str) -> LatentRow:
     row = cut.row
     background, image_hash = cast("str | None", row["background"]), cast(str, row["image_hash"])
     return LatentRow(
-        key=record.latent_key(image_hash, background, cut.transform, codec),
+        key=record.latent_key(image_hash, background, cut.transform, vae),
         image_key=cast(str, row["key"]),
         image_hash=image_hash,
         source=cast(str, row["source"]),
@@ -363,11 +365,11 @@ def _row(cut: _Cut, mask: bytes | None, moments: np.ndarray, codec: str) -> Late
         caption_origins=tuple(cast("list[str]", row["caption_origins"])),
         caption_weights=tuple(cast("list[float]", row["caption_weights"])),
         plan=cut.plan,
-        moments=pack_moments(moments),
-        latent_channels=moments.shape[1],
-        latent_height=moments.shape[2],
-        latent_width=moments.shape[3],
-        codec=codec,
+        posterior=pack_posterior(posterior),
+        latent_channels=posterior.shape[1],
+        latent_height=posterior.shape[2],
+        latent_width=posterior.shape[3],
+        vae=vae,
         transform=cut.transform,
         mask=mask,
     )

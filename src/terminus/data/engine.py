@@ -72,10 +72,10 @@ def use(engine: Engine) -> None:
 _used: Engine | None = None
 
 
-def require(folders: set[Path]) -> None:
+def require_readable(folders: set[Path]) -> None:
     """Raises `UserError` if where `run` computes these folders cannot be read as here."""
     if isinstance(_used, RayEngine) and (new := folders - _required):
-        cluster.require(sorted(new))
+        cluster.require_shared_folders(sorted(new))
         _required.update(new)
 
 

@@ -17,12 +17,12 @@ from terminus.bounded_files import read_bounded
 from terminus.conditioning import Size
 from terminus.data import filters, geometry, record
 from terminus.data.filters import Filters, Measures, Score
-from terminus.data.geometry import Plan, Transform
+from terminus.data.geometry import CropPlan, Transform
 from terminus.data.record import content_hash
 from terminus.images import Color, Dropped
 
 THUMBNAIL = 96
-"""Longest side of a picture in the report, in pixels."""
+"""Longest side of an image in the report, in pixels."""
 MEASURED = 256
 """Shortest side, at least, of what is measured, in pixels."""
 CLASSIFIED = 512
@@ -33,7 +33,7 @@ _MAKE, _MODEL = 0x010F, 0x0110
 
 
 @dataclass(frozen=True)
-class Subject:
+class ImageVerdict:
     """What is looked at, and what is said of it."""
 
     file: bytes | tuple[Path, Path]
@@ -66,7 +66,7 @@ class Examined:
 
     data: bytes
     transparent: bool
-    plan: Plan
+    plan: CropPlan
     image_hash: str
     measures: Measures
     seen: Seen
@@ -80,7 +80,7 @@ class Refused:
     seen: Seen = Seen()
 
 
-def examine(subject: Subject, rules: Filters, transform: Transform) -> Examined | Refused:
+def examine_image(subject: ImageVerdict, rules: Filters, transform: Transform) -> Examined | Refused:
     """Reads, decodes and judges one image."""
     data = subject.file
     if not isinstance(data, bytes):
@@ -96,21 +96,23 @@ def examine(subject: Subject, rules: Filters, transform: Transform) -> Examined 
         return Refused(decoded, seen)
     whole = Image.fromarray(decoded.on(subject.background))
     # Averaged once over whole blocks of pixels; measures of the average are those of the image, much sooner.
-    picture = whole.reduce(max(1, min(whole.size) // MEASURED))
-    measures = filters.measure(picture, has_camera(data))
+    image = whole.reduce(max(1, min(whole.size) // MEASURED))
+    measures = filters.measure_image(image, has_camera(data))
     plan = geometry.plan(decoded.size, transform, geometry.position(image_hash, transform))
     scores: dict[Score, float] = {}
     dropped = _judged(decoded.size, measures, plan, rules, transform) or _masked(subject, decoded.size, rules)
     if dropped is None and rules.classifiers:
         scores = _classified(whole, subject.given, rules)
         dropped = filters.scores(scores, rules)
-    seen = Seen(image_hash, md5, decoded.size, measures, scores, thumbnail(picture))
+    seen = Seen(image_hash, md5, decoded.size, measures, scores, thumbnail(image))
     if dropped or plan is None:
         return Refused(dropped or Dropped("smaller than its bucket"), seen)
     return Examined(data, decoded.alpha is not None, plan, image_hash, measures, seen)
 
 
-def _judged(size: Size, measures: Measures, plan: Plan | None, rules: Filters, transform: Transform) -> Dropped | None:
+def _judged(
+    size: Size, measures: Measures, plan: CropPlan | None, rules: Filters, transform: Transform
+) -> Dropped | None:
     if dropped := filters.shape(size, rules):
         return dropped
     if plan is None:
@@ -119,7 +121,7 @@ def _judged(size: Size, measures: Measures, plan: Plan | None, rules: Filters, t
     return filters.camera(measures, rules) or filters.luminance(measures, rules)
 
 
-def _masked(subject: Subject, size: Size, rules: Filters) -> Dropped | None:
+def _masked(subject: ImageVerdict, size: Size, rules: Filters) -> Dropped | None:
     if subject.mask is None:
         return None
     mask = decode.decode(subject.mask, decode.Limits(rules.max_file_bytes, rules.max_pixels))
@@ -137,8 +139,8 @@ def _classified(whole: Image.Image, given: Mapping[Score, float], rules: Filters
         return {}
     from terminus.data import classify  # not at the top: few recipes need transformers to prepare
 
-    picture = whole.reduce(max(1, min(whole.size) // CLASSIFIED))
-    return {classifier.score: classify.score(picture, classifier) for classifier in wanted}
+    image = whole.reduce(max(1, min(whole.size) // CLASSIFIED))
+    return {classifier.score: classify.class_score(image, classifier) for classifier in wanted}
 
 
 def has_camera(data: bytes) -> bool:
@@ -152,10 +154,10 @@ def has_camera(data: bytes) -> bool:
     return any(isinstance(name, str) and name.strip(" \0") for name in named)
 
 
-def thumbnail(picture: Image.Image) -> bytes:
+def thumbnail(image: Image.Image) -> bytes:
     """A small JPEG for the report."""
     file = BytesIO()
-    picture.resize(_within(picture.size), Image.Resampling.BOX).save(file, "JPEG", quality=80)
+    image.resize(_within(image.size), Image.Resampling.BOX).save(file, "JPEG", quality=80)
     return file.getvalue()
 
 

@@ -63,7 +63,7 @@ class Filters(Config):
     max_luminance: float = Field(default=1.0, ge=0.0, le=1.0)
     """Highest mean Rec.601 luma, 0 to 1; Gamma v2 was trained with 0.5."""
     duplicates: Literal["exact", "near"] = "exact"
-    """What counts as a duplicate: the same bytes, or also pictures that look the same in shape and colour."""
+    """What counts as a duplicate: the same bytes, or also images that look the same in shape and colour."""
     require_exif_camera: bool = False
     """Whether only photographs whose EXIF names a camera are kept."""
     max_watermark: float | None = Field(default=None, ge=0.0, le=1.0)
@@ -102,7 +102,7 @@ class Measures:
     """Whether its EXIF names a camera."""
 
 
-def measure(image: Image.Image, camera: bool = False) -> Measures:
+def measure_image(image: Image.Image, camera: bool = False) -> Measures:
     """Of an RGB image; `camera` is passed on."""
     small = image.resize((72, 64), Image.Resampling.BOX)
     grey = np.asarray(small.convert("L").resize((9, 8), Image.Resampling.BOX)).astype(np.int16)
@@ -156,7 +156,7 @@ def scores(values: Mapping[Score, float], filters: Filters) -> Dropped | None:
     return None
 
 
-def asked(filters: Filters) -> tuple[Score, ...]:
+def limited_scores(filters: Filters) -> tuple[Score, ...]:
     """The scores that a limit asks for."""
     limits: dict[Score, float | None] = {
         "watermark": filters.max_watermark,

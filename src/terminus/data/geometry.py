@@ -1,6 +1,6 @@
 """Where each training image's pixels come from: its bucket, its LANCZOS size, its crop.
 
-Kept apart from decoding and from the store so that one object, `Plan`, decides both the pixels and the
+Kept apart from decoding and from the store so that one object, `CropPlan`, decides both the pixels and the
 numbers that the UNet is told about them (Podell et al. 2307.01952, section 2.2): they cannot disagree.
 Nothing is ever enlarged.
 """
@@ -28,7 +28,7 @@ FORMULA = "lanczos-1"
 """Part of every transform spec: changes when the same settings would give other pixels."""
 
 
-class Position(NamedTuple):
+class CropPosition(NamedTuple):
     """Where in the free space a crop lies: (vertical, horizontal), each in [0, 1)."""
 
     vertical: float
@@ -57,7 +57,7 @@ class Transform:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CropPlan:
     """One image's way from file to pixels; sizes are (height, width)."""
 
     original: Size
@@ -79,7 +79,7 @@ class Plan:
         """How many different cuts of the same size the resized image has; 1 if it is cut to its own size."""
         return (self.resized.height - self.target.height + 1) * (self.resized.width - self.target.width + 1)
 
-    def at(self, corner: Crop) -> Plan:
+    def at(self, corner: Crop) -> CropPlan:
         """The same image cut elsewhere."""
         return replace(self, crop=corner)
 
@@ -116,16 +116,16 @@ def nearest_bucket(original: Size, choices: Sequence[Size]) -> Size | None:
     )
 
 
-def position(image_hash: str, transform: Transform) -> Position:
+def position(image_hash: str, transform: Transform) -> CropPosition:
     """The crop position of one image: a pure function of its content and the seed."""
     index = int(image_hash[:15], 16)
-    return Position(
+    return CropPosition(
         runtime.uniform(transform.seed, index, "crop vertical"),
         runtime.uniform(transform.seed, index, "crop horizontal"),
     )
 
 
-def plan(original: Size, transform: Transform, where: Position) -> Plan | None:
+def plan(original: Size, transform: Transform, where: CropPosition) -> CropPlan | None:
     """The way of one image; None if every bucket would need it enlarged."""
     target = nearest_bucket(original, buckets(transform.resolution, transform.step))
     if target is None:
@@ -136,7 +136,7 @@ def plan(original: Size, transform: Transform, where: Position) -> Plan | None:
         corner = Crop(free.height // 2, free.width // 2)
     else:
         corner = Crop(int(where.vertical * (free.height + 1)), int(where.horizontal * (free.width + 1)))
-    return Plan(original, resized, corner, target)
+    return CropPlan(original, resized, corner, target)
 
 
 def cover(original: Size, target: Size) -> Size:
@@ -146,7 +146,7 @@ def cover(original: Size, target: Size) -> Size:
     return Size(max(target.height, round(original.height * target.width / original.width)), target.width)
 
 
-def cuts(way: Plan, image_hash: str, spec: str, count: int) -> tuple[Plan, ...]:
+def cuts(way: CropPlan, image_hash: str, spec: str, count: int) -> tuple[CropPlan, ...]:
     """Up to `count` different cuts of one resized image, the first of them `way`.
 
     The others are drawn without repetition from all places that are left, by the image's hash and the spec alone, so
@@ -167,12 +167,12 @@ def specs(spec: str, count: int) -> tuple[str, ...]:
     return (spec, *(f"{spec} cut {number}" for number in range(1, count)))
 
 
-def apply(pixels: UInt8[np.ndarray, "height width 3"], way: Plan) -> UInt8[np.ndarray, "rows columns 3"]:
+def crop_and_resize(pixels: UInt8[np.ndarray, "height width 3"], way: CropPlan) -> UInt8[np.ndarray, "rows columns 3"]:
     """The pixels that `way` describes, from the decoded upright image."""
     return cut(resize(pixels, way), way)
 
 
-def resize(pixels: UInt8[np.ndarray, "height width 3"], way: Plan) -> UInt8[np.ndarray, "rows columns 3"]:
+def resize(pixels: UInt8[np.ndarray, "height width 3"], way: CropPlan) -> UInt8[np.ndarray, "rows columns 3"]:
     """The whole image at the size from which `way` cuts.
 
     torch's antialiased LANCZOS on channels-last bytes is within one level of Pillow's (its weights have 16
@@ -188,7 +188,7 @@ def resize(pixels: UInt8[np.ndarray, "height width 3"], way: Plan) -> UInt8[np.n
     return image[0].permute(1, 2, 0).numpy()
 
 
-def cut(resized: UInt8[np.ndarray, "height width ..."], way: Plan) -> UInt8[np.ndarray, "rows columns ..."]:
+def cut(resized: UInt8[np.ndarray, "height width ..."], way: CropPlan) -> UInt8[np.ndarray, "rows columns ..."]:
     """The crop of `way` out of the resized image."""
     if resized.shape[:2] != way.resized:
         raise ValueError(f"the plan cuts from {way.resized}, the image is {resized.shape[:2]}")

@@ -92,7 +92,7 @@ def _write(place: str, buckets: Sequence[Bucket]) -> None:
         content = pa.BufferOutputStream()
         with pa.ipc.new_file(content, schema) as writer:
             _write_batches(writer, batches)
-        storage.write(place, content.getvalue().to_pybytes())
+        storage.write_whole_file(place, content.getvalue().to_pybytes())
         return
     path = Path(place)
     path.parent.mkdir(exist_ok=True)

@@ -20,8 +20,8 @@ from torch import Tensor
 from terminus.conditioning import MicroConditioning
 from terminus.data.geometry import specs
 from terminus.data.grouped import Grouped
-from terminus.data.order import Places, positions
-from terminus.data.store import View, plan_of, unpack_moments
+from terminus.data.order import BatchOrder, positions
+from terminus.data.store import View, plan_of, unpack_posterior
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,10 @@ class Rows(Protocol):
 
 
 class LatentRows:
-    """Moments of one codec, one split and the first `crops` cuts of each image."""
+    """Moments of one VAE, one split and the first `crops` cuts of each image."""
 
-    def __init__(self, view: View, codec: str, transform: str, split: str, crops: int = 1) -> None:
-        wanted = {"codec": (codec,), "transform": specs(transform, crops), "split": (split,)}
+    def __init__(self, view: View, vae: str, transform: str, split: str, crops: int = 1) -> None:
+        wanted = {"vae": (vae,), "transform": specs(transform, crops), "split": (split,)}
         self._grouped = Grouped(view, wanted)
 
     @property
@@ -81,7 +81,9 @@ class LatentRows:
         shape = ("latent_channels", "latent_height", "latent_width")
         found, damaged = self._grouped.sound(bucket, rows, positions)
         sizes = [tuple(cast(int, row[name]) for name in shape) for row in found]
-        arrays = [unpack_moments(cast(bytes, row["moments"]), *size) for row, size in zip(found, sizes, strict=True)]
+        arrays = [
+            unpack_posterior(cast(bytes, row["posterior"]), *size) for row, size in zip(found, sizes, strict=True)
+        ]
         values = torch.from_numpy(np.stack(arrays)).float()  # four times as fast as numpy's conversion, and the same
         mask = _mask(found, sizes[0][1], sizes[0][2])
         return replace(batch_of(found, values, positions, epoch), mask=mask, damaged=damaged)
@@ -114,7 +116,7 @@ class Loader:
     """Micro-batches of a run, `accumulation` to a step; of several processes each takes every `processes`-th."""
 
     rows: Rows
-    order: Places
+    order: BatchOrder
     accumulation: int
     threads: int
     rank: int = 0

@@ -19,7 +19,7 @@ from typing import Protocol, runtime_checkable
 
 from terminus import runtime
 from terminus.data.loader import Rows
-from terminus.data.order import Order, Place, Places
+from terminus.data.order import BatchOrder, MicroBatch, Order
 from terminus.data.settings import DataConfig
 from terminus.errors import UserError
 
@@ -35,7 +35,7 @@ class Sourced(Rows, Protocol):
 
 
 @dataclass(frozen=True)
-class Part:
+class RowRange:
     """Consecutive rows of one bucket, each of which comes `repeats` times in a pass."""
 
     first: int
@@ -52,7 +52,7 @@ class Stream:
     seed: int
     buckets: tuple[int, ...]
     """Those in which it has rows."""
-    parts: tuple[tuple[Part, ...], ...]
+    parts: tuple[tuple[RowRange, ...], ...]
     """Its rows in each of these."""
 
     def order(self, unit: int) -> Order:
@@ -112,7 +112,7 @@ class Mixed:
             counts.append([count + (stream == chosen) for stream, count in enumerate(counts[-1])])
         return tuple(map(tuple, counts))
 
-    def __getitem__(self, index: int) -> Place:
+    def __getitem__(self, index: int) -> MicroBatch:
         each = self.micro_batch // self.unit
         bucket, rows = 0, list[int]()
         for unit in range(index * each, (index + 1) * each):
@@ -120,7 +120,7 @@ class Mixed:
             stream, place = self.streams[chosen], self._orders[chosen][self._passed(chosen, unit)]
             bucket = stream.buckets[place.bucket]
             rows += [stream.row(place.bucket, row) for row in place.rows]
-        return Place(bucket, tuple(rows), self._epoch(index * each))
+        return MicroBatch(bucket, tuple(rows), self._epoch(index * each))
 
     def passes(self, samples: int) -> tuple[float, ...]:
         """How often each stream has gone through its rows and their repeats within the first samples of the run."""
@@ -145,7 +145,7 @@ class Mixed:
         return max(range(len(self.streams)), key=lambda stream: self.streams[stream].share)
 
 
-def order_of(rows: Rows, data: DataConfig, seed: int, micro_batch: int) -> Places:
+def order_of(rows: Rows, data: DataConfig, seed: int, micro_batch: int) -> BatchOrder:
     """The order in which training sees the rows: by their number, or as `data.mix` says.
 
     `UserError` if a source that it names has no rows, or shares leave nothing for the others.
@@ -160,7 +160,7 @@ def order_of(rows: Rows, data: DataConfig, seed: int, micro_batch: int) -> Place
             raise UserError(
                 f"the source {name} has no images to train on",
                 where="data.mix",
-                rule="A source that is mixed in has images of this transform and codec",
+                rule="A source that is mixed in has images of this transform and VAE",
                 fix="Correct the source, and run `terminus prepare` with this recipe, or do not name it there.",
             )
     shares, repeats = data.shares, data.repeats
@@ -180,7 +180,7 @@ def order_of(rows: Rows, data: DataConfig, seed: int, micro_batch: int) -> Place
     return Mixed(tuple(streams), micro_batch, 1 if len(rows.sizes) == 1 else micro_batch)
 
 
-def epochs(order: Places, rows: Rows, data: DataConfig, samples: int) -> dict[str, float]:
+def epochs(order: BatchOrder, rows: Rows, data: DataConfig, samples: int) -> dict[str, float]:
     """By source: images drawn within the first samples of a run, divided by the images there; {} where they have no
     names. `order` is that of `order_of`. What is repeated counts each time."""
     if not isinstance(rows, Sourced):
@@ -199,11 +199,11 @@ def _stream(rows: Sourced, repeats: Mapping[str, int], part: Fraction, seed: int
     return Stream(part, seed, tuple(buckets), tuple(found[bucket] for bucket in buckets))
 
 
-def _parts(bucket: Mapping[str, int], repeats: Mapping[str, int]) -> tuple[Part, ...]:
-    parts: list[Part] = []
+def _parts(bucket: Mapping[str, int], repeats: Mapping[str, int]) -> tuple[RowRange, ...]:
+    parts: list[RowRange] = []
     first = 0
     for name, count in bucket.items():
         if name in repeats:
-            parts.append(Part(first, count, repeats[name]))
+            parts.append(RowRange(first, count, repeats[name]))
         first += count
     return tuple(parts)

@@ -32,10 +32,10 @@ class _Detector(Protocol):
     def detect(self, image_path: UInt8[np.ndarray, "height width 3"], /) -> list[dict[str, object]]: ...
 
 
-def score(picture: Image.Image, labels: Sequence[str]) -> float:
+def nudity_score(image: Image.Image, labels: Sequence[str]) -> float:
     """The highest score of a detection among these classes, 0..1; 0 where there is none of at least 0.25."""
     # Pixels in OpenCV's order: the answer is then that of the package for the file itself.
-    blue_first = np.ascontiguousarray(np.asarray(picture.convert("RGB"))[:, :, ::-1])
+    blue_first = np.ascontiguousarray(np.asarray(image.convert("RGB"))[:, :, ::-1])
     found = detector().detect(blue_first)
     return max((cast(float, one["score"]) for one in found if one["class"] in labels), default=0.0)
 

@@ -38,7 +38,7 @@ def permuted(index: int, size: int, key: str) -> int:
 
 
 @dataclass(frozen=True)
-class Place:
+class MicroBatch:
     """The contents of one micro-batch: row numbers within one bucket, and the epoch it belongs to."""
 
     bucket: int
@@ -47,7 +47,7 @@ class Place:
 
 
 @runtime_checkable
-class Places(Protocol):
+class BatchOrder(Protocol):
     """What a loader follows: any rule that says what is in which micro-batch, in constant memory."""
 
     @property
@@ -55,7 +55,7 @@ class Places(Protocol):
         """Rows in each micro-batch."""
         ...
 
-    def __getitem__(self, index: int) -> Place:
+    def __getitem__(self, index: int) -> MicroBatch:
         """Micro-batch `index` of the whole run, for any index >= 0."""
         ...
 
@@ -73,7 +73,7 @@ class Order:
         if not self.sizes or min(self.sizes) < 1 or self.micro_batch < 1:
             raise ValueError(f"an order needs rows: buckets {self.sizes}, micro-batch {self.micro_batch}")
 
-    def __getitem__(self, index: int) -> Place:
+    def __getitem__(self, index: int) -> MicroBatch:
         epoch = self.epoch(index)
         start = self._batches_before(epoch)
         counts = [self._bucket_batches(size, epoch + 1) - self._bucket_batches(size, epoch) for size in self.sizes]
@@ -84,7 +84,9 @@ class Order:
             bucket += 1
         size = self.sizes[bucket]
         first = (self._bucket_batches(size, epoch) + slot) * self.micro_batch
-        return Place(bucket, tuple(self._row(bucket, place) for place in range(first, first + self.micro_batch)), epoch)
+        return MicroBatch(
+            bucket, tuple(self._row(bucket, place) for place in range(first, first + self.micro_batch)), epoch
+        )
 
     def _row(self, bucket: int, place: int) -> int:
         size = self.sizes[bucket]

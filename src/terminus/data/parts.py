@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from terminus.data.blocklist import Blocklist
 from terminus.data.fetch.download import MAY_PASS
-from terminus.data.record import Part, PartRow
+from terminus.data.record import PartRow, SourcePart
 from terminus.data.settings import DataConfig, Source
 from terminus.data.store import Store, quoted
 
@@ -22,7 +22,7 @@ UNSETTLED = MAY_PASS | {
 _IDENTITY = ("source", "part", "stamp", "transform", "rules")
 
 
-class Parts:
+class SourceParts:
     """What is known of the parts of all sources, under one transform."""
 
     def __init__(self, data: DataConfig, store: Store, blocked: Blocklist) -> None:
@@ -35,13 +35,13 @@ class Parts:
                     counts = Counter(dict(zip(row["reasons"], row["counts"], strict=True)))
                     self.judged[_id(*(row[name] for name in _IDENTITY))] = counts
 
-    def find(self, source: Source, part: Part) -> Counter[str] | None:
+    def find(self, source: Source, part: SourcePart) -> Counter[str] | None:
         """How many of its candidates were dropped for each reason or, under "", kept; None if it must be read."""
         if not part.stamp:
             return None
         return self.judged.get(_id(source.name, part.id, part.stamp, self.transform, self.rules[source.name]))
 
-    def row(self, source: Source, part: Part, counts: Mapping[str, int]) -> PartRow | None:
+    def row(self, source: Source, part: SourcePart, counts: Mapping[str, int]) -> PartRow | None:
         """To be written once all of its candidates are; None if it must be read again."""
         if not part.stamp or UNSETTLED & counts.keys():
             return None

@@ -1,4 +1,4 @@
-"""Curated images as pixels: what codecs and contrastive towers are trained on.
+"""Curated images as pixels: what VAEs and contrastive encoders are trained on.
 
 Pixels are made from the untouched bytes and the stored plan each time they are asked for.
 """
@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from terminus.data import geometry
-from terminus.data.geometry import Plan
+from terminus.data.geometry import CropPlan
 from terminus.data.grouped import Grouped
 from terminus.data.loader import Batch, batch_of
 from terminus.data.record import parse_color
@@ -46,19 +46,19 @@ class PixelRows:
     def read(self, bucket: int, rows: Sequence[int], positions: Sequence[int], epoch: int) -> Batch:
         """RGB bytes, [batch, 3, height, width]."""
         found, damaged = self._grouped.sound(bucket, rows, positions)
-        arrays = [render(row) for row in found]
+        arrays = [training_pixels(row) for row in found]
         values = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
         return replace(batch_of(found, values, positions, epoch), damaged=damaged)
 
 
-def render(row: dict[str, object]) -> UInt8[np.ndarray, "height width 3"]:
+def training_pixels(row: dict[str, object]) -> UInt8[np.ndarray, "height width 3"]:
     """The training pixels of a row of the `images` table."""
     way = plan_of(row)
     return geometry.cut(resized(row, way), way)
 
 
-def resized(row: dict[str, object], way: Plan) -> UInt8[np.ndarray, "height width 3"]:
-    """The whole picture of a row of the `images` table, at the size from which `way` cuts."""
+def resized(row: dict[str, object], way: CropPlan) -> UInt8[np.ndarray, "height width 3"]:
+    """The whole image of a row of the `images` table, at the size from which `way` cuts."""
     decoded = decode(cast(bytes, row["data"]), _TRUSTED)
     if isinstance(decoded, Dropped):
         raise ValueError(f"row {row['key']} was curated but does not decode: {decoded.reason} {decoded.detail}")
@@ -66,11 +66,11 @@ def resized(row: dict[str, object], way: Plan) -> UInt8[np.ndarray, "height widt
     return geometry.resize(decoded.on(parse_color(background or "#ffffff")), way)
 
 
-def resized_mask(row: dict[str, object], way: Plan) -> UInt8[np.ndarray, "height width"] | None:
+def resized_mask(row: dict[str, object], way: CropPlan) -> UInt8[np.ndarray, "height width"] | None:
     """The row's mask at the same size, 255 where the loss counts in full; None if it has none.
 
     Averaged with a triangle, which unlike LANCZOS cannot ring. A mask of another size than its image is taken to show
-    the same picture.
+    the same image.
     """
     if row["mask"] is None:
         return None

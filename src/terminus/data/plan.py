@@ -25,17 +25,17 @@ from terminus.data.sources.midjourney import MidjourneySource
 from terminus.errors import UserError
 
 IMAGE_BYTES = 1e6
-"""Of a picture as it is stored: our assumption."""
+"""Of an image as it is stored: our assumption."""
 DECODED = 11.95
-"""Pictures of 12 megapixels that a core decodes and scales in a second: `benchmarks/results/resize-cpu.json`."""
+"""Images of 12 megapixels that a core decodes and scales in a second: `benchmarks/results/resize-cpu.json`."""
 DOWNLOAD_SECONDS = 1.0
-"""For which a request for a picture is under way: our assumption."""
+"""For which a request for an image is under way: our assumption."""
 CAPTION_SECONDS = 1.0
 """Of a GPU for a caption, many being asked for at once: our assumption."""
 ENCODER_FLOPS = (4.33e12, 0.55e12)
-"""Of SDXL's codec for 2^20 pixels: the part that grows with the pixels, and that with their square. Counted."""
+"""Of SDXL's VAE for 2^20 pixels: the part that grows with the pixels, and that with their square. Counted."""
 ENCODER_SHARE = 0.4
-"""Of the GPU's rate that the codec reaches: our assumption."""
+"""Of the GPU's rate that the VAE reaches: our assumption."""
 MOMENT_BYTES = 4 * 2 * 2
 """At each place of the latents: four channels, mean and log variance, float16."""
 
@@ -46,7 +46,7 @@ class Machine:
 
     name: str
     flops: float
-    """FLOP/s of its sheet for what the codec computes: products of float32 as TF32, half of those of bfloat16."""
+    """FLOP/s of its sheet for what the VAE computes: products of float32 as TF32, half of those of bfloat16."""
     watts: int
 
 
@@ -68,7 +68,7 @@ class Found:
     why: str = ""
     """Why it is not known."""
     links: bool = False
-    """Whether its pictures are taken to be downloaded."""
+    """Whether its images are taken to be downloaded."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,12 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingEstimate:
     """What comes after preparation, planned by who knows it (`training.planning`)."""
 
     stage: Stage
     factor: int
-    """Pixels per latent of the codec, along each side."""
+    """Pixels per latent of the VAE, along each side."""
     note: str
     """What its numbers rest on, as in `PreparePlan.facts`."""
 
@@ -108,8 +108,9 @@ class PreparePlan:
     """What the numbers rest on, each beginning with counted, measured, computed or assumed."""
 
 
-def make_plan(
-    data: DataConfig, machine: Machine, training: Training, images: int | None = None, prices: Prices | None = None
+def plan_preparation(
+    data: DataConfig, machine: Machine, training: TrainingEstimate,
+    images: int | None = None, prices: Prices | None = None,
 ) -> PreparePlan:  # fmt: skip
     """`images` stands in for what the sources count."""
     sources = tuple(map(_found, data.sources))
@@ -118,13 +119,13 @@ def make_plan(
     latents = None if total is None else total * data.crops
     encoding = None if latents is None else latents / encoded_per_second(data, machine) / 3600
     decoding = None if total is None else total / DECODED / 3600
-    moments = None if latents is None else float(latents * latent_bytes(data, training.factor))
+    posterior = None if latents is None else float(latents * latent_bytes(data, training.factor))
     captioned = _captioned(data, sources, total)
     asking = None if captioned is None else captioned * CAPTION_SECONDS / 3600
     stages = (
         Stage("curate", total, None if total is None else total * IMAGE_BYTES, decoding),
         Stage("caption", captioned, 0.0, 0.0, asking, _energy(asking, machine)),
-        Stage("encode", latents, moments, decoding, encoding, _energy(encoding, machine)),
+        Stage("encode", latents, posterior, decoding, encoding, _energy(encoding, machine)),
         training.stage,
     )
     priced = tuple(_priced(stage, prices or Prices()) for stage in stages)
@@ -138,7 +139,7 @@ def latent_bytes(data: DataConfig, factor: int) -> int:
 
 
 def encoded_per_second(data: DataConfig, machine: Machine) -> float:
-    """Pictures that the codec should encode, at the assumed share of the GPU's rate."""
+    """Images that the VAE should encode, at the assumed share of the GPU's rate."""
     size = _pixels(data) / 2**20
     linear, squared = ENCODER_FLOPS
     return ENCODER_SHARE * machine.flops / (linear * size + squared * size**2)
@@ -190,14 +191,14 @@ def _priced(stage: Stage, prices: Prices) -> Stage:
     return stage if prices == Prices() else replace(stage, cost=cost)
 
 
-def _facts(data: DataConfig, machine: Machine, training: Training) -> list[str]:
+def _facts(data: DataConfig, machine: Machine, training: TrainingEstimate) -> list[str]:
     facts = [
         f"counted: a latent of {data.resolution} pixels has {latent_bytes(data, training.factor):,} bytes",
-        f"measured: a core decodes and scales {DECODED:g} pictures of 12 megapixels in a second, smaller ones faster; "
+        f"measured: a core decodes and scales {DECODED:g} images of 12 megapixels in a second, smaller ones faster; "
         "curate decodes each once, encode once more",
-        f"assumed: a stored picture has {IMAGE_BYTES / 1e6:g} MB",
-        f"assumed: {machine.name} encodes {encoded_per_second(data, machine):.0f} pictures in a second with SDXL's "
-        f"codec ({ENCODER_SHARE:.0%} of its sheet in TF32)",
+        f"assumed: a stored image has {IMAGE_BYTES / 1e6:g} MB",
+        f"assumed: {machine.name} encodes {encoded_per_second(data, machine):.0f} images in a second with SDXL's "
+        f"VAE ({ENCODER_SHARE:.0%} of its sheet in TF32)",
     ]
     if data.captioner is not None:
         facts.append(
@@ -207,7 +208,7 @@ def _facts(data: DataConfig, machine: Machine, training: Training) -> list[str]:
 
 
 def _counts(
-    data: DataConfig, sources: Sequence[Found], training: Training, total: int | None, given: bool
+    data: DataConfig, sources: Sequence[Found], training: TrainingEstimate, total: int | None, given: bool
 ) -> list[str]:  # fmt: skip
     facts: list[str] = []
     if any(source.links for source in sources):
@@ -243,7 +244,7 @@ def _passes(data: DataConfig, counts: dict[str, int], images: int, total: int, g
     return [f"computed: training.images = {images:,} are {passes}"]
 
 
-def show_plan(plan: PreparePlan, as_json: bool) -> None:
+def show_preparation_plan(plan: PreparePlan, as_json: bool) -> None:
     """To standard output, as tables or as one JSON object."""
     if as_json:
         print(json.dumps(asdict(plan), indent=1))

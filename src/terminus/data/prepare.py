@@ -12,10 +12,10 @@ from rich.console import Console
 
 from terminus import runtime
 from terminus.data import engine, geometry, report
-from terminus.data.captioning.merge import merge
+from terminus.data.captioning.merge import merge_captions
 from terminus.data.curate import Curated, curate
 from terminus.data.damage import Damage
-from terminus.data.encode import encode, waiting
+from terminus.data.encode import encode_latents, waiting
 from terminus.data.fetch.addresses import Address, is_global
 from terminus.data.report import PrepareReport, Tally
 from terminus.data.rules import check_rules
@@ -27,7 +27,7 @@ from terminus.errors import UserError
 from terminus.progress import Meter
 
 if TYPE_CHECKING:
-    from terminus.model.vae import Codec
+    from terminus.model.vae import VAE
 
 
 def prepare(
@@ -36,7 +36,7 @@ def prepare(
     console: Console | None = None,
     allow: Callable[[Address], bool] = is_global,
 ) -> PrepareReport:
-    """Brings the store up to date with the sources; `model` names the codec, None stops before encoding.
+    """Brings the store up to date with the sources; `model` names the VAE, None stops before encoding.
 
     `allow` decides which addresses images may be downloaded from; no recipe can, since recipes are passed around.
     Raises `UserError` (and writes nothing) if no image can be used, or if the store was made by other rules.
@@ -46,58 +46,58 @@ def prepare(
     check_rules(data, store)
     engine.use(data.engine)
     # Loaded before the first stage, so that a wrong model is known in seconds and not after hours of curation.
-    codec = None if model is None else _codec(data, model)
+    vae = None if model is None else _vae(data, model)
     with Meter(console, "curate", sum(source.count() for source in data.sources)) as meter:
         curated = curate(data, store, meter.advance, allow)
     with room_for_scratch():
-        merge(store)  # captions that models wrote survive a change of those that the sources bring
+        merge_captions(store)  # captions that models wrote survive a change of those that the sources bring
     damaged: list[Damage] = []
-    added = 0 if codec is None else _encode(data, store, codec, console, damaged)
+    added = 0 if vae is None else _encode(data, store, vae, console, damaged)
     store.compact()
     found = survey(store, data.transform.spec, data.filters)
-    result = _result(data, store, curated, found.holdings, codec.id if codec else None, added)
+    result = _result(data, store, curated, found.holdings, vae.id if vae else None, added)
     result = replace(result, damaged=tuple(map(str, damaged)))
-    place = report.write(result, found, store)
+    place = report.write_report(result, found, store)
     _say(console, result, place)
     return result
 
 
-def _codec(data: DataConfig, model: str) -> Codec:
+def _vae(data: DataConfig, model: str) -> VAE:
 
-    from terminus.model.components import load_codec
+    from terminus.model.components import load_vae
 
-    codec = load_codec(model)
+    vae = load_vae(model)
     unit = min(data.resolution, data.transform.step or data.resolution)
-    if unit % codec.factor:
+    if unit % vae.factor:
         raise UserError(
-            f"sides of {unit} pixels do not fit the codec of {model}",
+            f"sides of {unit} pixels do not fit the VAE of {model}",
             where="data.resolution, data.buckets.step",
-            rule=f"It turns {codec.factor}x{codec.factor} pixels into one latent",
-            fix=f"Make both multiples of {codec.factor}.",
+            rule=f"It turns {vae.factor}x{vae.factor} pixels into one latent",
+            fix=f"Make both multiples of {vae.factor}.",
         )
     # As any Module: diffusers annotates its own `to` so that no device fits.
-    torch.nn.Module.to(codec.vae, runtime.pick_device())
-    return codec
+    torch.nn.Module.to(vae.autoencoder, runtime.pick_device())
+    return vae
 
 
-def _encode(data: DataConfig, store: Store, codec: Codec, console: Console, damaged: list[Damage]) -> int:
+def _encode(data: DataConfig, store: Store, vae: VAE, console: Console, damaged: list[Damage]) -> int:
     with room_for_scratch():
-        rows = waiting(store, data.transform.spec, codec.id, data.crops)
+        rows = waiting(store, data.transform.spec, vae.id, data.crops)
         with Meter(console, "encode", len(rows)) as meter:
-            return encode(store, rows, codec, meter.advance, damaged.append)
+            return encode_latents(store, rows, vae, meter.advance, damaged.append)
 
 
 def _result(
-    data: DataConfig, store: Store, curated: Curated, holdings: Holdings, codec: str | None, added: int
+    data: DataConfig, store: Store, curated: Curated, holdings: Holdings, vae: str | None, added: int
 ) -> PrepareReport:
     spec = data.transform.spec
     latents = store.latents.latest()
     specs = ", ".join(quoted(one) for one in geometry.specs(spec, data.crops))
-    same = f"transform in ({specs}) and codec = {quoted(codec or '')}"
+    same = f"transform in ({specs}) and VAE = {quoted(vae or '')}"
     return PrepareReport(
         store=data.store,
         transform=spec,
-        codec=codec,
+        vae=vae,
         candidates=curated.candidates,
         kept=curated.added + curated.unchanged,
         added=curated.added,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 from terminus.conditioning import Size
-from terminus.data.geometry import Plan
+from terminus.data.geometry import CropPlan
 from terminus.images import Color, Dropped
 
 Split = Literal["train", "validation"]
@@ -30,7 +30,7 @@ class Caption:
 
 
 @dataclass(frozen=True)
-class Said:
+class SourceMetadata:
     """What a source says of an image beside its captions; None where it says nothing."""
 
     watermark: float | None = None
@@ -64,7 +64,7 @@ class Candidate:
     """Where the image lies in the web. It is downloaded from there unless `data` or `path` brings it."""
     checksum: str | None = None
     """What the source says of the file's bytes: "sha256:<hex>" or "md5:<hex>"."""
-    said: Said = Said()
+    metadata: SourceMetadata = SourceMetadata()
     mask: bytes | None = None
     """An image file of the same shape: where it is black, the loss is not counted."""
     stamp: str = ""
@@ -75,7 +75,7 @@ class Candidate:
     """Set by sources that know; otherwise decided by the image's hash."""
     licence: str | None = None
     near_duplicates: bool = False
-    """True for sources whose pictures are alike on purpose."""
+    """True for sources whose images are alike on purpose."""
     problem: Dropped | None = None
     """Set where the source already knows that the image cannot be used."""
 
@@ -87,14 +87,14 @@ class Candidate:
     def state(self, background: Color) -> str:
         """Changes with anything that a source says of the image; in the same state it is not judged again."""
         content = content_hash(self.data) if self.data else self.stamp
-        said = (self.captions, self.background or background, self.split, self.licence, self.problem)
-        if (more := (self.url, self.checksum, self.said, self.mask)) != (None, None, Said(), None):
-            said += more
-        return _digest(content, repr(said))[:16]
+        metadata = (self.captions, self.background or background, self.split, self.licence, self.problem)
+        if (more := (self.url, self.checksum, self.metadata, self.mask)) != (None, None, SourceMetadata(), None):
+            metadata += more
+        return _digest(content, repr(metadata))[:16]
 
 
 @dataclass(frozen=True)
-class Part:
+class SourcePart:
     """A piece of a source that can be skipped as a whole: an archive, a table."""
 
     id: str
@@ -108,7 +108,7 @@ class Part:
 class Parted(Protocol):
     """A source that consists of parts."""
 
-    def parts(self) -> Iterator[Part]:
+    def parts(self) -> Iterator[SourcePart]:
         """In the order of `candidates`, which gives what all of them give."""
         ...
 
@@ -172,7 +172,7 @@ class ImageRow:
     data: bytes
     background: str | None
     """"#rrggbb" under transparent pixels; null if the image has none."""
-    plan: Plan
+    plan: CropPlan
     luminance: float
     """Mean Rec.601 luma of the whole upright image, 0..1."""
     dhash: str
@@ -211,13 +211,13 @@ class LatentRow:
     split: Split
     captions: tuple[str, ...]
     caption_origins: tuple[str, ...]
-    plan: Plan
-    moments: bytes
+    plan: CropPlan
+    posterior: bytes
     """float16 little-endian [2, channels, height, width]: mean, log variance, before any scale factor."""
     latent_channels: int
     latent_height: int
     latent_width: int
-    codec: str
+    vae: str
     transform: str
     caption_weights: tuple[float, ...]
     mask: bytes | None = None
@@ -271,9 +271,9 @@ def image_key(image_hash: str, background: str | None, transform: str) -> str:
     return _digest(image_hash, background or "", transform)
 
 
-def latent_key(image_hash: str, background: str | None, transform: str, codec: str) -> str:
-    """Identity of a latent, hex: other pixels or another codec give another key."""
-    return _digest(image_hash, background or "", transform, codec)
+def latent_key(image_hash: str, background: str | None, transform: str, vae: str) -> str:
+    """Identity of a latent, hex: other pixels or another VAE give another key."""
+    return _digest(image_hash, background or "", transform, vae)
 
 
 def hex_color(color: Color) -> str:

@@ -45,7 +45,7 @@ class PrepareReport:
 
     store: str
     transform: str
-    codec: str | None
+    vae: str | None
     """None if only the first stage ran."""
     candidates: int
     """Equals `kept` plus the sum of `dropped`."""
@@ -66,14 +66,14 @@ class PrepareReport:
     """Images of the store that are not what was written, by name and reason: no latents were made of them."""
     latents_added: int
     latents: int
-    """Rows of this transform and codec."""
+    """Rows of this transform and VAE."""
     versions: dict[str, int]
     """Of the tables; 0 is a table that does not exist."""
     holdings: Holdings
 
 
 @dataclass(frozen=True)
-class Picture:
+class ExampleImage:
     """An example as the page shows it."""
 
     uri: str | None
@@ -82,10 +82,10 @@ class Picture:
     text: str = ""
 
 
-def write(report: PrepareReport, survey: Survey, store: Store) -> str:
+def write_report(report: PrepareReport, survey: Survey, store: Store) -> str:
     """`report.json` and `report.html` in the store; returns the page's place."""
     text = json.dumps(dataclasses.asdict(report), indent=2, ensure_ascii=False) + "\n"
-    save(store.location, "report.json", text)
+    save_beside_tables(store.location, "report.json", text)
     environment = Environment(
         loader=PackageLoader("terminus", "assets"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -95,37 +95,39 @@ def write(report: PrepareReport, survey: Survey, store: Store) -> str:
         dropped={reason: _dropped_examples(store, survey.dropped.get(reason, ())) for reason in report.dropped},
         pairs=_pairs(store, survey),
     )
-    return save(store.location, "report.html", page)
+    return save_beside_tables(store.location, "report.html", page)
 
 
-def _kept_examples(store: Store, survey: Survey) -> list[Picture]:
+def _kept_examples(store: Store, survey: Survey) -> list[ExampleImage]:
     view = store.images.latest()
     assert view is not None, "a report follows a curation that kept something"
-    return [_kept_picture(row) for index in survey.kept for row in damage.sound(view, [index])]
+    return [_kept_image(row) for index in survey.kept for row in damage.sound(view, [index])]
 
 
-def _kept_picture(row: Mapping[str, object]) -> Picture:
+def _kept_image(row: Mapping[str, object]) -> ExampleImage:
     data = cast(bytes, row["data"])
     decoded = decode(data, Limits(len(data), HARD_PIXEL_LIMIT))
     assert isinstance(decoded, Decoded), "what was kept decodes"
     background = parse_color(cast("str | None", row["background"]) or "#000000")
     small = thumbnail(Image.fromarray(decoded.on(background)))
-    return Picture(_uri(small), cast(str, row["source_id"]), "; ".join(cast("list[str]", row["captions"])))
+    return ExampleImage(_uri(small), cast(str, row["source_id"]), "; ".join(cast("list[str]", row["captions"])))
 
 
-def _dropped_examples(store: Store, indices: tuple[int, ...]) -> list[Picture]:
+def _dropped_examples(store: Store, indices: tuple[int, ...]) -> list[ExampleImage]:
     view = store.rejected.latest()
     if view is None or not indices:
         return []
     rows = cast("list[dict[str, object]]", view.take(indices, ["source_id", "detail", "thumbnail"]).to_pylist())
-    return [_dropped_picture(row) for row in rows]
+    return [_dropped_image(row) for row in rows]
 
 
-def _dropped_picture(row: Mapping[str, object]) -> Picture:
-    return Picture(_uri(cast("bytes | None", row["thumbnail"])), cast(str, row["source_id"]), cast(str, row["detail"]))
+def _dropped_image(row: Mapping[str, object]) -> ExampleImage:
+    return ExampleImage(
+        _uri(cast("bytes | None", row["thumbnail"])), cast(str, row["source_id"]), cast(str, row["detail"])
+    )
 
 
-def _pairs(store: Store, survey: Survey) -> list[tuple[Picture, Picture]]:
+def _pairs(store: Store, survey: Survey) -> list[tuple[ExampleImage, ExampleImage]]:
     """The newest duplicates, each with the kept image that it repeats; near ones first, being less certain."""
     images, rejected = store.images.latest(), store.rejected.latest()
     indices = [*survey.dropped.get("near duplicate", ()), *survey.dropped.get("exact duplicate", ())][:PAIRS]
@@ -136,15 +138,15 @@ def _pairs(store: Store, survey: Survey) -> list[tuple[Picture, Picture]]:
     keys = sorted({str(row["twin"]) for row in rows})
     where = f"key IN ({', '.join(quoted(key) for key in keys)})"
     found = images.scan(["_rowoffset"], where).column("_rowoffset").to_pylist()
-    twins = {str(row["key"]): _kept_picture(row) for row in damage.sound(images, found)}
-    return [(_dropped_picture(row), twins[str(row["twin"])]) for row in rows if row["twin"] in twins]
+    twins = {str(row["key"]): _kept_image(row) for row in damage.sound(images, found)}
+    return [(_dropped_image(row), twins[str(row["twin"])]) for row in rows if row["twin"] in twins]
 
 
 def _uri(jpeg: bytes | None) -> str | None:
     return None if jpeg is None else f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 
-def save(location: str, name: str, text: str) -> str:
+def save_beside_tables(location: str, name: str, text: str) -> str:
     """Writes a file beside the tables and returns its place: whole or not at all, and what was there stays until then.
 
     Raises `UserError` where that cannot be.
@@ -157,7 +159,7 @@ def save(location: str, name: str, text: str) -> str:
             partial.write_text(text, encoding="utf-8")
             partial.replace(path)
             return str(path)
-        storage.write(place, text.encode())
+        storage.write_whole_file(place, text.encode())
         return place
     except (OSError, pa.ArrowException) as error:
         raise UserError(

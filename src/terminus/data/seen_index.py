@@ -22,11 +22,11 @@ KEPT = ""
 """The verdict on what was kept; of all others it is the reason."""
 
 
-class Known:
+class SeenIndex:
     """Verdicts by candidate and state, kept images by key and by look."""
 
     def __init__(self, near: bool) -> None:
-        """`near`: whether pictures that look the same are looked for."""
+        """`near`: whether images that look the same are looked for."""
         self.database = scratch()
         self.database.execute("CREATE TABLE verdicts (id BLOB PRIMARY KEY, reason TEXT) WITHOUT ROWID")
         self.database.execute("CREATE TABLE keys (key BLOB PRIMARY KEY, name TEXT) WITHOUT ROWID")

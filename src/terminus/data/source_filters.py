@@ -8,7 +8,7 @@ from dataclasses import replace
 from terminus.data import filters, geometry
 from terminus.data.filters import CaptionRules, Filters, Score
 from terminus.data.geometry import Transform
-from terminus.data.record import Candidate, Caption, Said
+from terminus.data.record import Candidate, Caption, SourceMetadata
 from terminus.images import Dropped
 
 LATIN_SHARE = 0.9
@@ -21,24 +21,24 @@ def judged(candidate: Candidate, rules: Filters, transform: Transform) -> Candid
     captions = _captions(candidate.captions, rules.captions)
     if isinstance(captions, Dropped):
         return captions
-    dropped = _tags(candidate.said, rules) or _scores(candidate.said, rules)
+    dropped = _tags(candidate.metadata, rules) or _scores(candidate.metadata, rules)
     if candidate.remote:
-        dropped = dropped or _size(candidate.said, rules, transform)
+        dropped = dropped or _size(candidate.metadata, rules, transform)
     return dropped or replace(candidate, captions=captions)
 
 
-def said_scores(said: Said) -> dict[Score, float]:
+def source_scores(metadata: SourceMetadata) -> dict[Score, float]:
     """The scores that the source gives."""
     values: dict[Score, float | None] = {
-        "watermark": said.watermark,
-        "unsafe": said.unsafe,
-        "aesthetic": said.aesthetic,
-        "similarity": said.similarity,
+        "watermark": metadata.watermark,
+        "unsafe": metadata.unsafe,
+        "aesthetic": metadata.aesthetic,
+        "similarity": metadata.similarity,
     }
     return {name: value for name, value in values.items() if value is not None}
 
 
-def caption(text: str, rules: CaptionRules) -> Dropped | None:
+def caption_allowed(text: str, rules: CaptionRules) -> Dropped | None:
     """Whether one caption may be used."""
     if len(text.split()) < rules.min_words:
         return Dropped("caption too short", f"fewer than {rules.min_words} words")
@@ -57,13 +57,13 @@ def _captions(captions: tuple[Caption, ...], rules: CaptionRules) -> tuple[Capti
     """Those that pass; if none does, what is wrong with the first."""
     if not captions:
         return Dropped("no caption")
-    faults = [caption(one.text, rules) for one in captions]
+    faults = [caption_allowed(one.text, rules) for one in captions]
     passed = tuple(one for one, fault in zip(captions, faults, strict=True) if fault is None)
     return passed or next(fault for fault in faults if fault is not None)
 
 
-def _tags(said: Said, rules: Filters) -> Dropped | None:
-    tags = {_folded(tag) for tag in said.tags}
+def _tags(metadata: SourceMetadata, rules: Filters) -> Dropped | None:
+    tags = {_folded(tag) for tag in metadata.tags}
     if excluded := [tag for tag in rules.exclude_tags if _folded(tag) in tags]:
         return Dropped("excluded tag", excluded[0])
     if rules.require_tags and tags.isdisjoint(_folded(tag) for tag in rules.require_tags):
@@ -71,27 +71,27 @@ def _tags(said: Said, rules: Filters) -> Dropped | None:
     return None
 
 
-def _scores(said: Said, rules: Filters) -> Dropped | None:
-    given = said_scores(said)
+def _scores(metadata: SourceMetadata, rules: Filters) -> Dropped | None:
+    given = source_scores(metadata)
     if dropped := filters.scores(given, rules):
         return dropped
     if rules.unscored == "keep":
         return None
     to_come = {classifier.score for classifier in rules.classifiers}
-    missing = [name for name in filters.asked(rules) if name not in given and name not in to_come]
+    missing = [name for name in filters.limited_scores(rules) if name not in given and name not in to_come]
     return Dropped(f"no {missing[0]} score", "the source gives none") if missing else None
 
 
-def _size(said: Said, rules: Filters, transform: Transform) -> Dropped | None:
+def _size(metadata: SourceMetadata, rules: Filters, transform: Transform) -> Dropped | None:
     """Of a download alone: a file that is there is looked at instead."""
-    if said.size is None:
+    if metadata.size is None:
         return None
-    dropped = filters.shape(said.size, rules)
+    dropped = filters.shape(metadata.size, rules)
     if (
         dropped is None
-        and geometry.nearest_bucket(said.size, geometry.buckets(transform.resolution, transform.step)) is None
+        and geometry.nearest_bucket(metadata.size, geometry.buckets(transform.resolution, transform.step)) is None
     ):
-        dropped = Dropped("smaller than its bucket", f"{said.size.width}x{said.size.height}")
+        dropped = Dropped("smaller than its bucket", f"{metadata.size.width}x{metadata.size.height}")
     return dropped and Dropped(dropped.reason, f"{dropped.detail}; by the source's account, not downloaded")
 
 

@@ -76,7 +76,7 @@ def open_input(uri: str) -> pa.NativeFile:  # pyright: ignore[reportUnknownParam
         _unreadable(uri, error)
 
 
-def write(uri: str, data: bytes) -> None:
+def write_whole_file(uri: str, data: bytes) -> None:
     """A remote file with these bytes, instead of the one that may be there: whole or not at all.
 
     What goes wrong is an `OSError` or `pa.ArrowException`; a place that cannot be one is a `UserError`.

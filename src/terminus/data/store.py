@@ -21,7 +21,7 @@ from jaxtyping import Float16
 from terminus.conditioning import Crop, Size
 from terminus.data import checksums, storage
 from terminus.data.checksums import CHECKSUM, GROUP_CHECKSUM, NAMES
-from terminus.data.geometry import Plan
+from terminus.data.geometry import CropPlan
 from terminus.data.record import CaptionRow, ImageRow, LatentRow, PartRow, Rejection
 from terminus.data.unreadable import reading, reason, unreadable
 from terminus.errors import UserError
@@ -50,8 +50,8 @@ IMAGES = pa.schema([
 ])  # fmt: skip
 LATENTS = pa.schema([
     ("key", pa.string()), ("image_key", pa.string()), *_COMMON_FIELDS, *_PLAN_FIELDS,
-    ("moments", pa.binary()), ("latent_channels", pa.int32()), ("latent_height", pa.int32()),
-    ("latent_width", pa.int32()), ("codec", pa.string()), ("transform", pa.string()), ("mask", pa.binary()),
+    ("posterior", pa.binary()), ("latent_channels", pa.int32()), ("latent_height", pa.int32()),
+    ("latent_width", pa.int32()), ("vae", pa.string()), ("transform", pa.string()), ("mask", pa.binary()),
     *_CHECKSUMS,
 ])  # fmt: skip
 REJECTED = pa.schema([
@@ -314,12 +314,12 @@ def quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def plan_of(row: dict[str, object]) -> Plan:
+def plan_of(row: dict[str, object]) -> CropPlan:
     """The plan that the geometry columns of a row hold; its other columns are ignored."""
     original_height, original_width, resized_height, resized_width, top, left, height, width = (
         cast(int, row[name]) for name in GEOMETRY
     )
-    return Plan(
+    return CropPlan(
         Size(original_height, original_width),
         Size(resized_height, resized_width),
         Crop(top, left),
@@ -327,12 +327,12 @@ def plan_of(row: dict[str, object]) -> Plan:
     )
 
 
-def pack_moments(moments: Float16[np.ndarray, "2 channels height width"]) -> bytes:
+def pack_posterior(posterior: Float16[np.ndarray, "2 channels height width"]) -> bytes:
     """Mean and log variance as the store keeps them."""
-    return np.ascontiguousarray(moments, dtype="<f2").tobytes()
+    return np.ascontiguousarray(posterior, dtype="<f2").tobytes()
 
 
-def unpack_moments(
+def unpack_posterior(
     data: bytes, channels: int, height: int, width: int
 ) -> Float16[np.ndarray, "2 channels height width"]:
     """Mean ([0]) and log variance ([1]) of one latent, before any scale factor; read-only."""
@@ -343,7 +343,7 @@ def _columns(row: ImageRow | LatentRow | Rejection | PartRow | CaptionRow) -> di
     columns: dict[str, object] = {}
     for field in dataclasses.fields(row):
         value = getattr(row, field.name)
-        if isinstance(value, Plan):
+        if isinstance(value, CropPlan):
             numbers = (*value.original, *value.resized, *value.crop, *value.target)
             columns.update(zip(GEOMETRY, numbers, strict=True), bucket=value.bucket)
         else:

@@ -49,7 +49,7 @@ Wanted = Callable[[str], int]
 
 
 @dataclass
-class Sample:
+class TarSample:
     """The members of one key. With a `problem` it may not be used; with no key it is the rest of the archive."""
 
     key: str
@@ -74,12 +74,12 @@ class _Header:
     type: bytes
 
 
-def samples(file: pa.NativeFile, wanted: Wanted) -> Iterator[Sample]:  # pyright: ignore[reportUnknownParameterType]
+def samples(file: pa.NativeFile, wanted: Wanted) -> Iterator[TarSample]:  # pyright: ignore[reportUnknownParameterType]
     """Every sample, in the order of the archive; all before a damage, then one that says what the damage is.
 
     Members whose name (or folder) begins with ".", "_" or has no ending belong to no sample, as in WebDataset.
     """
-    current: Sample | None = None
+    current: TarSample | None = None
     count = 0
     try:
         stream = _Stream(file)
@@ -92,7 +92,7 @@ def samples(file: pa.NativeFile, wanted: Wanted) -> Iterator[Sample]:  # pyright
             if current is None or current.key != key:
                 if current is not None:
                     yield current
-                current, count = Sample(key), 0
+                current, count = TarSample(key), 0
             count += 1
             if count > MAX_SAMPLE_MEMBERS:
                 current.problem = Dropped("too many members", f"more than {MAX_SAMPLE_MEMBERS} with one key")
@@ -100,14 +100,14 @@ def samples(file: pa.NativeFile, wanted: Wanted) -> Iterator[Sample]:  # pyright
     except _Damaged as error:
         if current is not None:
             # Its members may go on behind the damage.
-            yield Sample(current.key, problem=error.dropped)
-        yield Sample("", problem=error.dropped)
+            yield TarSample(current.key, problem=error.dropped)
+        yield TarSample("", problem=error.dropped)
         return
     if current is not None:
         yield current
 
 
-def _read(stream: _Stream, header: _Header, ending: str, sample: Sample, wanted: Wanted) -> None:
+def _read(stream: _Stream, header: _Header, ending: str, sample: TarSample, wanted: Wanted) -> None:
     """One member's content into its sample, or the reason why the sample cannot be used."""
     limit = wanted(ending)
     fault = _fault(header) if limit else None

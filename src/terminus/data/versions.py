@@ -43,7 +43,7 @@ class Version:
 
 
 @dataclass(frozen=True)
-class Held:
+class TableVersions:
     """A table's versions, oldest first, and what the newest holds."""
 
     name: str
@@ -61,7 +61,7 @@ class Listing:
     """The tables of a store, those that exist."""
 
     store: str
-    tables: tuple[Held, ...]
+    tables: tuple[TableVersions, ...]
 
     @property
     def json(self) -> str:
@@ -87,7 +87,7 @@ def listing(store: Store) -> Listing:
     return Listing(store.location, held)
 
 
-def show(found: Listing, console: Console) -> None:
+def show_versions(found: Listing, console: Console) -> None:
     """Prints it for people."""
     console.print(Text(found.store, style="bold"))
     for table in found.tables:
@@ -109,7 +109,7 @@ def show(found: Listing, console: Console) -> None:
             console.print(Text(f"{title}: " + ", ".join(f"{name} {count:,}" for name, count in counts.items())))
 
 
-def _held(name: str, table: Table[ImageRow] | Table[LatentRow] | Table[Rejection]) -> Held | None:
+def _held(name: str, table: Table[ImageRow] | Table[LatentRow] | Table[Rejection]) -> TableVersions | None:
     view = table.latest()
     if view is None:
         return None
@@ -120,7 +120,7 @@ def _held(name: str, table: Table[ImageRow] | Table[LatentRow] | Table[Rejection
             counter.update(cast("list[str]", batch.column(column).to_pylist()))
     with reading(view.uri):
         versions = tuple(_version(one) for one in cast("list[dict[str, object]]", view.dataset.versions()))
-    return Held(name, versions, *(ranked(counts[column]) for column in ("source", kind, "transform")))
+    return TableVersions(name, versions, *(ranked(counts[column]) for column in ("source", kind, "transform")))
 
 
 def _version(described: Mapping[str, object]) -> Version:

@@ -18,11 +18,11 @@ import pyarrow as pa
 from terminus.conditioning import Crop, Size
 from terminus.data import engine, record, source_filters
 from terminus.data.engine import Errand, Row
-from terminus.data.examine import Examined, Refused, Seen, Subject, examine
+from terminus.data.examine import Examined, ImageVerdict, Refused, Seen, examine_image
 from terminus.data.fetch.addresses import Address, is_global
-from terminus.data.fetch.download import DEFERRED, Budget, Downloaded, Policy, Request, fetch_many
+from terminus.data.fetch.download import DEFERRED, Budget, Downloaded, DownloadRequest, Policy, fetch_many
 from terminus.data.filters import Filters, Measures, Score
-from terminus.data.geometry import Plan, Transform
+from terminus.data.geometry import CropPlan, Transform
 from terminus.data.record import Candidate
 from terminus.images import Color, Dropped
 
@@ -67,7 +67,7 @@ class Worker:
         """
         if not candidates:
             return
-        engine.require({candidate.root for candidate in candidates if candidate.root is not None})
+        engine.require_readable({candidate.root for candidate in candidates if candidate.root is not None})
         columns = _columns(candidates, self.background)
         errand = None
         if any(candidate.remote for candidate in candidates):
@@ -96,7 +96,7 @@ def _columns(candidates: Sequence[Candidate], background: Color) -> dict[str, li
         "checksum": [candidate.checksum for candidate in candidates],
         "mask": [candidate.mask for candidate in candidates],
     }
-    given = [source_filters.said_scores(candidate.said) for candidate in candidates]
+    given = [source_filters.source_scores(candidate.metadata) for candidate in candidates]
     for name in _SCORES:
         columns[name] = [scores.get(name) for scores in given]
     return columns
@@ -111,7 +111,7 @@ def _fetched(
 ) -> list[Row]:
     """Rows without a URL are passed over."""
     asked = [row for row in rows if row["url"] is not None]
-    requests = [Request(cast(str, row["url"]), cast("str | None", row["checksum"]), limit) for row in asked]
+    requests = [DownloadRequest(cast(str, row["url"]), cast("str | None", row["checksum"]), limit) for row in asked]
     answers = iter(fetch_many(requests, policy, allow, budget))
     return [_answer(None if row["url"] is None else next(answers)) for row in rows]
 
@@ -131,14 +131,14 @@ def _examined(row: Row, filters: Filters, transform: Transform) -> Row:
         file = cast(bytes, row["data"])
     else:
         file = Path(os.fsdecode(cast(bytes, row["path"]))), Path(os.fsdecode(cast(bytes, row["root"])))
-    subject = Subject(
+    subject = ImageVerdict(
         file,
         record.parse_color(cast(str, row["background"])),
         cast("str | None", row["checksum"]),
         cast("bytes | None", row["mask"]),
         _scores(row),
     )
-    return _packed(examine(subject, filters, transform))
+    return _packed(examine_image(subject, filters, transform))
 
 
 def _scores(row: Row) -> dict[Score, float]:
@@ -180,7 +180,7 @@ def _unpacked(row: Row) -> Examined | Refused:
     if row["reason"] is not None:
         return Refused(Dropped(cast(str, row["reason"]), cast(str, row["detail"])), seen)
     numbers = cast("list[int]", row["plan"])
-    plan = Plan(Size(*numbers[0:2]), Size(*numbers[2:4]), Crop(*numbers[4:6]), Size(*numbers[6:8]))
+    plan = CropPlan(Size(*numbers[0:2]), Size(*numbers[2:4]), Crop(*numbers[4:6]), Size(*numbers[6:8]))
     assert measures is not None
     assert seen.image_hash is not None
     return Examined(cast(bytes, row["data"]), bool(row["transparent"]), plan, seen.image_hash, measures, seen)

@@ -41,7 +41,7 @@ def density(bands: Sequence[Band], timesteps: int) -> Float64[Tensor, "timesteps
     return table / table.sum()
 
 
-def uniform(
+def uniform_timesteps(
     u: Float64[Tensor, "batch"], timesteps: int, density: Float64[Tensor, "timesteps"] | None = None
 ) -> Int[Tensor, "batch"]:
     """Each of 0 .. T−1 equally likely, or as likely as `density` says, from `u` in [0, 1)."""
@@ -68,7 +68,7 @@ def stratified(
     """
     if bool(((position < 0) | (position >= global_batch)).any()):
         raise ValueError(f"position must be in 0 .. {global_batch - 1}, got {position.tolist()}")
-    return uniform((position + u) / global_batch, timesteps, density)
+    return uniform_timesteps((position + u) / global_batch, timesteps, density)
 
 
 def slices(generator: Generator, global_batch: int) -> Int[Tensor, "global_batch"]:

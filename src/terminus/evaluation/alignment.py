@@ -1,6 +1,7 @@
-"""Do pictures show what their captions say, as far as the model's own towers can tell?
+"""Do images show what their captions say, as far as the model's own text encoders can tell?
 
-Only models that keep their vision tower can be judged so. The towers were trained on the same data as the model: the
+Only models that keep their vision encoder can be judged so. The text encoders were trained on the same data as the
+model: the
 score compares models that share them, and is not a CLIP score of the literature.
 """
 
@@ -17,21 +18,21 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import CLIPVisionModelWithProjection
 
-from terminus.evaluation.captions import Picture
-from terminus.evaluation.luminance import Mean, Pictures, mean_of
-from terminus.model.text import TextTowers
+from terminus.evaluation.captions import ImageSource
+from terminus.evaluation.luminance import Images, Mean, mean_of
+from terminus.model.text import TextEncoders
 
 DEFINITION = (
-    "measured with the model's own text tower 2 and vision tower: cosine between a picture and its caption, and how "
+    "measured with the model's own text encoder 2 and vision encoder: cosine between an image and its caption, and how "
     "often the nearest of all captions is its own"
 )
 PROBE = "; the captions are those of the contrast probe and differ in their subject alone, all on black"
-HELD_OUT = "; the captions are those of the run's held-out pictures, each once"
+HELD_OUT = "; the captions are those of the run's held-out images, each once"
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """One set of pictures, each against the captions of all."""
+    """One set of images, each against the captions of all."""
 
     captions: int
     chance: float
@@ -43,24 +44,24 @@ class Alignment:
 
 @dataclass(frozen=True)
 class Judge:
-    """The towers of the model that is judged; they outlive its UNet."""
+    """The text encoders of the model that is judged; they outlive its UNet."""
 
-    text: TextTowers
+    text: TextEncoders
     vision: CLIPVisionModelWithProjection | None
 
 
 def measure_alignment(
-    judge: Judge, captions: Sequence[str], pictures: Sequence[Picture], held_out: Sequence[bool] = ()
+    judge: Judge, captions: Sequence[str], images: Sequence[ImageSource], held_out: Sequence[bool] = ()
 ) -> Alignment | None:
-    """Picture i answers caption i; of a caption that repeats, the first counts. `held_out` () leaves their part out.
+    """Image i answers caption i; of a caption that repeats, the first counts. `held_out` () leaves their part out.
 
-    None without a vision tower for pictures of this size, or with fewer than two captions.
+    None without a vision encoder for images of this size, or with fewer than two captions.
     """
     rows = list({caption: row for row, caption in reversed(list(enumerate(captions)))}.values())[::-1]
     side = None if judge.vision is None else judge.vision.config.image_size
-    if side is None or len(rows) < 2 or any(pictures[row].shape[:2] != (side, side) for row in rows):
+    if side is None or len(rows) < 2 or any(images[row].shape[:2] != (side, side) for row in rows):
         return None
-    similarity = _similarity(judge, [captions[row] for row in rows], np.stack([pictures[row] for row in rows]))
+    similarity = _similarity(judge, [captions[row] for row in rows], np.stack([images[row] for row in rows]))
     right = (similarity.argmax(axis=1) == np.arange(len(rows))).astype(np.float64)
     apart = np.array([bool(held_out) and held_out[row] for row in rows])
     return Alignment(
@@ -72,9 +73,9 @@ def measure_alignment(
     )
 
 
-def _similarity(judge: Judge, captions: Sequence[str], pictures: Pictures) -> Float[np.ndarray, "pictures captions"]:
+def _similarity(judge: Judge, captions: Sequence[str], images: Images) -> Float[np.ndarray, "images captions"]:
     assert judge.vision is not None, "the caller has looked"
-    pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1.0
     with torch.no_grad():
         image = cast(Tensor, judge.vision(pixel_values=pixels.to(judge.text.device)).image_embeds)
         text = judge.text.encode(captions).pooled

@@ -1,6 +1,6 @@
 """The captions that a model is asked for beside the contrast probe: of its own held-out data, or of a file.
 
-The probe asks every model for the same; these ask for what the model is for. Held-out captions have a real picture
+The probe asks every model for the same; these ask for what the model is for. Held-out captions have a real image
 each, so that what is drawn can be compared with it.
 """
 
@@ -18,13 +18,13 @@ from terminus.errors import UserError
 from terminus.evaluation.prompt_file import read_prompts
 from terminus.sampling import prompts
 
-Picture = UInt8[np.ndarray, "_ _ 3"]
-"""One picture, [height, width, 3]; pictures of one set may differ in size."""
+ImageSource = UInt8[np.ndarray, "_ _ 3"]
+"""One image, [height, width, 3]; images of one set may differ in size."""
 
 
 @dataclass(frozen=True)
 class Caption:
-    """One picture that is asked for."""
+    """One image that is asked for."""
 
     text: str
     """As people read it."""
@@ -32,7 +32,7 @@ class Caption:
     """The same in the grammar of `sampling.prompts`."""
     seed: int
     size: Size | None = None
-    """Of the picture to draw, in pixels; None is the model's own."""
+    """Of the image to draw, in pixels; None is the model's own."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,12 @@ class Captions:
     """Held-out rows, or prompts in the file: all that `items` was taken from."""
     source: str
     """The data store, or the file."""
-    pictures: tuple[Picture, ...] = ()
-    """The real picture of each caption; () for those of a file."""
+    images: tuple[ImageSource, ...] = ()
+    """The real image of each caption; () for those of a file."""
     version: int | None = None
     """Of the store's table of latents."""
     gone: int = 0
-    """Held-out rows among those chosen whose picture the store no longer has."""
+    """Held-out rows among those chosen whose image the store no longer has."""
 
 
 def from_file(path: Path, count: int | None, seed: int) -> Captions:
@@ -64,7 +64,7 @@ def from_file(path: Path, count: int | None, seed: int) -> Captions:
     for place, (number, text) in enumerate(chosen):
         try:
             prompt = prompts.expand(text, seed + place)
-            prompts.parse(prompt)
+            prompts.parse_weights(prompt)
         except UserError as error:
             raise UserError(error.what, where=f"{path}:{number}", rule=error.rule, fix=error.fix) from None
         items.append(Caption(text, prompt, seed + place))

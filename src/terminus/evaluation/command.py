@@ -1,4 +1,4 @@
-"""`terminus evaluate`: draw, measure, and write `metrics.json`, `report.html` and sheets of pictures."""
+"""`terminus evaluate`: draw, measure, and write `metrics.json`, `report.html` and sheets of images."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from terminus.evaluation.captions import Captions, from_file
 from terminus.evaluation.contrast import DEFINITIONS
 from terminus.evaluation.draw import Answers, Sampler, answer, leaky, own
 from terminus.evaluation.measure import Gallery
-from terminus.evaluation.metrics import Asked, Metrics, OwnCaptions, Sampling, Subject, Timing, write_metrics
+from terminus.evaluation.metrics import MeasuredModel, Metrics, OwnCaptions, PromptSet, Sampling, Timing, write_metrics
 from terminus.evaluation.parent import Parent, parent_of, subject
-from terminus.evaluation.prompts import Prompt, build_prompts, real_pictures
+from terminus.evaluation.prompts import EvaluationPrompt, build_prompts, real_images
 from terminus.evaluation.report import write_report, write_samples
 from terminus.evaluation.settings import FULL, EvaluationSettings
 from terminus.evaluation.trained import Trained, check_recipe
@@ -49,19 +49,19 @@ class Own:
 class _Questions:
     """Everything that is asked for, and how it is drawn."""
 
-    prompts: Sequence[Prompt]
+    prompts: Sequence[EvaluationPrompt]
     captions: Captions | None
     settings: EvaluationSettings
 
     @property
-    def pictures(self) -> int:
+    def images(self) -> int:
         """Of one set."""
         return len(self.prompts) + (len(self.captions.items) if self.captions else 0)
 
     @property
     def controlled(self) -> _Questions:
-        """Without captions that have no real pictures: there the control would be measured against nothing."""
-        compared = self.captions is not None and len(self.captions.pictures) > 0
+        """Without captions that have no real images: there the control would be measured against nothing."""
+        compared = self.captions is not None and len(self.captions.images) > 0
         return self if compared else replace(self, captions=None)
 
     def answered(self, components: Components, sampler: Sampler, meter: Meter) -> Answers:
@@ -74,7 +74,7 @@ class _Questions:
 class _Model:
     """What the model drew; its UNet is let go before the parent is loaded."""
 
-    subject: Subject
+    subject: MeasuredModel
     sampling: Sampling
     own: Answers
     leaky: Answers
@@ -86,7 +86,7 @@ class _Model:
 class _Before:
     """What its parent drew, or why it did not."""
 
-    subject: Subject | None = None
+    subject: MeasuredModel | None = None
     answers: Answers | None = None
     missing: str | None = None
 
@@ -122,7 +122,7 @@ def evaluate(
     drawn = _model(components, subject(components, folder, model), questions, console)
     del components
     before = _before(parent, questions, console)
-    real = real_pictures(prompts, native) if prompts[0].drawing else None
+    real = real_images(prompts, native) if prompts[0].drawing else None
     gallery = Gallery(prompts, captions, drawn.own, drawn.leaky, before.answers, real, data.trained is None)
     metrics = Metrics(
         model=drawn.subject,
@@ -152,17 +152,17 @@ def _captions(settings: EvaluationSettings, data: Own) -> Captions | None:
     return None
 
 
-def _model(components: Components, about: Subject, questions: _Questions, console: Console) -> _Model:
+def _model(components: Components, about: MeasuredModel, questions: _Questions, console: Console) -> _Model:
     components = components.to(runtime.pick_device())
     controlled = questions.controlled
-    with Meter(console, "evaluate", questions.pictures + controlled.pictures, unit="pictures") as meter:
+    with Meter(console, "evaluate", questions.images + controlled.images, unit="images") as meter:
         start = time.monotonic()
-        pictures = questions.answered(components, own, meter)
+        images = questions.answered(components, own, meter)
         seconds = time.monotonic() - start
         control = controlled.answered(components, leaky, meter)
     sampling = _sampling(components, questions.settings)
-    judge = Judge(components.text, components.vision)
-    return _Model(about, sampling, pictures, control, judge, seconds / questions.pictures)
+    judge = Judge(components.text_encoders, components.vision)
+    return _Model(about, sampling, images, control, judge, seconds / questions.images)
 
 
 def _before(parent: Parent, questions: _Questions, console: Console) -> _Before:
@@ -173,7 +173,7 @@ def _before(parent: Parent, questions: _Questions, console: Console) -> _Before:
         components = load_components(parent.folder)
         about = subject(components, parent.folder, parent.name)
         components = components.to(runtime.pick_device())
-        with Meter(console, "evaluate before", questions.pictures, unit="pictures") as meter:
+        with Meter(console, "evaluate before", questions.images, unit="images") as meter:
             return _Before(about, questions.answered(components, own, meter))
     except UserError as error:
         return _Before(missing=f"the model that training began from cannot be drawn with ({error.what})")
@@ -183,7 +183,7 @@ def _own_captions(captions: Captions) -> OwnCaptions:
     path = Path(captions.source)
     return OwnCaptions(
         kind=captions.kind,
-        pictures=len(captions.items),
+        images=len(captions.items),
         available=captions.available,
         gone=captions.gone,
         source=path.name if path.is_absolute() else captions.source,
@@ -208,10 +208,10 @@ def _sampling(components: Components, settings: EvaluationSettings) -> Sampling:
     )
 
 
-def _asked(prompts: Sequence[Prompt]) -> Asked:
-    return Asked(
+def _asked(prompts: Sequence[EvaluationPrompt]) -> PromptSet:
+    return PromptSet(
         kind="embedded" if prompts[0].drawing else "generic",
-        pictures=len(prompts),
+        images=len(prompts),
         held_out=sum(prompt.held_out is True for prompt in prompts),
         by_background=dict(Counter(prompt.background for prompt in prompts)),
     )
@@ -240,8 +240,8 @@ def _say(console: Console, metrics: Metrics, out: Path) -> None:
     own_data, distances = metrics.captions, metrics.luminance
     if own_data is not None:
         what = "held-out captions" if own_data.kind == "held-out" else "prompts"
-        gone = f"; {own_data.gone} have no caption or picture any more" if own_data.gone else ""
-        _line(console, f"{own_data.pictures} of {own_data.available} {what} of {own_data.source}{gone}")
+        gone = f"; {own_data.gone} have no caption or image any more" if own_data.gone else ""
+        _line(console, f"{own_data.images} of {own_data.available} {what} of {own_data.source}{gone}")
     if distances is not None:
         before = "" if distances.before is None else f", before training {distances.before.wasserstein:.4f}"
         _line(console, f"luminance distance to {distances.against}: {distances.ztsnr.wasserstein:.4f}{before}")

@@ -1,7 +1,7 @@
 """Does a model draw the light and dark that it is asked for? Frames against asked colours, and whole histograms.
 
-The frame stands for the background: the prompts ask for plain ones. The same pictures are drawn a second time with a
-leaky schedule (`draw.leaky`), the control, and the real pictures of the same captions are measured the same way.
+The frame stands for the background: the prompts ask for plain ones. The same images are drawn a second time with a
+leaky schedule (`draw.leaky`), the control, and the real images of the same captions are measured the same way.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from terminus.data.emoji import BACKGROUNDS
-from terminus.evaluation.captions import Picture
+from terminus.evaluation.captions import ImageSource
 from terminus.evaluation.luminance import (
     REC601,
+    Images,
     Mean,
-    Pictures,
     frame_rgb,
     histograms,
     interval,
@@ -26,23 +26,23 @@ from terminus.evaluation.luminance import (
     resamples,
     wasserstein,
 )
-from terminus.evaluation.prompts import Prompt
+from terminus.evaluation.prompts import EvaluationPrompt
 
 DEFINITIONS = {
-    "border_luminance": "mean Rec.601 luma (0..1) of the outer frame of a picture, 1/16 of its side wide",
-    "distance": "absolute difference between a picture's border luminance and the luma of the colour asked for",
+    "border_luminance": "mean Rec.601 luma (0..1) of the outer frame of an image, 1/16 of its side wide",
+    "distance": "absolute difference between an image's border luminance and the luma of the colour asked for",
     "rgb_error": "mean over R, G and B of |mean colour of the frame − colour asked for|, 0..1",
-    "darkest, brightest": "1st and 99th percentile of the luma of a whole picture, mean over the pictures",
+    "darkest, brightest": "1st and 99th percentile of the luma of a whole image, mean over the images",
     "black_white_gap": "border luminance asked for white minus that asked for black, same subject and seed; 1 is ideal",
     "wasserstein": "1-Wasserstein distance, in luma 0..1, between the pooled histograms (256 levels) of all pixels of "
-    "the generated and of the real pictures of the same captions",
-    "ci95": "percentile interval of 1000 bootstrap resamples over pictures",
+    "the generated and of the real images of the same captions",
+    "ci95": "percentile interval of 1000 bootstrap resamples over images",
 }
 
 
 @dataclass(frozen=True)
 class BackgroundResult:
-    """The pictures asked for on one background."""
+    """The images asked for on one background."""
 
     asked_luminance: float
     border_luminance: Mean
@@ -57,8 +57,8 @@ class BackgroundResult:
 
 
 @dataclass(frozen=True)
-class Contrast:
-    """One set of pictures."""
+class ContrastResult:
+    """One set of images."""
 
     backgrounds: dict[str, BackgroundResult]
     black_white_gap: Mean
@@ -66,20 +66,20 @@ class Contrast:
 
 @dataclass(frozen=True)
 class HistogramDistance:
-    """Generated against real pictures of the same captions."""
+    """Generated against real images of the same captions."""
 
-    pictures: int
+    images: int
     wasserstein: float
     ci95: tuple[float, float]
     mean_luma: float
     real_mean_luma: float
 
 
-def measure_contrast(prompts: Sequence[Prompt], pictures: Pictures) -> Contrast:
-    """Picture i answers prompt i; prompts for black and white come in the same order of subjects."""
-    rgb = frame_rgb(pictures)
+def measure_contrast(prompts: Sequence[EvaluationPrompt], images: Images) -> ContrastResult:
+    """Image i answers prompt i; prompts for black and white come in the same order of subjects."""
+    rgb = frame_rgb(images)
     border = rgb @ np.array(REC601)
-    low, high = np.percentile(luma(pictures).reshape(len(pictures), -1), (1, 99), axis=1)
+    low, high = np.percentile(luma(images).reshape(len(images), -1), (1, 99), axis=1)
     results: dict[str, BackgroundResult] = {}
     for name, asked in BACKGROUNDS.items():
         rows = _where(prompts, name)
@@ -97,32 +97,34 @@ def measure_contrast(prompts: Sequence[Prompt], pictures: Pictures) -> Contrast:
             brightest=mean_of(high[rows]),
         )
     gap = border[_where(prompts, "white")] - border[_where(prompts, "black")]
-    return Contrast(results, mean_of(gap))
+    return ContrastResult(results, mean_of(gap))
 
 
-def histogram_distance(pictures: Sequence[Picture], real: Sequence[Picture]) -> HistogramDistance:
-    """Picture i and real picture i are of one caption; the interval resamples captions, with both their pictures."""
+def histogram_distance(images: Sequence[ImageSource], real: Sequence[ImageSource]) -> HistogramDistance:
+    """Image i and real image i are of one caption; the interval resamples captions, with both their images."""
     drawn, known = (
-        np.concatenate([histograms(one[None]) for one in some]).astype(np.float64) for some in (pictures, real)
+        np.concatenate([histograms(one[None]) for one in some]).astype(np.float64) for some in (images, real)
     )
     again = [wasserstein(drawn[index].sum(axis=0), known[index].sum(axis=0)) for index in resamples(len(drawn))]
     drawn_sum, known_sum = drawn.sum(axis=0), known.sum(axis=0)
     return HistogramDistance(
-        pictures=len(drawn),
+        images=len(drawn),
         wasserstein=wasserstein(drawn_sum, known_sum),
         ci95=interval(np.array(again)),
-        mean_luma=_mean_luma(pictures),
+        mean_luma=_mean_luma(images),
         real_mean_luma=_mean_luma(real),
     )
 
 
-def _mean_luma(pictures: Sequence[Picture]) -> float:
-    """Over all pixels of all pictures, which need not be of one size."""
-    total = sum(float(luma(one[None]).sum()) for one in pictures)
-    return total / sum(one.shape[0] * one.shape[1] for one in pictures)
+def _mean_luma(images: Sequence[ImageSource]) -> float:
+    """Over all pixels of all images, which need not be of one size."""
+    total = sum(float(luma(one[None]).sum()) for one in images)
+    return total / sum(one.shape[0] * one.shape[1] for one in images)
 
 
-def _where(prompts: Sequence[Prompt], background: str | None = None, held_out: bool | None = None) -> list[int]:
+def _where(
+    prompts: Sequence[EvaluationPrompt], background: str | None = None, held_out: bool | None = None
+) -> list[int]:
     """Rows of the prompts for this background and of this kind; None is any."""
     return [
         index

@@ -1,8 +1,8 @@
-"""The pictures that are judged: by the model's own schedule, and by a leaky one as the control.
+"""The images that are judged: by the model's own schedule, and by a leaky one as the control.
 
 The control is what a program makes of the same weights when it does not know of zero terminal SNR: the schedule is
 not rescaled, and the first timestep lies below T − 1 ("leading" spacing). Sampling then begins with pure noise where
-the network expects a trace of the picture, takes the noise's mean for the picture's brightness, and pulls every picture
+the network expects a trace of the image, takes the noise's mean for the image's brightness, and pulls every image
 towards grey (Lin et al. 2305.08891, section 3.3).
 """
 
@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from terminus.evaluation.captions import Caption, Picture
-from terminus.evaluation.luminance import Pictures
-from terminus.evaluation.prompts import Prompt
+from terminus.evaluation.captions import Caption, ImageSource
+from terminus.evaluation.luminance import Images
+from terminus.evaluation.prompts import EvaluationPrompt
 from terminus.evaluation.settings import EvaluationSettings
 from terminus.model.components import Components
 from terminus.sampling.settings import Settings, nearest_size
@@ -29,42 +29,42 @@ Sampler = Callable[[Components, Sequence[str], Sequence[int], Settings], Iterato
 class Answers:
     """What one model drew, by one schedule."""
 
-    probe: Pictures
+    probe: Images
     """Of the contrast probe's prompts, in order."""
-    captions: tuple[Picture, ...] = ()
+    captions: tuple[ImageSource, ...] = ()
     """Of the captions, in order."""
 
 
 def answer(
     components: Components,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[EvaluationPrompt],
     captions: Sequence[Caption],
     settings: EvaluationSettings,
     sampler: Sampler,
     advance: Callable[[int], None],
 ) -> Answers:
-    """One picture per prompt and per caption."""
-    drawn: dict[int, Picture] = {}
+    """One image per prompt and per caption."""
+    drawn: dict[int, ImageSource] = {}
     for size in dict.fromkeys(caption.size for caption in captions):
         rows = [row for row, caption in enumerate(captions) if caption.size == size]
         sampling = (
             settings.sampling if size is None else replace(settings.sampling, size=nearest_size(size, components))
         )
         same_size = [captions[row] for row in rows]
-        pictures = draw(components, same_size, replace(settings, sampling=sampling), sampler, advance)
-        drawn |= dict(zip(rows, pictures, strict=True))
-    probe = draw(components, prompts, settings, sampler, advance)
+        images = generate_images(components, same_size, replace(settings, sampling=sampling), sampler, advance)
+        drawn |= dict(zip(rows, images, strict=True))
+    probe = generate_images(components, prompts, settings, sampler, advance)
     return Answers(probe, tuple(drawn[row] for row in range(len(captions))))
 
 
-def draw(
+def generate_images(
     components: Components,
-    prompts: Sequence[Prompt] | Sequence[Caption],
+    prompts: Sequence[EvaluationPrompt] | Sequence[Caption],
     settings: EvaluationSettings,
     sampler: Sampler,
     advance: Callable[[int], None],
-) -> Pictures:
-    """One picture per prompt, in order, all of one size."""
+) -> Images:
+    """One image per prompt, in order, all of one size."""
     parts: list[np.ndarray] = []
     for start in range(0, len(prompts), settings.batch):
         batch = prompts[start : start + settings.batch]

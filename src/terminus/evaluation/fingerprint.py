@@ -9,7 +9,7 @@ import hashlib
 from pathlib import Path
 
 
-def fingerprint(model: Path) -> str:
+def model_fingerprint(model: Path) -> str:
     """16 hex digits over the names and bytes of a model folder's safetensors files and its scheduler, or of a file."""
     digest = hashlib.sha256()
     if model.is_file():

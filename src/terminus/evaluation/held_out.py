@@ -1,6 +1,6 @@
-"""The run's own held-out captions and pictures, out of its store.
+"""The run's own held-out captions and images, out of its store.
 
-The rows are those of the version that the run was trained on, so none of them was learnt; the pictures are made from
+The rows are those of the version that the run was trained on, so none of them was learnt; the images are made from
 the untouched files by the recorded plan, exactly as training would have seen them.
 """
 
@@ -16,7 +16,7 @@ from terminus.conditioning import Size
 from terminus.data import geometry, pixels
 from terminus.data.store import GEOMETRY, Store, View, plan_of, quoted
 from terminus.errors import UserError
-from terminus.evaluation.captions import Caption, Captions, Picture
+from terminus.evaluation.captions import Caption, Captions, ImageSource
 from terminus.evaluation.trained import Trained
 from terminus.sampling.prompts import escape
 
@@ -25,10 +25,10 @@ _BRING = "Bring the store back, name a recipe that says where it is with --recip
 
 @dataclass(frozen=True)
 class _Row:
-    """One held-out row: how the picture is cut, and what it is called."""
+    """One held-out row: how the image is cut, and what it is called."""
 
     image: str
-    """Key of the picture in the table of images."""
+    """Key of the image in the table of images."""
     caption: str
     columns: dict[str, object]
 
@@ -39,25 +39,25 @@ def from_store(trained: Trained, count: int, seed: int) -> Captions:
     view = _latents(store, trained)
     offsets = _offsets(view, trained, seed)
     rows = [row for row in _rows(view, offsets[:count]) if row is not None]
-    pictures = _pictures(store, rows)
-    kept = [row for row in rows if row.image in pictures]
+    images = _images(store, rows)
+    kept = [row for row in rows if row.image in images]
     if not kept:
         raise UserError(
-            "None of the held-out rows has a caption and a picture any more",
+            "None of the held-out rows has a caption and an image any more",
             where=trained.data.store,
-            rule="A model is compared with pictures that its training held out",
+            rule="A model is compared with images that its training held out",
             fix=_BRING,
         )
     items: list[Caption] = []
     for number, row in enumerate(kept):
-        size = Size(*pictures[row.image].shape[:2])
+        size = Size(*images[row.image].shape[:2])
         items.append(Caption(row.caption, escape(row.caption), seed + number, size))
     return Captions(
         kind="held-out",
         items=tuple(items),
         available=len(offsets),
         source=trained.data.store,
-        pictures=tuple(pictures[row.image] for row in kept),
+        images=tuple(images[row.image] for row in kept),
         version=view.version,
         gone=min(count, len(offsets)) - len(kept),
     )
@@ -77,7 +77,7 @@ def _latents(store: Store, trained: Trained) -> View:
 
 
 def _offsets(view: View, trained: Trained, seed: int) -> list[int]:
-    """Row numbers of the held-out pictures, one of each, in an order that the seed decides."""
+    """Row numbers of the held-out images, one of each, in an order that the seed decides."""
     spec = trained.data.transform.spec
     where = f"split = 'validation' AND transform = {quoted(spec)}"
     images: dict[str, int] = {}
@@ -110,14 +110,14 @@ def _caption(captions: Sequence[str], weights: Sequence[float]) -> str | None:
     return captions[min(found)[1]] if found else None
 
 
-def _pictures(store: Store, rows: Sequence[_Row]) -> dict[str, Picture]:
+def _images(store: Store, rows: Sequence[_Row]) -> dict[str, ImageSource]:
     """By key of the image; without those that the store no longer has."""
     view = store.images.latest()
     if view is None or not rows:
         return {}
     plans = {row.image: plan_of(row.columns) for row in rows}
     listed = ", ".join(quoted(key) for key in plans)
-    found: dict[str, Picture] = {}
+    found: dict[str, ImageSource] = {}
     for batch in view.batches(["key", "data", "background"], f"key IN ({listed})", 16):
         for row in cast("list[dict[str, object]]", batch.to_pylist()):
             plan = plans[cast(str, row["key"])]

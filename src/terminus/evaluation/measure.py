@@ -1,4 +1,4 @@
-"""From the pictures of all sets to the numbers: every set is measured alike."""
+"""From the images of all sets to the numbers: every set is measured alike."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from terminus.evaluation.alignment import DEFINITION, HELD_OUT, PROBE, Alignment, Judge, measure_alignment
-from terminus.evaluation.captions import Captions, Picture
+from terminus.evaluation.captions import Captions, ImageSource
 from terminus.evaluation.contrast import HistogramDistance, histogram_distance, measure_contrast
 from terminus.evaluation.draw import Answers
-from terminus.evaluation.luminance import Pictures
+from terminus.evaluation.luminance import Images
 from terminus.evaluation.metrics import AlignmentSets, ContrastSets, LuminanceDistances
-from terminus.evaluation.prompts import Prompt
+from terminus.evaluation.prompts import EvaluationPrompt
 
-HELD_OUT_PICTURES = "the run's held-out pictures"
-PROBE_PICTURES = "the embedded drawings of the contrast probe"
+HELD_OUT_IMAGES = "the run's held-out images"
+PROBE_IMAGES = "the embedded drawings of the contrast probe"
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """All pictures of one evaluation; every set answers the same prompts and captions in the same order."""
+    """All images of one evaluation; every set answers the same prompts and captions in the same order."""
 
-    prompts: Sequence[Prompt]
+    prompts: Sequence[EvaluationPrompt]
     """Of the contrast probe."""
     captions: Captions | None
     own: Answers
     leaky: Answers
     before: Answers | None
     """The parent's; None without one."""
-    real: Pictures | None
+    real: Images | None
     """The drawings that the probe asks for; None where it asks for everyday subjects."""
     probe_is_data: bool
     """Whether the probe's drawings stand for the model's data: those of its run are not known."""
@@ -36,14 +36,14 @@ class Gallery:
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Captions with their real pictures: the run's held-out ones, or rows of the probe."""
+    """Captions with their real images: the run's held-out ones, or rows of the probe."""
 
     texts: Sequence[str]
-    real: Sequence[Picture]
+    real: Sequence[ImageSource]
     rows: Sequence[int] | None = None
     """Of the probe; None for the held-out captions."""
 
-    def of(self, answers: Answers) -> Sequence[Picture]:
+    def of(self, answers: Answers) -> Sequence[ImageSource]:
         """What one set has for these captions."""
         return answers.captions if self.rows is None else [answers.probe[row] for row in self.rows]
 
@@ -60,7 +60,7 @@ def contrast(gallery: Gallery) -> ContrastSets:
 
 
 def luminance(gallery: Gallery) -> LuminanceDistances | None:
-    """Distances to the run's held-out pictures, or to the probe's held-out drawings; None where neither are known."""
+    """Distances to the run's held-out images, or to the probe's held-out drawings; None where neither are known."""
     pairs = _pairs(gallery, [row for row, prompt in enumerate(gallery.prompts) if prompt.held_out])
     if pairs is None:
         return None
@@ -69,7 +69,7 @@ def luminance(gallery: Gallery) -> LuminanceDistances | None:
         return histogram_distance(pairs.of(answers), pairs.real)
 
     return LuminanceDistances(
-        against=HELD_OUT_PICTURES if pairs.rows is None else PROBE_PICTURES,
+        against=HELD_OUT_IMAGES if pairs.rows is None else PROBE_IMAGES,
         ztsnr=distance(gallery.own),
         leaky_control=distance(gallery.leaky),
         before=None if gallery.before is None else distance(gallery.before),
@@ -83,8 +83,8 @@ def alignment(gallery: Gallery, judge: Judge) -> AlignmentSets | None:
         return None
     held_out = [] if pairs.rows is None else [gallery.prompts[row].held_out is True for row in pairs.rows]
 
-    def agreement(pictures: Sequence[Picture]) -> Alignment | None:
-        return measure_alignment(judge, pairs.texts, pictures, held_out)
+    def agreement(images: Sequence[ImageSource]) -> Alignment | None:
+        return measure_alignment(judge, pairs.texts, images, held_out)
 
     ours, theirs, known = agreement(pairs.of(gallery.own)), agreement(pairs.of(gallery.leaky)), agreement(pairs.real)
     if ours is None or theirs is None or known is None:
@@ -100,8 +100,8 @@ def alignment(gallery: Gallery, judge: Judge) -> AlignmentSets | None:
 
 def _pairs(gallery: Gallery, rows: Sequence[int]) -> _Pairs | None:
     captions, real = gallery.captions, gallery.real
-    if captions is not None and captions.pictures:
-        return _Pairs([caption.text for caption in captions.items], captions.pictures)
+    if captions is not None and captions.images:
+        return _Pairs([caption.text for caption in captions.items], captions.images)
     if real is not None and gallery.probe_is_data:
         return _Pairs([gallery.prompts[row].text for row in rows], [real[row] for row in rows], rows)
     return None

@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from terminus.evaluation.alignment import Alignment
-from terminus.evaluation.contrast import Contrast, HistogramDistance
+from terminus.evaluation.contrast import ContrastResult, HistogramDistance
 
 FORMAT = 2
 
 
 @dataclass(frozen=True)
-class Subject:
+class MeasuredModel:
     """A model that was measured."""
 
     name: str
@@ -27,7 +27,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How its pictures were made."""
+    """How its images were made."""
 
     solver: str
     steps: int
@@ -37,7 +37,7 @@ class Sampling:
     height: int
     precision: str
     seed: int
-    """Of the first picture of each background; the others count on."""
+    """Of the first image of each background; the others count on."""
     batch: int
     control: str
     """How the control differs."""
@@ -48,13 +48,13 @@ class OwnCaptions:
     """What was asked for of the model's own subjects."""
 
     kind: str
-    """"held-out": captions of the run's held-out pictures; "file": prompts of a file."""
-    pictures: int
-    """Per set of pictures."""
+    """"held-out": captions of the run's held-out images; "file": prompts of a file."""
+    images: int
+    """Per set of images."""
     available: int
-    """Held-out pictures, or prompts in the file: all that they were taken from."""
+    """Held-out images, or prompts in the file: all that they were taken from."""
     gone: int
-    """Of those taken, the ones that the store has no caption or picture of any more."""
+    """Of those taken, the ones that the store has no caption or image of any more."""
     source: str
     """The data store, or the file; its last part, if its path is absolute."""
     version: int | None
@@ -62,35 +62,35 @@ class OwnCaptions:
 
 
 @dataclass(frozen=True)
-class Asked:
+class PromptSet:
     """The prompts of the contrast probe."""
 
     kind: str
     """"embedded": subjects of the embedded data set; "generic": everyday subjects."""
-    pictures: int
-    """Per set of pictures."""
+    images: int
+    """Per set of images."""
     held_out: int
     by_background: dict[str, int]
 
 
 @dataclass(frozen=True)
 class ContrastSets:
-    """The contrast probe: the same measures of several sets of pictures of the same prompts."""
+    """The contrast probe: the same measures of several sets of images of the same prompts."""
 
-    ztsnr: Contrast
-    leaky_control: Contrast
-    before: Contrast | None
-    """The parent's pictures; null without one."""
-    data: Contrast | None
-    """The real pictures; null for generic prompts, which have none."""
+    ztsnr: ContrastResult
+    leaky_control: ContrastResult
+    before: ContrastResult | None
+    """The parent's images; null without one."""
+    data: ContrastResult | None
+    """The real images; null for generic prompts, which have none."""
 
 
 @dataclass(frozen=True)
 class LuminanceDistances:
-    """Histograms of generated against real pictures."""
+    """Histograms of generated against real images."""
 
     against: str
-    """"the run's held-out pictures" or "the embedded drawings of the probe"."""
+    """"the run's held-out images" or "the embedded drawings of the probe"."""
     ztsnr: HistogramDistance
     leaky_control: HistogramDistance
     before: HistogramDistance | None
@@ -98,19 +98,19 @@ class LuminanceDistances:
 
 @dataclass(frozen=True)
 class AlignmentSets:
-    """Agreement with captions by the model's own towers."""
+    """Agreement with captions by the model's own text encoders."""
 
     definition: str
     ztsnr: Alignment
     leaky_control: Alignment
     before: Alignment | None
-    """The parent's pictures, by the towers of the model that is judged."""
+    """The parent's images, by the text encoders of the model that is judged."""
     data: Alignment
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture in `samples/`."""
+    """One image in `samples/`."""
 
     file: str
     prompt: str
@@ -123,7 +123,7 @@ class Timing:
 
     seconds: float
     seconds_per_image: float
-    """Of the model's own pictures, decoding included, in batches of `sampling.batch`."""
+    """Of the model's own images, decoding included, in batches of `sampling.batch`."""
     hardware: str
 
 
@@ -131,18 +131,18 @@ class Timing:
 class Metrics:
     """Everything in `metrics.json`."""
 
-    model: Subject
-    before: Subject | None
+    model: MeasuredModel
+    before: MeasuredModel | None
     """The parent: the model that training began from."""
     no_before: str | None
     """Why there is no parent to measure, as a clause."""
     sampling: Sampling
     captions: OwnCaptions | None
     """Null for a model whose data are not known."""
-    prompts: Asked
+    prompts: PromptSet
     contrast: ContrastSets
     luminance: LuminanceDistances | None
-    """Null where no real pictures are known."""
+    """Null where no real images are known."""
     alignment: AlignmentSets | None
     samples: tuple[Sample, ...]
     timing: Timing

@@ -1,4 +1,4 @@
-"""The model that training began from, asked for the same pictures: what the run changed is what differs."""
+"""The model that training began from, asked for the same images: what the run changed is what differs."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from terminus.errors import UserError
-from terminus.evaluation.fingerprint import fingerprint
-from terminus.evaluation.metrics import Subject
+from terminus.evaluation.fingerprint import model_fingerprint
+from terminus.evaluation.metrics import MeasuredModel
 from terminus.evaluation.trained import Trained
 from terminus.model.components import Components
-from terminus.model.weights import name_of, resolve
+from terminus.model.weights import model_name, resolve
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,15 @@ def parent_of(trained: Trained | None, model: Path) -> Parent:
     return Parent(trained.parent, folder)
 
 
-def subject(components: Components, folder: Path, name: str) -> Subject:
+def subject(components: Components, folder: Path, name: str) -> MeasuredModel:
     """What the numbers say of a model."""
     record, last = components.record, Path(name).name
     if last == "model" or not last.strip("."):
-        last = name_of(folder)
-    return Subject(
+        last = model_name(folder)
+    return MeasuredModel(
         # A hub id names a model better than the folder of its snapshot does; "." and "model" name nothing.
         name=last,
-        fingerprint=fingerprint(folder),
+        fingerprint=model_fingerprint(folder),
         images_seen=record.images_seen,
         prediction=record.schedule.prediction,
         zero_terminal=record.schedule.zero_terminal,

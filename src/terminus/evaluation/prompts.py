@@ -1,4 +1,4 @@
-"""The contrast probe: one picture per subject and background, and the real pictures to compare with.
+"""The contrast probe: one image per subject and background, and the real images to compare with.
 
 Black and white are asked of the same subjects with the same seeds, so that nothing differs but the word. Half of
 them are held-out subjects where the embedded data are what the model knows.
@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 from terminus import runtime
 from terminus.conditioning import Size
 from terminus.data import emoji, geometry
-from terminus.data.emoji import BACKGROUNDS, CONTRAST, Drawing
+from terminus.data.emoji import BACKGROUNDS, CONTRAST, Emoji
 from terminus.decode import HARD_PIXEL_LIMIT, Decoded, Limits, decode
 from terminus.sampling.prompts import escape
 
@@ -32,13 +32,13 @@ GENERIC = (
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """One picture that is asked for."""
+class EvaluationPrompt:
+    """One image that is asked for."""
 
     text: str
     background: str
     seed: int
-    drawing: Drawing | None = None
+    drawing: Emoji | None = None
     """The embedded drawing that it describes."""
 
     @property
@@ -57,40 +57,42 @@ class Prompt:
         return None if self.drawing is None else self.drawing.split == "validation"
 
 
-def build_prompts(native_pixels: int, extreme: int, color: int, seed: int) -> list[Prompt]:
+def build_prompts(native_pixels: int, extreme: int, color: int, seed: int) -> list[EvaluationPrompt]:
     """`extreme` prompts each for black and white, `color` for each other background."""
     counts = {name: extreme if name in CONTRAST else color for name in BACKGROUNDS}
     if native_pixels > EMBEDDED_PIXELS:
         return [
-            Prompt(f"{GENERIC[i % len(GENERIC)]} on a solid {name} background", name, seed + i)
+            EvaluationPrompt(f"{GENERIC[i % len(GENERIC)]} on a solid {name} background", name, seed + i)
             for name, count in counts.items()
             for i in range(count)
         ]
     subjects = _subjects(seed)
     return [
-        Prompt(emoji.caption(subjects[i % len(subjects)], name), name, seed + i, subjects[i % len(subjects)])
+        EvaluationPrompt(
+            emoji.emoji_caption(subjects[i % len(subjects)], name), name, seed + i, subjects[i % len(subjects)]
+        )
         for name, count in counts.items()
         for i in range(count)
     ]
 
 
-def real_pictures(prompts: Sequence[Prompt], side: int) -> UInt8[np.ndarray, "count side side 3"]:
+def real_images(prompts: Sequence[EvaluationPrompt], side: int) -> UInt8[np.ndarray, "count side side 3"]:
     """What the embedded data have for these prompts, at the model's size; every prompt has its drawing."""
     transform = geometry.Transform(side)
-    pictures: list[np.ndarray] = []
+    images: list[np.ndarray] = []
     for prompt in prompts:
-        assert prompt.drawing is not None, "only embedded prompts have real pictures"
+        assert prompt.drawing is not None, "only embedded prompts have real images"
         data = emoji.rgba(prompt.drawing)
         decoded = decode(data, Limits(len(data), HARD_PIXEL_LIMIT))
         assert isinstance(decoded, Decoded), "what the package ships decodes"
         image = decoded.on(prompt.rgb)
-        way = geometry.plan(Size(*image.shape[:2]), transform, geometry.Position(0.0, 0.0))
-        assert way is not None, "the drawings are at least as large as the model's pictures"
-        pictures.append(geometry.apply(image, way))
-    return np.stack(pictures)
+        way = geometry.plan(Size(*image.shape[:2]), transform, geometry.CropPosition(0.0, 0.0))
+        assert way is not None, "the drawings are at least as large as the model's images"
+        images.append(geometry.crop_and_resize(image, way))
+    return np.stack(images)
 
 
-def _subjects(seed: int) -> list[Drawing]:
+def _subjects(seed: int) -> list[Emoji]:
     """3D drawings, a held-out one and a seen one in turns, each kind in an order that the seed decides."""
     drawings = [drawing for drawing in emoji.drawings() if drawing.style == "3d"]
     drawings.sort(key=lambda drawing: runtime.key(seed, 0, f"evaluation {drawing.id}"))

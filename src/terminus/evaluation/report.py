@@ -1,4 +1,4 @@
-"""What an evaluation shows people: sheets of pictures, a few single ones for a gallery, and `report.html`."""
+"""What an evaluation shows people: sheets of images, a few single ones for a gallery, and `report.html`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from terminus.evaluation.captions import Picture
+from terminus.evaluation.captions import ImageSource
 from terminus.evaluation.contrast import DEFINITIONS
 from terminus.evaluation.draw import Answers
 from terminus.evaluation.luminance import LEVELS, histograms
@@ -30,7 +30,7 @@ ON_PAGE = 24
 _BARS = 64
 """Bars of a histogram on the page."""
 _WIDEST = 256
-"""Pixels of a picture on the page, which shows them smaller."""
+"""Pixels of an image on the page, which shows them smaller."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class _Curve:
 
 
 def write_samples(gallery: Gallery, out: Path) -> tuple[Sample, ...]:
-    """`samples.png`, and its first pictures as files of their own in `samples/`.
+    """`samples.png`, and its first images as files of their own in `samples/`.
 
     It shows the model's own captions, and `probe.png` the contrast probe; without such captions it is the probe.
     """
@@ -58,9 +58,9 @@ def write_samples(gallery: Gallery, out: Path) -> tuple[Sample, ...]:
     for old in folder.glob("[0-9]*.png"):
         old.unlink()
     samples: list[Sample] = []
-    for number, (picture, text, seed) in enumerate(_singles(gallery)):
+    for number, (image, text, seed) in enumerate(_singles(gallery)):
         file = f"samples/{number}.png"
-        Image.fromarray(picture).save(out / file)
+        Image.fromarray(image).save(out / file)
         samples.append(Sample(file, text, seed))
     return tuple(samples)
 
@@ -84,15 +84,15 @@ def write_report(metrics: Metrics, gallery: Gallery, out: Path) -> None:
 def _write_sheet(rows: Sequence[Row], path: Path) -> None:
     # Short rows would shift the sheet's grid: all are filled with paper to one length.
     width = max(len(row.tiles) for row in rows)
-    paper = Image.new("RGB", rows[0].tiles[0].picture.size, (255, 255, 255))
+    paper = Image.new("RGB", rows[0].tiles[0].image.size, (255, 255, 255))
     filled = [[*row.tiles, *[Tile(paper, "")] * (width - len(row.tiles))] for row in rows]
     tiles = [tile for row in filled for tile in row]
-    pictures, labels = [tile.picture for tile in tiles], [tile.label for tile in tiles]
-    sheet(pictures, labels, columns=width, row_titles=[row.title for row in rows]).save(path)
+    images, labels = [tile.image for tile in tiles], [tile.label for tile in tiles]
+    sheet(images, labels, columns=width, row_titles=[row.title for row in rows]).save(path)
 
 
-def _singles(gallery: Gallery) -> list[tuple[Picture, str, int]]:
-    """Picture, text and seed of the first captions; of the probe on black and on white, where there are none."""
+def _singles(gallery: Gallery) -> list[tuple[ImageSource, str, int]]:
+    """Image, text and seed of the first captions; of the probe on black and on white, where there are none."""
     if gallery.captions is not None:
         captions = gallery.captions.items[:GALLERY]
         return [(gallery.own.captions[row], one.text, one.seed) for row, one in enumerate(captions)]
@@ -101,37 +101,37 @@ def _singles(gallery: Gallery) -> list[tuple[Picture, str, int]]:
 
 
 def _curves(gallery: Gallery) -> list[_Curve]:
-    """Pooled luma of the held-out captions' pictures, or of the probe where there are none."""
+    """Pooled luma of the held-out captions' images, or of the probe where there are none."""
     captions, prompts = gallery.captions, gallery.prompts
-    own = captions is not None and len(captions.pictures) > 0
+    own = captions is not None and len(captions.images) > 0
     # Of the probe the drawings that the embedded data hold out, or all where nothing is known of the training data.
     rows = [row for row, prompt in enumerate(prompts) if prompt.held_out] or list(range(len(prompts)))
 
-    def shown(answers: Answers) -> Sequence[Picture]:
+    def shown(answers: Answers) -> Sequence[ImageSource]:
         return answers.captions if own else list(answers.probe[rows])
 
     sets = {"this model": shown(gallery.own), "control, leaky schedule": shown(gallery.leaky)}
     if gallery.before is not None:
         sets = {"before": shown(gallery.before), **sets}
     if captions is not None and own:
-        sets["the run's held-out pictures"] = captions.pictures
+        sets["the run's held-out images"] = captions.images
     elif gallery.real is not None:
         sets["the real drawings of the probe"] = list(gallery.real[rows])
-    shares = {title: _shares(pictures) for title, pictures in sets.items()}
+    shares = {title: _shares(images) for title, images in sets.items()}
     # Plain backgrounds are single tall bars: the square root lets the rest be seen.
     highest = max(float(share.max()) for share in shares.values()) ** 0.5
     return [_Curve(title, tuple(float(v) ** 0.5 / highest for v in share)) for title, share in shares.items()]
 
 
-def _shares(pictures: Sequence[Picture]) -> np.ndarray:
-    counts = sum(histograms(one[None])[0] for one in pictures)
-    assert isinstance(counts, np.ndarray), "there is at least one picture"
+def _shares(images: Sequence[ImageSource]) -> np.ndarray:
+    counts = sum(histograms(one[None])[0] for one in images)
+    assert isinstance(counts, np.ndarray), "there is at least one image"
     bars = counts.reshape(_BARS, LEVELS // _BARS).sum(axis=1)
     return bars / bars.sum()
 
 
-def _uri(picture: Image.Image) -> str:
-    shown = picture.copy()
+def _uri(image: Image.Image) -> str:
+    shown = image.copy()
     shown.thumbnail((_WIDEST, _WIDEST), Image.Resampling.LANCZOS)
     buffer = BytesIO()
     shown.save(buffer, "PNG")

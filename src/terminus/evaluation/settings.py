@@ -14,23 +14,23 @@ class EvaluationSettings:
     captions: int = 32
     """Held-out captions of the run's own data; prompts of a file are drawn all."""
     extreme_images: int = 32
-    """Pictures that the contrast probe asks for on black, and as many on white."""
+    """Images that the contrast probe asks for on black, and as many on white."""
     color_images: int = 4
-    """Pictures that it asks for on each other background."""
+    """Images that it asks for on each other background."""
     seed: int = 0
-    """Decides the captions and the probe's subjects, and is the first picture's seed; the others count on."""
+    """Decides the captions and the probe's subjects, and is the first image's seed; the others count on."""
     batch: int = 32
-    """Pictures per forward pass; no influence on the numbers beyond rounding."""
+    """Images per forward pass; no influence on the numbers beyond rounding."""
     sampling: Settings = field(default_factory=Settings)
 
     def counted(self, count: int) -> EvaluationSettings:
-        """With `count` captions, and as many pictures of the probe on black and on white."""
+        """With `count` captions, and as many images of the probe on black and on white."""
         return replace(self, captions=count, extreme_images=count, color_images=min(self.color_images, count))
 
 
 FULL = EvaluationSettings()
 QUICK = replace(FULL, sampling=replace(FULL.sampling, steps=16))
-"""As many pictures as `FULL` with fewer solver steps: for the demo."""
+"""As many images as `FULL` with fewer solver steps: for the demo."""
 
 
 def settings_for(count: int | None, steps: int, seed: int) -> EvaluationSettings:

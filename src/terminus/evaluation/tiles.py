@@ -1,4 +1,4 @@
-"""Which pictures of an evaluation people see, and what stands under each: its caption and, on the probe, its colour."""
+"""Which images of an evaluation people see, and what stands under each: its caption and, on the probe, its colour."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from itertools import zip_longest
 
 from PIL import Image
 
-from terminus.evaluation.captions import Picture
-from terminus.evaluation.luminance import Pictures
+from terminus.evaluation.captions import ImageSource
+from terminus.evaluation.luminance import Images
 from terminus.evaluation.measure import Gallery
-from terminus.evaluation.prompts import Prompt
+from terminus.evaluation.prompts import EvaluationPrompt
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture and what was asked for."""
+    """One image and what was asked for."""
 
-    picture: Image.Image
+    image: Image.Image
     caption: str
     color: str | None = None
     """Name of the background that the probe asked for."""
@@ -44,10 +44,10 @@ class Compared:
     """One caption with what each set has for it, by the set's title."""
 
     caption: str
-    pictures: dict[str, Image.Image]
+    images: dict[str, Image.Image]
 
 
-BEFORE, AFTER, REAL = "before", "this model", "real picture"
+BEFORE, AFTER, REAL = "before", "this model", "real image"
 
 
 def compared(gallery: Gallery, most: int) -> list[Compared]:
@@ -55,12 +55,12 @@ def compared(gallery: Gallery, most: int) -> list[Compared]:
     captions = gallery.captions
     if captions is None:
         return []
-    sets: dict[str, Sequence[Picture]] = {}
+    sets: dict[str, Sequence[ImageSource]] = {}
     if gallery.before is not None:
         sets[BEFORE] = gallery.before.captions
     sets[AFTER] = gallery.own.captions
-    if captions.pictures:
-        sets[REAL] = captions.pictures
+    if captions.images:
+        sets[REAL] = captions.images
     return [
         Compared(caption.text, {title: Image.fromarray(some[row]) for title, some in sets.items()})
         for row, caption in enumerate(captions.items[:most])
@@ -70,26 +70,26 @@ def compared(gallery: Gallery, most: int) -> list[Compared]:
 def caption_rows(gallery: Gallery, columns: int, most: int) -> list[Row]:
     """The same in rows of `columns`: before, and below it this model.
 
-    Without the real pictures: a sheet goes with a published model, and these are not for everybody to publish.
+    Without the real images: a sheet goes with a published model, and these are not for everybody to publish.
     """
     shown = compared(gallery, most)
     rows: list[Row] = []
     for start in range(0, len(shown), columns):
         some = shown[start : start + columns]
         for title in (BEFORE, AFTER):
-            tiles = [Tile(one.pictures[title], one.caption) for one in some if title in one.pictures]
+            tiles = [Tile(one.images[title], one.caption) for one in some if title in one.images]
             rows += [Row(title, tiles)] if tiles else []
     return rows
 
 
 def probe_rows(gallery: Gallery, columns: int) -> list[Row]:
-    """Titled rows of at most `columns` pictures of the contrast probe; black and white have the same subjects."""
+    """Titled rows of at most `columns` images of the contrast probe; black and white have the same subjects."""
     prompts = gallery.prompts
     black, white = asked(prompts, "black")[:columns], asked(prompts, "white")[:columns]
     colors = [name for name in dict.fromkeys(prompt.background for prompt in prompts) if name not in ("black", "white")]
     turns = zip_longest(*(asked(prompts, name) for name in colors))  # every colour once, then every colour again
     mixed = [index for turn in turns for index in turn if index is not None][:columns]
-    sets: list[tuple[str, Pictures, list[int]]] = []
+    sets: list[tuple[str, Images, list[int]]] = []
     for what, rows in (("on black", black), ("on white", white), ("on colours", mixed)):
         if gallery.before is not None:
             sets.append((f"contrast probe {what}, before", gallery.before.probe, rows))
@@ -98,14 +98,14 @@ def probe_rows(gallery: Gallery, columns: int) -> list[Row]:
     sets.append(("contrast probe on white, control: leaky schedule", gallery.leaky.probe, white))
     if gallery.real is not None:
         sets.append(("contrast probe on black, the real drawings", gallery.real, black))
-    return [Row(title, [_tile(prompts, pictures, row) for row in rows]) for title, pictures, rows in sets if rows]
+    return [Row(title, [_tile(prompts, images, row) for row in rows]) for title, images, rows in sets if rows]
 
 
-def asked(prompts: Sequence[Prompt], background: str) -> list[int]:
+def asked(prompts: Sequence[EvaluationPrompt], background: str) -> list[int]:
     """Rows of the probe's prompts for a background."""
     return [index for index, prompt in enumerate(prompts) if prompt.background == background]
 
 
-def _tile(prompts: Sequence[Prompt], pictures: Pictures, row: int) -> Tile:
+def _tile(prompts: Sequence[EvaluationPrompt], images: Images, row: int) -> Tile:
     prompt = prompts[row]
-    return Tile(Image.fromarray(pictures[row]), prompt.text, prompt.background, prompt.rgb)
+    return Tile(Image.fromarray(images[row]), prompt.text, prompt.background, prompt.rgb)

@@ -38,7 +38,7 @@ def check_recipe(trained: Trained, record: Record, is_parent: bool) -> None:
         raise UserError(
             f"This recipe is of another model: {'; '.join(wrong)}",
             where=trained.recipe,
-            rule="A model is compared with the pictures that its own training held out, and with its own parent",
+            rule="A model is compared with the images that its own training held out, and with its own parent",
             fix="Name the recipe that trained it with --recipe, or what to draw with --prompts FILE",
         )
 

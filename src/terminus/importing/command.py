@@ -13,7 +13,7 @@ from terminus.config.load import load
 from terminus.errors import UserError
 from terminus.importing import img2dataset, kohya, simpletuner
 from terminus.importing.arguments import check_import
-from terminus.importing.reading import read_json, read_toml
+from terminus.importing.reading import read_json_settings, read_toml
 from terminus.importing.recipe import Draft, written
 from terminus.training.recipe import Recipe
 
@@ -30,7 +30,7 @@ def import_recipe(source: Path, out: Path, console: Console) -> None:
     `UserError` if it is none of the known, cannot be read, or names no images. Nothing is written then.
     """
     check_import(source, out)
-    draft = read(source)
+    draft = read_settings(source)
     text = written(draft)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.stem}.{os.getpid()}.yaml")
@@ -43,27 +43,27 @@ def import_recipe(source: Path, out: Path, console: Console) -> None:
     _show(draft, out, console)
 
 
-def read(source: Path) -> Draft:
+def read_settings(source: Path) -> Draft:
     """What the settings at a path say. `UserError` if they are none of the known."""
     if source.is_dir():
         if any((source / name).is_file() for name in (*simpletuner.CONFIGS, simpletuner.BACKENDS)):
-            return simpletuner.read(source)
+            return simpletuner.read_simpletuner(source)
         if img2dataset.looks_like(source):
-            return img2dataset.read(source)
+            return img2dataset.read_img2dataset(source)
     elif source.is_file():
         ending = source.suffix.lower()
         if ending == ".toml":
             values = dict(read_toml(source).values)
             if simpletuner.is_config(values):
-                return simpletuner.read(source)
+                return simpletuner.read_simpletuner(source)
             if "datasets" in values or kohya.is_training(values):
-                return kohya.read(source)
+                return kohya.read_kohya(source)
         elif ending == ".json":
-            found = read_json(source)
+            found = read_json_settings(source)
             if isinstance(found, dict) and "datasets" in found:
-                return kohya.read(source)
+                return kohya.read_kohya(source)
             if isinstance(found, list) or (isinstance(found, dict) and simpletuner.is_config(found)):  # pyright: ignore[reportUnknownArgumentType]
-                return simpletuner.read(source)
+                return simpletuner.read_simpletuner(source)
     raise UserError("this is nothing that can be imported", where=str(source), rule=f"What can be: {KNOWN}")
 
 

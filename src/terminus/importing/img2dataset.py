@@ -17,9 +17,9 @@ from terminus.config.source import Plain
 from terminus.data import tar
 from terminus.data.sources.columns import FACTS
 from terminus.data.sources.laion import NAMES
-from terminus.data.sources.printable import printable
+from terminus.data.sources.printable import printable_caption
 from terminus.errors import UserError
-from terminus.importing.reading import Said, read_json, root
+from terminus.importing.reading import Sourced, read_json_settings, root
 from terminus.importing.recipe import Draft, Left, data_only, slug
 
 TOOL = "img2dataset"
@@ -60,7 +60,7 @@ def looks_like(folder: Path) -> bool:
     return bool(found.counts or found.archives or (found.tables and found.folders))
 
 
-def read(folder: Path) -> Draft:
+def read_img2dataset(folder: Path) -> Draft:
     """The draft of the folder. `UserError` if there is nothing in it that a source reads."""
     found = _shards(folder)
     if not (found.archives or found.folders or found.tables):
@@ -75,9 +75,9 @@ def read(folder: Path) -> Draft:
     draft.set("data.store", f"runs/{draft.name}-data", "where prepared latents are kept")
     place = str(folder)
     if found.archives:
-        draft.source("webdataset", draft.name, "", path=Said(place, f"{len(found.archives)} archives"))
+        draft.source("webdataset", draft.name, "", path=Sourced(place, f"{len(found.archives)} archives"))
     elif found.folders:
-        draft.source("folder", draft.name, "", path=Said(place, f"{len(found.folders)} folders of images"))
+        draft.source("folder", draft.name, "", path=Sourced(place, f"{len(found.folders)} folders of images"))
         draft.notes.append(
             "A folder source reads captions from .txt and .json, and nothing else of the .json (scores, original "
             "sizes); "
@@ -88,7 +88,7 @@ def read(folder: Path) -> Draft:
     else:
         columns: dict[str, Plain] = {"image": "jpg", "caption": "caption"}
         draft.source(
-            "laion", draft.name, "", path=Said(place, f"{len(found.tables)} tables"), columns=Said(columns, "")
+            "laion", draft.name, "", path=Sourced(place, f"{len(found.tables)} tables"), columns=Sourced(columns, "")
         )
         draft.notes.append("Rows whose download failed have no bytes but a link in these tables: it is tried again.")
     _counts(draft, found.counts)
@@ -119,20 +119,20 @@ def _counts(draft: Draft, files: list[Path]) -> None:
     """Says how many images there should be, and what failed."""
     total, reasons = Counter[str](), Counter[str]()
     for file in files[:MAX_STATS]:
-        keys = root(read_json(file), file)
+        keys = root(read_json_settings(file), file)
         for key in ("count", "successes", "failed_to_download", "failed_to_resize"):
-            said = keys.whole(key)
-            total[key] += said.value if said else 0
+            given = keys.whole(key)
+            total[key] += given.value if given else 0
         if status := keys.table("status_dict"):
             for word in list(status.values)[:100]:
-                said = status.whole(word)
-                reasons[word] += said.value if said else 0
+                given = status.whole(word)
+                reasons[word] += given.value if given else 0
         for key in ("image_size", "resize_mode", "resize_only_if_bigger", "encode_quality", "encode_format"):
-            if (said := keys.raw(key)) and f"{said.origin}, by the counts" not in draft.notes:
-                draft.notes.append(f"{said.origin}, by the counts")
+            if (given := keys.raw(key)) and f"{given.origin}, by the counts" not in draft.notes:
+                draft.notes.append(f"{given.origin}, by the counts")
     if files:
         reasons.pop("success", None)
-        worst = ", ".join(f"{printable(word[:60])}: {count}" for word, count in reasons.most_common(3))
+        worst = ", ".join(f"{printable_caption(word[:60])}: {count}" for word, count in reasons.most_common(3))
         draft.notes.append(
             f"{total['successes']} of {total['count']} downloads succeeded"
             + (f", by the first {MAX_STATS} of {len(files)} files of counts" if len(files) > MAX_STATS else "")
@@ -160,10 +160,10 @@ def _sizes(draft: Draft, found: _Shards, archives: bool) -> None:
 def _columns(draft: Draft, names: list[str]) -> None:
     for name in names[:500]:
         if name.lower() in _WHY:
-            draft.left.append(Left(f"column {printable(name[:60])}", "", _WHY[name.lower()]))
+            draft.left.append(Left(f"column {printable_caption(name[:60])}", "", _WHY[name.lower()]))
         elif name.lower() not in _READ:
             draft.left.append(
-                Left(f"column {printable(name[:60])}", "", "unknown: no source reads a column of this name")
+                Left(f"column {printable_caption(name[:60])}", "", "unknown: no source reads a column of this name")
             )
 
 

@@ -15,7 +15,7 @@ from typing import TypeVar, cast
 from terminus.errors import UserError
 from terminus.importing import kohya_training, meaning
 from terminus.importing.kohya_keys import DATASET_KEYS, TRAINING_KEYS, WHY
-from terminus.importing.reading import Keys, Said, nearest, read_json, read_toml, root
+from terminus.importing.reading import Keys, Sourced, nearest, read_json_settings, read_toml, root
 from terminus.importing.recipe import Draft, Left, account, data_only, slug
 
 TRAINER = "sd-scripts"
@@ -36,18 +36,18 @@ class _Dataset:
     subsets: tuple[_Subset, ...]
 
 
-def read(path: Path) -> Draft:
+def read_kohya(path: Path) -> Draft:
     """The draft of a dataset or training file, TOML or (dataset only) JSON. `UserError` if it is neither."""
-    keys = read_toml(path) if path.suffix.lower() == ".toml" else root(read_json(path), path)
+    keys = read_toml(path) if path.suffix.lower() == ".toml" else root(read_json_settings(path), path)
     name = slug(path.stem)
     if "datasets" in keys.values:
         draft = Draft(f"{path.name}, a dataset file of {TRAINER}", name)
         return _finished(draft, keys, None)
     training = Keys(_flat(keys.values), str(path))
     draft = Draft(f"{path.name}, a training file of {TRAINER}", name)
-    if said := training.text("output_name"):
-        draft.name = slug(said.value)
-        draft.set("run.name", said.value, said.origin)
+    if given := training.text("output_name"):
+        draft.name = slug(given.value)
+        draft.set("run.name", given.value, given.origin)
     beside = training.text("dataset_config")
     if beside is None:
         return _finished(draft, None, training)
@@ -60,7 +60,7 @@ def read(path: Path) -> Draft:
             fix="Correct dataset_config, or import the dataset file itself.",
         )
     draft.what += f", with {other.name}"
-    dataset = read_toml(other) if other.suffix.lower() == ".toml" else root(read_json(other), other)
+    dataset = read_toml(other) if other.suffix.lower() == ".toml" else root(read_json_settings(other), other)
     return _finished(draft, dataset, training)
 
 
@@ -93,7 +93,7 @@ def _finished(draft: Draft, dataset: Keys | None, training: Keys | None) -> Draf
     _dropout(draft, datasets)
     size = _batch(draft, datasets, training)
     if training is not None:
-        kohya_training.read(draft, training, size)
+        kohya_training.read_kohya_training(draft, training, size)
     else:
         data_only(draft)
     every = _every(dataset, general, training, datasets)
@@ -123,23 +123,23 @@ def _name_the_rest(draft: Draft, keys: Keys, is_training_file: bool) -> None:
         draft.leave(keys, key, why)
 
 
-def _first(levels: Sequence[Keys], read: Callable[[Keys], Said[T] | None]) -> Said[T] | None:
+def _first(levels: Sequence[Keys], read: Callable[[Keys], Sourced[T] | None]) -> Sourced[T] | None:
     """The innermost level that says it; all are read, so that none counts as unknown."""
-    said = [found for keys in levels if (found := read(keys)) is not None]
-    return said[0] if said else None
+    given = [found for keys in levels if (found := read(keys)) is not None]
+    return given[0] if given else None
 
 
 def _geometry(draft: Draft, datasets: list[_Dataset]) -> None:
     """Resolution, buckets and crop are of the whole recipe: those of the dataset with the most pixels."""
-    found: list[tuple[float, int, Said[str], _Dataset, bool]] = []
+    found: list[tuple[float, int, Sourced[str], _Dataset, bool]] = []
     for one in datasets:
         bucket = _first(one.levels, lambda keys: keys.is_on("enable_bucket"))
         steps = _first(one.levels, lambda keys: keys.whole("bucket_reso_steps"))
         step = steps.value if bucket and steps and 8 <= steps.value <= 512 and steps.value % 8 == 0 else 64
-        said = _first(one.levels, _resolution)
-        if said is not None:
-            width, height = said.value
-            found.append((width * height, step, Said(f"{width}x{height}", said.origin), one, bucket is not None))
+        given = _first(one.levels, _resolution)
+        if given is not None:
+            width, height = given.value
+            found.append((width * height, step, Sourced(f"{width}x{height}", given.origin), one, bucket is not None))
     if not found:
         draft.notes.append("No resolution is said; the recipe has the default, 1024.")
         return
@@ -147,8 +147,8 @@ def _geometry(draft: Draft, datasets: list[_Dataset]) -> None:
     width, height = (int(part) for part in size.value.split("x"))
     draft.set("data.resolution", meaning.side(area, step), size.origin)
     if bucketed:
-        said = _first(chosen.levels, lambda keys: keys.is_on("enable_bucket"))
-        draft.set("data.buckets.kind", "aspect", said.origin if said else "")
+        given = _first(chosen.levels, lambda keys: keys.is_on("enable_bucket"))
+        draft.set("data.buckets.kind", "aspect", given.origin if given else "")
         draft.set("data.buckets.step", step, "bucket_reso_steps")
         draft.notes.append(
             "enable_bucket: the buckets here have sides from half to twice the resolution and an area within 10 % "
@@ -165,18 +165,18 @@ def _geometry(draft: Draft, datasets: list[_Dataset]) -> None:
         )
 
 
-def _resolution(keys: Keys) -> Said[tuple[int, int]] | None:
+def _resolution(keys: Keys) -> Sourced[tuple[int, int]] | None:
     """(width, height): 1024, [1024, 768], "1024" or "1024,768"."""
-    said = keys.raw("resolution")
-    if said is None:
+    given = keys.raw("resolution")
+    if given is None:
         return None
-    value = said.value
+    value = given.value
     several: list[object] = list(value.split(",")) if isinstance(value, str) else [value]
     parts = cast("list[object]", value) if isinstance(value, list) else several
     sides = [side for part in parts if (side := _pixels(part)) is not None]
     if len(sides) != len(parts) or len(sides) not in (1, 2) or not all(1 <= one <= 1 << 20 for one in sides):
         keys.wrong("resolution", "pixels: 1024, or [width, height]")
-    return Said((sides[0], sides[-1]), said.origin)
+    return Sourced((sides[0], sides[-1]), given.origin)
 
 
 def _pixels(value: object) -> int | None:
@@ -188,7 +188,7 @@ def _pixels(value: object) -> int | None:
 
 def _sources(draft: Draft, datasets: list[_Dataset]) -> None:
     seen: set[str] = set()
-    crops: list[Said[bool] | None] = []
+    crops: list[Sourced[bool] | None] = []
     for subset in (subset for one in datasets for subset in one.subsets):
         path = subset.keys.text("image_dir")
         repeats = _first(subset.levels, lambda keys: keys.whole("num_repeats"))
@@ -200,13 +200,13 @@ def _sources(draft: Draft, datasets: list[_Dataset]) -> None:
             continue
         seen.add(place)
         crops.append(_first(subset.levels, lambda keys: keys.flag("random_crop")))
-        name = draft.source("folder", Path(place.replace("\\", "/")).name, "", path=Said(place, path.origin))
+        name = draft.source("folder", Path(place.replace("\\", "/")).name, "", path=Sourced(place, path.origin))
         if repeats and repeats.value > 1:
             draft.set(f"data.mix.{name}", repeats.value, repeats.origin)
         _extension(draft, subset.keys, extension)
-    if any(crops) and all(said is not None and said.value for said in crops):
-        draft.set("data.crop", "random", cast("Said[bool]", crops[0]).origin)
-    elif any(said and said.value for said in crops):
+    if any(crops) and all(given is not None and given.value for given in crops):
+        draft.set("data.crop", "random", cast("Sourced[bool]", crops[0]).origin)
+    elif any(given and given.value for given in crops):
         draft.left.append(Left("random_crop", "", "only some subsets have it, and a recipe has one data.crop"))
 
 
@@ -227,35 +227,35 @@ def _leave_out(draft: Draft, subset: _Subset, regular: bool, again: bool) -> Non
         keys.raw(key)
 
 
-def _extension(draft: Draft, keys: Keys, said: Said[str] | None) -> None:
-    if said is None:
+def _extension(draft: Draft, keys: Keys, given: Sourced[str] | None) -> None:
+    if given is None:
         text = (
             "caption_extension is not set, which is .caption there; a folder here has captions in .txt or .json files"
         )
-    elif said.value.lower() == ".txt":
+    elif given.value.lower() == ".txt":
         text = ""
     else:
-        text = f"{said.origin}: a folder here has its captions in .txt or .json files; rename them"
+        text = f"{given.origin}: a folder here has its captions in .txt or .json files; rename them"
     if text and text not in draft.notes:
         draft.notes.append(text)
 
 
 def _folders(draft: Draft, training: Keys) -> None:
     """`train_data_dir` without a dataset file: folders such as `10_cat` in it say how often their images come."""
-    said = training.text("train_data_dir")
-    if said is None:
+    given = training.text("train_data_dir")
+    if given is None:
         return
-    place = nearest(said.value, training.file)
+    place = nearest(given.value, training.file)
     inside = sorted(Path(place).iterdir()) if Path(place).is_dir() else []
     named = [(found, folder) for folder in inside if folder.is_dir() and (found := _REPEATS.fullmatch(folder.name))]
     for found, folder in named:
-        name = draft.source("folder", found[2] or folder.name, "", path=Said(str(folder), said.origin))
+        name = draft.source("folder", found[2] or folder.name, "", path=Sourced(str(folder), given.origin))
         if int(found[1]) > 1:
             draft.set(f"data.mix.{name}", int(found[1]), f"the name of the folder {folder.name}")
     if not named:
-        draft.source("folder", Path(place).name, "", path=Said(place, said.origin))
+        draft.source("folder", Path(place).name, "", path=Sourced(place, given.origin))
         draft.notes.append(
-            f"{said.origin}: folders in it named like 10_cat say there how often images come; none is here to be "
+            f"{given.origin}: folders in it named like 10_cat say there how often images come; none is here to be "
             "read, so "
             "all their images come once. data.mix repeats sources."
         )
@@ -267,36 +267,38 @@ def _folders(draft: Draft, training: Keys) -> None:
 def _dropout(draft: Draft, datasets: list[_Dataset]) -> None:
     """Dropped captions are of a subset there and of the objective here."""
     levels = [subset.levels for one in datasets for subset in one.subsets] or [one.levels for one in datasets]
-    said = [
+    given = [
         _first(one, lambda keys: keys.number("caption_dropout_rate"))
-        or Said(0.0, "caption_dropout_rate is not set, which is 0 there")
+        or Sourced(0.0, "caption_dropout_rate is not set, which is 0 there")
         for one in levels
     ]
-    if len({one.value for one in said}) == 1:
-        draft.set("objective.caption_dropout", said[0].value, said[0].origin)
-        if said[0].value == 0:
+    if len({one.value for one in given}) == 1:
+        draft.set("objective.caption_dropout", given[0].value, given[0].origin)
+        if given[0].value == 0:
             draft.notes.append(
-                f"{said[0].origin}: without dropped captions the model has no unconditional input of its own for "
+                f"{given[0].origin}: without dropped captions the model has no unconditional input of its own for "
                 "guidance; "
                 "objective.caption_dropout: 0.1 is usual."
             )
-    elif said:
-        rates = ", ".join(f"{one.value:g}" for one in said[:8])
+    elif given:
+        rates = ", ".join(f"{one.value:g}" for one in given[:8])
         draft.left.append(
             Left("caption_dropout_rate", rates, "subsets disagree, and objective.caption_dropout is one number")
         )
 
 
-def _batch(draft: Draft, datasets: list[_Dataset], training: Keys | None) -> meaning.Batch:
-    said = [
+def _batch(draft: Draft, datasets: list[_Dataset], training: Keys | None) -> meaning.GlobalBatch:
+    given = [
         _first(one.levels, lambda keys: keys.whole("batch_size") or keys.whole("train_batch_size")) for one in datasets
     ]
-    sizes = [one for one in said if one is not None]
-    micro = sizes[0] if sizes else Said(1, "train_batch_size is not set, which is 1 there")
+    sizes = [one for one in given if one is not None]
+    micro = sizes[0] if sizes else Sourced(1, "train_batch_size is not set, which is 1 there")
     for other in [one for one in sizes if one.value != micro.value]:
         draft.left.append(Left(other.origin, "", "a recipe has one training.micro_batch, that of the first dataset"))
-    accumulation = (training.whole("gradient_accumulation_steps") if training else None) or Said(1, "no accumulation")
-    size = meaning.Batch(micro, accumulation)
+    accumulation = (training.whole("gradient_accumulation_steps") if training else None) or Sourced(
+        1, "no accumulation"
+    )
+    size = meaning.GlobalBatch(micro, accumulation)
     if sizes or training:
         meaning.batch(draft, size)
     return size

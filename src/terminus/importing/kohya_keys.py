@@ -77,7 +77,7 @@ _GROUPS: tuple[tuple[str, str], ...] = (
     ("v2", "SD 2 is another architecture than SDXL"),
     ("max_token_length",
      "in training a caption is cut at 77 tokens, its beginning and end counted; see data.filters.captions"),
-    ("clip_skip", "SDXL reads the layer before the last of both towers, always"),
+    ("clip_skip", "SDXL reads the layer before the last of both text encoders, always"),
     ("noise_offset_random_strength adaptive_noise_scale", _NOISE),
     ("multires_noise_iterations multires_noise_discount", "no counterpart: noise is white"),
     ("ip_noise_gamma_random_strength", "objective.input_perturbation is one number for all images"),
@@ -85,11 +85,11 @@ _GROUPS: tuple[tuple[str, str], ...] = (
      "zero-terminal-SNR model untrained; not carried over on purpose"),
     ("v_pred_like_loss", "no counterpart; objective.weighting has min_snr, soft_min_snr, constant and debiased"),
     ("huber_scale", "objective.loss.c is in units of the latents' spread and has no further scale"),
-    ("vae", "the codec is that of model.start; model.codec is read only where model.start is null"),
+    ("vae", "the VAE is that of model.start; model.vae is read only where model.start is null"),
     ("tokenizer_cache_dir", "the tokenizers are those of model.start"),
     ("config_file output_config output_dir", "run.dir is a folder of its own"),
     ("full_fp16", "half precision here is bf16"),
-    ("learning_rate_te1 learning_rate_te2 block_lr", "text towers have one rate, objective.text_rate"),
+    ("learning_rate_te1 learning_rate_te2 block_lr", "text encoders have one rate, objective.text_encoder_rate"),
     ("t5xxl clip_l clip_g guidance_scale timestep_sampling model_prediction_type discrete_flow_shift", _OTHER),
 )  # fmt: skip
 

@@ -7,14 +7,14 @@ from pathlib import Path
 from terminus.config.source import Plain
 from terminus.importing import meaning
 from terminus.importing.kohya_keys import WHY
-from terminus.importing.reading import Keys, Said, nearest
+from terminus.importing.reading import Keys, Sourced, nearest
 from terminus.importing.recipe import Draft
 
 TRAINER = "sd-scripts"
 _ALGORITHMS = {"lora": "lora", "locon": "lora", "loha": "loha", "lokr": "lokr"}
 
 
-def read(draft: Draft, keys: Keys, size: meaning.Batch) -> None:
+def read_kohya_training(draft: Draft, keys: Keys, size: meaning.GlobalBatch) -> None:
     """Lays down what the training file says; what it has no place for is listed."""
     _adapter(draft, keys)
     _objective(draft, keys)
@@ -76,7 +76,7 @@ def _noise(draft: Draft, keys: Keys) -> None:
     low, high = keys.whole("min_timestep"), keys.whole("max_timestep")
     if low or high:
         first, end = low.value if low else 0, high.value if high else 1000
-        origin = ", ".join(said.origin for said in (low, high) if said)
+        origin = ", ".join(given.origin for given in (low, high) if given)
         if not 0 <= first < end <= 1000:
             draft.leave(keys, "min_timestep" if low else "max_timestep", f"{origin} is no range within 0 to 1000")
             return
@@ -84,7 +84,7 @@ def _noise(draft: Draft, keys: Keys) -> None:
         draft.set("objective.timestep_bands", bands, f"{origin} (max_timestep itself is excluded)")
 
 
-def _length(draft: Draft, keys: Keys, size: meaning.Batch) -> None:
+def _length(draft: Draft, keys: Keys, size: meaning.GlobalBatch) -> None:
     epochs = keys.whole("max_train_epochs")
     steps = keys.whole("max_train_steps")
     if epochs is not None:
@@ -104,9 +104,9 @@ def _length(draft: Draft, keys: Keys, size: meaning.Batch) -> None:
 def _optimizer(draft: Draft, keys: Keys) -> None:
     kind = keys.text("optimizer_type") or keys.unset("optimizer_type", "AdamW")
     if eight := keys.is_on("use_8bit_adam"):
-        kind = Said("AdamW8bit", eight.origin)
+        kind = Sourced("AdamW8bit", eight.origin)
     if lion := keys.is_on("use_lion_optimizer"):
-        kind = Said("Lion", lion.origin)
+        kind = Sourced("Lion", lion.origin)
     values, others = meaning.optimizer_values(keys.texts("optimizer_args"), "optimizer_args")
     moments = {
         "adamw": "fp32",
@@ -134,37 +134,39 @@ def _optimizer(draft: Draft, keys: Keys) -> None:
         draft.set("training.optimizer.clip_norm", clip.value, clip.origin)
 
 
-def _rate(draft: Draft, keys: Keys, size: meaning.Batch) -> None:
+def _rate(draft: Draft, keys: Keys, size: meaning.GlobalBatch) -> None:
     top = keys.number("learning_rate") or keys.unset("learning_rate", 2e-6)
     top = keys.number("unet_lr") or top
     text = None
     if isinstance(keys.values.get("text_encoder_lr"), list):
-        draft.leave(keys, "text_encoder_lr", "both text towers have one rate, objective.text_rate")
+        draft.leave(keys, "text_encoder_lr", "both text encoders have one rate, objective.text_encoder_rate")
     else:
         text = keys.number("text_encoder_lr")
     shape = keys.text("lr_scheduler") or keys.unset("lr_scheduler", "constant")
     ratio = keys.number("lr_scheduler_min_lr_ratio")
-    end = Said(ratio.value * top.value, f"{ratio.origin}, times {top.value:g}") if ratio else None
-    warmup = keys.number("lr_warmup_steps") or Said(0.0, "")
+    end = Sourced(ratio.value * top.value, f"{ratio.origin}, times {top.value:g}") if ratio else None
+    warmup = keys.number("lr_warmup_steps") or Sourced(0.0, "")
     steps, of = warmup.value, draft.settings.get("training.images")
     if 0 < steps < 1:  # a share of the run
         total = of.value if of and isinstance(of.value, int) else 0
         images = int(steps * total)
     else:
         images = int(steps) * size.images
-    meaning.rate(draft, top, end, shape, Said(images, f"{warmup.origin}, as images"))
+    meaning.rate(draft, top, end, shape, Sourced(images, f"{warmup.origin}, as images"))
     if text and top.value > 0:
         if text.value > 0:
-            draft.set("objective.text_rate", text.value / top.value, f"{text.origin}, relative to {top.value:g}")
+            draft.set(
+                "objective.text_encoder_rate", text.value / top.value, f"{text.origin}, relative to {top.value:g}"
+            )
         else:
-            draft.set("objective.train_text", "none", text.origin)
+            draft.set("objective.train_text_encoders", "none", text.origin)
 
 
 def _adapter(draft: Draft, keys: Keys) -> None:
     module = keys.text("network_module")
     if module is None:
         if text := keys.is_on("train_text_encoder"):
-            draft.set("objective.train_text", "both", text.origin)
+            draft.set("objective.train_text_encoders", "both", text.origin)
         for key in list(keys.values):
             if key.startswith("network_") and key not in WHY:
                 draft.leave(keys, key, "there is no network_module, so all weights are trained")
@@ -198,11 +200,15 @@ def _adapter(draft: Draft, keys: Keys) -> None:
     if words:
         draft.notes.append(f"network_args {', '.join(words)[:200]} could not be carried over: an adapter has one rank.")
     if unet := keys.is_on("network_train_unet_only"):
-        draft.set("objective.train_text", "none", unet.origin)
+        draft.set("objective.train_text_encoders", "none", unet.origin)
     else:
-        draft.set("objective.train_text", "both", "network_train_unet_only is not set: the text towers are trained too")
+        draft.set(
+            "objective.train_text_encoders",
+            "both",
+            "network_train_unet_only is not set: the text encoders are trained too",
+        )
     if keys.is_on("network_train_text_encoder_only"):
-        draft.leave(keys, "network_train_text_encoder_only", "text towers are trained with the UNet, or not at all")
+        draft.leave(keys, "network_train_text_encoder_only", "text encoders are trained with the UNet, or not at all")
 
 
 def _machine(draft: Draft, keys: Keys) -> None:
@@ -216,4 +222,4 @@ def _machine(draft: Draft, keys: Keys) -> None:
     if (full := keys.is_on("full_bf16")) and (not precision or precision.value != "no"):
         draft.set("training.weights", "bf16", f"{full.origin}; here with stochastic rounding")
     if saved := keys.is_on("gradient_checkpointing"):
-        draft.set("training.checkpointing", "full", saved.origin)
+        draft.set("training.activation_checkpointing", "full", saved.origin)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from terminus.importing.reading import Keys, Said, shown
+from terminus.importing.reading import Keys, Sourced, shown
 from terminus.importing.recipe import Draft
 
 EPSILON_BASES = ("stabilityai/stable-diffusion-xl-base-1.0", "stabilityai/stable-diffusion-xl-base-0.9")
@@ -18,11 +18,11 @@ EPSILON_BASES = ("stabilityai/stable-diffusion-xl-base-1.0", "stabilityai/stable
 
 
 @dataclass(frozen=True)
-class Batch:
+class GlobalBatch:
     """Images per optimizer step."""
 
-    micro: Said[int]
-    accumulation: Said[int]
+    micro: Sourced[int]
+    accumulation: Sourced[int]
 
     @property
     def images(self) -> int:
@@ -30,7 +30,7 @@ class Batch:
         return max(1, self.micro.value) * max(1, self.accumulation.value)
 
 
-def batch(draft: Draft, size: Batch) -> None:
+def batch(draft: Draft, size: GlobalBatch) -> None:
     """How many images make a step."""
     draft.set("training.micro_batch", size.micro.value, size.micro.origin)
     draft.set("training.accumulation", size.accumulation.value, size.accumulation.origin)
@@ -41,13 +41,13 @@ def batch(draft: Draft, size: Batch) -> None:
     )
 
 
-def images(draft: Draft, setting: str, steps: Said[int] | None, size: Batch) -> None:
+def images(draft: Draft, setting: str, steps: Sourced[int] | None, size: GlobalBatch) -> None:
     """A number of optimizer steps as a number of images."""
     if steps is not None:
         draft.set(setting, steps.value * size.images, f"{steps.origin}, times {size.images} images")
 
 
-def objective(draft: Draft, velocity: Said[bool], terminal: Said[bool], gamma: Said[float] | None) -> None:
+def objective(draft: Draft, velocity: Sourced[bool], terminal: Sourced[bool], gamma: Sourced[float] | None) -> None:
     """Prediction, schedule and min-SNR, in the form that the trainers of today have."""
     draft.set("objective.prediction", "velocity" if velocity.value else "epsilon", velocity.origin)
     if terminal.value and not velocity.value:
@@ -55,7 +55,7 @@ def objective(draft: Draft, velocity: Said[bool], terminal: Said[bool], gamma: S
         draft.notes.append(
             f"{terminal.origin} with epsilon prediction ({velocity.origin}): at the last timestep the input is "
             "nothing but "
-            "the noise, and a network that predicts noise learns nothing of the picture there. Terminus refuses the "
+            "the noise, and a network that predicts noise learns nothing of the image there. Terminus refuses the "
             "two "
             "together; this recipe keeps epsilon without zero terminal SNR. If the model is to become one with true "
             "blacks and whites, set objective.prediction: velocity, zero_terminal_snr: true and model.convert_from: "
@@ -89,12 +89,12 @@ def objective(draft: Draft, velocity: Said[bool], terminal: Said[bool], gamma: S
         )
 
 
-def start(draft: Draft, model: Said[str], path: str) -> None:
+def start(draft: Draft, model: Sourced[str], path: str) -> None:
     """The model that training begins from, and consent where it is known to be something else."""
     draft.set("model.start", path, model.origin)
-    said = draft.settings["objective.prediction"].value, draft.settings["objective.zero_terminal_snr"].value
+    given = draft.settings["objective.prediction"].value, draft.settings["objective.zero_terminal_snr"].value
     adapts = any(setting.startswith("model.adapter.") for setting in draft.settings)
-    if model.value in EPSILON_BASES and said != ("epsilon", False) and not adapts:
+    if model.value in EPSILON_BASES and given != ("epsilon", False) and not adapts:
         draft.set(
             "model.convert_from", "epsilon", "this model predicts noise, and the objective asks for something else"
         )
@@ -106,7 +106,9 @@ def start(draft: Draft, model: Said[str], path: str) -> None:
         )
 
 
-def rate(draft: Draft, top: Said[float], end: Said[float] | None, shape: Said[str], warmup: Said[int]) -> None:
+def rate(
+    draft: Draft, top: Sourced[float], end: Sourced[float] | None, shape: Sourced[str], warmup: Sourced[int]
+) -> None:
     """The learning rate; `end` where the trainer says it, `warmup` in images. The shape here is a cosine, or "
     "constant."""
     draft.set("training.learning_rate.max", top.value, top.origin)
@@ -114,7 +116,7 @@ def rate(draft: Draft, top: Said[float], end: Said[float] | None, shape: Said[st
     if word.startswith("constant"):
         draft.set("training.learning_rate.min", top.value, shape.origin)
     else:
-        low = Said(0.0, shape.origin) if end is None else end
+        low = Sourced(0.0, shape.origin) if end is None else end
         draft.set("training.learning_rate.min", min(low.value, top.value), low.origin)
         if word != "cosine":
             draft.notes.append(f"{shape.origin}: between its bounds the learning rate here follows half a cosine.")
@@ -122,7 +124,7 @@ def rate(draft: Draft, top: Said[float], end: Said[float] | None, shape: Said[st
         draft.set("training.learning_rate.warmup_images", warmup.value, warmup.origin)
 
 
-def huber(draft: Draft, keys: Keys, loss: Said[str], schedule: Said[str], c: Said[float]) -> None:
+def huber(draft: Draft, keys: Keys, loss: Sourced[str], schedule: Sourced[str], c: Sourced[float]) -> None:
     """Loss by squares, or pseudo-Huber."""
     if loss.value == "l2":
         draft.set("objective.loss.kind", "squared", loss.origin)
@@ -136,20 +138,20 @@ def huber(draft: Draft, keys: Keys, loss: Said[str], schedule: Said[str], c: Sai
         draft.set("objective.loss.schedule", schedule.value, schedule.origin)
 
 
-def adamw(draft: Draft, chosen: Said[str], moments: str, values: Mapping[str, Said[float]]) -> None:
+def adamw(draft: Draft, chosen: Sourced[str], moments: str, values: Mapping[str, Sourced[float]]) -> None:
     """AdamW with torch's defaults where nothing else is said; `values` by the setting's name."""
     draft.set("training.optimizer.kind", "adamw", chosen.origin)
     draft.set("training.optimizer.moments", moments, chosen.origin)
     usual = {"beta1": 0.9, "beta2": 0.999, "weight_decay": 0.01, "epsilon": 1e-8}
     for name, default in usual.items():
-        said = values.get(name) or Said(default, f"{name} is not set, which is {default:g} there")
-        draft.set(f"training.optimizer.{name}", said.value, said.origin)
+        given = values.get(name) or Sourced(default, f"{name} is not set, which is {default:g} there")
+        draft.set(f"training.optimizer.{name}", given.value, given.origin)
 
 
-def optimizer_values(words: list[str], origin: str) -> tuple[dict[str, Said[float]], list[str]]:
+def optimizer_values(words: list[str], origin: str) -> tuple[dict[str, Sourced[float]], list[str]]:
     """`weight_decay=0.1`, `betas=0.9,0.99` and their like by our names, and the words that mean nothing here."""
     names = {"weight_decay": "weight_decay", "eps": "epsilon", "epsilon": "epsilon", "beta1": "beta1", "beta2": "beta2"}
-    found, others = dict[str, Said[float]](), list[str]()
+    found, others = dict[str, Sourced[float]](), list[str]()
     for word in words:
         key, _, text = word.partition("=")
         key = key.strip()
@@ -161,11 +163,11 @@ def optimizer_values(words: list[str], origin: str) -> tuple[dict[str, Said[floa
             continue
         for name, value in zip(wanted, values, strict=True):
             assert value is not None
-            found[name] = Said(value, f"{origin}: {shown(word)}")
+            found[name] = Sourced(value, f"{origin}: {shown(word)}")
     return found, others
 
 
-def average(draft: Draft, decay: Said[float], every: int, step: int) -> None:
+def average(draft: Draft, decay: Sourced[float], every: int, step: int) -> None:
     """A decay per move as the images after which old weights count half."""
     if 0 < decay.value < 1:
         half = max(1, round(math.log(0.5) / math.log(decay.value) * every * step))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PureWindowsPath
 from typing import Generic, NamedTuple, NoReturn, TypeVar, cast
 
-from terminus.data.sources.printable import printable
+from terminus.data.sources.printable import printable_caption
 from terminus.errors import UserError
 
 MAX_BYTES = 4 << 20
@@ -23,7 +23,7 @@ MAX_VALUES = 5000
 T = TypeVar("T")
 
 
-class Said(NamedTuple, Generic[T]):
+class Sourced(NamedTuple, Generic[T]):
     """A value, and which key said it."""
 
     value: T
@@ -42,69 +42,69 @@ class Keys:
 
     def name(self, key: str) -> str:
         """The key with the way to it: `datasets[0].subsets[1].image_dir`."""
-        return printable(f"{self.place}.{key}" if self.place else key)
+        return printable_caption(f"{self.place}.{key}" if self.place else key)
 
-    def unset(self, key: str, value: T) -> Said[T]:
+    def unset(self, key: str, value: T) -> Sourced[T]:
         """What holds where the key is not set: the trainer's own default."""
-        return Said(value, f"{key} is not set, which is {shown(value)} there")
+        return Sourced(value, f"{key} is not set, which is {shown(value)} there")
 
-    def raw(self, key: str) -> Said[object] | None:
+    def raw(self, key: str) -> Sourced[object] | None:
         """The value whatever it is; null is not set."""
         self._read.add(key)
         value = self.values.get(key)
-        return None if value is None else Said(value, f"{self.name(key)} = {shown(value, key)}")
+        return None if value is None else Sourced(value, f"{self.name(key)} = {shown(value, key)}")
 
-    def text(self, key: str) -> Said[str] | None:
+    def text(self, key: str) -> Sourced[str] | None:
         """A text that is not empty."""
-        said = self.raw(key)
-        if said is None or said.value == "":
+        given = self.raw(key)
+        if given is None or given.value == "":
             return None
-        if not isinstance(said.value, str):
+        if not isinstance(given.value, str):
             self.wrong(key, "a text")
-        return Said(said.value, said.origin)
+        return Sourced(given.value, given.origin)
 
-    def number(self, key: str) -> Said[float] | None:
+    def number(self, key: str) -> Sourced[float] | None:
         """A finite number."""
-        said = self._spoken(key, float)
-        if said is None:
+        given = self._spoken(key, float)
+        if given is None:
             return None
-        if isinstance(said.value, bool) or not isinstance(said.value, int | float):
+        if isinstance(given.value, bool) or not isinstance(given.value, int | float):
             self.wrong(key, "a number")
         try:
-            value = float(said.value)
+            value = float(given.value)
         except OverflowError:
             value = math.inf
         if not math.isfinite(value):
             self.wrong(key, "a finite number")
-        return Said(value, said.origin)
+        return Sourced(value, given.origin)
 
-    def whole(self, key: str) -> Said[int] | None:
+    def whole(self, key: str) -> Sourced[int] | None:
         """A whole number of at most 18 digits."""
-        said = self.number(key)
-        if said is None:
+        given = self.number(key)
+        if given is None:
             return None
-        if not said.value.is_integer() or abs(said.value) >= 1e18:
+        if not given.value.is_integer() or abs(given.value) >= 1e18:
             self.wrong(key, "a whole number")
-        return Said(int(said.value), said.origin)
+        return Sourced(int(given.value), given.origin)
 
-    def flag(self, key: str) -> Said[bool] | None:
+    def flag(self, key: str) -> Sourced[bool] | None:
         """True or false."""
-        said = self._spoken(key, {"true": True, "false": False, "1": True, "0": False}.__getitem__)
-        if said is None:
+        given = self._spoken(key, {"true": True, "false": False, "1": True, "0": False}.__getitem__)
+        if given is None:
             return None
-        if not isinstance(said.value, bool):
+        if not isinstance(given.value, bool):
             self.wrong(key, "true or false")
-        return Said(said.value, said.origin)
+        return Sourced(given.value, given.origin)
 
-    def is_on(self, key: str) -> Said[bool] | None:
+    def is_on(self, key: str) -> Sourced[bool] | None:
         """The flag if it is true; None where it is false or not set."""
-        said = self.flag(key)
-        return said if said is not None and said.value else None
+        given = self.flag(key)
+        return given if given is not None and given.value else None
 
     def texts(self, key: str) -> list[str]:
         """A list of texts, or one text; empty where the key is not set."""
-        said = self.raw(key)
-        several = [] if said is None else said.value if isinstance(said.value, list) else [said.value]
+        given = self.raw(key)
+        several = [] if given is None else given.value if isinstance(given.value, list) else [given.value]
         found = [one for one in cast("list[object]", several) if isinstance(one, str)]
         if len(found) < len(cast("list[object]", several)):
             self.wrong(key, "a text, or a list of texts")
@@ -112,17 +112,17 @@ class Keys:
 
     def table(self, key: str) -> Keys | None:
         """The object under a key."""
-        said = self.raw(key)
-        return None if said is None else self._keys(said.value, self.name(key))
+        given = self.raw(key)
+        return None if given is None else self._keys(given.value, self.name(key))
 
     def tables(self, key: str) -> list[Keys]:
         """The list of objects under a key."""
-        said = self.raw(key)
-        if said is None:
+        given = self.raw(key)
+        if given is None:
             return []
-        if not isinstance(said.value, list):
+        if not isinstance(given.value, list):
             self.wrong(key, "a list of objects")
-        entries = cast("list[object]", said.value)
+        entries = cast("list[object]", given.value)
         return [self._keys(entry, f"{self.name(key)}[{index}]") for index, entry in enumerate(entries)]
 
     def rest(self) -> Iterator[str]:
@@ -137,16 +137,16 @@ class Keys:
             fix="Correct the file, or leave the key out.",
         )
 
-    def _spoken(self, key: str, read: Callable[[str], object]) -> Said[object] | None:
+    def _spoken(self, key: str, read: Callable[[str], object]) -> Sourced[object] | None:
         """The value, or what its text stands for where the trainer takes texts; an empty one is not set."""
-        said = self.raw(key)
-        if said is None or not self.spoken or not isinstance(said.value, str):
-            return said
-        word = said.value.strip().lower()
+        given = self.raw(key)
+        if given is None or not self.spoken or not isinstance(given.value, str):
+            return given
+        word = given.value.strip().lower()
         try:
-            return Said(read(word), said.origin) if word not in ("", "none", "null") else None
+            return Sourced(read(word), given.origin) if word not in ("", "none", "null") else None
         except (ValueError, KeyError):
-            return said
+            return given
 
     def _keys(self, value: object, place: str) -> Keys:
         return Keys(_object(value, self.file, place), self.file, place, self.spoken)
@@ -161,14 +161,14 @@ def read_toml(path: Path) -> Keys:
     return Keys(_bounded(found, path), str(path))
 
 
-def read_json(path: Path) -> object:
+def read_json_settings(path: Path) -> object:
     """The value of a JSON file. `UserError` if it is none, says a key twice, or is too large, deep or full."""
 
     def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
         found = dict(pairs)
         if len(found) < len(pairs):
             twice = next(key for index, (key, _) in enumerate(pairs) if key in dict(pairs[:index]))
-            raise ValueError(f"the key {printable(twice[:60])} is there twice")
+            raise ValueError(f"the key {printable_caption(twice[:60])} is there twice")
         return found
 
     def refused(word: str) -> NoReturn:
@@ -194,7 +194,7 @@ def shown(value: object, key: str = "") -> str:
     text = json.dumps(value, ensure_ascii=False, default=str) if not isinstance(value, float) else f"{value:g}"
     if "://" in text and "@" in text:
         return "(an address with a user, not repeated here)"
-    text = printable(" ".join(text.split()))
+    text = printable_caption(" ".join(text.split()))
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
@@ -236,7 +236,7 @@ def _text(path: Path) -> str:
 
 
 def _unreadable(path: Path, kind: str, error: Exception) -> UserError:
-    reason = "it is nested too deep" if isinstance(error, RecursionError) else printable(str(error)[:200])
+    reason = "it is nested too deep" if isinstance(error, RecursionError) else printable_caption(str(error)[:200])
     return UserError(f"this is not {kind} that can be read: {reason}", where=str(path))
 
 

@@ -19,9 +19,9 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from terminus.config.recipes import MAX_BYTES
 from terminus.config.source import Plain
-from terminus.data.sources.printable import printable
+from terminus.data.sources.printable import printable_caption
 from terminus.errors import UserError
-from terminus.importing.reading import Keys, Said, shown
+from terminus.importing.reading import Keys, Sourced, shown
 from terminus.training.recipe import Recipe
 
 MAX_SOURCES = 500
@@ -53,9 +53,9 @@ class Draft:
     """What was read, in words."""
     name: str
     """Of the run: letters, digits, dot, dash and underscore."""
-    settings: dict[str, Said[Plain]] = field(default_factory=dict[str, Said[Plain]])
+    settings: dict[str, Sourced[Plain]] = field(default_factory=dict[str, Sourced[Plain]])
     """Dotted setting to value and origin."""
-    sources: list[dict[str, Said[Plain]]] = field(default_factory=list[dict[str, Said[Plain]]])
+    sources: list[dict[str, Sourced[Plain]]] = field(default_factory=list[dict[str, Sourced[Plain]]])
     notes: list[str] = field(default_factory=list[str])
     """What was carried over and means something else here, or what holds where nothing was said."""
     left: list[Left] = field(default_factory=list[Left])
@@ -64,32 +64,32 @@ class Draft:
 
     def set(self, setting: str, value: Plain, origin: str) -> None:
         """Lays down a setting; a later value replaces an earlier one."""
-        self.settings[setting] = Said(value, origin)
+        self.settings[setting] = Sourced(value, origin)
 
     def leave(self, keys: Keys, key: str, why: str) -> None:
         """Lists a key as not carried over."""
         self.left.append(Left(keys.name(key), shown(keys.values.get(key), key), why))
         keys.raw(key)
 
-    def source(self, kind: str, name: str, origin: str, **settings: Said[Plain]) -> str:
+    def source(self, kind: str, name: str, origin: str, **settings: Sourced[Plain]) -> str:
         """Adds a source under a name that no other has, and returns that name. `UserError` if there are too many."""
         if len(self.sources) == MAX_SOURCES:
             raise UserError(f"more than {MAX_SOURCES} sources", where=self.what, fix="Import it in parts.")
         taken = {str(source["name"].value) for source in self.sources}
         plain = slug(name)
         free = next(one for one in (plain, *(f"{plain}-{n}" for n in range(2, MAX_SOURCES + 2))) if one not in taken)
-        self.sources.append({"kind": Said(kind, ""), "name": Said(free, origin), **settings})
+        self.sources.append({"kind": Sourced(kind, ""), "name": Sourced(free, origin), **settings})
         return free
 
 
 def slug(text: str) -> str:
     """A name for rows and runs: Unicode letters, digits, dot, dash, underscore, at most 60 of them."""
-    return re.sub(r"[^\w.-]+", "-", printable(text)).strip("-.")[:60] or "images"
+    return re.sub(r"[^\w.-]+", "-", printable_caption(text)).strip("-.")[:60] or "images"
 
 
 def account(draft: Draft, every: Iterable[Keys]) -> None:
     """Names each key that was read and that no list names so far: it is in the recipe by what it decided."""
-    origins = [said.origin for one in (draft.settings, *draft.sources) for said in one.values()]
+    origins = [given.origin for one in (draft.settings, *draft.sources) for given in one.values()]
     named = set(re.findall(r"[\w.\[\]]+", "\n".join([*origins, *draft.notes, *draft.same, *map(str, draft.left)])))
     listed = {(left.key.partition(" ")[0], key) for left in draft.left for key in left.value.split(", ")}
     gone = {left.key for left in draft.left}
@@ -122,15 +122,17 @@ def settle(draft: Draft) -> dict[str, Any]:
             rule="; ".join(str(left) for left in draft.left[:5]),
         )
     if any(setting.startswith("objective.") for setting in draft.settings):
-        draft.settings = {"objective.kind": Said("diffusion", ""), **draft.settings}
+        draft.settings = {"objective.kind": Sourced("diffusion", ""), **draft.settings}
     while True:
         tree = _tree(draft)
         try:
             recipe = Recipe.model_validate_json(json.dumps(tree))
         except ValidationError as error:
             if not _drop(draft, tree, error):
-                said = "; ".join(problem["msg"] for problem in error.errors()[:3])
-                raise UserError(f"these settings contradict each other: {printable(said)}", where=draft.what) from None
+                given = "; ".join(problem["msg"] for problem in error.errors()[:3])
+                raise UserError(
+                    f"these settings contradict each other: {printable_caption(given)}", where=draft.what
+                ) from None
         else:
             _leave_out_defaults(draft, recipe)
             return _tree(draft)
@@ -146,7 +148,9 @@ def written(draft: Draft) -> str:
     yaml.indent(mapping=2, sequence=4, offset=2)
     yaml.dump(_commented(draft), stream)
     head = [f"Imported from {draft.what}.", "Look at what is not carried over, below, before you train."]
-    text = "\n".join([*(f"# {printable(line)}" for line in head), stream.getvalue().rstrip(), *_lists(draft), ""])
+    text = "\n".join(
+        [*(f"# {printable_caption(line)}" for line in head), stream.getvalue().rstrip(), *_lists(draft), ""]
+    )
     if len(text.encode()) > MAX_BYTES:
         raise UserError("the recipe would be larger than 1 MB", where=draft.what, fix="Import it in parts.")
     return text
@@ -163,19 +167,21 @@ def _lists(draft: Draft) -> list[str]:
             lines += ["", f"# {heading}"]
         for entry in entries:
             lines += textwrap.wrap(
-                printable(entry), WIDTH, initial_indent="# - ", subsequent_indent="#   ", break_on_hyphens=False
+                printable_caption(entry), WIDTH, initial_indent="# - ", subsequent_indent="#   ", break_on_hyphens=False
             )
     return lines
 
 
 def _tree(draft: Draft) -> dict[str, Any]:
-    tree: dict[str, Any] = {"data": {"sources": [{k: said.value for k, said in one.items()} for one in draft.sources]}}
-    for setting, said in draft.settings.items():
+    tree: dict[str, Any] = {
+        "data": {"sources": [{k: given.value for k, given in one.items()} for one in draft.sources]}
+    }
+    for setting, given in draft.settings.items():
         *way, last = setting.split(".", 2) if setting.startswith("data.mix.") else setting.split(".")
         node = tree
         for step in way:
             node = node.setdefault(step, {})
-        node[last] = said.value
+        node[last] = given.value
     return tree
 
 
@@ -194,8 +200,8 @@ def _drop(draft: Draft, tree: dict[str, Any], error: ValidationError) -> bool:
             raise UserError(f"{source['name'].origin}: {problem['msg']}", where=draft.what)
         meant = ".".join(place)
         for setting in [s for s in draft.settings if len(place) > 1 and (s == meant or s.startswith(f"{meant}."))]:
-            said = draft.settings.pop(setting)
-            draft.left.append(Left(said.origin, "", f"{setting} does not take it: {problem['msg']}"))
+            given = draft.settings.pop(setting)
+            draft.left.append(Left(given.origin, "", f"{setting} does not take it: {problem['msg']}"))
             dropped = True
     return dropped
 
@@ -208,13 +214,13 @@ def _leave_out_defaults(draft: Draft, recipe: Recipe) -> None:
     chosen = {
         choice for choice in _CHOICES if any(default.get(s) != ours[s] for s in ours if s.startswith(f"{choice}."))
     }
-    for setting, said in list(draft.settings.items()):
+    for setting, given in list(draft.settings.items()):
         if setting == "objective.kind":
             continue
         if setting in default and default[setting] == ours.get(setting) and setting.rpartition(".")[0] not in chosen:
             del draft.settings[setting]
-            if " = " in said.origin:  # or else nobody said it
-                draft.same.append(f"{said.origin} ({setting})")
+            if " = " in given.origin:  # or else nobody said it
+                draft.same.append(f"{given.origin} ({setting})")
     if [setting for setting in draft.settings if setting.startswith("objective.")] == ["objective.kind"]:
         del draft.settings["objective.kind"]
 
@@ -228,25 +234,25 @@ def _flat(value: Any, key: str = "") -> dict[str, Any]:
 
 def _commented(draft: Draft) -> CommentedMap:
     root: Any = CommentedMap({room: CommentedMap() for room in _ROOMS})
-    for setting, said in sorted(draft.settings.items(), key=lambda one: one[0].startswith("data.mix.")):
+    for setting, given in sorted(draft.settings.items(), key=lambda one: one[0].startswith("data.mix.")):
         *way, last = setting.split(".", 2) if setting.startswith("data.mix.") else setting.split(".")
         node = root
         for step in way:
             node = node.setdefault(step, CommentedMap())
-        _put(node, last, said)
+        _put(node, last, given)
         if setting == "data.store":
             root["data"]["sources"] = CommentedSeq()
     for source in draft.sources:
         entry: Any = CommentedMap()
-        for key, said in source.items():
-            _put(entry, key, said)
+        for key, given in source.items():
+            _put(entry, key, given)
         root["data"]["sources"].append(entry)
     for room in [room for room in _ROOMS if not root[room]]:
         del root[room]
     return root
 
 
-def _put(node: Any, key: str, said: Said[Plain]) -> None:
-    node[key] = said.value
-    if said.origin:
-        node.yaml_add_eol_comment(printable(said.origin), key, column=0)
+def _put(node: Any, key: str, given: Sourced[Plain]) -> None:
+    node[key] = given.value
+    if given.origin:
+        node.yaml_add_eol_comment(printable_caption(given.origin), key, column=0)

@@ -12,7 +12,7 @@ from typing import cast
 
 from terminus.errors import UserError
 from terminus.importing import meaning, simpletuner_backends, simpletuner_training
-from terminus.importing.reading import Keys, nearest, read_json, read_toml, root
+from terminus.importing.reading import Keys, nearest, read_json_settings, read_toml, root
 from terminus.importing.recipe import Draft, account, data_only, slug
 from terminus.importing.simpletuner_keys import CONFIG_KEYS, WHY
 
@@ -21,7 +21,7 @@ CONFIGS = ("config.json", "config.toml")
 BACKENDS = "multidatabackend.json"
 
 
-def read(path: Path) -> Draft:
+def read_simpletuner(path: Path) -> Draft:
     """The draft of a configuration with its backends, of backends alone, or of the folder of both."""
     if path.is_dir():
         present = [path / name for name in (*CONFIGS, BACKENDS) if (path / name).is_file()]
@@ -29,13 +29,13 @@ def read(path: Path) -> Draft:
     if path.suffix.lower() == ".toml":
         config = read_toml(path)
     else:
-        found = read_json(path)
+        found = read_json_settings(path)
         if isinstance(found, list):
             return _read(path, None, path, cast("list[object]", found))
         config = root(found, path)
     config = Keys(_plain_names(config), str(path), spoken=True)
     beside = _backends(config, path)
-    listed = read_json(beside)
+    listed = read_json_settings(beside)
     if not isinstance(listed, list):
         raise UserError("this is not a list of backends", where=str(beside), fix="Correct data_backend_config.")
     return _read(path, config, beside, cast("list[object]", listed))
@@ -58,14 +58,14 @@ def _plain_names(config: Keys) -> dict[str, object]:
 
 
 def _backends(config: Keys, path: Path) -> Path:
-    said = config.text("data_backend_config")
+    given = config.text("data_backend_config")
     # The path there is relative to where the trainer runs; beside the configuration is where it usually lies.
-    named = [Path(nearest(said.value, str(path))), path.parent / Path(said.value).name] if said else []
+    named = [Path(nearest(given.value, str(path))), path.parent / Path(given.value).name] if given else []
     for place in (*named, path.parent / BACKENDS):
         if place.is_file():
             return place
     raise UserError(
-        f"the list of image backends is not there ({said.value if said else BACKENDS})",
+        f"the list of image backends is not there ({given.value if given else BACKENDS})",
         where=str(path),
         rule="It is looked for as data_backend_config says, relative to this file, and beside it",
         fix=f"Put {BACKENDS} beside this file.",
@@ -86,9 +86,9 @@ def _read(path: Path, config: Keys | None, beside: Path, listed: list[object]) -
         )
     draft.set("run.dir", f"runs/{draft.name}", "a new folder; that trainer's own results stay where they are")
     draft.set("data.store", f"runs/{draft.name}-data", "where prepared latents are kept")
-    simpletuner_backends.read(draft, config, entries)
+    simpletuner_backends.read_simpletuner_backends(draft, config, entries)
     if config.values:
-        simpletuner_training.read(draft, config)
+        simpletuner_training.read_simpletuner_training(draft, config)
     else:
         data_only(draft)
     for key in list(config.rest()):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from terminus.config.source import Plain
 from terminus.importing import meaning
-from terminus.importing.reading import Keys, Said, nearest
+from terminus.importing.reading import Keys, Sourced, nearest
 from terminus.importing.recipe import Draft, Left
 from terminus.importing.simpletuner_keys import BACKEND_KEYS, BACKEND_WHY
 
@@ -31,11 +31,11 @@ class _Source:
 
     name: str
     keys: Keys
-    side: Said[int]
+    side: Sourced[int]
     """Of the square that its images approach, before it is rounded."""
 
 
-def read(draft: Draft, config: Keys, entries: Sequence[Keys]) -> None:
+def read_simpletuner_backends(draft: Draft, config: Keys, entries: Sequence[Keys]) -> None:
     """Adds the sources, and how they are cut and mixed; `config` has the defaults of all."""
     found = [source for keys in entries if (source := _source(draft, config, keys))]
     if found:
@@ -49,7 +49,7 @@ def read(draft: Draft, config: Keys, entries: Sequence[Keys]) -> None:
 
 
 def _source(draft: Draft, config: Keys, keys: Keys) -> _Source | None:
-    name = keys.text("id") or Said(keys.place, "")
+    name = keys.text("id") or Sourced(keys.place, "")
     kind = keys.text("type") or keys.unset("type", "local")
     dataset = keys.text("dataset_type") or keys.unset("dataset_type", "image")
     off = keys.is_on("disabled") or keys.is_on("disable")
@@ -84,26 +84,26 @@ def _leave_whole(draft: Draft, keys: Keys, why: str) -> None:
         keys.raw(key)
 
 
-def _place(keys: Keys, kind: Said[str]) -> tuple[str, dict[str, Said[Plain]]] | str:
+def _place(keys: Keys, kind: Sourced[str]) -> tuple[str, dict[str, Sourced[Plain]]] | str:
     """Kind of source and its settings, or why there is none."""
     if kind.value == "local":
-        said = keys.text("instance_data_dir")
-        if said is None:
+        given = keys.text("instance_data_dir")
+        if given is None:
             return "it names no instance_data_dir"
-        return "folder", {"path": Said(nearest(said.value, keys.file), said.origin)}
+        return "folder", {"path": Sourced(nearest(given.value, keys.file), given.origin)}
     if kind.value == "csv":
         return _csv(keys)
     if kind.value == "huggingface":
         return _hub(keys)
     if kind.value == "webshart":
-        said = keys.text("source")
-        place = nearest(said.value, keys.file) if said else ""
-        if said is None or not Path(place).is_dir():
+        given = keys.text("source")
+        place = nearest(given.value, keys.file) if given else ""
+        if given is None or not Path(place).is_dir():
             return (
                 "a webdataset source reads archives of a folder that is here, s3:// or gs://; download the shards first"
             )
         keys.raw("metadata")
-        return "webdataset", {"path": Said(place, said.origin)}
+        return "webdataset", {"path": Sourced(place, given.origin)}
     if kind.value == "aws":
         bucket, prefix = keys.text("aws_bucket_name"), keys.text("aws_data_prefix") or keys.text("instance_data_dir")
         where = f"s3://{bucket.value}/{prefix.value if prefix else ''}" if bucket else "a bucket"
@@ -115,51 +115,51 @@ def _place(keys: Keys, kind: Said[str]) -> tuple[str, dict[str, Said[Plain]]] | 
     return f"{kind.origin}: there is no such source"
 
 
-def _csv(keys: Keys) -> tuple[str, dict[str, Said[Plain]]] | str:
-    said = keys.text("csv_file")
-    if said is None:
+def _csv(keys: Keys) -> tuple[str, dict[str, Sourced[Plain]]] | str:
+    given = keys.text("csv_file")
+    if given is None:
         return "it names no csv_file"
     chosen = {"url": keys.text("csv_url_column"), "caption": keys.text("csv_caption_column")}
     columns: dict[str, Plain] = {role: name.value for role, name in chosen.items() if name}
-    settings: dict[str, Said[Plain]] = {"path": Said(nearest(said.value, keys.file), said.origin)}
+    settings: dict[str, Sourced[Plain]] = {"path": Sourced(nearest(given.value, keys.file), given.origin)}
     if columns:
-        settings["columns"] = Said(columns, "csv_url_column, csv_caption_column")
+        settings["columns"] = Sourced(columns, "csv_url_column, csv_caption_column")
     return "laion", settings
 
 
-def _hub(keys: Keys) -> tuple[str, dict[str, Said[Plain]]] | str:
+def _hub(keys: Keys) -> tuple[str, dict[str, Sourced[Plain]]] | str:
     inner = keys.table("huggingface")
     several = [one for one in (keys, inner) if one is not None]
 
-    def text(key: str) -> Said[str] | None:
-        return next((said for one in several if (said := one.text(key))), None)
+    def text(key: str) -> Sourced[str] | None:
+        return next((given for one in several if (given := one.text(key))), None)
 
-    said, revision, split = text("dataset_name"), text("revision"), text("split")
-    if said is None:
+    given, revision, split = text("dataset_name"), text("revision"), text("split")
+    if given is None:
         return "it names no dataset_name"
     if revision is None or not _COMMIT.fullmatch(revision.value):
         return (
             "a data set of the hub is read at one commit here, so that every run reads the same: add a source of kind "
-            f"huggingface with repo: {said.value[:80]} and its revision, 40 hexadecimal digits"
+            f"huggingface with repo: {given.value[:80]} and its revision, 40 hexadecimal digits"
         )
     chosen = {"image": text("image_column"), "caption": text("caption_column")}
     columns: dict[str, Plain] = {role: name.value for role, name in chosen.items() if name}
-    settings: dict[str, Said[Plain]] = {
-        "repo": Said(said.value, said.origin),
-        "revision": Said(revision.value, revision.origin),
+    settings: dict[str, Sourced[Plain]] = {
+        "repo": Sourced(given.value, given.origin),
+        "revision": Sourced(revision.value, revision.origin),
     }
     if split:
-        settings["split"] = Said(split.value, split.origin)
+        settings["split"] = Sourced(split.value, split.origin)
     if columns:
-        settings["columns"] = Said(columns, "image_column, caption_column")
+        settings["columns"] = Sourced(columns, "image_column, caption_column")
     return "huggingface", settings
 
 
 def _captions(draft: Draft, config: Keys, keys: Keys, ours: str) -> None:
-    said = keys.text("caption_strategy") or config.text("caption_strategy")
-    if said is None or ours != "folder":
+    given = keys.text("caption_strategy") or config.text("caption_strategy")
+    if given is None or ours != "folder":
         return
-    if said.value == "textfile":
+    if given.value == "textfile":
         text = (
             "caption_strategy = textfile: each line of a file is another caption there; here its lines are one caption"
         )
@@ -174,22 +174,22 @@ def _captions(draft: Draft, config: Keys, keys: Keys, ours: str) -> None:
         }
         place = keys if "caption_strategy" in keys.values else config
         draft.leave(
-            place, "caption_strategy", why.get(said.value, "a folder here has its captions in .txt or .json files")
+            place, "caption_strategy", why.get(given.value, "a folder here has its captions in .txt or .json files")
         )
 
 
-def _side(config: Keys, keys: Keys) -> Said[int]:
+def _side(config: Keys, keys: Keys) -> Sourced[int]:
     """Side in pixels of the square of the same area."""
-    said = keys.number("resolution") or config.number("resolution") or keys.unset("resolution", 1024.0)
+    given = keys.number("resolution") or config.number("resolution") or keys.unset("resolution", 1024.0)
     kind = keys.text("resolution_type") or config.text("resolution_type")
-    megapixels = kind.value == "area" if kind else said.value <= 20  # nobody trains on 20 pixels, or 20 megapixels
-    if not 0 < said.value < 1e5:
+    megapixels = kind.value == "area" if kind else given.value <= 20  # nobody trains on 20 pixels, or 20 megapixels
+    if not 0 < given.value < 1e5:
         keys.wrong("resolution", "pixels, or megapixels with resolution_type area")
     if not megapixels:
-        return Said(round(said.value), said.origin)
-    near = [side for area, side in _SNAPS.items() if abs(said.value - area) <= 0.05]
-    side = near[0] if near else round((said.value * 1e6) ** 0.5)
-    return Said(side, f"{said.origin} megapixels")
+        return Sourced(round(given.value), given.origin)
+    near = [side for area, side in _SNAPS.items() if abs(given.value - area) <= 0.05]
+    side = near[0] if near else round((given.value * 1e6) ** 0.5)
+    return Sourced(side, f"{given.origin} megapixels")
 
 
 def _geometry(draft: Draft, config: Keys, found: list[_Source]) -> None:
@@ -236,7 +236,7 @@ def _crop(keys: Keys) -> tuple[bool, str, str]:
     """Whether squares are cut, where, and the words that say so."""
     on, style, aspect = keys.is_on("crop"), keys.text("crop_style"), keys.text("crop_aspect")
     square = on is not None and (aspect is None or aspect.value == "square")
-    words = [said.origin for said in (on, aspect, style) if said]
+    words = [given.origin for given in (on, aspect, style) if given]
     where = style.value if on and style else "random" if on else "center"
     return square, where, ", ".join(words) or "crop is not set, which is false there"
 
@@ -246,12 +246,17 @@ def _limits(draft: Draft, config: Keys, found: list[_Source]) -> None:
     edges = [one.keys.number("minimum_image_size") or config.number("minimum_image_size") for one in found]
     types = [one.keys.text("resolution_type") or config.text("resolution_type") for one in found]
     kinds = {kind.value if kind else "" for kind in types}
-    said = [edge for edge in edges if edge and edge.value > 0]
-    if said and len({one.value for one in said}) == 1 and len(said) == len(found) and kinds <= {"pixel", "pixel_area"}:
-        draft.set("data.filters.min_edge", round(said[0].value), said[0].origin)
-    elif said:
+    given = [edge for edge in edges if edge and edge.value > 0]
+    if (
+        given
+        and len({one.value for one in given}) == 1
+        and len(given) == len(found)
+        and kinds <= {"pixel", "pixel_area"}
+    ):
+        draft.set("data.filters.min_edge", round(given[0].value), given[0].origin)
+    elif given:
         why = "data.filters.min_edge is one number of pixels for all sources; it is megapixels there, or not for all"
-        draft.left.append(Left(said[0].origin, "", why))
+        draft.left.append(Left(given[0].origin, "", why))
     aspects = [one.keys.number("maximum_aspect_ratio") for one in found]
     ratios = [one for one in aspects if one]
     if ratios and len({one.value for one in ratios}) == 1 and len(ratios) == len(found) and ratios[0].value >= 1:
@@ -262,37 +267,37 @@ def _limits(draft: Draft, config: Keys, found: list[_Source]) -> None:
 
 def _mix(draft: Draft, config: Keys, found: list[_Source]) -> None:
     repeats = {one.name: one.keys.whole("repeats") for one in found}
-    chances = {one.name: one.keys.number("probability") or Said(1.0, "probability is 1") for one in found}
+    chances = {one.name: one.keys.number("probability") or Sourced(1.0, "probability is 1") for one in found}
     uniform = config.text("data_backend_sampling")
     if uniform and uniform.value == "uniform" and len(found) > 1:
-        total = sum(said.value for said in chances.values())
+        total = sum(given.value for given in chances.values())
         for one in found[:-1]:
-            said = chances[one.name]
-            share = max(1, round(1000 * said.value / total)) / 1000
-            draft.set(f"data.mix.{one.name}", share, f"{said.origin}, of {total:g}; {uniform.origin}")
+            given = chances[one.name]
+            share = max(1, round(1000 * given.value / total)) / 1000
+            draft.set(f"data.mix.{one.name}", share, f"{given.origin}, of {total:g}; {uniform.origin}")
         draft.notes.append(
             f"{uniform.origin}: each batch is drawn from one dataset by chance there. data.mix has the same shares "
             "exactly; "
             f"{found[-1].name}, the last, has the rest."
         )
-        repeats = {name: said for name, said in repeats.items() if _not_repeated(draft, name, said)}
+        repeats = {name: given for name, given in repeats.items() if _not_repeated(draft, name, given)}
         return
-    if len({said.value for said in chances.values()}) > 1:
-        for name, said in chances.items():
+    if len({given.value for given in chances.values()}) > 1:
+        for name, given in chances.items():
             why = (
                 "a chance per batch, in proportion to probability times images; data.mix has exact shares (0.1) or "
                 "whole "
                 "repeats (3): set it by hand"
             )
-            draft.left.append(Left(said.origin, name, why))
-    for name, said in repeats.items():
-        if said and said.value > 0:
-            draft.set(f"data.mix.{name}", said.value + 1, f"{said.origin}, which is {said.value + 1} times in all")
+            draft.left.append(Left(given.origin, name, why))
+    for name, given in repeats.items():
+        if given and given.value > 0:
+            draft.set(f"data.mix.{name}", given.value + 1, f"{given.origin}, which is {given.value + 1} times in all")
 
 
-def _not_repeated(draft: Draft, name: str, said: Said[int] | None) -> bool:
-    if said and said.value > 0:
+def _not_repeated(draft: Draft, name: str, given: Sourced[int] | None) -> bool:
+    if given and given.value > 0:
         draft.left.append(
-            Left(said.origin, name, "its share of the mix is exact, and so decides how often its images come")
+            Left(given.origin, name, "its share of the mix is exact, and so decides how often its images come")
         )
     return False

@@ -41,7 +41,7 @@ _CONFIG: tuple[tuple[str, str], ...] = (
     ("lr_num_cycles lr_power lr_scale lr_scale_sqrt", "the learning rate here is half a cosine between two bounds"),
     ("gradient_precision base_model_precision base_model_default_dtype vae_dtype text_encoder_1_precision "
      "text_encoder_2_precision quantize_via quantize_activations keep_vae_loaded",
-     "number formats are training.precision and training.weights; the codec has its own rule"),
+     "number formats are training.precision and training.weights; the VAE has its own rule"),
     ("attention_mechanism enable_xformers_memory_efficient_attention allow_tf32 disable_tf32 dynamo_backend "
      "dynamo_mode dynamo_fullgraph dynamo_dynamic unet_attention_slice vae_enable_tiling vae_enable_slicing "
      "fuse_optimizer optimizer_release_gradients optimizer_cpu_offload_method gradient_checkpointing_interval "
@@ -74,7 +74,7 @@ _CONFIG: tuple[tuple[str, str], ...] = (
     ("i_know_what_i_am_doing user_interface disable_accelerator offload_during_startup", "no counterpart"),
     ("instance_prompt prepend_instance_prompt only_instance_prompt", "captions are used as they are written"),
     ("metadata_backend", _CACHE),
-    ("text_encoder_lr", "text towers are not trained"),
+    ("text_encoder_lr", "text encoders are not trained"),
 )  # fmt: skip
 
 WHY: Mapping[str, str] = MappingProxyType({key: why for keys, why in _CONFIG for key in keys.split()})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from terminus.config.source import Plain
 from terminus.importing import meaning
-from terminus.importing.reading import Keys, Said, nearest
+from terminus.importing.reading import Keys, Sourced, nearest
 from terminus.importing.recipe import Draft
 
 TRAINER = "SimpleTuner"
@@ -12,9 +12,9 @@ _BASE = "stabilityai/stable-diffusion-xl-base-1.0"
 _TIMESTEPS = 1000
 
 
-def read(draft: Draft, keys: Keys) -> None:
+def read_simpletuner_training(draft: Draft, keys: Keys) -> None:
     """Lays down what the configuration says; what it has no place for is listed."""
-    size = meaning.Batch(
+    size = meaning.GlobalBatch(
         keys.whole("train_batch_size") or keys.unset("train_batch_size", 4),
         keys.whole("gradient_accumulation_steps") or keys.unset("gradient_accumulation_steps", 1),
     )
@@ -35,19 +35,19 @@ def read(draft: Draft, keys: Keys) -> None:
 
 
 def _objective(draft: Draft, keys: Keys) -> None:
-    said = keys.text("prediction_type")
+    given = keys.text("prediction_type")
     terminal = keys.flag("rescale_betas_zero_snr") or keys.unset("rescale_betas_zero_snr", False)
-    if said is None:
-        velocity = Said(False, "prediction_type is not set, which trains as epsilon there")
+    if given is None:
+        velocity = Sourced(False, "prediction_type is not set, which trains as epsilon there")
         draft.notes.append(
             "prediction_type is not set: SimpleTuner then trains SDXL as epsilon, whatever the checkpoint says. If the "
             "checkpoint predicts velocity, set objective.prediction: velocity; training refuses to begin until they "
             "agree."
         )
-    elif said.value in ("epsilon", "v_prediction"):
-        velocity = Said(said.value == "v_prediction", said.origin)
+    elif given.value in ("epsilon", "v_prediction"):
+        velocity = Sourced(given.value == "v_prediction", given.origin)
     else:
-        velocity = Said(False, said.origin)
+        velocity = Sourced(False, given.origin)
         draft.leave(keys, "prediction_type", "there are velocity and epsilon; the recipe has epsilon")
     gamma = keys.number("snr_gamma")
     meaning.objective(draft, velocity, terminal, gamma if gamma and gamma.value > 0 else None)
@@ -62,7 +62,7 @@ def _objective(draft: Draft, keys: Keys) -> None:
         draft.notes.append(
             f"{dropout.origin}: a sample without its caption loses its sizes and crop there as well; here it keeps "
             "them, as "
-            "the unconditional input of guidance does when pictures are drawn."
+            "the unconditional input of guidance does when images are drawn."
         )
 
 
@@ -109,7 +109,7 @@ def _timesteps(draft: Draft, keys: Keys) -> None:
     draft.set("objective.timestep_bands", bands, f"{strategy.origin}, {factor.origin}")
 
 
-def _length(draft: Draft, keys: Keys, size: meaning.Batch) -> None:
+def _length(draft: Draft, keys: Keys, size: meaning.GlobalBatch) -> None:
     steps, epochs = keys.whole("max_train_steps"), keys.whole("num_train_epochs")
     if steps and steps.value > 0:
         meaning.images(draft, "training.images", steps, size)
@@ -136,8 +136,8 @@ def _optimizer(draft: Draft, keys: Keys) -> None:
         ("adam_beta1", "beta1"), ("adam_beta2", "beta2"), ("optimizer_beta1", "beta1"), ("optimizer_beta2", "beta2"),
         ("adam_weight_decay", "weight_decay"), ("adam_epsilon", "epsilon"),
     ):  # fmt: skip
-        if said := keys.number(key):
-            values.setdefault(name, said)
+        if given := keys.number(key):
+            values.setdefault(name, given)
     word = kind.value.lower()
     if word == "adamw_bf16":
         meaning.adamw(draft, kind, "bf16", values)
@@ -163,11 +163,11 @@ def _optimizer(draft: Draft, keys: Keys) -> None:
         )
 
 
-def _rate(draft: Draft, keys: Keys, size: meaning.Batch) -> None:
+def _rate(draft: Draft, keys: Keys, size: meaning.GlobalBatch) -> None:
     top = keys.number("learning_rate") or keys.unset("learning_rate", 4e-7)
     shape = keys.text("lr_scheduler") or keys.unset("lr_scheduler", "constant_with_warmup")
-    steps = keys.whole("lr_warmup_steps") or Said(0, "")
-    warmup = Said(steps.value * size.images, f"{steps.origin}, times {size.images} images")
+    steps = keys.whole("lr_warmup_steps") or Sourced(0, "")
+    warmup = Sourced(steps.value * size.images, f"{steps.origin}, times {size.images} images")
     if shape.value in ("sine", "cosine") and steps.value:
         draft.set(
             "training.learning_rate.period_images", warmup.value, f"{steps.origin} is the period of {shape.value} there"
@@ -178,16 +178,20 @@ def _rate(draft: Draft, keys: Keys, size: meaning.Batch) -> None:
             "period and stays low. Set training.learning_rate.period_images to the length of the run to fall over "
             "all of it."
         )
-        warmup = Said(0, "")
+        warmup = Sourced(0, "")
     end = keys.number("lr_end") or keys.unset("lr_end", 4e-7)
     meaning.rate(draft, top, end, shape, warmup)
     if text := keys.is_on("train_text_encoder"):
-        draft.set("objective.train_text", "both", text.origin)
-    if (text_rate := keys.number("text_encoder_lr")) and top.value > 0:
-        draft.set("objective.text_rate", text_rate.value / top.value, f"{text_rate.origin}, relative to {top.value:g}")
+        draft.set("objective.train_text_encoders", "both", text.origin)
+    if (text_encoder_rate := keys.number("text_encoder_lr")) and top.value > 0:
+        draft.set(
+            "objective.text_encoder_rate",
+            text_encoder_rate.value / top.value,
+            f"{text_encoder_rate.origin}, relative to {top.value:g}",
+        )
 
 
-def _average(draft: Draft, keys: Keys, size: meaning.Batch) -> None:
+def _average(draft: Draft, keys: Keys, size: meaning.GlobalBatch) -> None:
     on = keys.is_on("use_ema")
     decay = keys.number("ema_decay")
     every = keys.whole("ema_update_interval") or keys.unset("ema_update_interval", 1)
@@ -231,10 +235,10 @@ def _machine(draft: Draft, keys: Keys) -> None:
     elif precision:
         draft.leave(keys, "mixed_precision", "half precision here is bf16")
     saved = keys.flag("gradient_checkpointing") or keys.unset("gradient_checkpointing", True)
-    draft.set("training.checkpointing", "full" if saved.value else "none", saved.origin)
+    draft.set("training.activation_checkpointing", "full" if saved.value else "none", saved.origin)
 
 
-def _looking(draft: Draft, keys: Keys, size: meaning.Batch) -> None:
+def _looking(draft: Draft, keys: Keys, size: meaning.GlobalBatch) -> None:
     if prompt := keys.text("validation_prompt"):
         draft.set("training.preview.prompts", [prompt.value], prompt.origin)
     for key in ("validation_step_interval", "validation_steps"):

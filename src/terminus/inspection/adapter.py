@@ -10,9 +10,9 @@ from typing import cast
 
 from rich.console import Console
 
-from terminus.inspection.findings import Adapter
-from terminus.inspection.tensors import about, clipped, hashes, other_keys, part
-from terminus.model.detect import metadata, weigh
+from terminus.inspection.findings import AdapterFinding
+from terminus.inspection.tensors import about_tensors, clipped, hashes, other_keys, part
+from terminus.model.detect import metadata_evidence, weigh
 from terminus.model.header import Header, read_numbers
 
 _METHODS = {
@@ -51,20 +51,20 @@ _MOST_READ = 64
 """Alphas that are read: each is one small read, and a file rarely has more than one value."""
 
 
-def is_adapter(header: Header) -> bool:
+def looks_like_adapter(header: Header) -> bool:
     """Whether the names are those of an adapter's factors."""
     return any(pattern.search(name) for name in header.tensors for pattern in _METHODS.values())
 
 
-def adapter_finding(header: Header, console: Console) -> Adapter:
+def adapter_finding(header: Header, console: Console) -> AdapterFinding:
     """Of one file."""
     stored = header.metadata
-    evidence = tuple(metadata(stored))
+    evidence = tuple(metadata_evidence(stored))
     decided = weigh(evidence).schedule
     ranks = {info.shape[0] for name, info in header.tensors.items() if _RANK.search(name) and info.shape}
     version, name = stored.get("ss_base_model_version"), stored.get("ss_sd_model_name")
     base = ", ".join(clipped(text, 120) for text in (version, name) if text)
-    return Adapter(
+    return AdapterFinding(
         kind="adapter",
         path=str(header.path),
         method=tuple(kind for kind, form in _METHODS.items() if any(form.search(name) for name in header.tensors)),
@@ -81,7 +81,7 @@ def adapter_finding(header: Header, console: Console) -> Adapter:
         tags=_tags(stored.get("ss_tag_frequency", "")),
         tensors=part(header.tensors.values()),
         hashes=hashes([header], console),
-        about=about(stored),
+        about=about_tensors(stored),
         other_metadata=other_keys(stored),
     )  # fmt: skip
 
@@ -110,7 +110,7 @@ def _alphas(header: Header) -> tuple[float, ...]:
 
 
 def _tags(stored: str) -> tuple[str, ...]:
-    """kohya counts the tags of each folder of pictures."""
+    """kohya counts the tags of each folder of images."""
     try:
         folders = json.loads(stored) if stored else {}
     except (ValueError, RecursionError):

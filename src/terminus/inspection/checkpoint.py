@@ -9,8 +9,8 @@ from typing import Any, cast
 from rich.console import Console
 
 from terminus.errors import UserError
-from terminus.inspection.findings import Checkpoint, Hashes, Part
-from terminus.inspection.tensors import about, clipped, hashes, other_keys, part
+from terminus.inspection.findings import Checkpoint, Hashes, NetworkFinding
+from terminus.inspection.tensors import about_tensors, clipped, hashes, other_keys, part
 from terminus.model.detect import Detection, read_evidence, weigh
 from terminus.model.header import Header, TensorInfo, read_header
 from terminus.model.keys import UNET_PREFIX
@@ -95,11 +95,11 @@ def _finding(
     unet: Mapping[str, TensorInfo],
     detection: Detection,
     record: Record,
-    components: Mapping[str, Part],
+    components: Mapping[str, NetworkFinding],
     found: Hashes,
     metadata: Mapping[str, str],
 ) -> Checkpoint:
-    stated, averaged = about(metadata), "unet_ema" in components
+    stated, averaged = about_tensors(metadata), "unet_ema" in components
     wrong = ("modelspec.hash_sha256 is not the hash of these tensors",) if found.stated == "wrong" else ()
     impossible = detection.schedule.prediction == "epsilon" and detection.schedule.zero_terminal
     said = ("epsilon prediction at zero terminal SNR: no such model exists, one label is wrong",) if impossible else ()
@@ -166,7 +166,7 @@ def architecture(unet: Mapping[str, TensorInfo]) -> str:
         return "SDXL refiner"
     if not sizes and channels == 320 and width in CONTEXTS:
         return CONTEXTS[width]
-    kind = "SDXL's classes in other sizes" if sizes else "not SDXL's: it takes no picture sizes"
+    kind = "SDXL's classes in other sizes" if sizes else "not SDXL's: it takes no image sizes"
     return f"{kind} ({channels} channels, context of {width})"
 
 

@@ -13,7 +13,7 @@ Scalar = str | int | float | bool
 
 
 @dataclass(frozen=True)
-class Part:
+class NetworkFinding:
     """The tensors of one network."""
 
     parameters: int
@@ -50,7 +50,7 @@ class Checkpoint:
     evidence: tuple[Evidence, ...]
     conflicts: tuple[str, ...]
     native_pixels: int | None
-    components: Mapping[str, Part]
+    components: Mapping[str, NetworkFinding]
     missing: tuple[str, ...]
     """Networks of SDXL that are not here."""
     ema: bool
@@ -68,7 +68,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Adapter:
+class AdapterFinding:
     """A LoRA or one of its relatives."""
 
     kind: Literal["adapter"]
@@ -88,7 +88,7 @@ class Adapter:
     training: Mapping[str, str]
     tags: tuple[str, ...]
     """The most frequent of its captions."""
-    tensors: Part
+    tensors: NetworkFinding
     hashes: Hashes
     about: Mapping[str, str]
     other_metadata: tuple[str, ...]
@@ -101,7 +101,7 @@ class Tensors:
     kind: Literal["tensors"]
     path: str
     what: str
-    tensors: Part
+    tensors: NetworkFinding
     names: tuple[str, ...]
     """The first few."""
     hashes: Hashes
@@ -110,7 +110,7 @@ class Tensors:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunFinding:
     """The folder of a training run, finished or not."""
 
     kind: Literal["run"]
@@ -129,10 +129,10 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture, and what it says of its making."""
+class ImageFinding:
+    """An image, and what it says of its making."""
 
-    kind: Literal["picture"]
+    kind: Literal["image"]
     path: str
     made_by: str
     facts: Mapping[str, str]
@@ -160,4 +160,4 @@ class Probe:
     """With what the labels say."""
 
 
-Finding = Checkpoint | Adapter | Tensors | Run | Picture
+Finding = Checkpoint | AdapterFinding | Tensors | RunFinding | ImageFinding

@@ -24,7 +24,7 @@ from terminus.model.detect import DEFAULT, Detection, Evidence, file_name, one_t
 from terminus.model.foreign import sdxl_configs
 from terminus.model.header import Header, read_header, read_numbers
 from terminus.model.kinds import has_only_ema
-from terminus.model.parts import MARKERS, Parts, ramps
+from terminus.model.parts import MARKERS, CheckpointParts, ramps
 from terminus.model.record import Prediction, Record, Schedule, scheduler_config, write_json
 from terminus.model.weights import at_home, parse_json, read_json, read_safetensors, resolve
 from terminus.model.writing import DTYPES, HASH, fresh, refuse_existing, write_safetensors
@@ -48,7 +48,7 @@ class Fixed:
     problems: tuple[str, ...]
 
 
-def fix(source: str | Path, target: str | Path, decided: str | None = None) -> Fixed:
+def write_fixed_copy(source: str | Path, target: str | Path, decided: str | None = None) -> Fixed:
     """Writes a corrected copy of a model folder or single file to `target`, which must not exist.
 
     `decided` ("v-ztsnr", "v" or "epsilon") says what the model is; without it the first evidence counts, as when
@@ -148,7 +148,7 @@ def _problems(path: Path, evidence: list[Evidence], schedule: Schedule) -> Itera
             yield "clip_sample is true, which cuts latents at 1; right is false"
         return
     header = read_header(path)
-    wanted = modelspec.markers(schedule)
+    wanted = modelspec.marker_tensors(schedule)
     yield from (f"the tensor {name} is missing" for name in wanted if name not in header.tensors
                 and schedule != Schedule("epsilon", zero_terminal=False))  # fmt: skip
     yield from (f"the tensor {name} is empty, of which stable-diffusion.cpp dies when it writes GGUF"
@@ -199,7 +199,7 @@ def _relabelled(stored: Mapping[str, str], schedule: Schedule, where: str) -> di
 def _fix_file(header: Header, target: Path, schedule: Schedule) -> None:
     names = [name for name in header.tensors if name not in _LABELS]
     metadata = _relabelled(header.metadata, schedule, str(header.path))
-    write_safetensors(target, _tensors(header, names) | modelspec.markers(schedule), metadata)
+    write_safetensors(target, _tensors(header, names) | modelspec.marker_tensors(schedule), metadata)
 
 
 def _tensors(header: Header, names: list[str]) -> dict[str, Tensor]:
@@ -215,7 +215,7 @@ def _side_car(path: Path, schedule: Schedule) -> str | None:
     if architecture(unet) != "SDXL":
         return None
     configs = sdxl_configs(input_channels(unet))
-    parts = Parts(
+    parts = CheckpointParts(
         where=str(path), title=path.stem, tensors={}, configs=configs, vocabularies={},
         record=Record(schedule=schedule), index={}, scheduler={}, special_tokens={},
     )  # fmt: skip
@@ -241,7 +241,9 @@ def _fix_folder(source: Path, target: Path, schedule: Schedule) -> None:
             continue
         names = [name for name in header.tensors if name not in _LABELS]
         # The table is left out: nobody looks for it here, and loaders would take it for a weight.
-        markers = {name: value for name, value in modelspec.markers(schedule).items() if labelled and name in MARKERS}
+        markers = {
+            name: value for name, value in modelspec.marker_tensors(schedule).items() if labelled and name in MARKERS
+        }
         draft = path.with_suffix(".new")
         metadata = _relabelled(header.metadata, schedule, str(path))
         write_safetensors(draft, _tensors(header, names) | markers, metadata)

@@ -9,9 +9,9 @@ from typing import cast
 
 from rich.console import Console
 
-from terminus.card.documents import Document, read_json, read_rows, read_yaml
+from terminus.card.documents import Document, read_document, read_rows, read_yaml
 from terminus.errors import UserError
-from terminus.inspection.adapter import adapter_finding, is_adapter
+from terminus.inspection.adapter import adapter_finding, looks_like_adapter
 from terminus.inspection.checkpoint import (
     UNET_IN_FILE,
     UNET_IN_FOLDER,
@@ -19,14 +19,14 @@ from terminus.inspection.checkpoint import (
     folder_finding,
     network_headers,
 )
-from terminus.inspection.findings import Finding, Picture, Run, Scalar, Tensors
+from terminus.inspection.findings import Finding, ImageFinding, RunFinding, Scalar, Tensors
 from terminus.inspection.strangers import RULE, refuse_file, refuse_folder
-from terminus.inspection.tensors import about, clipped, hashes, other_keys, part
+from terminus.inspection.tensors import about_tensors, clipped, hashes, other_keys, part
 from terminus.model.header import Header, read_header
 from terminus.model.kinds import guess, has_only_ema
 from terminus.model.weights import SHIPPED, at_home, resolve
 
-_PICTURES = {b"\x89PNG": 0, b"\xff\xd8\xff": 0, b"WEBP": 8}
+_IMAGES = {b"\x89PNG": 0, b"\xff\xd8\xff": 0, b"WEBP": 8}
 """First bytes, and where they stand."""
 _ADAPTERS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 """What peft and diffusers call the file in a folder of theirs."""
@@ -39,15 +39,15 @@ def look(name: str, console: Console) -> Finding:
         path = resolve(name) if name in SHIPPED or not path.exists() else path
         if path.is_dir():
             return _folder(path, console)
-        if _is_picture(path):
-            return _picture(path)
+        if _is_image(path):
+            return _image(path)
         refuse_file(path)
     except OSError as error:
         raise UserError(f"This cannot be read ({error.strerror or error})", where=name[:300], rule=RULE) from error
     header = read_header(path)
     if UNET_IN_FILE in header.tensors or has_only_ema(header):
         return file_finding(header, console)
-    if is_adapter(header):
+    if looks_like_adapter(header):
         return adapter_finding(header, console)
     return _tensors([header], path, console)
 
@@ -72,19 +72,19 @@ def _is_one(folder: Path, files: list[Path]) -> bool:
     return len(stems) == 1
 
 
-def _is_picture(path: Path) -> bool:
+def _is_image(path: Path) -> bool:
     if not path.is_file():
         raise UserError("This is not a file", where=str(path), rule=RULE)
     with path.open("rb") as file:
         first = file.read(12)
-    return any(first[start:].startswith(magic) for magic, start in _PICTURES.items())
+    return any(first[start:].startswith(magic) for magic, start in _IMAGES.items())
 
 
-def _picture(path: Path) -> Picture:
-    from terminus.sampling.reading import read
+def _image(path: Path) -> ImageFinding:
+    from terminus.sampling.reading import read_image_metadata
 
-    said = read(path)
-    return Picture("picture", str(path), said.kind, said.facts, said.texts)
+    said = read_image_metadata(path)
+    return ImageFinding("image", str(path), said.kind, said.facts, said.texts)
 
 
 def _tensors(headers: list[Header], path: Path, console: Console) -> Tensors:
@@ -97,7 +97,7 @@ def _tensors(headers: list[Header], path: Path, console: Console) -> Tensors:
         tensors=part(info for header in headers for info in header.tensors.values()),
         names=tuple(clipped(name, 120) for name in names[:5]),
         hashes=hashes(headers, console),
-        about=about(metadata),
+        about=about_tensors(metadata),
         other_metadata=other_keys(metadata),
     )
 
@@ -110,7 +110,7 @@ def _guess(names: list[str]) -> str:
         ("a UNet in diffusers' naming", UNET_IN_FOLDER),
         ("an autoencoder", "decoder.conv_in.weight"),
         ("an autoencoder", "first_stage_model.decoder.conv_in.weight"),
-        ("a CLIP text tower", "text_model.embeddings.token_embedding.weight"),
+        ("a CLIP text encoder", "text_model.embeddings.token_embedding.weight"),
         ("a textual inversion of SDXL", "clip_g"),
         ("a textual inversion", "emb_params"),
     ):
@@ -119,11 +119,11 @@ def _guess(names: list[str]) -> str:
     return guess(names)
 
 
-def _run(folder: Path, console: Console) -> Run:
+def _run(folder: Path, console: Console) -> RunFinding:
     recipe, facts, pin = (
         read_yaml(folder / "recipe.yaml"),
-        read_json(folder / "facts.json"),
-        read_json(folder / "data.json"),
+        read_document(folder / "facts.json"),
+        read_document(folder / "data.json"),
     )
     last = Document()
     for row in read_rows(folder / "log.jsonl"):
@@ -131,7 +131,7 @@ def _run(folder: Path, console: Console) -> Run:
     model = folder / "model"
     seen = facts.number("images_seen") or last.number("images_seen")
     saves = sorted(path.name for path in (folder / "checkpoints").glob("images-*"))
-    return Run(
+    return RunFinding(
         kind="run",
         path=str(folder),
         name=recipe.text("run.name"),

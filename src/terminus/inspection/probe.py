@@ -8,7 +8,7 @@ Where alpha is 0.068, as at the end of SDXL's own schedule, it is that at most. 
 of the answer, which is small for velocity, and so make much of little.
 
 The leak tells the schedule of a velocity network. Under a schedule that ends at alpha > 0 the last latent of a white
-picture is brighter than that of a black one, by 2 alpha times half their difference d, and a network learns to answer
+image is brighter than that of a black one, by 2 alpha times half their difference d, and a network learns to answer
 with that brightness (Lin et al. 2305.08891, section 3.1). So alpha d is added to the noise and taken from it: the
 answer moves by d where the network has learned so, and not at all where it was trained on pure noise.
 """
@@ -50,10 +50,10 @@ def probe(model: str) -> Probe:
     answer, brightness = seam(components, labelled.timesteps - 1)
     shape = (1, *brightness.shape)
     noises = [torch.randn(shape, generator=rng(seed, 0, "probe")).to(brightness.device) for seed in range(SEEDS)]
-    return conclude(str(path), *measure(answer, noises, brightness), labelled)
+    return conclude(str(path), *measure_leak(answer, noises, brightness), labelled)
 
 
-def measure(
+def measure_leak(
     answer: Answer, noises: list[Float[Tensor, "1 c h w"]], brightness: Float[Tensor, "c h w"]
 ) -> tuple[list[float], float]:
     """The slope of each noise, and the mean leak; `brightness` is half the way from black to white in latents."""
@@ -82,7 +82,7 @@ def conclude(path: str, slopes: list[float], leak: float, labelled: Schedule) ->
         zero_terminal = False if leak > _LEAKS else True if abs(leak) < _TIGHT else None
         looks_like += {
             True: ", trained on pure noise (zero terminal SNR)",
-            False: ", trained on noise that hides a picture's brightness (no zero terminal SNR)",
+            False: ", trained on noise that hides an image's brightness (no zero terminal SNR)",
             None: "; whether at zero terminal SNR cannot be told",
         }[zero_terminal]
     conflicts: list[str] = []
@@ -101,27 +101,27 @@ def conclude(path: str, slopes: list[float], leak: float, labelled: Schedule) ->
 
 
 def _centred(x: Tensor) -> Tensor:
-    """Without the mean of each channel, which is the picture's and not the noise's."""
+    """Without the mean of each channel, which is the image's and not the noise's."""
     return x - x.mean((-2, -1), keepdim=True)
 
 
 def seam(components: Components, timestep: int) -> tuple[Answer, Float[Tensor, "c h w"]]:
     """The network at one timestep as a function of the latent, and half the way from black to white in latents."""
-    codec, unet, device = components.codec, components.unet, components.text.device
-    side = min(components.native_pixels, _LARGEST) // (8 * codec.factor) * 8 * codec.factor
+    vae, unet, device = components.vae, components.unet, components.text_encoders.device
+    side = min(components.native_pixels, _LARGEST) // (8 * vae.factor) * 8 * vae.factor
     channels = unet.config["in_channels"]
-    if side == 0 or channels < codec.channels:
+    if side == 0 or channels < vae.channels:
         raise UserError(f"A UNet for {channels} channels and {side} pixels cannot be shown noise")
     with torch.no_grad():
         black, white = (
-            codec.encode(to_signal(torch.full((1, 3, side, side), level, dtype=torch.uint8)).to(device))
+            vae.encode(to_signal(torch.full((1, 3, side, side), level, dtype=torch.uint8)).to(device))
             for level in (0, 255)
         )
-        half = [codec.latents(moments, torch.zeros_like(moments.mean))[0] / 2 for moments in (white, black)]
+        half = [vae.latents(moments, torch.zeros_like(moments.mean))[0] / 2 for moments in (white, black)]
         brightness = half[0] - half[1]
-        text = components.text.encode([""])
+        text = components.text_encoders.encode([""])
     # Inpainting is asked to repaint everything: the mask is 1, and nothing is known.
-    more = torch.zeros(1, channels - codec.channels, *brightness.shape[1:], device=device)
+    more = torch.zeros(1, channels - vae.channels, *brightness.shape[1:], device=device)
     more[:, :1] = 1
     ids = time_ids([MicroConditioning.uncropped(Size(side, side))], device)
     t = torch.tensor([timestep], device=device)

@@ -10,7 +10,7 @@ from typing import Any, cast
 from rich.console import Console
 from rich.text import Text
 
-from terminus.inspection.findings import Checkpoint, Finding, Hashes, Part, Probe
+from terminus.inspection.findings import Checkpoint, Finding, Hashes, NetworkFinding, Probe
 from terminus.model.detect import Evidence
 
 _LABELS = {
@@ -27,13 +27,13 @@ _TOGETHER = 80
 """Characters up to which several entries share a line."""
 
 
-def show(finding: Finding | Probe, console: Console) -> None:
+def show_finding(finding: Finding | Probe, console: Console) -> None:
     """Prints it; wrapped by the terminal alone, so that hashes and paths can be copied."""
     _section(finding, finding.kind, console)
 
 
 def _section(finding: Finding | Probe, title: str, console: Console) -> None:
-    console.print(Text.assemble((f"{title}  ", "bold"), printable(finding.path)), soft_wrap=True)
+    console.print(Text.assemble((f"{title}  ", "bold"), printable_line(finding.path)), soft_wrap=True)
     rows = [(label, lines or ["none"]) for label, lines in _rows(finding)]
     width = max(len(label) for label, _ in rows) + 2
     for label, lines in rows:
@@ -41,7 +41,7 @@ def _section(finding: Finding | Probe, title: str, console: Console) -> None:
             shown = "" if number else label
             style = "yellow" if label == "conflicts" and lines != ["none"] else ""
             text = line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"
-            console.print(Text.assemble((f"  {shown:<{width}}", "bold"), (printable(text), style)), soft_wrap=True)
+            console.print(Text.assemble((f"  {shown:<{width}}", "bold"), (printable_line(text), style)), soft_wrap=True)
     nested = getattr(finding, "model", None)
     if isinstance(nested, Checkpoint):
         _section(nested, "its model", console)
@@ -80,7 +80,7 @@ def _joined(entries: list[str]) -> list[str]:
 def _word(value: Any, name: str) -> str:
     if isinstance(value, Evidence):
         return f"{value.source}: {value.says}"
-    if isinstance(value, Part):
+    if isinstance(value, NetworkFinding):
         return f"{value.parameters:,} parameters, {' and '.join(value.dtypes) or 'empty'}, {value.bytes / 1e6:,.1f} MB"
     if value is None:
         return "not recorded"
@@ -97,20 +97,20 @@ def _label(name: str) -> str:
     return _LABELS.get(name, name.replace("_", " "))
 
 
-def plain(value: Any) -> Any:
+def finding_json(value: Any) -> Any:
     """A finding as JSON has it: dataclasses as objects, tuples as lists."""
     if is_dataclass(value):
-        return {entry.name: plain(getattr(value, entry.name)) for entry in fields(value)}
+        return {entry.name: finding_json(getattr(value, entry.name)) for entry in fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in cast(Mapping[Any, Any], value).items()}
+        return {str(key): finding_json(item) for key, item in cast(Mapping[Any, Any], value).items()}
     if isinstance(value, tuple | list):
-        return [plain(item) for item in cast("list[Any]", value)]
+        return [finding_json(item) for item in cast("list[Any]", value)]
     if isinstance(value, float) and not math.isfinite(value):
         return None  # JSON knows no other word for it
     return value
 
 
-def printable(text: str) -> str:
+def printable_line(text: str) -> str:
     """Line breaks as spaces, and what a terminal could obey spelled out."""
     line = " ".join(text.split()) if any(char in text for char in "\n\r\t") else text
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)

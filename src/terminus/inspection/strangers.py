@@ -14,16 +14,16 @@ from typing import NamedTuple, cast
 
 from terminus.config.errors import Origin
 from terminus.config.recipes import MAX_BYTES
-from terminus.config.source import Table, parse
+from terminus.config.source import MappingTree, parse_yaml
 from terminus.errors import UserError
 from terminus.model.header import kind_of
 
 RULE = (
-    "A model folder, a .safetensors file, the folder of a run, a PNG, JPEG or WebP picture, a hub id or `nano` "
+    "A model folder, a .safetensors file, the folder of a run, a PNG, JPEG or WebP image, a hub id or `nano` "
     "can be inspected"
 )
 _RECIPE = {"run", "model", "data", "objective", "training", "extends"}
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+_IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 _MOST_NAMES = 10_000
 """Entries of a folder that are looked at."""
 _SHOWN = 5
@@ -37,7 +37,7 @@ class Stranger(NamedTuple):
 
 
 def refuse_file(path: Path) -> None:
-    """UserError that names a file which is no safetensors file and no picture that can be read; OSError as it comes."""
+    """UserError that names a file which is no safetensors file and no image that can be read; OSError as it comes."""
     with path.open("rb") as file:
         first = file.read(4096)
     found = _file(path, first)
@@ -100,7 +100,7 @@ def _json(path: Path) -> Stranger:
     if keys & {"_class_name", "architectures", "model_type"}:
         return Stranger("the configuration of a network, without weights", f"Did you mean its folder, {folder}?")
     if {"nodes", "links"} <= keys:
-        return Stranger("a workflow of ComfyUI", "Open it there; of its pictures `inspect` shows prompt and settings")
+        return Stranger("a workflow of ComfyUI", "Open it there; of its images `inspect` shows prompt and settings")
     return Stranger("a table of JSON rows" if rows else "a JSON file", _beside(path))
 
 
@@ -108,10 +108,10 @@ def _yaml_keys(path: Path) -> set[str]:
     try:
         if path.stat().st_size > MAX_BYTES:
             return set()
-        tree = parse(path.read_text(encoding="utf-8-sig"), lambda row, column: Origin(f"{row}:{column}", "", 0))
+        tree = parse_yaml(path.read_text(encoding="utf-8-sig"), lambda row, column: Origin(f"{row}:{column}", "", 0))
     except (UserError, ValueError):
         return set()
-    return set(tree.entries) if isinstance(tree, Table) else set()
+    return set(tree.entries) if isinstance(tree, MappingTree) else set()
 
 
 def _json_keys(path: Path) -> set[str]:
@@ -189,10 +189,10 @@ def _of_files(folder: Path, names: Sequence[str]) -> Stranger | None:
     if files:
         what = "a folder with one .safetensors file" if len(files) == 1 else f"a folder of {len(files)} model files"
         return Stranger(what, f"Inspect a file of it by its name: {_listed(files)}")
-    pictures = [folder / name for name in names if name.lower().endswith(_PICTURES)]
-    if len(pictures) > len(names) / 3:
+    images = [folder / name for name in names if name.lower().endswith(_IMAGES)]
+    if len(images) > len(names) / 3:
         return Stranger(
-            f"a folder of {_counted(len(pictures), 'picture', 'pictures')}", f"Inspect one: {_listed(pictures[:1])}"
+            f"a folder of {_counted(len(images), 'image', 'images')}", f"Inspect one: {_listed(images[:1])}"
         )
     return None
 

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from rich.console import Console
 
 from terminus.errors import UserError
-from terminus.inspection.findings import Hashes, Part
+from terminus.inspection.findings import Hashes, NetworkFinding
 from terminus.model.header import Header, TensorInfo
 from terminus.progress import Meter
 
@@ -26,14 +26,14 @@ _ABOUT = (
 )  # fmt: skip
 
 
-def part(tensors: Iterable[TensorInfo]) -> Part:
+def part(tensors: Iterable[TensorInfo]) -> NetworkFinding:
     """Counts of some tensors; dtypes by falling number of parameters."""
     counts: dict[str, int] = {}
     size = 0
     for info in tensors:
         counts[info.dtype] = counts.get(info.dtype, 0) + info.count
         size += info.span[1] - info.span[0]
-    return Part(sum(counts.values()), tuple(sorted(counts, key=lambda dtype: -counts[dtype])), size)
+    return NetworkFinding(sum(counts.values()), tuple(sorted(counts, key=lambda dtype: -counts[dtype])), size)
 
 
 def hashes(headers: Sequence[Header], console: Console) -> Hashes:
@@ -66,7 +66,7 @@ def _chunks(headers: Iterable[Header]) -> Iterator[tuple[bytes, bool]]:
             raise UserError(f"This file cannot be read ({error})", where=str(header.path)) from error
 
 
-def about(metadata: Mapping[str, str]) -> dict[str, str]:
+def about_tensors(metadata: Mapping[str, str]) -> dict[str, str]:
     """What ModelSpec says to people; a thumbnail is only counted."""
     found = {key: clipped(metadata[_SPEC + key]) for key in _ABOUT if metadata.get(_SPEC + key, "").strip()}
     thumbnail = metadata.get(_SPEC + "thumbnail")

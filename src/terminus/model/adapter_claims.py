@@ -19,9 +19,9 @@ from torch import Tensor
 
 from terminus.errors import UserError
 from terminus.model.adapter_deltas import Scaling
-from terminus.model.adapter_keys import Target, changes_unet, is_embedding, split, unread_kind
+from terminus.model.adapter_keys import Target, changes_unet, is_embedding, split_key, unread_kind
 from terminus.model.components import Components
-from terminus.model.detect import metadata as stored_claims
+from terminus.model.detect import metadata_evidence as stored_claims
 from terminus.model.detect import weigh
 from terminus.model.record import Prediction
 from terminus.model.weights import read_json
@@ -88,7 +88,7 @@ def check_schedule(metadata: Mapping[str, str], components: Components, name: st
     elif said.prediction != model.prediction:
         log.warning(
             "%s was trained on a network that predicts %s, this model predicts %s: expect washed-out or noisy "
-            "pictures; a low weight does less harm",
+            "images; a low weight does less harm",
             *(name, said.prediction, model.prediction),
         )
     if said.zero_terminal is not None and said.zero_terminal != model.zero_terminal:
@@ -118,7 +118,7 @@ def check_kind(keys: Iterable[str], where: str) -> None:
 
 
 def check_placed(layers: Iterable[Target], unplaced: Sequence[str], where: str) -> None:
-    """UserError when all that is for a UNet fits nowhere: the text towers of other families have the same names."""
+    """UserError when all that is for a UNet fits nowhere: the text encoders of other families have the same names."""
     foreign = [key for key in unplaced if changes_unet(key)]
     if foreign and not any(target.part == "unet" for target in layers):
         raise _other_family(f"none of its {len(foreign)} keys for a UNet has a place here, such as {foreign[0]}", where)
@@ -135,7 +135,7 @@ def check_architecture(
             raise _other_family(f"its header says {value!r}", where)
     ours = cast(int, components.unet.config["cross_attention_dim"])
     for key, tensor in tensors.items():
-        stem, slot = split(key)
+        stem, slot = split_key(key)
         reads_text = stem.replace(".", "_").endswith(("attn2_to_k", "attn2_to_v"))
         if reads_text and tensor.ndim >= 2 and (slot in ("down", "hada_w1_b", "diff")) and tensor.shape[1] != ours:
             width = tensor.shape[1]

@@ -26,10 +26,10 @@ from terminus.model.writing import HASH, write_safetensors
 Algorithm = Literal["lora", "dora", "loha", "lokr"]
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-FOLDERS: dict[Part, str] = {"unet": "unet", "tower_1": "text_encoder", "tower_2": "text_encoder_2"}
+FOLDERS: dict[Part, str] = {"unet": "unet", "text_encoder_1": "text_encoder", "text_encoder_2": "text_encoder_2"}
 """diffusers' names of the networks."""
 
-_KOHYA = {"unet": "lora_unet_", "tower_1": "lora_te1_", "tower_2": "lora_te2_"}
+_KOHYA = {"unet": "lora_unet_", "text_encoder_1": "lora_te1_", "text_encoder_2": "lora_te2_"}
 _KOHYA_SLOTS = {"down": "lora_down.weight", "up": "lora_up.weight", "magnitude": "dora_scale"}
 _PEFT_SLOTS = {"down": "lora_A.weight", "up": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
 _SAID = ("alpha_pattern", "lora_alpha", "peft_type", "r", "rank_pattern", "target_modules", "use_dora", "use_rslora")
@@ -99,7 +99,8 @@ def kohya_name(target: Target, layers: int) -> str:
 def _lasting_name(target: Target) -> str:
     """The module's name in files, whichever transformers is installed.
 
-    transformers 5.6 took `text_model.` out of tower 1's own names, which all programs before it have and those after it
+    transformers 5.6 took `text_model.` out of text encoder 1's own names, which all programs before it have and those
+    after it
     still read.
     """
     if target.part == "unet" or target.module.startswith("text_model."):
@@ -109,7 +110,7 @@ def _lasting_name(target: Target) -> str:
 
 def _present_name(target: Target) -> str:
     """The module's name in transformers since 5.6: peft looks for the names of the network that it is given."""
-    return target.module.removeprefix("text_model.") if target.part == "tower_1" else target.module
+    return target.module.removeprefix("text_model.") if target.part == "text_encoder_1" else target.module
 
 
 def _as_peft(trained: Trained, name: Callable[[Target], str]) -> list[tuple[Target, str, Tensor]]:
@@ -117,7 +118,7 @@ def _as_peft(trained: Trained, name: Callable[[Target], str]) -> list[tuple[Targ
     for target, factors in trained.layers.items():
         for slot, value in factors.items():
             key = f"{name(target)}.{_PEFT_SLOTS.get(slot, slot)}"
-            # Of a text tower, transformers finds the magnitude by its full name alone; peft finds it by both.
+            # Of a text encoder, transformers finds the magnitude by its full name alone; peft finds it by both.
             full = slot == "magnitude" and target.part != "unet"
             found.append((target, f"{key}.weight" if full else key, value))
     return found

@@ -17,18 +17,18 @@ from terminus.errors import UserError
 from terminus.model.components import Components
 from terminus.model.keys import ldm_unet_name
 
-Part = Literal["unet", "tower_1", "tower_2"]
+Part = Literal["unet", "text_encoder_1", "text_encoder_2"]
 
 _PREFIXES: dict[str, Part] = {
     "lora_unet_": "unet",
-    "lora_te1_": "tower_1",
-    "lora_te2_": "tower_2",
-    "lora_te_": "tower_1",
+    "lora_te1_": "text_encoder_1",
+    "lora_te2_": "text_encoder_2",
+    "lora_te_": "text_encoder_1",
     "lycoris_": "unet",
-    "text_encoder_2.": "tower_2",
-    "text_encoder.": "tower_1",
-    "text_encoders.clip_l.transformer.": "tower_1",
-    "text_encoders.clip_g.transformer.": "tower_2",
+    "text_encoder_2.": "text_encoder_2",
+    "text_encoder.": "text_encoder_1",
+    "text_encoders.clip_l.transformer.": "text_encoder_1",
+    "text_encoders.clip_g.transformer.": "text_encoder_2",
     "model.diffusion_model.": "unet",
     "diffusion_model.": "unet",
     "unet.": "unet",
@@ -63,7 +63,7 @@ _EMBEDDING = re.compile(r"^(?:bundle_emb\..+|clip_[lg]|text_encoders_[01]|emb_pa
 
 # diffusers' oldest files name the attention processor, whose layers are those of the attention module.
 _OLD_LAYERS = {"_processor_to_": "_to_"}
-_OLD_TOWER_LAYERS = {"_to_q": "_q_proj", "_to_k": "_k_proj", "_to_v": "_v_proj", "_to_out": "_out_proj"}
+_OLD_TEXT_ENCODER_LAYERS = {"_to_q": "_q_proj", "_to_k": "_k_proj", "_to_v": "_v_proj", "_to_out": "_out_proj"}
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,11 @@ class Placed:
 
 def networks(components: Components) -> dict[Part, nn.Module]:
     """What an adapter can change."""
-    return {"unet": components.unet, "tower_1": components.text.tower_1, "tower_2": components.text.tower_2}
+    return {
+        "unet": components.unet,
+        "text_encoder_1": components.text_encoders.text_encoder_1,
+        "text_encoder_2": components.text_encoders.text_encoder_2,
+    }
 
 
 def place(tensors: Mapping[str, Tensor], components: Components, where: str) -> Placed:
@@ -99,7 +103,7 @@ def place(tensors: Mapping[str, Tensor], components: Components, where: str) -> 
     names: dict[Target, str] = {}
     unplaced: list[str] = []
     for key, value in tensors.items():
-        stem, slot = split(key)
+        stem, slot = split_key(key)
         part, name = _part(stem)
         module = _find(name, tables[part], part) if slot else None
         if module is None:
@@ -115,7 +119,7 @@ def place(tensors: Mapping[str, Tensor], components: Components, where: str) -> 
     return Placed(layers, names, tuple(unplaced))
 
 
-def split(key: str) -> tuple[str, str]:
+def split_key(key: str) -> tuple[str, str]:
     """A key as (module, factor); the factor is empty for a key of no known kind."""
     for pattern, slot in _SLOTS:
         found = pattern.search(key)
@@ -140,11 +144,11 @@ def is_embedding(key: str) -> bool:
 
 def changes_unet(key: str) -> bool:
     """Whether it is a factor for the UNet, of this model or of another."""
-    stem, slot = split(key)
+    stem, slot = split_key(key)
     return bool(slot) and _part(stem)[0] == "unet"
 
 
-def leaves(network: nn.Module) -> Iterator[str]:
+def weighted_modules(network: nn.Module) -> Iterator[str]:
     """Paths of the modules that have a weight of their own."""
     for name, module in network.named_modules():
         if isinstance(getattr(module, "weight", None), Tensor):
@@ -163,7 +167,7 @@ def _part(stem: str) -> tuple[Part, str]:
 
 def _table(part: Part, network: nn.Module, components: Components) -> dict[str, str]:
     """{flattened name: module path}, in both namings."""
-    names = list(leaves(network))
+    names = list(weighted_modules(network))
     if part != "unet":
         # transformers has dropped `text_model.` from its paths, files have not.
         return _flattened((name.removeprefix("text_model."), name) for name in names)
@@ -189,7 +193,7 @@ def _find(name: str, table: Mapping[str, str], part: Part) -> str | None:
     flat = _flat(name)
     if part != "unet":
         flat = flat.removeprefix("text_model_")
-    replacements = _OLD_LAYERS if part == "unet" else _OLD_TOWER_LAYERS
+    replacements = _OLD_LAYERS if part == "unet" else _OLD_TEXT_ENCODER_LAYERS
     for old, new in replacements.items():
         if flat not in table and old in flat:
             flat = flat.replace(old, new)

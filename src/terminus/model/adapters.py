@@ -55,7 +55,7 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Attached:
-    """An adapter in use, as a picture's metadata tells it."""
+    """An adapter in use, as an image's metadata tells it."""
 
     name: str
     sha256: str
@@ -114,9 +114,9 @@ class Adapters:
     def attach(
         self, adapter: str | Path | Adapter, weight: float = 1.0, *, text: float | None = None, name: str | None = None
     ) -> Attached:
-        """Puts an adapter on: `weight` for the UNet, `text` for both text towers (the same when not given)."""
+        """Puts an adapter on: `weight` for the UNet, `text` for both text encoders (the same when not given)."""
         # Weights first: a mistyped number should not wait for a file of a gigabyte.
-        unet, towers = _weights(weight, text)
+        unet, text_encoders = _weights(weight, text)
         read = adapter if isinstance(adapter, Adapter) else read_adapter(adapter, self._components, name)
         title = name or read.name
         if title in self._used:
@@ -126,7 +126,7 @@ class Adapters:
                 rule="Each adapter is used once, with a weight of its own",
                 fix="Change its weight; another file of the same name needs another name",
             )
-        state = Attached(title, read.sha256, unet, towers)
+        state = Attached(title, read.sha256, unet, text_encoders)
         self._used[title] = (read, state)
         self._recompute(read)
         return state
@@ -134,8 +134,8 @@ class Adapters:
     def weigh(self, name: str, weight: float, *, text: float | None = None) -> Attached:
         """Changes the weights of an adapter in use; 0 keeps it at hand without effect."""
         read, state = self._find(name)
-        unet, towers = _weights(weight, text)
-        state = replace(state, unet=unet, text=towers)
+        unet, text_encoders = _weights(weight, text)
+        state = replace(state, unet=unet, text=text_encoders)
         self._used[name] = (read, state)
         self._recompute(read)
         return state

@@ -1,7 +1,7 @@
 """The shapes of the networks: `sdxl` as published, `nano` and `nano128`, the same classes small enough for a laptop.
 
 Two invariants tie the parts together and are derived, never typed twice: the UNet's cross-attention width is
-the sum of the towers' widths, and its `text_time` input is six embedded numbers next to the pooled text.
+the sum of the text encoders' widths, and its `text_time` input is six embedded numbers next to the pooled text.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class UNetShape:
 
 
 @dataclass(frozen=True)
-class CodecShape:
+class VAEShape:
     """The autoencoder: its spatial factor is 2 ** (levels - 1)."""
 
     channels: tuple[int, ...]
@@ -34,7 +34,7 @@ class CodecShape:
     latent_channels: int
     pixels: int
     isometric: bool = False
-    """Whether random weights begin as `codec.keep_lengths` makes them, or as torch draws them."""
+    """Whether random weights begin as `vae.keep_lengths` makes them, or as torch draws them."""
 
     @property
     def factor(self) -> int:
@@ -42,8 +42,8 @@ class CodecShape:
 
 
 @dataclass(frozen=True)
-class TowerShape:
-    """A CLIP text tower. `projection` is the width of the shared image-text space."""
+class TextEncoderShape:
+    """A CLIP text encoder. `projection` is the width of the shared image-text space."""
 
     width: int
     layers: int
@@ -55,7 +55,7 @@ class TowerShape:
 
 @dataclass(frozen=True)
 class VisionShape:
-    """A CLIP vision tower, kept for evaluation."""
+    """A CLIP vision encoder, kept for evaluation."""
 
     width: int
     layers: int
@@ -69,20 +69,20 @@ class Architecture:
     """Everything needed to build the networks with random weights."""
 
     unet: UNetShape
-    codec: CodecShape
-    tower_1: TowerShape
-    tower_2: TowerShape
+    vae: VAEShape
+    text_encoder_1: TextEncoderShape
+    text_encoder_2: TextEncoderShape
     vision: VisionShape | None
     positions: int
     """Tokens a prompt may have, begin and end included."""
 
     @property
     def context_width(self) -> int:
-        return self.tower_1.width + self.tower_2.width
+        return self.text_encoder_1.width + self.text_encoder_2.width
 
     @property
     def text_time_width(self) -> int:
-        return 6 * self.unet.size_embedding + self.tower_2.projection
+        return 6 * self.unet.size_embedding + self.text_encoder_2.projection
 
 
 SDXL = Architecture(
@@ -95,9 +95,11 @@ SDXL = Architecture(
         size_embedding=256,
         latent_size=128,
     ),
-    codec=CodecShape(channels=(128, 256, 512, 512), layers_per_level=2, norm_groups=32, latent_channels=4, pixels=1024),
-    tower_1=TowerShape(width=768, layers=12, heads=12, hidden=3072, activation="quick_gelu", projection=768),
-    tower_2=TowerShape(width=1280, layers=32, heads=20, hidden=5120, activation="gelu", projection=1280),
+    vae=VAEShape(channels=(128, 256, 512, 512), layers_per_level=2, norm_groups=32, latent_channels=4, pixels=1024),
+    text_encoder_1=TextEncoderShape(
+        width=768, layers=12, heads=12, hidden=3072, activation="quick_gelu", projection=768
+    ),
+    text_encoder_2=TextEncoderShape(width=1280, layers=32, heads=20, hidden=5120, activation="gelu", projection=1280),
     vision=None,
     positions=77,
 )
@@ -112,9 +114,9 @@ NANO = Architecture(
         size_embedding=32,
         latent_size=16,
     ),
-    codec=CodecShape(channels=(24, 48, 64), layers_per_level=1, norm_groups=8, latent_channels=4, pixels=64),
-    tower_1=TowerShape(width=128, layers=3, heads=4, hidden=384, activation="quick_gelu", projection=128),
-    tower_2=TowerShape(width=128, layers=3, heads=4, hidden=384, activation="gelu", projection=128),
+    vae=VAEShape(channels=(24, 48, 64), layers_per_level=1, norm_groups=8, latent_channels=4, pixels=64),
+    text_encoder_1=TextEncoderShape(width=128, layers=3, heads=4, hidden=384, activation="quick_gelu", projection=128),
+    text_encoder_2=TextEncoderShape(width=128, layers=3, heads=4, hidden=384, activation="gelu", projection=128),
     vision=VisionShape(width=128, layers=4, heads=4, patch=8, pixels=64),
     positions=32,
 )
@@ -122,8 +124,8 @@ NANO = Architecture(
 NANO128 = replace(
     NANO,
     unet=replace(NANO.unet, in_channels=16),
-    # One group in each norm: with two channels to a group a norm takes away the hue of a plain picture.
-    codec=CodecShape(
+    # One group in each norm: with two channels to a group a norm takes away the hue of a plain image.
+    vae=VAEShape(
         channels=(8, 16, 48, 96), layers_per_level=1, norm_groups=1, latent_channels=16, pixels=128, isometric=True
     ),
 )

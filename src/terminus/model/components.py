@@ -17,20 +17,20 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from terminus.errors import UserError
 from terminus.model.keys import modern_vae_name
-from terminus.model.parts import MARKERS, TOKENIZERS, Parts, new_index, read_index, read_record
+from terminus.model.parts import MARKERS, TOKENIZERS, CheckpointParts, new_index, read_index, read_record
 from terminus.model.record import Record, Schedule, save_record, write_json
 from terminus.model.single_file import read_networks
-from terminus.model.text import TextTowers
+from terminus.model.text import TextEncoders
 from terminus.model.text_encoders import (
     check_tokenizers,
+    load_text_encoder,
     load_tokenizer,
-    load_tower,
     load_vision,
-    save_towers,
+    save_text_encoders,
     save_vision,
 )
 from terminus.model.unet import UNet
-from terminus.model.vae import Codec
+from terminus.model.vae import VAE
 from terminus.model.weights import load_module, resolve, save_module
 
 
@@ -39,14 +39,20 @@ class Components:
     """Networks in float32 and evaluation mode, on one device."""
 
     unet: UNet
-    codec: Codec
-    text: TextTowers
+    vae: VAE
+    text_encoders: TextEncoders
     record: Record
     vision: CLIPVisionModelWithProjection | None = None
 
     def to(self, device: torch.device) -> Components:
         """Moves every network; returns self, as torch modules do."""
-        modules = [self.unet, self.codec.vae, self.text.tower_1, self.text.tower_2, self.vision]
+        modules = [
+            self.unet,
+            self.vae.autoencoder,
+            self.text_encoders.text_encoder_1,
+            self.text_encoders.text_encoder_2,
+            self.vision,
+        ]
         for module in modules:
             if module is not None:
                 cast(Any, module).to(device)
@@ -54,8 +60,8 @@ class Components:
 
     @property
     def native_pixels(self) -> int:
-        """The side of the square picture the model was trained on."""
-        return self.record.side(self.unet.config["sample_size"], self.codec.factor)
+        """The side of the square image the model was trained on."""
+        return self.record.side(self.unet.config["sample_size"], self.vae.factor)
 
 
 def load_components(model: str | Path, schedule: Schedule | None = None) -> Components:
@@ -65,20 +71,20 @@ def load_components(model: str | Path, schedule: Schedule | None = None) -> Comp
         return load_single_file(folder, schedule=schedule)
     read_index(folder)
     unet = load_module(UNet, folder / "unet", ignored=MARKERS).eval().requires_grad_(False)
-    codec, text = load_codec(folder), load_towers(folder)
+    vae, text = load_vae(folder), load_text_encoders(folder)
     vision = load_vision(folder / "vision") if (folder / "vision").is_dir() else None
     check_widths(unet, text, str(folder))
-    return _sized(Components(unet, codec, text, read_record(folder, schedule), vision), str(folder))
+    return _sized(Components(unet, vae, text, read_record(folder, schedule), vision), str(folder))
 
 
 def load_single_file(path: Path, ema: bool = False, schedule: Schedule | None = None) -> Components:
     """Loads one .safetensors file in the LDM layout; `ema` asks for the UNet's moving average, where it holds one."""
     networks, parts = read_networks(path, ema=ema, schedule=schedule)
-    unet, text = cast(UNet, networks["unet"]), towers_of(networks, parts)
+    unet, text = cast(UNet, networks["unet"]), text_encoders_of(networks, parts)
     check_widths(unet, text, str(path))
     vision = cast("CLIPVisionModelWithProjection | None", networks.get("vision"))
-    codec = Codec(cast(AutoencoderKL, networks["vae"]))
-    return _sized(Components(unet, codec, text, parts.record, vision), str(path))
+    vae = VAE(cast(AutoencoderKL, networks["vae"]))
+    return _sized(Components(unet, vae, text, parts.record, vision), str(path))
 
 
 def _sized(components: Components, where: str) -> Components:
@@ -90,62 +96,68 @@ def _sized(components: Components, where: str) -> Components:
     return components
 
 
-def load_codec(model: str | Path) -> Codec:
-    """The codec of a model folder or single file, of "nano", or of a hub id, in evaluation mode and float32."""
+def load_vae(model: str | Path) -> VAE:
+    """The VAE of a model folder or single file, of "nano", or of a hub id, in evaluation mode and float32."""
     path = resolve(model)
     if path.is_file():
-        return Codec(cast(AutoencoderKL, read_networks(path, ["vae"])[0]["vae"]))
+        return VAE(cast(AutoencoderKL, read_networks(path, ["vae"])[0]["vae"]))
     vae = load_module(AutoencoderKL, path / "vae", renamed=modern_vae_name)
-    return Codec(vae.eval().requires_grad_(False))
+    return VAE(vae.eval().requires_grad_(False))
 
 
-def load_towers(folder: Path) -> TextTowers:
-    """Both text towers of a diffusers SDXL folder or single file, float32, in evaluation mode."""
+def load_text_encoders(folder: Path) -> TextEncoders:
+    """Both text encoders of a diffusers SDXL folder or single file, float32, in evaluation mode."""
     if folder.is_file():
-        return towers_of(*read_networks(folder, ["text_encoder", "text_encoder_2"]))
-    towers = TextTowers(
+        return text_encoders_of(*read_networks(folder, ["text_encoder", "text_encoder_2"]))
+    text_encoders = TextEncoders(
         load_tokenizer(folder / "tokenizer"),
         load_tokenizer(folder / "tokenizer_2"),
-        load_tower(CLIPTextModel, CLIPTextConfig, folder / "text_encoder"),
-        load_tower(CLIPTextModelWithProjection, CLIPTextConfig, folder / "text_encoder_2"),
+        load_text_encoder(CLIPTextModel, CLIPTextConfig, folder / "text_encoder"),
+        load_text_encoder(CLIPTextModelWithProjection, CLIPTextConfig, folder / "text_encoder_2"),
     )
-    check_tokenizers(towers, str(folder))
-    return towers
+    check_tokenizers(text_encoders, str(folder))
+    return text_encoders
 
 
-def towers_of(networks: Mapping[str, nn.Module], parts: Parts) -> TextTowers:
+def text_encoders_of(networks: Mapping[str, nn.Module], parts: CheckpointParts) -> TextEncoders:
     """Text encoders made of networks that were read."""
     first, second = (parts.vocabularies[name].tokenizer() for name in TOKENIZERS)
-    tower_1, tower_2 = networks["text_encoder"], networks["text_encoder_2"]
-    towers = TextTowers(first, second, cast(CLIPTextModel, tower_1), cast(CLIPTextModelWithProjection, tower_2))
-    check_tokenizers(towers, parts.where)
-    return towers
+    text_encoder_1, text_encoder_2 = networks["text_encoder"], networks["text_encoder_2"]
+    text_encoders = TextEncoders(
+        first, second, cast(CLIPTextModel, text_encoder_1), cast(CLIPTextModelWithProjection, text_encoder_2)
+    )
+    check_tokenizers(text_encoders, parts.where)
+    return text_encoders
 
 
 def save_components(components: Components, folder: Path, dtype: torch.dtype = torch.float16) -> None:
     """Writes a folder that `load_components` and diffusers' SDXL pipelines load."""
     folder.mkdir(parents=True, exist_ok=True)
     save_module(components.unet, folder / "unet", dtype)
-    save_module(components.codec.vae, folder / "vae", dtype)
-    save_towers(components.text, folder, dtype)
+    save_module(components.vae.autoencoder, folder / "vae", dtype)
+    save_text_encoders(components.text_encoders, folder, dtype)
     if components.vision is not None:
         save_vision(components.vision, folder / "vision", dtype)
     save_record(components.record, folder)
     write_json(folder / "model_index.json", new_index())
 
 
-def check_widths(unet: UNet, text: TextTowers, where: str) -> None:
-    """UserError unless the towers give what the UNet reads."""
-    projection = cast(int, text.tower_2.config.projection_dim)
+def check_widths(unet: UNet, text: TextEncoders, where: str) -> None:
+    """UserError unless the text encoders give what the UNet reads."""
+    projection = cast(int, text.text_encoder_2.config.projection_dim)
     sizes = 6 * cast(int, unet.config["addition_time_embed_dim"] or 0)
     for what, have, want in (
-        ("a context", text.tower_1.config.hidden_size + text.tower_2.config.hidden_size, "cross_attention_dim"),
+        (
+            "a context",
+            text.text_encoder_1.config.hidden_size + text.text_encoder_2.config.hidden_size,
+            "cross_attention_dim",
+        ),
         ("pooled text and sizes", projection + sizes, "projection_class_embeddings_input_dim"),
     ):
         if have != unet.config[want]:
             raise UserError(
-                f"The UNet reads {what} of {unet.config[want]}, the text towers give {have}",
+                f"The UNet reads {what} of {unet.config[want]}, the text encoders give {have}",
                 where=where,
-                rule=f"{want} of the UNet follows from the widths of both towers",
-                fix="Use a UNet and text towers that were trained together, or the architecture of these towers",
+                rule=f"{want} of the UNet follows from the widths of both text encoders",
+                fix="Use a UNet and text encoders that were trained together, or their own architecture",
             )

@@ -1,6 +1,6 @@
-"""Pictures that steer the UNet from the side: ControlNet (2302.05543) and T2I-Adapter (2302.08453), as one interface.
+"""Images that steer the UNet from the side: ControlNet (2302.05543) and T2I-Adapter (2302.08453), as one interface.
 
-A control is a network, a picture, and how strongly and how long it acts. When it acts is said in fractions of the
+A control is a network, an image, and how strongly and how long it acts. When it acts is said in fractions of the
 schedule's time, not of the steps, so it means the same for every solver and every number of steps.
 """
 
@@ -24,12 +24,12 @@ from terminus.model.unet import Residuals, UNet
 from terminus.model.weights import at_home, load_module, read_json
 
 Kind = Literal["controlnet", "t2i"]
-Picture = Float[Tensor, "pictures channels height width"]
+ControlImage = Float[Tensor, "images channels height width"]
 
 
 @dataclass(frozen=True)
-class Span:
-    """When a control acts, in fractions of the way from noise (0) to picture (1); the end is not included."""
+class ControlInterval:
+    """When a control acts, in fractions of the way from noise (0) to image (1); the end is not included."""
 
     start: float = 0.0
     end: float = 1.0
@@ -48,18 +48,18 @@ class Span:
 
 @dataclass(frozen=True)
 class Control:
-    """One network with its picture; `load_control` makes it."""
+    """One network with its image; `load_control` makes it."""
 
     name: str
     kind: Kind
     network: ControlNetModel | T2IAdapter
-    picture: Picture
-    """In [0, 1], one for all rows or one per row; of the size of the picture to be made."""
+    image: ControlImage
+    """In [0, 1], one for all rows or one per row; of the size of the image to be made."""
     scale: float
-    span: Span
+    span: ControlInterval
     timesteps: int
     features: tuple[Tensor, ...] = ()
-    """What a T2I-Adapter makes of its picture, once: it looks at neither the latent nor the time."""
+    """What a T2I-Adapter makes of its image, once: it looks at neither the latent nor the time."""
 
     def residuals(
         self,
@@ -74,13 +74,13 @@ class Control:
         if self.kind == "t2i":
             return Residuals(intrablock=tuple(self.scale * _rows(level, len(x)) for level in self.features))
         self._check_size(x)
-        # A UNet for inpainting reads its mask and masked picture after the latent; ControlNets read the latent.
+        # A UNet for inpainting reads its mask and masked image after the latent; ControlNets read the latent.
         latent = x[:, : cast(int, self.network.config["in_channels"])]
         down, mid = cast(Callable[..., tuple[list[Tensor], Tensor]], self.network)(
             latent,
             torch.full((len(x),), t, dtype=torch.long, device=x.device),
             encoder_hidden_states=text.context,
-            controlnet_cond=_rows(self.picture, len(x)).to(x.device),
+            controlnet_cond=_rows(self.image, len(x)).to(x.device),
             added_cond_kwargs={"text_embeds": text.pooled, "time_ids": time_ids},
             return_dict=False,
         )
@@ -89,25 +89,25 @@ class Control:
     def _check_size(self, x: Tensor) -> None:
         factor = 2 ** (len(cast(Sequence[int], self.network.config["conditioning_embedding_out_channels"])) - 1)
         wanted = (x.shape[-2] * factor, x.shape[-1] * factor)
-        if tuple(self.picture.shape[-2:]) != wanted:
+        if tuple(self.image.shape[-2:]) != wanted:
             raise UserError(
-                f"The picture of {self.name} is {_size(self.picture.shape[-2:])}, the latent asks for {_size(wanted)}",
-                rule="A control picture has the size of the picture to be made (width x height)",
-                fix="Resize the control picture",
+                f"The image of {self.name} is {_size(self.image.shape[-2:])}, the latent asks for {_size(wanted)}",
+                rule="A control image has the size of the image to be made (width x height)",
+                fix="Resize the control image",
             )
 
 
 def load_control(
     kind: Kind,
     folder: str | Path,
-    picture: Picture,
+    image: ControlImage,
     components: Components,
     scale: float = 1.0,
-    span: Span | None = None,
+    span: ControlInterval | None = None,
 ) -> Control:
-    """A control from a local diffusers folder (`config.json` and safetensors), for this model and this picture.
+    """A control from a local diffusers folder (`config.json` and safetensors), for this model and this image.
 
-    UserError for a network that was made for another UNet, or a picture that it cannot read.
+    UserError for a network that was made for another UNet, or an image that it cannot read.
     """
     if kind not in get_args(Kind):
         raise UserError(f"A control of kind {kind!r}", rule=f"Known: {', '.join(get_args(Kind))}")
@@ -117,22 +117,22 @@ def load_control(
     cls = ControlNetModel if kind == "controlnet" else T2IAdapter
     _check_class(cls.__name__, path)
     network = load_module(cls, path).eval().requires_grad_(False)
-    cast(nn.Module, network).to(components.text.device)  # where the UNet runs, which may wait elsewhere
+    cast(nn.Module, network).to(components.text_encoders.device)  # where the UNet runs, which may wait elsewhere
     channels = _channels(network)
-    if picture.shape[1] != channels or not (picture.min() >= 0 and picture.max() <= 1):
+    if image.shape[1] != channels or not (image.min() >= 0 and image.max() <= 1):
         raise UserError(
-            f"A control picture of {picture.shape[1]} channels, from {picture.min():.3g} to {picture.max():.3g}",
+            f"A control image of {image.shape[1]} channels, from {image.min():.3g} to {image.max():.3g}",
             where=str(path),
             rule=f"This network reads {channels} channels from 0 to 1",
         )
-    picture = picture.to(components.text.device, torch.float32)
+    image = image.to(components.text_encoders.device, torch.float32)
     timesteps = components.record.schedule.timesteps
     features: tuple[Tensor, ...] = ()
     if isinstance(network, ControlNetModel):
         _check_controlnet(network, components.unet, str(path))
     else:
-        features = _features(network, picture, components, str(path))
-    return Control(path.name, kind, network, picture, float(scale), span or Span(), timesteps, features)
+        features = _features(network, image, components, str(path))
+    return Control(path.name, kind, network, image, float(scale), span or ControlInterval(), timesteps, features)
 
 
 def combined(
@@ -179,17 +179,17 @@ def _check_controlnet(network: ControlNetModel, unet: UNet, where: str) -> None:
         raise UserError(f"This ControlNet reads {network.config['in_channels']} latent channels", where=where)
 
 
-def _features(network: T2IAdapter, picture: Tensor, components: Components, where: str) -> tuple[Tensor, ...]:
+def _features(network: T2IAdapter, image: Tensor, components: Components, where: str) -> tuple[Tensor, ...]:
     divisor = cast(int, network.total_downscale_factor)
-    if any(side % divisor for side in picture.shape[-2:]):
+    if any(side % divisor for side in image.shape[-2:]):
         raise UserError(
-            f"The picture of this T2I-Adapter is {_size(picture.shape[-2:])}",
+            f"The image of this T2I-Adapter is {_size(image.shape[-2:])}",
             where=where,
             rule=f"Its sides must be multiples of {divisor}",
             fix="Draw at such a size",
         )
     with torch.no_grad():
-        features = tuple(cast(list[Tensor], network(picture)))
+        features = tuple(cast(list[Tensor], network(image)))
     widths = [level.shape[1] for level in features]
     channels = list(cast(Sequence[int], components.unet.config["block_out_channels"]))
     # A fourth feature belongs to the middle.
@@ -202,12 +202,12 @@ def _features(network: T2IAdapter, picture: Tensor, components: Components, wher
     # Added after the downsampler of the first level, which has no attention, and before those of the others.
     halvings = [1, *range(1, len(channels)), len(channels) - 1]
     for level, halved in zip(features, halvings, strict=True):
-        wanted = [-(-side // (components.codec.factor * 2**halved)) for side in picture.shape[-2:]]
+        wanted = [-(-side // (components.vae.factor * 2**halved)) for side in image.shape[-2:]]
         if list(level.shape[-2:]) != wanted:
             raise UserError(
                 f"This T2I-Adapter gives features of {_size(level.shape[-2:])} where the UNet's are {_size(wanted)}",
                 where=where,
-                rule="It halves a picture once more than the codec does, by 16 for SDXL (downscale_factor)",
+                rule="It halves an image once more than the VAE does, by 16 for SDXL (downscale_factor)",
                 fix="Use a T2I-Adapter made for SDXL models",
             )
     return features
@@ -219,9 +219,9 @@ def _channels(network: nn.Module) -> int:
 
 
 def _rows(tensor: Tensor, count: int) -> Tensor:
-    """One row per input; with guidance the pictures come once for the prompt and once more for the negative."""
+    """One row per input; with guidance the images come once for the prompt and once more for the negative."""
     if count % len(tensor):
-        raise ValueError(f"{len(tensor)} control pictures for {count} rows")
+        raise ValueError(f"{len(tensor)} control images for {count} rows")
     return tensor.repeat(count // len(tensor), *(1,) * (tensor.ndim - 1))
 
 

@@ -15,7 +15,7 @@ import torch
 from terminus.errors import UserError
 from terminus.model import modelspec, sdnext
 from terminus.model.choices import StoredPrecision
-from terminus.model.parts import Parts, check_networks, read_folder, write_folder
+from terminus.model.parts import CheckpointParts, check_networks, read_folder, write_folder
 from terminus.model.single_file import OURS, read_single_file, write_single_file
 from terminus.model.weights import at_home, refuse_pickle, resolve
 from terminus.model.writing import fresh, refuse_existing
@@ -91,11 +91,11 @@ def convert(
     files += [] if side_car is None else [side_car]
     return Converted(
         target, tuple(files), sum(len(tensors) for tensors in parts.tensors.values()),
-        sum(path.stat().st_size for path in files), modelspec.metadata(parts)["modelspec.prediction_type"],
+        sum(path.stat().st_size for path in files), modelspec.modelspec_metadata(parts)["modelspec.prediction_type"],
     )  # fmt: skip
 
 
-def _read(source: str | Path, ema: bool) -> Parts:
+def _read(source: str | Path, ema: bool) -> CheckpointParts:
     path = resolve(source)
     if path.is_file():
         return read_single_file(path, ema=ema)
@@ -108,9 +108,9 @@ def _read(source: str | Path, ema: bool) -> Parts:
     return read_folder(path)
 
 
-def _tell_of_lost(parts: Parts, single: bool) -> None:
+def _tell_of_lost(parts: CheckpointParts, single: bool) -> None:
     """What a file says of itself and neither we nor ModelSpec have a place for; of a folder's, what it has none for."""
-    written = modelspec.metadata(parts if single else replace(parts, metadata={}))
+    written = modelspec.modelspec_metadata(parts if single else replace(parts, metadata={}))
     lost = sorted(parts.metadata.keys() - written.keys() - {OURS})
     if lost:
         more = ", ..." if len(lost) > 5 else ""

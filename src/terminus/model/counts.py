@@ -103,9 +103,9 @@ def _controlnet(config: Mapping[str, object], stored: _Stored) -> Iterator[Count
     widths, key = _list(config.get("conditioning_embedding_out_channels")), "conditioning_embedding_out_channels"
     if widths is not None:
         found = stored.count("controlnet_cond_embedding.blocks") // 2 + 1
-        yield Count(key, len(widths), found, "levels of the embedding of the picture")
+        yield Count(key, len(widths), found, "levels of the embedding of the image")
     found = stored.side("controlnet_cond_embedding.conv_in.weight", 1)
-    yield Count("conditioning_channels", config.get("conditioning_channels"), found, "channels of the picture")
+    yield Count("conditioning_channels", config.get("conditioning_channels"), found, "channels of the image")
 
 
 def _way_down(config: Mapping[str, object], stored: _Stored) -> Iterator[Count]:
@@ -137,7 +137,7 @@ def _way_down(config: Mapping[str, object], stored: _Stored) -> Iterator[Count]:
         yield Count(key, None if isinstance(stated, list) else stated, stored.any_side(name, 1), "inputs")
 
 
-def _codec(config: Mapping[str, object], stored: _Stored) -> Iterator[Count]:
+def _vae(config: Mapping[str, object], stored: _Stored) -> Iterator[Count]:
     channels, layers = _list(config.get("block_out_channels")), config.get("layers_per_block")
     for half, blocks, more in (("encoder", "down_blocks", 0), ("decoder", "up_blocks", 1)):
         if channels is not None:
@@ -153,7 +153,7 @@ def _codec(config: Mapping[str, object], stored: _Stored) -> Iterator[Count]:
     latent = stored.side("decoder.conv_in.weight", 1)
     yield Count("latent_channels", config.get("latent_channels"), latent, "latent channels")
     for key, name, axis in (("in_channels", "encoder.conv_in", 1), ("out_channels", "decoder.conv_out", 0)):
-        yield Count(key, config.get(key), stored.side(f"{name}.weight", axis), "channels of the picture")
+        yield Count(key, config.get(key), stored.side(f"{name}.weight", axis), "channels of the image")
     for key in ("latents_mean", "latents_std"):
         numbers = _list(config.get(key))
         yield Count(key, None if numbers is None else len(numbers), latent, "latent channels")
@@ -168,8 +168,8 @@ def _t2i(config: Mapping[str, object], stored: _Stored) -> Iterator[Count]:
         yield Count("num_res_blocks", blocks, found, f"residual blocks in level {level}")
 
 
-def _tower(config: Mapping[str, object], stored: _Stored) -> Iterator[Count]:
-    """A text or vision tower, with or without `text_model.` before its names."""
+def _text_encoder(config: Mapping[str, object], stored: _Stored) -> Iterator[Count]:
+    """A text or vision encoder, with or without `text_model.` before its names."""
     bare = _Stored({name.removeprefix("text_model.").removeprefix("vision_model."): shape
                     for name, shape in stored.shapes.items()})  # fmt: skip
     first, tokens = "encoder.layers.0", "embeddings.token_embedding.weight"
@@ -182,7 +182,7 @@ def _tower(config: Mapping[str, object], stored: _Stored) -> Iterator[Count]:
         ("max_position_embeddings", positions, 0, "positions"),
         ("projection_dim", "text_projection.weight", 0, "projected channels"),
         ("projection_dim", "visual_projection.weight", 0, "projected channels"),
-        ("num_channels", patches, 1, "channels of the picture"),
+        ("num_channels", patches, 1, "channels of the image"),
         ("patch_size", patches, 2, "pixels along a patch"),
     ):
         yield Count(key, config.get(key), bare.side(name, axis), what)
@@ -198,12 +198,12 @@ def _tower(config: Mapping[str, object], stored: _Stored) -> Iterator[Count]:
 
 COUNTS: Mapping[str, Callable[[Mapping[str, object], _Stored], Iterator[Count]]] = {
     "UNet2DConditionModel": _unet,
-    "AutoencoderKL": _codec,
+    "AutoencoderKL": _vae,
     "ControlNetModel": _controlnet,
     "T2IAdapter": _t2i,
-    "CLIPTextModel": _tower,
-    "CLIPTextModelWithProjection": _tower,
-    "CLIPVisionModelWithProjection": _tower,
+    "CLIPTextModel": _text_encoder,
+    "CLIPTextModelWithProjection": _text_encoder,
+    "CLIPVisionModelWithProjection": _text_encoder,
 }
 """By the name of the class; a class that is built from a configuration of others has an entry here."""
 

@@ -2,7 +2,7 @@
 
 No file format has one place for the two facts, so every tool looks elsewhere. All the places are read here, in one
 order; the first that speaks decides each fact, and a later one that says otherwise is a conflict, which is named and
-not resolved in silence: the wrong answer gives noise or grey pictures, with no error anywhere.
+not resolved in silence: the wrong answer gives noise or grey images, with no error anywhere.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from terminus.config.errors import Origin
-from terminus.config.source import parse, plain
+from terminus.config.source import parse_yaml, plain_tree
 from terminus.errors import UserError
 from terminus.model.header import Header, read_header, read_numbers
 from terminus.model.limits import SIDE_CAR_BYTES
 from terminus.model.record import Prediction, Schedule, load_record, parse_schedule
-from terminus.model.weights import name_of, parse_json, read_json
+from terminus.model.weights import model_name, parse_json, read_json
 
 log = logging.getLogger("terminus")
 
@@ -88,7 +88,7 @@ def detect(path: Path) -> Detection:
         raise UserError(
             f"Epsilon prediction on a schedule with zero terminal SNR ({said})",
             where=str(path),
-            rule="At the last step the picture would be divided by an SNR of 0, so no such model exists",
+            rule="At the last step the image would be divided by an SNR of 0, so no such model exists",
             fix="If it predicts velocity, correct its labels: `terminus inspect FILE --fix TARGET --as v-ztsnr`",
         )
     return detection
@@ -125,7 +125,7 @@ def read_evidence(path: Path) -> tuple[list[Evidence], Schedule | None]:
     header = read_header(path)
     refuse_edm(header.tensors.keys(), path)
     ours, schedule = _our_metadata(header)
-    found = [*ours, *markers(header.tensors.keys()), *metadata(header.metadata), *_table(header)]
+    found = [*ours, *marker_evidence(header.tensors.keys()), *metadata_evidence(header.metadata), *_table(header)]
     return [*found, *file_name(path.stem), *_side_car(path), *_projection(header)], schedule
 
 
@@ -139,9 +139,9 @@ def _folder(folder: Path) -> tuple[list[Evidence], Schedule | None]:
     for path in sorted((folder / "unet").glob("*.safetensors")):
         header = read_header(path)
         refuse_edm(header.tensors.keys(), path)
-        found += markers(header.tensors.keys(), f"{MARKERS} in unet/")
-        found += metadata(header.metadata)
-    return [*found, *file_name(name_of(folder))], schedule
+        found += marker_evidence(header.tensors.keys(), f"{MARKERS} in unet/")
+        found += metadata_evidence(header.metadata)
+    return [*found, *file_name(model_name(folder))], schedule
 
 
 def _of_schedule(source: str, schedule: Schedule) -> Evidence:
@@ -202,7 +202,7 @@ def refuse_edm(names: Set[str], path: Path) -> None:
         )
 
 
-def markers(names: Set[str], source: str = MARKERS) -> list[Evidence]:
+def marker_evidence(names: Set[str], source: str = MARKERS) -> list[Evidence]:
     """The tensors `v_pred` and `ztsnr`, mostly empty (NoobAI, ComfyUI). Absent, they say nothing: few write them."""
     found = [name for name in ("v_pred", "ztsnr") if name in names]
     if not found:
@@ -211,7 +211,7 @@ def markers(names: Set[str], source: str = MARKERS) -> list[Evidence]:
     return [Evidence(source, " and ".join(found), "velocity" if velocity else None, True if zero else None)]
 
 
-def metadata(stored: Mapping[str, str]) -> list[Evidence]:
+def metadata_evidence(stored: Mapping[str, str]) -> list[Evidence]:
     """ModelSpec, ComfyUI's `predict_key` and kohya's `ss_*`. ModelSpec's `v` cannot tell whether the SNR ends at 0."""
     found: list[Evidence] = []
     for key in ("modelspec.prediction_type", "modelspec.predict_key"):
@@ -258,7 +258,7 @@ def _projection(header: Header) -> list[Evidence]:
     if revision is None or PROJECTION not in header.tensors:
         return []
     says = (
-        f"OneTrainer {ascii(revision)[1:-1][:40]}, which writes the second text tower's text_projection transposed; "
+        f"OneTrainer {ascii(revision)[1:-1][:40]}, which writes the second text encoder's text_projection transposed; "
         "it is read as it stands, as in other programs (OneTrainer's diffusers folder has it right)"
     )
     return [Evidence("metadata ot_revision", says, warning=True)]
@@ -300,7 +300,9 @@ def _side_car(path: Path) -> Iterator[Evidence]:
             yield Evidence(source, f"nothing: it has over {SIDE_CAR_BYTES} bytes", warning=True)
             return
         text = side_car.read_text(encoding="utf-8")
-        tree = plain(parse(text, lambda row, column: Origin(f"{side_car.name}:{row + 1}:{column + 1}", "", 0)))
+        tree = plain_tree(
+            parse_yaml(text, lambda row, column: Origin(f"{side_car.name}:{row + 1}:{column + 1}", "", 0))
+        )
     except (UserError, ValueError, OSError) as error:
         yield Evidence(source, f"nothing readable ({type(error).__name__})", warning=True)
         return

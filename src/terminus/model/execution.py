@@ -1,6 +1,6 @@
 """How the networks of a model run: number format, memory layout, compiler, and which of them hold the device's memory.
 
-None of it is part of what a picture is: another `Running` draws the same picture, up to rounding. On the CPU the
+None of it is part of what an image is: another `Running` draws the same image, up to rounding. On the CPU the
 default changes nothing at all.
 """
 
@@ -18,9 +18,9 @@ from torch.utils._pytree import tree_map_only
 from terminus.errors import UserError
 from terminus.model.choices import Compile, Offload, check_choice
 from terminus.model.components import Components
-from terminus.model.text import TextTowers
+from terminus.model.text import TextEncoders
 from terminus.model.tiling import Tiling
-from terminus.model.vae import Codec
+from terminus.model.vae import VAE
 from terminus.runtime import Precision
 
 log = logging.getLogger("terminus")
@@ -39,13 +39,13 @@ class Running:
     precision: Precision | None = None
     """What weights are held in and networks compute in; None is bf16 on a GPU and fp32 elsewhere."""
     channels_last: bool | None = None
-    """Pictures' channels side by side in memory, as a GPU's convolutions read them; None is on a GPU alone."""
+    """Images' channels side by side in memory, as a GPU's convolutions read them; None is on a GPU alone."""
     compile: Compile = "off"
     """`blocks` compiles the UNet's blocks; `graphs` (GPU) the whole UNet, replayed as one CUDA graph."""
     offload: Offload = "none"
-    """`model` keeps one of text towers, UNet and codec on the device at a time, the others in the computer's memory."""
+    """`model` keeps one of text encoders, UNet and VAE on the device at a time, the others in the computer's memory."""
     tiling: Tiling | None = None
-    """When and how pictures pass the codec in tiles; None is from 4 megapixels on."""
+    """When and how images pass the VAE in tiles; None is from 4 megapixels on."""
 
     def on(self, device: torch.device) -> Running:
         """The same with every None decided for this device; UserError for what contradicts."""
@@ -73,23 +73,31 @@ def running(compile: str = "off", offload: str = "none") -> Running:
     return Running(compile=cast(Compile, compile), offload=cast(Offload, offload))
 
 
-def prepare(components: Components, device: torch.device, running: Running | None = None) -> Components:
+def prepare_for_inference(components: Components, device: torch.device, running: Running | None = None) -> Components:
     """These networks on this device, changed in place to run like that. Once per model: it is not undone.
 
-    The codec computes in fp32 where its configuration says that it must. With offloading, `text.device` and
-    `codec.device` are the device that they run on, wherever they wait.
+    The VAE computes in fp32 where its configuration says that it must. With offloading, `text.device` and
+    `vae.device` are the device that they run on, wherever they wait.
     """
     how = (running or Running()).on(device)
     dtype = _DTYPES[how.precision or "fp32"]
-    towers, unet, vae = (components.text.tower_1, components.text.tower_2), components.unet, components.codec.vae
+    text_encoders, unet, vae = (
+        (components.text_encoders.text_encoder_1, components.text_encoders.text_encoder_2),
+        components.unet,
+        components.vae.autoencoder,
+    )
     upcast = bool(cast(Any, vae.config).get("force_upcast", True))
-    kinds = ((unet, dtype), *((tower, dtype) for tower in towers), (vae, torch.float32 if upcast else dtype))
+    kinds = (
+        (unet, dtype),
+        *((text_encoder, dtype) for text_encoder in text_encoders),
+        (vae, torch.float32 if upcast else dtype),
+    )
     for module, kind in kinds:
         nn.Module.to(module, dtype=kind)  # diffusers' own warns of what it keeps in float32, which is nothing here
     if how.channels_last:
         for module in (unet, vae):
             cast(Any, module).to(memory_format=torch.channels_last)
-    components.codec.tiling = how.tiling or Tiling()
+    components.vae.tiling = how.tiling or Tiling()
     if how.offload == "model":
         components = _in_turns(components, device)
     else:
@@ -114,10 +122,10 @@ def _compile(unet: nn.Module, how: Compile) -> None:
         compiled = torch.compile(unet.forward, mode="reduce-overhead", dynamic=False)
         cast(Any, unet).forward = compiled
         return
-    compile_regions(unet, _VARIANTS)
+    compile_for_inference(unet, _VARIANTS)
 
 
-def compile_regions(module: nn.Module, variants: int) -> None:
+def compile_for_inference(module: nn.Module, variants: int) -> None:
     """Compiles its blocks one by one, each class for up to `variants` shapes, which are static."""
     _allow(variants)
     for block in module.modules():
@@ -149,8 +157,8 @@ def compiler_problem(device: torch.device) -> str | None:
 
 @final
 @dataclass(frozen=True)
-class _WaitingTowers(TextTowers):
-    """Towers whose weights wait elsewhere for their turn on `home`."""
+class _OffloadedTextEncoders(TextEncoders):
+    """Text encoders whose weights wait elsewhere for their turn on `home`."""
 
     home: torch.device
 
@@ -214,17 +222,19 @@ def _version(tensor: Tensor) -> int:
 
 
 def _in_turns(components: Components, device: torch.device) -> Components:
-    text, vae = components.text, components.codec.vae
+    text, autoencoder = components.text_encoders, components.vae.autoencoder
     turns = Turns(device)
-    towers = [cast(nn.Module, text.tower_1), cast(nn.Module, text.tower_2)]
-    turns.add(towers, towers)
+    text_encoders = [cast(nn.Module, text.text_encoder_1), cast(nn.Module, text.text_encoder_2)]
+    turns.add(text_encoders, text_encoders)
     turns.add([components.unet], [components.unet])
     # `encode` and `decode` are no forward calls; these are what they call
-    parts = (vae.encoder, vae.quant_conv, vae.post_quant_conv, vae.decoder)
-    turns.add([vae], [part for part in parts if isinstance(part, nn.Module)])
+    parts = (autoencoder.encoder, autoencoder.quant_conv, autoencoder.post_quant_conv, autoencoder.decoder)
+    turns.add([autoencoder], [part for part in parts if isinstance(part, nn.Module)])
     if components.vision is not None:
         turns.add([cast(nn.Module, components.vision)], [cast(nn.Module, components.vision)])
-    codec = Codec(vae, components.codec.tiling)
-    codec.device = device
-    waiting = _WaitingTowers(text.tokenizer_1, text.tokenizer_2, text.tower_1, text.tower_2, device)
-    return replace(components, text=waiting, codec=codec)
+    vae = VAE(autoencoder, components.vae.tiling)
+    vae.device = device
+    waiting = _OffloadedTextEncoders(
+        text.tokenizer_1, text.tokenizer_2, text.text_encoder_1, text.text_encoder_2, device
+    )
+    return replace(components, text_encoders=waiting, vae=vae)

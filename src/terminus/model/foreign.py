@@ -18,9 +18,9 @@ from terminus.model.architecture import SDXL, Architecture
 from terminus.model.header import Header
 from terminus.model.keys import CLIP_PREFIX, OPEN_CLIP_PREFIX, UNET_PREFIX, VAE_PREFIX, unet_map
 from terminus.model.kinds import CONTEXTS, EMA_PREFIX, guess, has_only_ema, is_average
-from terminus.model.text import build_towers
+from terminus.model.text import build_text_encoders
 from terminus.model.unet import build_unet
-from terminus.model.vae import build_codec
+from terminus.model.vae import build_vae
 from terminus.model.vocabulary import clip_tokenizers
 
 _SCALE = 0.13025
@@ -28,8 +28,8 @@ _SCALE = 0.13025
 _PARTS = {
     "UNet": UNET_PREFIX,
     "VAE": VAE_PREFIX,
-    "first text tower": CLIP_PREFIX,
-    "second text tower": OPEN_CLIP_PREFIX,
+    "first text encoder": CLIP_PREFIX,
+    "second text encoder": OPEN_CLIP_PREFIX,
 }
 
 
@@ -76,12 +76,17 @@ def sdxl_configs(in_channels: int = 4) -> dict[str, dict[str, Any]]:
 @cache
 def _configs(architecture: Architecture) -> str:
     with torch.device("meta"):
-        unet, vae = build_unet(architecture), build_codec(architecture).vae
-        towers = build_towers(architecture, clip_tokenizers())
+        unet, vae = build_unet(architecture), build_vae(architecture).autoencoder
+        text_encoders = build_text_encoders(architecture, clip_tokenizers())
     vae.register_to_config(scaling_factor=_SCALE, force_upcast=True)
     configs = {"unet": json.loads(unet.to_json_string()), "vae": json.loads(vae.to_json_string())}
-    for name, tower in (("text_encoder", towers.tower_1), ("text_encoder_2", towers.tower_2)):
-        configs[name] = json.loads(tower.config.to_json_string()) | {"architectures": [type(tower).__name__]}
+    for name, text_encoder in (
+        ("text_encoder", text_encoders.text_encoder_1),
+        ("text_encoder_2", text_encoders.text_encoder_2),
+    ):
+        configs[name] = json.loads(text_encoder.config.to_json_string()) | {
+            "architectures": [type(text_encoder).__name__]
+        }
     return json.dumps(configs)
 
 

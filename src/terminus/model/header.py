@@ -27,11 +27,11 @@ _KINDS = {
     b"GGUF": "a GGUF file",
     b"\x89HDF": "an HDF5 file",
     b"\x1f\x8b": "a gzip archive",
-    b"\x89PNG": "a PNG picture",
-    b"\xff\xd8\xff": "a JPEG picture",
-    b"GIF8": "a GIF picture",
-    b"II*\0": "a TIFF picture",
-    b"MM\0*": "a TIFF picture",
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"GIF8": "a GIF image",
+    b"II*\0": "a TIFF image",
+    b"MM\0*": "a TIFF image",
     b"%PDF": "a PDF document",
     b"PAR1": "a Parquet table",
     b"\x93NUMPY": "an array of NumPy",
@@ -143,11 +143,11 @@ def kind_of(first: bytes) -> str | None:
     if kind is None and first[0] == 0x80 and first[1:2] <= b"\x05":
         kind = "a pickle"
     if kind is None and first.startswith(b"BM") and first[6:10] == bytes(4):
-        kind = "a BMP picture"
+        kind = "a BMP image"
     if kind is None and first[257:262] == b"ustar":
         kind = "a tar archive"
     if kind is None and first[4:8] == b"ftyp":
-        kind = "an AVIF or HEIF picture" if first[8:12] in _STILL else "a video"
+        kind = "an AVIF or HEIF image" if first[8:12] in _STILL else "a video"
     return kind or ("a text file" if _is_text(first) else None)
 
 

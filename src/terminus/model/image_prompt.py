@@ -1,4 +1,4 @@
-"""IP-Adapter (2308.06721): pictures as prompts, by a second set of keys and values in each cross-attention.
+"""IP-Adapter (2308.06721): images as prompts, by a second set of keys and values in each cross-attention.
 
 diffusers' attention processors do the work; here are the checks before, and the exact way back. While an adapter is
 attached every call of the UNet needs `image_embeds`, one entry per adapter, in the order of attaching.
@@ -31,13 +31,13 @@ _PLAIN = {"proj.weight", "proj.bias", "norm.weight", "norm.bias"}
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """What an IP-Adapter is told: the pictures, and what stands for "no picture" on the negative side."""
+    """What an IP-Adapter is told: the images, and what stands for "no image" on the negative side."""
 
-    conditional: Float[Tensor, "pictures *width"]
-    unconditional: Float[Tensor, "pictures *width"]
+    conditional: Float[Tensor, "images *width"]
+    unconditional: Float[Tensor, "images *width"]
 
-    def rows(self, batch: int, guided: bool) -> Float[Tensor, "rows pictures *width"]:
-        """All pictures for each row of the batch; with guidance a second, unconditional half follows."""
+    def rows(self, batch: int, guided: bool) -> Float[Tensor, "rows images *width"]:
+        """All images for each row of the batch; with guidance a second, unconditional half follows."""
         halves = [self.conditional, self.unconditional] if guided else [self.conditional]
         return torch.cat([half[None].expand(batch, *half.shape) for half in halves])
 
@@ -53,14 +53,14 @@ class ImagePrompt:
 
     @property
     def width(self) -> int:
-        """Numbers per picture (or patch) that it reads from the vision tower."""
+        """Numbers per image (or patch) that it reads from the vision encoder."""
         return self.tensors["image_proj"]["proj_in.weight" if self.plus else "proj.weight"].shape[1]
 
 
 def read_image_prompt(path: str | Path, unet: UNet) -> ImagePrompt:
     """Reads a safetensors file with `image_proj.` and `ip_adapter.` keys for this UNet.
 
-    UserError for keys or shapes that do not fit, and for kinds that need more than a vision tower (FaceID).
+    UserError for keys or shapes that do not fit, and for kinds that need more than a vision encoder (FaceID).
     """
     file = at_home(path)
     stored, where = read_safetensors(file), str(file)
@@ -120,7 +120,7 @@ class ImagePrompts:
     def embeds(self, features: Sequence[ImageFeatures], batch: int, guided: bool) -> list[Tensor] | None:
         """What `predict` takes as `image_embeds`: one `ImageFeatures` per attached adapter; None without any."""
         if len(features) != len(self._used):
-            raise ValueError(f"{len(features)} sets of pictures for {len(self._used)} IP-Adapters")
+            raise ValueError(f"{len(features)} sets of images for {len(self._used)} IP-Adapters")
         device = self._unet.device
         return [part.rows(batch, guided).to(device) for part in features] or None
 
@@ -155,12 +155,12 @@ class ImagePrompts:
         unet.config.encoder_hid_dim_type = None
 
 
-def encode_pictures(
-    vision: CLIPVisionModelWithProjection, pixels: Float[Tensor, "pictures 3 height width"], prompt: ImagePrompt
+def encode_images(
+    vision: CLIPVisionModelWithProjection, pixels: Float[Tensor, "images 3 height width"], prompt: ImagePrompt
 ) -> ImageFeatures:
-    """Features of pictures prepared by `clip_pixels`. Without a picture: zeros, or for Plus a black picture's patches.
+    """Features of images prepared by `clip_pixels`. Without an image: zeros, or for Plus a black image's patches.
 
-    UserError when the tower's features are not of the width that the adapter was trained with.
+    UserError when the text encoder's features are not of the width that the adapter was trained with.
     """
     pixels = pixels.to(next(vision.parameters()).device)
     with torch.no_grad():
@@ -171,26 +171,26 @@ def encode_pictures(
             unconditional = torch.zeros_like(conditional)
     if conditional.shape[-1] != prompt.width:
         raise UserError(
-            f"{prompt.name} reads {prompt.width} numbers, this vision tower gives {conditional.shape[-1]}",
-            rule="An IP-Adapter needs the vision tower that it was trained with",
+            f"{prompt.name} reads {prompt.width} numbers, this vision encoder gives {conditional.shape[-1]}",
+            rule="An IP-Adapter needs the vision encoder that it was trained with",
         )
     return ImageFeatures(conditional.float(), unconditional.float())
 
 
 def clip_pixels(
-    pictures: Float[Tensor, "pictures 3 height width"],
+    images: Float[Tensor, "images 3 height width"],
     side: int,
     mean: Sequence[float] = CLIP_MEAN,
     std: Sequence[float] = CLIP_STD,
-) -> Float[Tensor, "pictures 3 side side"]:
-    """Pictures in [0, 1] as CLIP's vision towers read them: shorter edge to `side`, centre, standardised."""
-    height, width = pictures.shape[-2:]
+) -> Float[Tensor, "images 3 side side"]:
+    """Images in [0, 1] as CLIP's vision encoders read them: shorter edge to `side`, centre, standardised."""
+    height, width = images.shape[-2:]
     edge = min(height, width)
     size = (max(side, round(height * side / edge)), max(side, round(width * side / edge)))
-    resized = nn.functional.interpolate(pictures, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+    resized = nn.functional.interpolate(images, size=size, mode="bicubic", antialias=True).clamp(0, 1)
     top, left = (size[0] - side) // 2, (size[1] - side) // 2
     cropped = resized[..., top : top + side, left : left + side]
-    shift, spread = (pictures.new_tensor(values).reshape(1, 3, 1, 1) for values in (mean, std))
+    shift, spread = (images.new_tensor(values).reshape(1, 3, 1, 1) for values in (mean, std))
     return (cropped - shift) / spread
 
 

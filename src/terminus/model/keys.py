@@ -278,9 +278,11 @@ def vae_map(levels: int = 4, layers: int = 2) -> KeyMap:
 
 @cache
 def clip_map() -> KeyMap:
-    """The first text tower: the names of transformers, of which newer ones have lost `text_model.`, behind a prefix."""
+    """The first text encoder: the names of transformers, of which newer ones have lost `text_model.`, behind a
+    prefix.
+    """
     return KeyMap(
-        "first text tower",
+        "first text encoder",
         CLIP_PREFIX,
         (Entry("text_model", "text_model", _CLIP_TEXT),),
         ignored=re.compile(r"position_ids$"),
@@ -300,7 +302,8 @@ _OPEN_CLIP_LAYER = {
 
 @cache
 def open_clip_map(layers: int = 32) -> KeyMap:
-    """The second text tower, in the layout of open_clip; keys here begin with `text_model.` (the projection's do not).
+    """The second text encoder, in the layout of open_clip; keys here begin with `text_model.` (the projection's do
+    not).
 
     open_clip multiplies by `text_projection`, transformers by its transpose.
     """
@@ -322,7 +325,7 @@ def open_clip_map(layers: int = 32) -> KeyMap:
         for kind in ("weight", "bias")
     }
     return KeyMap(
-        "second text tower",
+        "second text encoder",
         OPEN_CLIP_PREFIX,
         tuple(entries()),
         transposed={"text_projection.weight": "text_projection"},

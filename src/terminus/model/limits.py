@@ -25,9 +25,9 @@ VOCABULARY = 1_000_000
 TIMESTEPS = 100_000
 """Of a noise schedule; all that exist have 1,000."""
 PIXELS = 4096
-"""The side of the square picture that a model was trained on; SDXL's is 1,024."""
+"""The side of the square image that a model was trained on; SDXL's is 1,024."""
 LEVELS = 8
-"""Resolutions of a network, and so entries of most lists; SDXL's UNet has 3, its codec 4."""
+"""Resolutions of a network, and so entries of most lists; SDXL's UNet has 3, its VAE 4."""
 BLOCKS = 1000
 """Transformer blocks of a UNet, were each level as its largest; SDXL's would then be 150."""
 
@@ -94,10 +94,10 @@ LIMITS: Mapping[str, Limit] = {
     "resnet_out_scale_factor": _FACTOR,
     "dropout": _floats(0, 1),
     "scaling_factor": _FACTOR,
-    "shift_factor": _floats(0, 0, empty=True),  # of FLUX's and SD 3's codecs; SDXL's pipelines do not apply it
+    "shift_factor": _floats(0, 0, empty=True),  # of FLUX's and SD 3's VAEs; SDXL's pipelines do not apply it
     "latents_mean": Limit(-1e4, 1e4, whole=False, entries=1024, empty=True, bare=False),
     "latents_std": Limit(1e-4, 1e4, whole=False, entries=1024, empty=True, bare=False),
-    # CLIP towers
+    # CLIP text encoders
     "vocab_size": Limit(1, VOCABULARY),
     "hidden_size": Limit(1, 65_536),
     "intermediate_size": Limit(1, 262_144),

@@ -13,7 +13,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from terminus.model.architecture import SDXL
-from terminus.model.parts import Parts
+from terminus.model.parts import CheckpointParts
 from terminus.model.record import Schedule, noise_schedule
 from terminus.model.writing import HASH
 
@@ -26,7 +26,7 @@ _KEPT = (
 """What ModelSpec has for people: a file's own words are carried over."""
 
 
-def metadata(parts: Parts) -> dict[str, str]:
+def modelspec_metadata(parts: CheckpointParts) -> dict[str, str]:
     """Of the file's header, without our own key; every value is text."""
     schedule, record = parts.record.schedule, parts.record
     pixels = native_pixels(parts)
@@ -58,13 +58,13 @@ def metadata(parts: Parts) -> dict[str, str]:
     return found
 
 
-def native_pixels(parts: Parts) -> int:
-    """The side of the square picture that the model was trained on."""
+def native_pixels(parts: CheckpointParts) -> int:
+    """The side of the square image that the model was trained on."""
     levels = cast(list[object], parts.configs["vae"].get("block_out_channels", []))
     return parts.record.side(parts.configs["unet"].get("sample_size"), 2 ** (len(levels) - 1))
 
 
-def markers(schedule: Schedule) -> dict[str, Tensor]:
+def marker_tensors(schedule: Schedule) -> dict[str, Tensor]:
     """Tensors beside the networks: two whose names are the message, and the schedule itself."""
     found: dict[str, Tensor] = {}
     # Others write them empty. Converting to GGUF, stable-diffusion.cpp divides by the first dimension, and dies of a 0.
@@ -85,7 +85,7 @@ def alphas_cumprod(schedule: Schedule) -> Float32[Tensor, " timesteps"]:
     return table.to(torch.float32)
 
 
-def is_sdxl(parts: Parts) -> bool:
+def is_sdxl(parts: CheckpointParts) -> bool:
     """Whether programs that know SDXL can load the networks: its shapes, any number of input channels."""
     unet, vae = parts.configs["unet"], parts.configs["vae"]
     return (
@@ -93,16 +93,16 @@ def is_sdxl(parts: Parts) -> bool:
         and unet.get("transformer_layers_per_block") == list(SDXL.unet.transformer_layers)
         and unet.get("cross_attention_dim") == SDXL.context_width
         and unet.get("projection_class_embeddings_input_dim") == SDXL.text_time_width
-        and vae.get("block_out_channels") == list(SDXL.codec.channels)
+        and vae.get("block_out_channels") == list(SDXL.vae.channels)
     )
 
 
-def _architecture(parts: Parts) -> str:
+def _architecture(parts: CheckpointParts) -> str:
     inpainting = "-inpainting" if parts.configs["unet"].get("in_channels") == 9 else ""
     return f"stable-diffusion-xl-v1-base{inpainting}"
 
 
-def side_car(parts: Parts) -> str:
+def side_car(parts: CheckpointParts) -> str:
     """`<name>.yaml` for the A1111 family: SDXL as its `sgm` library builds it, with velocity scaling and weighting.
 
     Its 9-channel test comes before that for the marker tensors, so inpainting models are epsilon without this file.
@@ -110,7 +110,7 @@ def side_car(parts: Parts) -> str:
     return _SIDE_CAR.format(in_channels=int(parts.configs["unet"]["in_channels"]))
 
 
-def needs_side_car(parts: Parts) -> bool:
+def needs_side_car(parts: CheckpointParts) -> bool:
     """Velocity models of SDXL's shapes; for others there is no program that would read it."""
     return is_sdxl(parts) and parts.record.schedule.prediction == "velocity"
 

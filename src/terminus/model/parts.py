@@ -32,18 +32,26 @@ from terminus.model.keys import modern_vae_name
 from terminus.model.record import Record, Schedule, load_record, parse_schedule, scheduler_config, write_json
 from terminus.model.text_encoders import (
     Vocabulary,
-    make_tower,
+    make_text_encoder,
     older_keys,
     read_vocabulary,
     save_tokenizer,
-    tower_config,
-    tower_keys,
+    text_encoder_config,
+    text_encoder_keys,
 )
 from terminus.model.unet import UNet
-from terminus.model.weights import build_module, check_fit, make_module, name_of, read_config, read_json, read_tensors
+from terminus.model.weights import (
+    build_module,
+    check_fit,
+    make_module,
+    model_name,
+    read_config,
+    read_json,
+    read_tensors,
+)
 from terminus.model.writing import write_safetensors
 
-TOWERS: dict[str, tuple[type[nn.Module], type[PretrainedConfig]]] = {
+TEXT_ENCODERS: dict[str, tuple[type[nn.Module], type[PretrainedConfig]]] = {
     "text_encoder": (CLIPTextModel, CLIPTextConfig),
     "text_encoder_2": (CLIPTextModelWithProjection, CLIPTextConfig),
     "vision": (CLIPVisionModelWithProjection, CLIPVisionConfig),
@@ -66,7 +74,7 @@ CLASSES = {
 
 
 @dataclass(frozen=True)
-class Parts:
+class CheckpointParts:
     """Of one checkpoint. JSON stays as it was read, so that it can be written again as it was."""
 
     where: str
@@ -88,16 +96,16 @@ class Parts:
     """Whether the checkpoint brought its record (`terminus.json`)."""
 
 
-def read_folder(folder: Path) -> Parts:
+def read_folder(folder: Path) -> CheckpointParts:
     """All of a diffusers SDXL folder."""
     index = read_index(folder)
     names = [*NETWORKS, *(["vision"] if (folder / "vision").is_dir() else [])]
     record = read_record(folder)
     special = {name: folder / name / "special_tokens_map.json" for name in TOKENIZERS}
     configs = {name: read_network_config(folder, name) for name in names}  # before gigabytes are read
-    return Parts(
+    return CheckpointParts(
         where=str(folder),
-        title=name_of(folder),
+        title=model_name(folder),
         tensors={name: _tensors(folder / name, name) for name in names},
         configs=configs,
         vocabularies={name: read_vocabulary(folder / name) for name in TOKENIZERS},
@@ -188,7 +196,7 @@ def stem(network: str) -> str:
     return "diffusion_pytorch_model" if network in MODULES else "model"
 
 
-def check_networks(parts: Parts) -> None:
+def check_networks(parts: CheckpointParts) -> None:
     """UserError unless every network has exactly the tensors that its configuration asks for, all finite."""
     for name, config in parts.configs.items():
         _check_network(name, config, parts.tensors[name], f"{parts.where} ({name})")
@@ -198,27 +206,29 @@ def make_network(name: str, config: Mapping[str, Any], tensors: Mapping[str, Ten
     """One network, checked before memory is taken for it, float32 and in evaluation mode."""
     where = f"{where} ({name})"
     _check_network(name, config, tensors, where)
-    if name in TOWERS:
-        return make_tower(*TOWERS[name], config, tensors, where)
+    if name in TEXT_ENCODERS:
+        return make_text_encoder(*TEXT_ENCODERS[name], config, tensors, where)
     return build_module(MODULES[name], config, tensors, where).eval().requires_grad_(False)
 
 
 def _check_network(name: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> None:
     counts.check(class_of(name), config, {key: value.shape for key, value in tensors.items()}, where)
     with torch.device("meta"):
-        if name in TOWERS:
-            tower = make_tower(*TOWERS[name], config, None, where)
-            check_fit(tower, tower_keys(tower, tensors), where)
+        if name in TEXT_ENCODERS:
+            text_encoder = make_text_encoder(*TEXT_ENCODERS[name], config, None, where)
+            check_fit(text_encoder, text_encoder_keys(text_encoder, tensors), where)
         else:
             check_fit(make_module(MODULES[name], config, where), tensors, where)
 
 
 def class_of(network: str) -> str:
     """The name of the class of diffusers or transformers that a network of a checkpoint is."""
-    return (TOWERS[network][0] if network in TOWERS else MODULES[network]).__name__
+    return (TEXT_ENCODERS[network][0] if network in TEXT_ENCODERS else MODULES[network]).__name__
 
 
-def write_folder(parts: Parts, folder: Path, shard_size: str | None = None, dtype: torch.dtype | None = None) -> None:
+def write_folder(
+    parts: CheckpointParts, folder: Path, shard_size: str | None = None, dtype: torch.dtype | None = None
+) -> None:
     """Writes a diffusers folder in `dtype`, or as it is.
 
     Networks larger than `shard_size` ("5GB") are written in several files, with an index.
@@ -227,7 +237,9 @@ def write_folder(parts: Parts, folder: Path, shard_size: str | None = None, dtyp
     for name, tensors in parts.tensors.items():
         (folder / name).mkdir()
         config = parts.configs[name]
-        write_json(folder / name / "config.json", tower_config(config) if name in TOWERS else dict(config))
+        write_json(
+            folder / name / "config.json", text_encoder_config(config) if name in TEXT_ENCODERS else dict(config)
+        )
         try:
             _write_shards(dict(tensors), folder / name, stem(name), shard_size, dtype)
         except OverflowError as error:

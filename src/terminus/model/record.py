@@ -50,7 +50,7 @@ class Record:
     native_pixels: int | None = None
 
     def side(self, latent: object, factor: int) -> int:
-        """Of the square picture that the model was trained on, in pixels.
+        """Of the square image that the model was trained on, in pixels.
 
         Where it was not recorded, that of a UNet with this `sample_size`, which may be nothing: then SDXL's.
         UserError for one that no model is trained on.
@@ -58,7 +58,7 @@ class Record:
         side = self.native_pixels or factor * (latent if isinstance(latent, int) and latent > 0 else 128)
         if side > PIXELS:
             raise UserError(
-                f"The model says that it was trained on pictures of {shown(side)} pixels (sample_size is "
+                f"The model says that it was trained on images of {shown(side)} pixels (sample_size is "
                 f"{shown(latent)}, a latent stands for {factor} pixels)",
                 rule=f"Such a side is at most {PIXELS}",
                 fix="Correct sample_size in the UNet's config.json",

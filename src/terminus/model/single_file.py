@@ -1,7 +1,7 @@
 """One .safetensors file in the layout that ComfyUI, A1111 and their kin share: SDXL's LDM keys.
 
-That layout has no place for configurations, tokenizers, the record of training or a vision tower. Ours go into the
-file's metadata under `terminus`, and the vision tower under a prefix of its own, so that a folder comes back as it
+That layout has no place for configurations, tokenizers, the record of training or a vision encoder. Ours go into the
+file's metadata under `terminus`, and the vision encoder under a prefix of its own, so that a folder comes back as it
 was. Files of others bring none of it: `model.foreign` infers it from their shapes.
 """
 
@@ -25,7 +25,7 @@ from terminus.model.keys import KeyMap, clip_map, open_clip_map, unet_map, vae_m
 from terminus.model.parts import (
     NETWORKS,
     TOKENIZERS,
-    Parts,
+    CheckpointParts,
     check_index,
     class_of,
     make_network,
@@ -52,7 +52,7 @@ _BUFFERS = (
 """Beginnings of keys that are tables, marks or constants, not weights."""
 
 
-def write_single_file(parts: Parts, path: Path, dtype: torch.dtype | None = None) -> None:
+def write_single_file(parts: CheckpointParts, path: Path, dtype: torch.dtype | None = None) -> None:
     """Writes one file in `dtype`, or as it is (see `model.writing` for what is promised of its bytes)."""
     tensors: dict[str, Tensor] = {}
     _check_configs(parts.configs, parts.where)
@@ -62,14 +62,14 @@ def write_single_file(parts: Parts, path: Path, dtype: torch.dtype | None = None
             own = {key: in_precision(layout.prefix + key, value, dtype) for key, value in own.items()}
         tensors |= layout.to_ldm(own, parts.where)
     tensors |= {VISION_PREFIX + name: value for name, value in parts.tensors.get("vision", {}).items()}
-    markers = modelspec.markers(parts.record.schedule)
-    metadata = modelspec.metadata(parts) | {OURS: json.dumps(_our_metadata(parts), sort_keys=True)}
+    markers = modelspec.marker_tensors(parts.record.schedule)
+    metadata = modelspec.modelspec_metadata(parts) | {OURS: json.dumps(_our_metadata(parts), sort_keys=True)}
     write_safetensors(path, tensors | markers, metadata, dtype, exact=markers)
 
 
 def read_single_file(
     path: Path, networks: Iterable[str] | None = None, ema: bool = False, schedule: Schedule | None = None
-) -> Parts:
+) -> CheckpointParts:
     """All of a checkpoint, or some of its networks.
 
     `ema` asks for the UNet's moving average where there is one, `schedule` stands for what `model.detect` says.
@@ -126,7 +126,7 @@ def _shapes(
 
 def read_networks(
     path: Path, networks: Iterable[str] | None = None, ema: bool = False, schedule: Schedule | None = None
-) -> tuple[dict[str, nn.Module], Parts]:
+) -> tuple[dict[str, nn.Module], CheckpointParts]:
     """Some networks of a file, checked, float32 and in evaluation mode, and the rest of what the file says."""
     parts = read_single_file(path, networks, ema, schedule)
     built = {
@@ -190,7 +190,7 @@ def _tell_of_the_rest(header: Header, used: Iterable[Mapping[str, str]]) -> None
                     header.path.name, len(others), ascii(others[0])[:120])  # fmt: skip
 
 
-def _our_metadata(parts: Parts) -> dict[str, Any]:
+def _our_metadata(parts: CheckpointParts) -> dict[str, Any]:
     tokenizers: dict[str, dict[str, Any]] = {}
     for name, vocabulary in parts.vocabularies.items():
         tokenizers[name] = {"settings": vocabulary.settings}
@@ -209,7 +209,7 @@ def _our_metadata(parts: Parts) -> dict[str, Any]:
     }
 
 
-def _ours(header: Header, schedule: Schedule) -> Parts:
+def _ours(header: Header, schedule: Schedule) -> CheckpointParts:
     where = f"{header.path} (metadata {OURS})"
     stored = parse_json(header.metadata[OURS], where)
     if stored.get("format") != _FORMAT:
@@ -231,7 +231,7 @@ def _ours(header: Header, schedule: Schedule) -> Parts:
     tokenizers = parse_object(stored.get("tokenizers"), "tokenizers", where)
     kept = {name: parse_object(tokenizers.get(name), name, where) for name in TOKENIZERS}
     special = {name: entry["special_tokens"] for name, entry in kept.items() if "special_tokens" in entry}
-    return Parts(
+    return CheckpointParts(
         where=str(header.path),
         title=header.metadata.get("modelspec.title") or header.path.stem,
         tensors={},
@@ -257,12 +257,12 @@ def _vocabulary(entry: dict[str, Any], where: str) -> Vocabulary:
         raise UserError(f"This tokenizer is not readable ({error})", where=where) from error
 
 
-def _foreign(header: Header, schedule: Schedule) -> Parts:
+def _foreign(header: Header, schedule: Schedule) -> CheckpointParts:
     pads = {"tokenizer": END, "tokenizer_2": "!"}
     marks = {"bos_token": START, "eos_token": END, "unk_token": END}
     settings = marks | {"backend": "tokenizers", "model_max_length": 77, "tokenizer_class": "CLIPTokenizer"}
     licence = header.metadata.get("modelspec.license")
-    return Parts(
+    return CheckpointParts(
         where=str(header.path),
         title=header.metadata.get("modelspec.title") or header.path.stem,
         tensors={},

@@ -1,6 +1,7 @@
-"""The two CLIP text towers, read the way SDXL reads them.
+"""The two CLIP text encoders, read the way SDXL reads them.
 
-The context is the penultimate hidden state of both towers, side by side; the pooled vector is the second tower's
+The context is the penultimate hidden state of both text encoders, side by side; the pooled vector is the second text
+encoder's
 projected end-of-text state. The unconditional input is the encoding of the empty caption, in training and in
 sampling alike (`force_zeros_for_empty_prompt` is false in what we write).
 """
@@ -25,7 +26,7 @@ from transformers import (
 )
 
 from terminus import runtime
-from terminus.model.architecture import Architecture, TowerShape
+from terminus.model.architecture import Architecture, TextEncoderShape
 
 log = logging.getLogger("terminus")
 
@@ -47,20 +48,22 @@ class TextFeatures:
 
 
 @dataclass(frozen=True)
-class TextTowers:
-    """Tokenizers and towers; SDXL's second tokenizer pads with token 0, the first with the end token."""
+class TextEncoders:
+    """Tokenizers and text encoders; SDXL's second tokenizer pads with token 0, the first with the end token."""
 
     tokenizer_1: CLIPTokenizer
     tokenizer_2: CLIPTokenizer
-    tower_1: CLIPTextModel
-    tower_2: CLIPTextModelWithProjection
+    text_encoder_1: CLIPTextModel
+    text_encoder_2: CLIPTextModelWithProjection
 
     @property
     def device(self) -> torch.device:
-        return next(self.tower_2.parameters()).device
+        return next(self.text_encoder_2.parameters()).device
 
     def tokens(self, captions: Sequence[str]) -> tuple[Int[Tensor, "batch tokens"], Int[Tensor, "batch tokens"]]:
-        """Token ids for both towers, padded to the towers' length; what does not fit is cut, with a warning."""
+        """Token ids for both text encoders, padded to the text encoders' length; what does not fit is cut, with a
+        warning.
+        """
         return tokenize(self.tokenizer_1, captions), tokenize(self.tokenizer_2, captions)
 
     def encode(self, captions: Sequence[str]) -> TextFeatures:
@@ -68,9 +71,9 @@ class TextTowers:
         return self.read(*self.tokens(captions))
 
     def read(self, ids_1: Int[Tensor, "batch tokens"], ids_2: Int[Tensor, "batch tokens"]) -> TextFeatures:
-        """Features of rows of token ids, one tensor per tower, padded as `tokens` pads them; float32."""
-        first = self.tower_1(input_ids=runtime.sent(ids_1, self.device), output_hidden_states=True)
-        second = self.tower_2(input_ids=runtime.sent(ids_2, self.device), output_hidden_states=True)
+        """Features of rows of token ids, one tensor per text encoder, padded as `tokens` pads them; float32."""
+        first = self.text_encoder_1(input_ids=runtime.sent(ids_1, self.device), output_hidden_states=True)
+        second = self.text_encoder_2(input_ids=runtime.sent(ids_2, self.device), output_hidden_states=True)
         hidden = [cast(tuple[Tensor, ...], out.hidden_states)[-2] for out in (first, second)]
         pooled = cast(Tensor, second.text_embeds)
         return TextFeatures(torch.cat(hidden, dim=-1).to(torch.float32), pooled.to(torch.float32))
@@ -90,22 +93,22 @@ def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Int[Tensor, "
     return rows
 
 
-def build_towers(architecture: Architecture, tokenizers: tuple[CLIPTokenizer, CLIPTokenizer]) -> TextTowers:
-    """Towers with random weights (from the global torch generator) for these tokenizers."""
+def build_text_encoders(architecture: Architecture, tokenizers: tuple[CLIPTokenizer, CLIPTokenizer]) -> TextEncoders:
+    """Text encoders with random weights (from the global torch generator) for these tokenizers."""
     first, second = tokenizers
-    return TextTowers(
+    return TextEncoders(
         first,
         second,
-        CLIPTextModel(_text_config(architecture.tower_1, architecture.positions, first)),
-        CLIPTextModelWithProjection(_text_config(architecture.tower_2, architecture.positions, second)),
+        CLIPTextModel(_text_config(architecture.text_encoder_1, architecture.positions, first)),
+        CLIPTextModelWithProjection(_text_config(architecture.text_encoder_2, architecture.positions, second)),
     )
 
 
 def build_vision(architecture: Architecture) -> CLIPVisionModelWithProjection:
-    """The vision tower that shares the text towers' space, with random weights."""
+    """The vision encoder that shares the text encoders' space, with random weights."""
     shape = architecture.vision
     if shape is None:
-        raise ValueError("this architecture has no vision tower")
+        raise ValueError("this architecture has no vision encoder")
     return CLIPVisionModelWithProjection(
         CLIPVisionConfig(
             hidden_size=shape.width,
@@ -114,13 +117,13 @@ def build_vision(architecture: Architecture) -> CLIPVisionModelWithProjection:
             num_attention_heads=shape.heads,
             patch_size=shape.patch,
             image_size=shape.pixels,
-            projection_dim=architecture.tower_2.projection,
+            projection_dim=architecture.text_encoder_2.projection,
             hidden_act="gelu",
         )
     )
 
 
-def _text_config(shape: TowerShape, positions: int, tokenizer: CLIPTokenizer) -> CLIPTextConfig:
+def _text_config(shape: TextEncoderShape, positions: int, tokenizer: CLIPTokenizer) -> CLIPTextConfig:
     # eos_token_id must be the real one: the value 2 selects CLIP's legacy pooling by argmax of the ids.
     return CLIPTextConfig(
         vocab_size=len(tokenizer),

@@ -1,4 +1,4 @@
-"""CLIP towers and tokenizers on disk.
+"""CLIP text encoders and tokenizers on disk.
 
 transformers has renamed the keys of `CLIPTextModel` (older files say `text_model.`, new ones do not). We read both
 and always write the older form, which every consumer knows.
@@ -27,7 +27,7 @@ from transformers import (
 from terminus.errors import UserError
 from terminus.model import limits
 from terminus.model.record import write_json
-from terminus.model.text import TextTowers
+from terminus.model.text import TextEncoders
 from terminus.model.weights import BROKEN, assign, misconfigured, read_config, read_json, read_tensors
 from terminus.model.writing import write_safetensors
 
@@ -38,41 +38,48 @@ _SETTINGS = (
     "max_position_embeddings", "num_channels", "image_size", "patch_size", "hidden_act", "layer_norm_eps",
     "attention_dropout", "initializer_range", "initializer_factor", "pad_token_id", "bos_token_id", "eos_token_id",
 )  # fmt: skip
-"""All that a tower is built from. transformers takes more from a file than describes one: `num_labels: 1000000000`
+"""All that a text encoder is built from. transformers takes more from a file than describes one: `num_labels:
+1000000000`
 fills the memory with names, `return_dict: false` changes what a call answers, and an "attention implementation" may
 name a repository on the hub, whose code would be fetched and run."""
-Tower = TypeVar("Tower", bound=nn.Module)
+TextEncoder = TypeVar("TextEncoder", bound=nn.Module)
 
 
-def check_tokenizers(towers: TextTowers, where: str) -> None:
+def check_tokenizers(text_encoders: TextEncoders, where: str) -> None:
     """UserError unless every token id and position that the tokenizers give has an embedding."""
-    for tokenizer, tower in ((towers.tokenizer_1, towers.tower_1), (towers.tokenizer_2, towers.tower_2)):
-        length, positions = tokenizer.model_max_length, tower.config.max_position_embeddings
-        if length > positions or len(tokenizer) > tower.config.vocab_size:
+    for tokenizer, text_encoder in (
+        (text_encoders.tokenizer_1, text_encoders.text_encoder_1),
+        (text_encoders.tokenizer_2, text_encoders.text_encoder_2),
+    ):
+        length, positions = tokenizer.model_max_length, text_encoder.config.max_position_embeddings
+        if length > positions or len(tokenizer) > text_encoder.config.vocab_size:
             raise UserError(
                 f"A tokenizer gives {limits.shown(length)} tokens out of {len(tokenizer)}, "
-                f"its text tower reads {positions} out of {tower.config.vocab_size}",
+                f"its text encoder reads {positions} out of {text_encoder.config.vocab_size}",
                 where=where,
                 rule="model_max_length and the vocabulary of a tokenizer must fit its text encoder",
             )
 
 
-def save_towers(towers: TextTowers, folder: Path, dtype: torch.dtype) -> None:
+def save_text_encoders(text_encoders: TextEncoders, folder: Path, dtype: torch.dtype) -> None:
     """Writes `tokenizer`, `tokenizer_2`, `text_encoder` and `text_encoder_2`."""
-    for name, tokenizer in (("tokenizer", towers.tokenizer_1), ("tokenizer_2", towers.tokenizer_2)):
+    for name, tokenizer in (("tokenizer", text_encoders.tokenizer_1), ("tokenizer_2", text_encoders.tokenizer_2)):
         save_tokenizer(tokenizer, folder / name)
-    for name, tower in (("text_encoder", towers.tower_1), ("text_encoder_2", towers.tower_2)):
-        _save(tower, folder / name, dtype)
+    for name, text_encoder in (
+        ("text_encoder", text_encoders.text_encoder_1),
+        ("text_encoder_2", text_encoders.text_encoder_2),
+    ):
+        _save(text_encoder, folder / name, dtype)
 
 
 def load_vision(folder: Path) -> CLIPVisionModelWithProjection:
-    """The vision tower of a folder, float32, in evaluation mode."""
-    return load_tower(CLIPVisionModelWithProjection, CLIPVisionConfig, folder)
+    """The vision encoder of a folder, float32, in evaluation mode."""
+    return load_text_encoder(CLIPVisionModelWithProjection, CLIPVisionConfig, folder)
 
 
-def save_vision(tower: CLIPVisionModelWithProjection, folder: Path, dtype: torch.dtype) -> None:
-    """Writes the vision tower, the image half of the contrastive pair."""
-    _save(tower, folder, dtype)
+def save_vision(text_encoder: CLIPVisionModelWithProjection, folder: Path, dtype: torch.dtype) -> None:
+    """Writes the vision encoder, the image half of the contrastive pair."""
+    _save(text_encoder, folder, dtype)
 
 
 @dataclass(frozen=True)
@@ -172,34 +179,36 @@ def _text(token: object) -> str:
     return content if isinstance(content, str) else ""
 
 
-def load_tower(cls: type[Tower], config_class: type[PretrainedConfig], folder: Path) -> Tower:
+def load_text_encoder(cls: type[TextEncoder], config_class: type[PretrainedConfig], folder: Path) -> TextEncoder:
     config = read_config(cls.__name__, folder, _STEM)
-    return make_tower(cls, config_class, config, read_tensors(folder, _STEM), str(folder))
+    return make_text_encoder(cls, config_class, config, read_tensors(folder, _STEM), str(folder))
 
 
-def make_tower(
-    cls: type[Tower],
+def make_text_encoder(
+    cls: type[TextEncoder],
     config_class: type[PretrainedConfig],
     config: Mapping[str, Any],
     stored: Mapping[str, Tensor] | None,
     where: str,
-) -> Tower:
-    """A tower of this configuration with these weights, float32 and in evaluation mode; for None on the meta device."""
+) -> TextEncoder:
+    """A text encoder of this configuration with these weights, float32 and in evaluation mode; for None on the meta
+    device.
+    """
     limits.check(config, cls.__name__, where)
     settings = {key: value for key, value in config.items() if key in _SETTINGS}
     try:
         with torch.device("meta"):
-            tower = cls(config_class.from_dict(settings))
+            text_encoder = cls(config_class.from_dict(settings))
     except (StrictDataclassError, *BROKEN) as error:
         raise misconfigured(cls.__name__, error, where) from error
     if stored is not None:
-        assign(tower, tower_keys(tower, stored), where)
-    return tower.eval().requires_grad_(False)
+        assign(text_encoder, text_encoder_keys(text_encoder, stored), where)
+    return text_encoder.eval().requires_grad_(False)
 
 
-def tower_keys(tower: nn.Module, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def text_encoder_keys(text_encoder: nn.Module, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a file, of the older or the newer form, under the names of this transformers."""
-    prefixed = any(key.startswith(_PREFIX) for key in tower.state_dict())
+    prefixed = any(key.startswith(_PREFIX) for key in text_encoder.state_dict())
     bare = {key.removeprefix(_PREFIX): value for key, value in stored.items()}
     tensors = {(_PREFIX + key if prefixed and _inner(key) else key): value for key, value in bare.items()}
     # Buffers of old files (`position_ids`) are constants that the class makes itself.
@@ -207,24 +216,27 @@ def tower_keys(tower: nn.Module, stored: Mapping[str, Tensor]) -> dict[str, Tens
 
 
 def older_keys(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a text tower's file under the names that every consumer knows."""
+    """The tensors of a text encoder's file under the names that every consumer knows."""
     bare = {key.removeprefix(_PREFIX): value for key, value in stored.items()}
     return {
         _PREFIX + key if _inner(key) else key: value for key, value in bare.items() if not key.endswith("position_ids")
     }
 
 
-def _save(tower: nn.Module, folder: Path, dtype: torch.dtype) -> None:
+def _save(text_encoder: nn.Module, folder: Path, dtype: torch.dtype) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    is_text = isinstance(tower, CLIPTextModel | CLIPTextModelWithProjection)
-    named = older_keys(tower.state_dict()) if is_text else tower.state_dict()
+    is_text = isinstance(text_encoder, CLIPTextModel | CLIPTextModelWithProjection)
+    named = older_keys(text_encoder.state_dict()) if is_text else text_encoder.state_dict()
     write_safetensors(folder / f"{_STEM}.safetensors", named, {"format": "pt"}, dtype)
-    config = cast(PretrainedConfig, tower.config)
-    write_json(folder / "config.json", tower_config(config.to_diff_dict() | {"architectures": [type(tower).__name__]}))
+    config = cast(PretrainedConfig, text_encoder.config)
+    write_json(
+        folder / "config.json",
+        text_encoder_config(config.to_diff_dict() | {"architectures": [type(text_encoder).__name__]}),
+    )
 
 
-def tower_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of a tower as we write it: loaded in float32 where nobody says otherwise.
+def text_encoder_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a text encoder as we write it: loaded in float32 where nobody says otherwise.
 
     transformers would load it as it is stored, diffusers loads its own parts in float32, and the two do not multiply.
     `torch_dtype` is the older name, which the newer one overrides.

@@ -1,7 +1,7 @@
-"""Pictures larger than memory pass the autoencoder in overlapping tiles.
+"""Images larger than memory pass the autoencoder in overlapping tiles.
 
 Each tile by itself would be normalised by its own contrast: a tile of plain black would come out grey next to one of
-detail. So every group norm takes the statistics of the whole picture: the tiles pass twice, first only to be measured.
+detail. So every group norm takes the statistics of the whole image: the tiles pass twice, first only to be measured.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Place = tuple[slice, slice]
 
 @dataclass(frozen=True)
 class Tiling:
-    """All in pixels. Pictures of more than `whole` pixels pass in tiles of `side` x `side`, which share `overlap`."""
+    """All in pixels. Images of more than `whole` pixels pass in tiles of `side` x `side`, which share `overlap`."""
 
     whole: int = 4 * 2**20
     side: int = 1024
@@ -83,7 +83,7 @@ def _places(height: int, width: int, tall: int, wide: int, overlap: int) -> list
 
 @dataclass
 class _Sums:
-    """Of the tiles' means and mean squares, per picture and group, in float32."""
+    """Of the tiles' means and mean squares, per image and group, in float32."""
 
     mean: Tensor
     square: Tensor

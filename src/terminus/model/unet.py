@@ -25,7 +25,7 @@ def build_unet(architecture: Architecture) -> UNet:
     return build(
         sample_size=shape.latent_size,
         in_channels=shape.in_channels,
-        out_channels=architecture.codec.latent_channels,
+        out_channels=architecture.vae.latent_channels,
         down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * (levels - 1),
         up_block_types=("CrossAttnUpBlock2D",) * (levels - 1) + ("UpBlock2D",),
         block_out_channels=shape.channels,
@@ -43,7 +43,7 @@ def build_unet(architecture: Architecture) -> UNet:
 
 @dataclass(frozen=True)
 class Residuals:
-    """What controls add inside the UNet; controls of one picture add up."""
+    """What controls add inside the UNet; controls of one image add up."""
 
     down: tuple[Tensor, ...] = ()
     """One per skip connection (ControlNet)."""
@@ -66,7 +66,7 @@ def predict(
     text: TextFeatures,
     time_ids: Float[Tensor, "batch 6"],
     residuals: Residuals | None = None,
-    image_embeds: Sequence[Float[Tensor, "batch pictures *width"]] | None = None,
+    image_embeds: Sequence[Float[Tensor, "batch images *width"]] | None = None,
 ) -> Float[Tensor, "batch 4 height width"]:
     """The network's output (a velocity for our models) in float32, whatever precision it ran in.
 

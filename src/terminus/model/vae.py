@@ -21,7 +21,7 @@ from terminus.model.tiling import Tiling, in_tiles
 
 
 @dataclass(frozen=True)
-class Moments:
+class Posterior:
     """A diagonal Gaussian over raw latents."""
 
     mean: Float[Tensor, "batch channels height width"]
@@ -34,11 +34,11 @@ class Moments:
         return self.mean + torch.exp(0.5 * self.logvar) * noise
 
 
-class Codec:
+class VAE:
     """Pixels are in [-1, 1], RGB, channels first; latents are scaled to about unit variance."""
 
     def __init__(self, vae: AutoencoderKL, tiling: Tiling | None = None) -> None:
-        self.vae = vae
+        self.autoencoder = vae
         self.tiling = tiling or Tiling()
         self.device: torch.device | None = None
         """Where it runs; None is where its weights are. (They may wait elsewhere for their turn: `model.running`.)"""
@@ -46,21 +46,21 @@ class Codec:
     @property
     def factor(self) -> int:
         """Pixels per latent along each axis."""
-        return 2 ** (len(cast(list[int], self.vae.config["block_out_channels"])) - 1)
+        return 2 ** (len(cast(list[int], self.autoencoder.config["block_out_channels"])) - 1)
 
     @property
     def channels(self) -> int:
-        return cast(int, self.vae.config["latent_channels"])
+        return cast(int, self.autoencoder.config["latent_channels"])
 
     @property
     def scale(self) -> float:
         """Multiplies raw latents on their way to the UNet, centred ones where it has a `centre`."""
-        return float(self.vae.config["scaling_factor"])
+        return float(self.autoencoder.config["scaling_factor"])
 
     @property
     def centre(self) -> tuple[Float[Tensor, "channels 1 1"], Float[Tensor, "channels 1 1"]] | None:
-        """Mean and standard deviation of each channel of raw latents, for the few codecs that record them."""
-        mean, std = self.vae.config["latents_mean"], self.vae.config["latents_std"]
+        """Mean and standard deviation of each channel of raw latents, for the few VAEs that record them."""
+        mean, std = self.autoencoder.config["latents_mean"], self.autoencoder.config["latents_std"]
         if mean is None or std is None:
             return None
         return torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
@@ -69,34 +69,34 @@ class Codec:
     def id(self) -> str:
         """16 hex digits of a hash over weights and shape, but not the scale: cached raw moments outlive it."""
         # A list in either case: built in memory it is a tuple, read from JSON a list, and their texts differ.
-        shape = list(cast(list[int], self.vae.config["block_out_channels"]))
+        shape = list(cast(list[int], self.autoencoder.config["block_out_channels"]))
         digest = hashlib.sha256(repr(shape).encode())
-        for name, tensor in sorted(self.vae.state_dict().items()):
-            # Hashed in half precision: a shipped fp16 file and the fp32 weights it is loaded into are one codec.
+        for name, tensor in sorted(self.autoencoder.state_dict().items()):
+            # Hashed in half precision: a shipped fp16 file and the fp32 weights it is loaded into are one VAE.
             digest.update(name.encode())
             digest.update(tensor.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    def encode(self, pixels: Float[Tensor, "batch 3 height width"]) -> Moments:
+    def encode(self, pixels: Float[Tensor, "batch 3 height width"]) -> Posterior:
         """Raw moments in float32; log-variance clamped to [-30, 20] as in the LDM code."""
         factor, tiling = self.factor, self.tiling
 
         def run(part: Tensor) -> Tensor:
-            return cast(Any, self.vae.encode(part)).latent_dist.parameters
+            return cast(Any, self.autoencoder.encode(part)).latent_dist.parameters
 
         here = self._placed(pixels)
         if pixels.shape[-2] * pixels.shape[-1] > tiling.whole:
             # Tiles begin and end on whole latents.
             tile, overlap = (side // factor * factor for side in (tiling.side, tiling.overlap))
-            made = in_tiles(run, _norms(self.vae.encoder), here, tile, overlap, 1 / factor)
+            made = in_tiles(run, _norms(self.autoencoder.encoder), here, tile, overlap, 1 / factor)
         else:
             made = run(here).to(torch.float32)
         mean, logvar = made.chunk(2, dim=1)
-        return Moments(mean, logvar.clamp(-30.0, 20.0))
+        return Posterior(mean, logvar.clamp(-30.0, 20.0))
 
-    def latents(self, moments: Moments, noise: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch c h w"]:
+    def latents(self, posterior: Posterior, noise: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch c h w"]:
         """Scaled latents, one sample of the moments: what diffusion calls x0."""
-        raw = moments.sample(noise)
+        raw = posterior.sample(noise)
         if self.centre is not None:
             mean, std = (table.to(raw) for table in self.centre)
             raw = (raw - mean) / std
@@ -104,7 +104,7 @@ class Codec:
 
     def decode(self, latents: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch 3 height width"]:
         """Pixels in about [-1, 1], float32, not clamped."""
-        decoder = cast(Callable[..., tuple[Tensor]], self.vae.decode)
+        decoder = cast(Callable[..., tuple[Tensor]], self.autoencoder.decode)
         factor, tiling = self.factor, self.tiling
 
         def run(part: Tensor) -> Tensor:
@@ -117,11 +117,11 @@ class Codec:
         raw = self._placed(raw)
         if raw.shape[-2] * raw.shape[-1] * factor**2 > tiling.whole:
             tile, overlap = tiling.side // factor, tiling.overlap // factor
-            return in_tiles(run, _norms(self.vae.decoder), raw, tile, overlap, float(factor))
+            return in_tiles(run, _norms(self.autoencoder.decoder), raw, tile, overlap, float(factor))
         return run(raw).to(torch.float32)
 
     def _placed(self, x: Tensor) -> Tensor:
-        weight = next(self.vae.parameters())
+        weight = next(self.autoencoder.parameters())
         return x.to(self.device or weight.device, weight.dtype)
 
 
@@ -130,13 +130,13 @@ def _norms(network: nn.Module) -> list[nn.GroupNorm]:
 
 
 def to_signal(pixels: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
-    """Bytes to the range of the codec, -1..1."""
+    """Bytes to the range of the VAE, -1..1."""
     return pixels.to(torch.float32) / 127.5 - 1.0
 
 
-def build_codec(architecture: Architecture) -> Codec:
-    """A codec with random weights (from the global torch generator) and scale 1."""
-    shape = architecture.codec
+def build_vae(architecture: Architecture) -> VAE:
+    """A VAE with random weights (from the global torch generator) and scale 1."""
+    shape = architecture.vae
     levels = len(shape.channels)
     build = cast(Callable[..., AutoencoderKL], AutoencoderKL)  # annotated with one-element tuples
     vae = build(
@@ -154,11 +154,11 @@ def build_codec(architecture: Architecture) -> Codec:
     )
     if shape.isometric:
         keep_lengths(vae)
-    return Codec(vae)
+    return VAE(vae)
 
 
 def keep_lengths(vae: AutoencoderKL) -> None:
-    """Random weights (from the global torch generator) with which training begins at a picture instead of at gray.
+    """Random weights (from the global torch generator) with which training begins at an image instead of at gray.
 
     Residual and attention blocks begin as the identity, what stands between them is orthogonal, and the posterior
     begins narrow. As torch draws them, each of some fifteen layers in a row shrinks its input to a third of its
@@ -176,9 +176,9 @@ def keep_lengths(vae: AutoencoderKL) -> None:
             # SiLU, in front of the last layer of either half, keeps about a third of the variance.
             nn.init.orthogonal_(cast(Tensor, module.weight), 1.7 if layer == "conv_out" else 1.0)
         nn.init.zeros_(cast(Tensor, module.bias))
-    moments = cast(nn.Conv2d, vae.quant_conv)
-    logvar = slice(moments.out_channels // 2, None)
+    posterior = cast(nn.Conv2d, vae.quant_conv)
+    logvar = slice(posterior.out_channels // 2, None)
     with torch.no_grad():
-        moments.weight[logvar] *= 0.1
-        assert moments.bias is not None
-        moments.bias[logvar] = -6.0
+        posterior.weight[logvar] *= 0.1
+        assert posterior.bias is not None
+        posterior.bias[logvar] = -6.0

@@ -51,7 +51,7 @@ def resolve(model: str | Path) -> Path:
     return path
 
 
-def name_of(folder: Path) -> str:
+def model_name(folder: Path) -> str:
     """Of a model's folder: that of the run which keeps it in `model/`, or of the hub repository it is a snapshot of."""
     folder = folder.resolve()
     if folder.parent.name == "snapshots":

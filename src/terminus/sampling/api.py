@@ -18,31 +18,24 @@ from terminus.conditioning import MicroConditioning, Size
 from terminus.errors import UserError
 from terminus.model.adapters import Adapters
 from terminus.model.components import Components, load_components
-from terminus.model.execution import Running, prepare
-from terminus.model.weights import at_home, name_of, resolve, weight_files
-from terminus.sampling.canvas import Margins, Picture, Pixels, Repaint, enlarge, scaled
-from terminus.sampling.controls import Guide, Guides, Loaded
-from terminus.sampling.edits import (
-    Edit,
-    Hires,
-    image_to_image,
-    inpainting,
-    outpainting,
-    upscaling,
-)  # fmt: skip
+from terminus.model.execution import Running, prepare_for_inference
+from terminus.model.weights import at_home, model_name, resolve, weight_files
+from terminus.sampling.canvas import ImageSource, Margins, Pixels, Repaint, enlarge, scaled
+from terminus.sampling.controls import ControlInput, ControlInputs, LoadedControls
+from terminus.sampling.edits import Edit, Hires, image_to_image, inpainting, outpainting, upscaling
 from terminus.sampling.files import sha256
-from terminus.sampling.generation_metadata import AdapterUse, ControlUse, Enlargement, Origin, Variation
-from terminus.sampling.metadata import attach, read, settings_of
-from terminus.sampling.network import chunks
-from terminus.sampling.repeating import asked, compare
+from terminus.sampling.generation_metadata import AdapterUse, ControlUse, Enlargement, GenerationMetadata, Variation
+from terminus.sampling.metadata import attach_metadata, read_image_metadata, settings_of
+from terminus.sampling.network import prompt_chunks
+from terminus.sampling.repeating import compare, recorded_request
 from terminus.sampling.requests import requests_for
-from terminus.sampling.settings import Request, Settings
+from terminus.sampling.settings import ImageRequest, Settings
 from terminus.sampling.shapes import Aspect, parse_size
-from terminus.sampling.tasks import draw, to_bytes, visits
+from terminus.sampling.tasks import generate, to_bytes, visited_timesteps
 
 _BATCH_PIXELS = 4 * 1024**2
-"""Drawn at once: four SDXL pictures keep a GPU busy, more would only need more memory."""
-_BATCH_PICTURES = 64
+"""Drawn at once: four SDXL images keep a GPU busy, more would only need more memory."""
+_BATCH_IMAGES = 64
 
 
 class How(TypedDict, total=False):
@@ -59,7 +52,7 @@ class How(TypedDict, total=False):
     conditioning: MicroConditioning | None
     negative_conditioning: MicroConditioning | None
     precision: runtime.Precision | None
-    guides: Sequence[Guide]
+    control_inputs: Sequence[ControlInput]
 
 
 @final
@@ -68,7 +61,7 @@ class _Task:
     """How a batch is drawn, fixed at its first step: the files of a guide and the adapters of a model may change."""
 
     settings: Settings
-    guides: Loaded
+    control_inputs: LoadedControls
     edit: Edit | None = None
     controls: tuple[ControlUse, ...] = ()
     adapters: tuple[AdapterUse, ...] = ()
@@ -76,15 +69,15 @@ class _Task:
 
 @final
 @dataclass(frozen=True, eq=False)
-class Drawing:
-    """A batch of pictures after one step."""
+class SamplingStep:
+    """A batch of images after one step."""
 
-    requests: Sequence[Request]
+    requests: Sequence[ImageRequest]
     step: int
     """Steps done, from 1."""
     steps: int
     x0: Float[Tensor, "batch c h w"]
-    """What the model believes the pictures' latents to be; after the last step, what they are."""
+    """What the model believes the images' latents to be; after the last step, what they are."""
     _model: Terminus
     _task: _Task
 
@@ -92,26 +85,26 @@ class Drawing:
     def finished(self) -> bool:
         return self.step == self.steps
 
-    def pictures(self) -> list[Image.Image]:
+    def images(self) -> list[Image.Image]:
         """RGB, one per request; before the last step, previews. Finished ones carry their metadata in `info`."""
         components = self._model.components
         if not torch.isfinite(self.x0).all():
             raise UserError(
                 "The model drew NaN or infinity",
                 where=self._model.name,
-                rule="A picture is made of finite numbers",
+                rule="An image is made of finite numbers",
                 fix="Lower the guidance; if that does not help, the weights are damaged",
             )
         drawn, edit = to_bytes(components, self.x0), self._task.edit
-        pictures = [Image.fromarray(one.numpy()) for one in (edit.canvas.finish(drawn) if edit else drawn)]
+        images = [Image.fromarray(one.numpy()) for one in (edit.canvas.finish(drawn) if edit else drawn)]
         if self.finished:
-            for picture, request in zip(pictures, self.requests, strict=True):
-                attach(picture, self._origin(request, Size(picture.height, picture.width)))
-        return pictures
+            for image, request in zip(images, self.requests, strict=True):
+                attach_metadata(image, self._generation(request, Size(image.height, image.width)))
+        return images
 
-    def _origin(self, request: Request, size: Size) -> Origin:
+    def _generation(self, request: ImageRequest, size: Size) -> GenerationMetadata:
         components, task, settings = self._model.components, self._task, self._task.settings
-        origin = Origin(
+        generation = GenerationMetadata(
             prompt=request.prompt,
             negative=request.negative,
             seed=request.seed,
@@ -133,7 +126,7 @@ class Drawing:
             adapters=task.adapters,
             controls=task.controls,
         )
-        return replace(origin, **task.edit.facts) if task.edit else origin
+        return replace(generation, **task.edit.facts) if task.edit else generation
 
 
 @final
@@ -141,8 +134,8 @@ class Terminus:
     """A model on its device, ready to draw. Make one with `Terminus.load`.
 
     Every task takes the keyword arguments of `How`. Every prompt is drawn with the seeds `seed`, `seed` + 1, ... (or
-    with each of the listed seeds), `count` pictures per prompt, in the order of the prompts; with a `variation`, all of
-    a prompt's pictures share the seed and differ by the variation. `adapters` holds LoRA files, which act until they
+    with each of the listed seeds), `count` images per prompt, in the order of the prompts; with a `variation`, all of
+    a prompt's images share the seed and differ by the variation. `adapters` holds LoRA files, which act until they
     are taken off. UserError for what cannot be drawn.
     """
 
@@ -156,18 +149,18 @@ class Terminus:
     def load(cls, model: str | Path, device: str = "auto", running: Running | None = None) -> Terminus:
         """`model` is a folder, a .safetensors file, a hub id, or "nano"; `device` is "auto", "cpu", "cuda:1", ...
 
-        `running` is about speed and memory: precision, compiling, offloading, tiles of the codec.
+        `running` is about speed and memory: precision, compiling, offloading, tiles of the VAE.
         """
         where = runtime.pick_device(device)
         how = (running or Running()).on(where)
-        components = prepare(load_components(model), where, how)
+        components = prepare_for_inference(load_components(model), where, how)
         path = at_home(model)
         return cls(components, path if path.is_file() else resolve(model), how.precision)
 
     @property
     def name(self) -> str:
         """Of the folder or file; a run's `model` folder goes by the name of the run."""
-        return name_of(self._path) if self._path.is_dir() else self._path.stem
+        return model_name(self._path) if self._path.is_dir() else self._path.stem
 
     @cached_property
     def hash(self) -> str:
@@ -186,16 +179,18 @@ class Terminus:
         hires: Hires | float | None = None,
         **how: Unpack[How],
     ) -> list[Image.Image]:
-        """Pictures (RGB) from prompts. `hires` draws each once more, so many times larger, from the first picture."""
-        settings, guides = _settings(how), _guides(how)
+        """Images (RGB) from prompts. `hires` draws each once more, so many times larger, from the first image."""
+        settings, control_inputs = _settings(how), _control_inputs(how)
         again = Hires(hires) if isinstance(hires, int | float) else hires
-        stream = self.stream(prompt, negative, seed=seed, count=count, settings=settings, hires=again, guides=guides)
+        stream = self.stream(
+            prompt, negative, seed=seed, count=count, settings=settings, hires=again, control_inputs=control_inputs
+        )
         return _finished(stream)
 
     def img2img(
         self,
         prompt: str | Sequence[str],
-        image: Picture,
+        image: ImageSource,
         negative: str = "",
         *,
         strength: float = 0.6,
@@ -203,15 +198,15 @@ class Terminus:
         count: int = 1,
         **how: Unpack[How],
     ) -> list[Image.Image]:
-        """Pictures like `image`, drawn anew by `strength`: 0 (excluded) leaves it, 1 does not look at it."""
+        """Images like `image`, drawn anew by `strength`: 0 (excluded) leaves it, 1 does not look at it."""
         edit = image_to_image(image, strength, _settings(how), self.components)
         return self._edited(prompt, negative, seed, count, how, edit)
 
     def inpaint(
         self,
         prompt: str | Sequence[str],
-        image: Picture,
-        mask: Picture,
+        image: ImageSource,
+        mask: ImageSource,
         negative: str = "",
         *,
         strength: float = 1.0,
@@ -230,7 +225,7 @@ class Terminus:
     def outpaint(
         self,
         prompt: str | Sequence[str],
-        image: Picture,
+        image: ImageSource,
         margins: Margins | tuple[int, int, int, int],
         negative: str = "",
         *,
@@ -245,7 +240,7 @@ class Terminus:
 
     def upscale(
         self,
-        image: Picture,
+        image: ImageSource,
         factor: float = 2.0,
         prompt: str | Sequence[str] = "",
         negative: str = "",
@@ -264,22 +259,22 @@ class Terminus:
 
     def again(
         self,
-        picture: str | Path,
-        image: Picture | None = None,
-        mask: Picture | None = None,
-        guides: Sequence[Guide] = (),
+        source: str | Path,
+        image: ImageSource | None = None,
+        mask: ImageSource | None = None,
+        control_inputs: Sequence[ControlInput] = (),
     ) -> Image.Image:
-        """The picture of this file once more, from what the file says of itself.
+        """The image of this file once more, from what the file says of itself.
 
         What it only names is given again: the initial `image`, the `mask`, the `guides`; adapters are attached before.
         UserError if Terminus did not write it, or if the model or one of these is not what it was drawn with.
         """
-        origin = settings_of(read(Path(picture)), str(picture))
-        one = asked(origin, self.components, image, mask)
-        used = Guides(guides, self.components)
+        generation = settings_of(read_image_metadata(Path(source)), str(source))
+        one = recorded_request(generation, self.components, image, mask)
+        used = ControlInputs(control_inputs, self.components)
         found = {"model_hash": self.hash, "schedule": self.components.record.schedule}
         found |= {"adapters": self._adapters(), "controls": used.uses, **(one.edit.facts if one.edit else {})}
-        compare(origin, found)
+        compare(generation, found)
         (drawn,) = _finished(self._drawn([one.request], one.settings, one.edit, one.hires, used))
         return drawn
 
@@ -293,26 +288,31 @@ class Terminus:
         settings: Settings | None = None,
         edit: Edit | None = None,
         hires: Hires | None = None,
-        guides: Sequence[Guide] = (),
-    ) -> Iterator[Drawing]:
+        control_inputs: Sequence[ControlInput] = (),
+    ) -> Iterator[SamplingStep]:
         """The same, step by step and batch by batch; stop iterating to cancel."""
         if edit is not None and hires is not None:
-            raise UserError("A second pass on a changed picture", rule="It follows a picture drawn from a prompt")
+            raise UserError("A second pass on a changed image", rule="It follows an image drawn from a prompt")
         settings = settings or Settings()
         settings = replace(settings, precision=settings.precision or self._precision)
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
         requests = [one for text in texts for one in requests_for(text, negative, seed, count, settings)]
-        yield from self._drawn(requests, settings, edit, hires, Guides(guides, self.components))
+        yield from self._drawn(requests, settings, edit, hires, ControlInputs(control_inputs, self.components))
 
     def _drawn(
-        self, requests: Sequence[Request], settings: Settings, edit: Edit | None, hires: Hires | None, used: Guides
-    ) -> Iterator[Drawing]:
+        self,
+        requests: Sequence[ImageRequest],
+        settings: Settings,
+        edit: Edit | None,
+        hires: Hires | None,
+        used: ControlInputs,
+    ) -> Iterator[SamplingStep]:
         size = edit.canvas.size if edit else settings.size_for(self.components)
         place = edit.canvas.place if edit else partial(scaled, size=size)
         # Enlarged here as well, so that what cannot be drawn or guided in the second pass is said before the first.
         larger = self._enlarged(torch.zeros(*size, 3, dtype=torch.uint8), hires, settings) if hires else None
         task = _Task(settings, used.on(place), edit, used.uses)
-        second = larger and replace(task, guides=used.on(larger.canvas.place))
+        second = larger and replace(task, control_inputs=used.on(larger.canvas.place))
         for batch in self._batches(requests, size, settings):
             now = self._adapters()
             if hires is not None and second is not None:
@@ -329,23 +329,27 @@ class Terminus:
     def _edited(
         self, prompt: str | Sequence[str], negative: str, seed: int | Sequence[int], count: int, how: How, edit: Edit
     ) -> list[Image.Image]:
-        settings, guides = _settings(how), _guides(how)
-        stream = self.stream(prompt, negative, seed=seed, count=count, settings=settings, edit=edit, guides=guides)
+        settings, control_inputs = _settings(how), _control_inputs(how)
+        stream = self.stream(
+            prompt, negative, seed=seed, count=count, settings=settings, edit=edit, control_inputs=control_inputs
+        )
         return _finished(stream)
 
     def steps(self, settings: Settings, edit: Edit | None = None, hires: Hires | None = None) -> int:
-        """Steps that each picture takes."""
+        """Steps that each image takes."""
         strengths = [edit.strength if edit else 1.0, *([hires.strength] if hires else [])]
-        return sum(len(visits(self.components, settings, strength)) for strength in strengths)
+        return sum(len(visited_timesteps(self.components, settings, strength)) for strength in strengths)
 
-    def _batches(self, requests: Sequence[Request], size: Size, settings: Settings) -> Iterator[Sequence[Request]]:
+    def _batches(
+        self, requests: Sequence[ImageRequest], size: Size, settings: Settings
+    ) -> Iterator[Sequence[ImageRequest]]:
         """Neighbours whose texts are read in equally many stretches, as many as are drawn at once."""
-        most = max(1, min(_BATCH_PICTURES, _BATCH_PIXELS // (size.height * size.width)))
+        most = max(1, min(_BATCH_IMAGES, _BATCH_PIXELS // (size.height * size.width)))
         known: dict[tuple[str, str], int] = {}
         for one in requests:
             texts = (one.prompt, one.negative)
             if texts not in known:  # tokenizers take longer than everything else here
-                known[texts] = chunks(self.components, one, settings)
+                known[texts] = prompt_chunks(self.components, one, settings)
         lengths = [known[one.prompt, one.negative] for one in requests]
         start = 0
         for end in range(1, len(requests) + 1):
@@ -353,17 +357,17 @@ class Terminus:
                 yield requests[start:end]
                 start = end
 
-    def _once(self, batch: Sequence[Request], task: _Task) -> Iterator[Drawing]:
-        settings, edit, guides = task.settings, task.edit, task.guides
+    def _once(self, batch: Sequence[ImageRequest], task: _Task) -> Iterator[SamplingStep]:
+        settings, edit, control_inputs = task.settings, task.edit, task.control_inputs
         strength, canvas, tile = (edit.strength, edit.canvas, edit.tile) if edit else (1.0, None, None)
         steps = self.steps(settings, edit)
-        for step in draw(self.components, batch, settings, canvas, strength, tile, guides=guides):
-            yield Drawing(batch, step.index + 1, steps, step.x0, self, task)
+        for step in generate(self.components, batch, settings, canvas, strength, tile, control_inputs=control_inputs):
+            yield SamplingStep(batch, step.index + 1, steps, step.x0, self, task)
 
-    def _twice(self, batch: Sequence[Request], task: _Task, second: _Task, hires: Hires) -> Iterator[Drawing]:
-        """Small, then each picture enlarged and drawn again: the composition comes from the size the model knows."""
+    def _twice(self, batch: Sequence[ImageRequest], task: _Task, second: _Task, hires: Hires) -> Iterator[SamplingStep]:
+        """Small, then each image enlarged and drawn again: the composition comes from the size the model knows."""
         first, total = self.steps(task.settings), self.steps(task.settings, hires=hires)
-        last: Drawing | None = None
+        last: SamplingStep | None = None
         for last in self._once(batch, task):
             yield replace(last, steps=total)
         if last is None:
@@ -374,22 +378,22 @@ class Terminus:
                 yield replace(drawing, step=first + drawing.step, steps=total)
 
     def _enlarged(self, pixels: Pixels, hires: Hires, settings: Settings) -> Edit:
-        steps = len(visits(self.components, settings, hires.strength))
+        steps = len(visited_timesteps(self.components, settings, hires.strength))
         growth = Enlargement(hires.factor, Size(*pixels.shape[:2]), "lanczos", steps)
         canvas = enlarge(pixels, hires.factor, self.components)
         return Edit(canvas, hires.strength, {"enlargement": growth, "strength": hires.strength})
 
 
-def _finished(drawings: Iterator[Drawing]) -> list[Image.Image]:
-    return [picture for drawing in drawings if drawing.finished for picture in drawing.pictures()]
+def _finished(drawings: Iterator[SamplingStep]) -> list[Image.Image]:
+    return [image for drawing in drawings if drawing.finished for image in drawing.images()]
 
 
-def _guides(how: How) -> Sequence[Guide]:
-    return how.get("guides", ())
+def _control_inputs(how: How) -> Sequence[ControlInput]:
+    return how.get("control_inputs", ())
 
 
 def _settings(how: How) -> Settings:
-    given: dict[str, Any] = {key: value for key, value in how.items() if key != "guides"}
+    given: dict[str, Any] = {key: value for key, value in how.items() if key != "control_inputs"}
     if isinstance(size := given.get("size"), str):
         given["size"] = parse_size(size)
     return Settings(**given)

@@ -26,14 +26,14 @@ from terminus.sampling.limits import (
     check_strength,
 )
 
-PICTURE_FORMATS = ("png", "jpg", "jpeg", "webp")
+IMAGE_FORMATS = ("png", "jpg", "jpeg", "webp")
 """Of `metadata.FORMATS`, in its order."""
 ANOTHER = "Choose another --out"
 _WITH_AGAIN = (
     *("--again", "--out", "--image", "--mask", "--lora", "--control", "--format", "--private", "--sign"),
     *("--compile", "--offload", "--device"),
 )
-"""What does not say how a picture is drawn, or names a file that it was drawn from."""
+"""What does not say how an image is drawn, or names a file that it was drawn from."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,12 @@ class Start:
     def __post_init__(self) -> None:
         asked = [name for name in ("mask", "outpaint", "upscale") if getattr(self, name) is not None]
         if len(asked) > 1:
-            raise UserError(f"--{asked[0]} and --{asked[1]}", rule="A picture is changed in one way at a time")
+            raise UserError(f"--{asked[0]} and --{asked[1]}", rule="An image is changed in one way at a time")
         needing = [*asked, *(["strength"] if self.strength is not None else [])]
         if self.image is None and needing:
-            raise UserError(f"--{needing[0]} without --image", fix="Name the picture to start from")
+            raise UserError(f"--{needing[0]} without --image", fix="Name the image to start from")
         if self.hires is not None and self.image is not None:
-            raise UserError("--hires and --image", rule="A second pass follows a picture drawn from a prompt")
+            raise UserError("--hires and --image", rule="A second pass follows an image drawn from a prompt")
         if not {"mask", "outpaint"} & {*asked}:
             for name in ("fill", "feather", "padding"):
                 if getattr(self, name) is not None:
@@ -106,7 +106,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Output:
-    """Where pictures go, and what they say of themselves."""
+    """Where images go, and what they say of themselves."""
 
     folder: Path
     format: str = "png"
@@ -116,7 +116,7 @@ class Output:
     """ "CERTIFICATES,KEY", two PEM files, for content credentials."""
 
     def __post_init__(self) -> None:
-        check_choice("--format", self.format, PICTURE_FORMATS)
+        check_choice("--format", self.format, IMAGE_FORMATS)
         self.signer()
 
     def signer(self) -> tuple[Path, Path] | None:
@@ -167,16 +167,16 @@ class Drawer:
 
 
 def check_again(given: Sequence[str]) -> None:
-    """UserError for an option beside `--again` that says how a picture is drawn: it says that itself."""
+    """UserError for an option beside `--again` that says how an image is drawn: it says that itself."""
     if other := [name for name in given if name.startswith("--") and name not in _WITH_AGAIN]:
-        rule = "A picture is drawn again as it says itself; only the files that it names are given, as they were"
+        rule = "An image is drawn again as it says itself; only the files that it names are given, as they were"
         raise UserError(f"--again and {', '.join(other)}", rule=rule, fix="Leave out either")
 
 
 def check_prompts(prompts: Sequence[str]) -> None:
     """UserError where nothing is asked for."""
     if not prompts:
-        raise UserError("Missing option '--prompt'", fix="Say what to draw; or --again PICTURE draws a picture again")
+        raise UserError("Missing option '--prompt'", fix="Say what to draw; or --again PICTURE draws an image again")
 
 
 def check_folder(out: Path) -> None:

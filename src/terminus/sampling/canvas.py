@@ -1,7 +1,7 @@
-"""From a user's picture to one that the model can draw on, and back.
+"""From a user's image to one that the model can draw on, and back.
 
 A canvas has a size that the model can draw. What is drawn on it is brought back to where it belongs in the user's
-picture, whose own pixels stay exactly what they were wherever nothing was asked to change.
+image, whose own pixels stay exactly what they were wherever nothing was asked to change.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from terminus.images import Dropped
 from terminus.model.components import Components
 from terminus.sampling.files import read_file
 from terminus.sampling.limits import check_factor, check_margins, check_repaint
-from terminus.sampling.masks import Fill, feathered, filled
-from terminus.sampling.settings import Aspect, Settings, nearest_size, size_multiple, size_of
+from terminus.sampling.masks import Fill, feathered, fill_masked
+from terminus.sampling.settings import Aspect, Settings, nearest_size, size_multiple, size_of_shape
 
-# Pictures of several sizes meet in one function here, so the names of the axes bind nothing.
+# Images of several sizes meet in one function here, so the names of the axes bind nothing.
 Pixels = UInt8[Tensor, "_height _width 3"]
 Mask = Bool[Tensor, "_height _width"]
 Batch = UInt8[Tensor, "batch _height _width 3"]
-Picture = str | Path | Image.Image
+ImageSource = str | Path | Image.Image
 """A file, or a Pillow image."""
 
 _LIMITS = Limits(file_bytes=2**28, pixels=HARD_PIXEL_LIMIT)
 _WHITE = (255, 255, 255)
 _LARGEST = 16_384
-"""The longest side of a picture that we make, in pixels."""
+"""The longest side of an image that we make, in pixels."""
 _COLLAR = 64
 """Pixels around the part that is drawn whose colours are continued into it."""
 
@@ -51,11 +51,11 @@ class Canvas:
 
     pixels: Pixels
     mask: Mask | None
-    """Where the picture is painted anew; None is everywhere."""
+    """Where the image is painted anew; None is everywhere."""
     finish: Callable[[Batch], Batch]
-    """Drawn pictures of the canvas' size → pictures as the user gets them."""
+    """Drawn images of the canvas' size → images as the user gets them."""
     place: Callable[[Pixels], Pixels] = lambda other: other
-    """Another picture of the same whole (such as its depths) → the part of it that lies on the canvas."""
+    """Another image of the same whole (such as its depths) → the part of it that lies on the canvas."""
 
     @property
     def size(self) -> Size:
@@ -80,7 +80,7 @@ class Repaint:
     feather: int = 0
     """Width of the soft edge inside the mask, in pixels."""
     padding: int | None = None
-    """Draw the mask and this many pixels around it at the model's size; None draws on the whole picture."""
+    """Draw the mask and this many pixels around it at the model's size; None draws on the whole image."""
 
     def __post_init__(self) -> None:
         check_repaint(self.fill, self.feather, self.padding)
@@ -90,7 +90,7 @@ class Repaint:
         return cast(Fill, self.fill) if self.fill else "surroundings" if strength == 1.0 else "original"
 
 
-def open_picture(source: Picture) -> Pixels:
+def open_image(source: ImageSource) -> Pixels:
     """Upright sRGB pixels of a file or a Pillow image; what is transparent lies on white."""
     if isinstance(source, Image.Image):
         return _of_image(source)
@@ -99,83 +99,81 @@ def open_picture(source: Picture) -> Pixels:
 
 def _of_image(image: Image.Image) -> Pixels:
     if 0 in image.size:
-        raise UserError("This picture has no pixels", rule="Pictures have at least one")
+        raise UserError("This image has no pixels", rule="Images have at least one")
     return _on_white(of_image(image))
 
 
 def _on_white(decoded: Decoded | Dropped, where: str = "") -> Pixels:
     if isinstance(decoded, Dropped):
         detail = f" ({decoded.detail})" if decoded.detail else ""
-        rule = (
-            "Pictures are JPEG, PNG or WebP files" if where else "Its pixels can be read, as long as its file is open"
-        )
-        raise UserError(f"This picture cannot be used: {decoded.reason}{detail}", where=where, rule=rule)
+        rule = "Images are JPEG, PNG or WebP files" if where else "Its pixels can be read, as long as its file is open"
+        raise UserError(f"This image cannot be used: {decoded.reason}{detail}", where=where, rule=rule)
     return torch.from_numpy(decoded.on(_WHITE))
 
 
-def open_mask(source: Picture) -> Mask:
+def open_mask(source: ImageSource) -> Mask:
     """True where the file is nearer to white than to black."""
-    return open_picture(source).float().mean(-1) > 127.5
+    return open_image(source).float().mean(-1) > 127.5
 
 
 def digest(pixels: Tensor) -> str:
-    """SHA-256 of a picture's upright pixels, row by row, in hex: of a mask, of its zeros and ones."""
+    """SHA-256 of an image's upright pixels, row by row, in hex: of a mask, of its zeros and ones."""
     return hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest()
 
 
-def redraw(picture: Pixels, settings: Settings, components: Components) -> Canvas:
-    """The whole picture, at the asked size or else at the drawable one nearest to its own; cropped to its shape."""
-    size = settings.size_for(components) if settings.size is not None else _fitting(_size(picture), components)
-    return Canvas(scaled(picture, size), None, lambda drawn: drawn, lambda other: scaled(other, size))
+def redraw(image: Pixels, settings: Settings, components: Components) -> Canvas:
+    """The whole image, at the asked size or else at the drawable one nearest to its own; cropped to its shape."""
+    size = settings.size_for(components) if settings.size is not None else _fitting(_size(image), components)
+    return Canvas(scaled(image, size), None, lambda drawn: drawn, lambda other: scaled(other, size))
 
 
-def enlarge(picture: Pixels, factor: float, components: Components) -> Canvas:
-    """The picture with sides `factor` times as long (LANCZOS)."""
+def enlarge(image: Pixels, factor: float, components: Components) -> Canvas:
+    """The image with sides `factor` times as long (LANCZOS)."""
     check_factor(factor)
-    size = Size(*(round(side * factor) for side in picture.shape[:2]))
+    size = Size(*(round(side * factor) for side in image.shape[:2]))
     low = size_multiple(components)
     _check_area(size)
     if min(size) < low:
         raise UserError(f"{size.width}x{size.height} pixels", rule=f"Sides are at least {low} pixels afterwards")
     return Canvas(
-        _padded(_resized(picture, size), low),
+        _padded(_resized(image, size), low),
         None,
         lambda drawn: drawn[:, : size.height, : size.width].contiguous(),
         lambda other: _padded(scaled(other, size), low),
     )
 
 
-def extended(picture: Pixels, margins: Margins) -> tuple[Pixels, Mask]:
-    """A larger picture with the old one in it, its edges continued, and the mask of what is new."""
+def extended(image: Pixels, margins: Margins) -> tuple[Pixels, Mask]:
+    """A larger image with the old one in it, its edges continued, and the mask of what is new."""
     check_margins(*margins)
     left, top, right, bottom = margins
-    _check_area(Size(picture.shape[0] + top + bottom, picture.shape[1] + left + right))
+    _check_area(Size(image.shape[0] + top + bottom, image.shape[1] + left + right))
     sides = (left, right, top, bottom)
-    larger = functional.pad(picture.permute(2, 0, 1)[None].float(), sides, mode="replicate")[0]
-    mask = functional.pad(torch.zeros(picture.shape[:2]), sides, value=1.0) > 0
+    larger = functional.pad(image.permute(2, 0, 1)[None].float(), sides, mode="replicate")[0]
+    mask = functional.pad(torch.zeros(image.shape[:2]), sides, value=1.0) > 0
     return larger.permute(1, 2, 0).to(torch.uint8), mask
 
 
 def repaint(
-    picture: Pixels, mask: Mask, how: Repaint, strength: float, settings: Settings, components: Components
+    image: Pixels, mask: Mask, how: Repaint, strength: float, settings: Settings, components: Components
 ) -> Canvas:
-    """The picture with its masked part hidden; `finish` puts what is drawn there into the untouched picture."""
-    if mask.shape != picture.shape[:2]:
-        sizes = [f"{width}x{height}" for height, width in (mask.shape, picture.shape[:2])]
-        rule = "A mask has the size of its picture; white is painted anew, black stays"
-        raise UserError(f"The mask is {sizes[0]}, the picture {sizes[1]}", rule=rule)
+    """The image with its masked part hidden; `finish` puts what is drawn there into the untouched image."""
+    if mask.shape != image.shape[:2]:
+        sizes = [f"{width}x{height}" for height, width in (mask.shape, image.shape[:2])]
+        rule = "A mask has the size of its image; white is painted anew, black stays"
+        raise UserError(f"The mask is {sizes[0]}, the image {sizes[1]}", rule=rule)
     if not mask.any():
         raise UserError("The mask is black everywhere", rule="White is painted anew, so there would be nothing to do")
-    whole, multiple = _size(picture), size_multiple(components)
+    whole, multiple = _size(image), size_multiple(components)
     if how.padding is None:
-        _check_whole(picture, settings, components)
+        _check_whole(image, settings, components)
         box, size = (slice(0, whole.height), slice(0, whole.width)), None
     else:
         around = _extent(mask, how.padding)
         size = settings.size_for(components) if settings.size is not None else _shape(around, components)
         box = _box(around, size, whole)
     near, inner = _collar(box, whole)
-    backdrop = filled(picture[near], mask[near], how.fill_for(strength))[inner]
+    backdrop = fill_masked(image[near], mask[near], how.fill_for(strength))[inner]
     weight = feathered(mask[near], how.feather)[inner][..., None]
     region, hidden = Size(*mask[box].shape), mask[box]
     if size is None:
@@ -188,31 +186,31 @@ def repaint(
 
     def finish(drawn: Batch) -> Batch:
         parts = [_resized(one, region) if size else one[: region.height, : region.width] for one in drawn]
-        return torch.stack([_composed(picture, backdrop, part, weight, box) for part in parts])
+        return torch.stack([_composed(image, backdrop, part, weight, box) for part in parts])
 
     return Canvas(drawable(backdrop), hidden, finish, lambda other: drawable(scaled(other, whole)[box]))
 
 
-def _composed(picture: Pixels, backdrop: Pixels, part: Pixels, weight: Tensor, box: Box) -> Pixels:
-    """`part` in its box where weight is above 0, fading into the backdrop; elsewhere the picture, untouched."""
+def _composed(image: Pixels, backdrop: Pixels, part: Pixels, weight: Tensor, box: Box) -> Pixels:
+    """`part` in its box where weight is above 0, fading into the backdrop; elsewhere the image, untouched."""
     mixed = (weight * part.float() + (1 - weight) * backdrop.float()).round().to(torch.uint8)
-    whole = picture.clone()
-    whole[box] = torch.where(weight > 0, mixed, picture[box])
+    whole = image.clone()
+    whole[box] = torch.where(weight > 0, mixed, image[box])
     return whole
 
 
 def _check_area(size: Size) -> None:
     """What is larger could be written, but no program of ours reads it again."""
     if max(size) > _LARGEST or size.height * size.width > HARD_PIXEL_LIMIT:
-        rule = f"Pictures have sides up to {_LARGEST:,} and in all up to {HARD_PIXEL_LIMIT:,} pixels"
-        raise UserError(f"This would be a picture of {size.width}x{size.height} pixels", rule=rule)
+        rule = f"Images have sides up to {_LARGEST:,} and in all up to {HARD_PIXEL_LIMIT:,} pixels"
+        raise UserError(f"This would be an image of {size.width}x{size.height} pixels", rule=rule)
 
 
-def _check_whole(picture: Pixels, settings: Settings, components: Components) -> None:
-    size = _size(picture)
-    drawn = Size(*_padded(picture, size_multiple(components)).shape[:2])
+def _check_whole(image: Pixels, settings: Settings, components: Components) -> None:
+    size = _size(image)
+    drawn = Size(*_padded(image, size_multiple(components)).shape[:2])
     if settings.size is not None and settings.size_for(components) != drawn:
-        rule = "Inpainting a whole picture keeps its size; a size is for the part around the mask"
+        rule = "Inpainting a whole image keeps its size; a size is for the part around the mask"
         raise UserError("A size and no padding", rule=rule, fix="Give a padding, such as 32, or leave the size out")
     if drawn != nearest_size(drawn, components):
         raise UserError(
@@ -223,9 +221,9 @@ def _check_whole(picture: Pixels, settings: Settings, components: Components) ->
 
 
 Extent = tuple[tuple[int, int], tuple[int, int]]
-"""Rows and columns, each from and to; beyond the picture too."""
+"""Rows and columns, each from and to; beyond the image too."""
 Box = tuple[slice, slice]
-"""Rows and columns of the picture."""
+"""Rows and columns of the image."""
 
 
 def _extent(mask: Mask, padding: int) -> Extent:
@@ -238,11 +236,11 @@ def _extent(mask: Mask, padding: int) -> Extent:
 def _shape(around: Extent, components: Components) -> Size:
     """The size at which the model draws what has this shape."""
     height, width = (stop - start for start, stop in around)
-    return size_of(Aspect(width, height), components)
+    return size_of_shape(Aspect(width, height), components)
 
 
 def _box(around: Extent, shape: Size, whole: Size) -> Box:
-    """The extent, grown to the shape of `shape` as far as the picture goes."""
+    """The extent, grown to the shape of `shape` as far as the image goes."""
     lengths = [stop - start for start, stop in around]
     scale = max(length / side for length, side in zip(lengths, shape, strict=True))
     slices: list[slice] = []
@@ -254,7 +252,7 @@ def _box(around: Extent, shape: Size, whole: Size) -> Box:
 
 
 def _collar(box: Box, whole: Size) -> tuple[Box, Box]:
-    """The box with a collar, which is all of a large picture that a mask's edge depends on; and the box within that."""
+    """The box with a collar, which is all of a large image that a mask's edge depends on; and the box within that."""
     rows, columns = (
         slice(max(side.start - _COLLAR, 0), min(side.stop + _COLLAR, most))
         for side, most in zip(box, whole, strict=True)
@@ -269,25 +267,25 @@ def _fitting(size: Size, components: Components) -> Size:
     """The drawable size nearest to this one, its shape kept where it has to be scaled."""
     native = components.native_pixels
     if max(size) > 4 * native or min(size) < native // 4:
-        return size_of(Aspect(size.width, size.height), components)
+        return size_of_shape(Aspect(size.width, size.height), components)
     return nearest_size(size, components)
 
 
-def scaled(picture: Pixels, size: Size) -> Pixels:
+def scaled(image: Pixels, size: Size) -> Pixels:
     """Cropped at the centre to the shape of `size`, and resized to it."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     scale = max(size.height / height, size.width / width)
-    # Cropped first: a line of one pixel, scaled to a picture's height, would be millions of pixels long.
+    # Cropped first: a line of one pixel, scaled to an image's height, would be millions of pixels long.
     tall, wide = min(size.height / scale, height), min(size.width / scale, width)
     left, top = (width - wide) / 2, (height - tall) / 2
-    return _resized(picture, size, (left, top, min(left + wide, width), min(top + tall, height)))
+    return _resized(image, size, (left, top, min(left + wide, width), min(top + tall, height)))
 
 
-def _resized(picture: Pixels, size: Size, box: tuple[float, float, float, float] | None = None) -> Pixels:
-    """`box` of the picture (left, top, right, bottom; None is all of it) at this size, by LANCZOS."""
-    if _size(picture) == size:
-        return picture
-    image = Image.fromarray(picture.numpy()).resize((size.width, size.height), Image.Resampling.LANCZOS, box)
+def _resized(pixels: Pixels, size: Size, box: tuple[float, float, float, float] | None = None) -> Pixels:
+    """`box` of the image (left, top, right, bottom; None is all of it) at this size, by LANCZOS."""
+    if _size(pixels) == size:
+        return pixels
+    image = Image.fromarray(pixels.numpy()).resize((size.width, size.height), Image.Resampling.LANCZOS, box)
     return torch.from_numpy(np.array(image))
 
 
@@ -297,15 +295,15 @@ def _nearest(mask: Mask, size: Size) -> Tensor:
     return functional.interpolate(mask[None, None].float(), size=larger, mode="nearest-exact")[0]
 
 
-def _padded(picture: Tensor, multiple: int) -> Tensor:
+def _padded(image: Tensor, multiple: int) -> Tensor:
     """Right and bottom edge repeated up to the next multiple."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     down, right = -height % multiple, -width % multiple
     if not (down or right):
-        return picture
-    padded = functional.pad(picture.permute(2, 0, 1)[None].float(), (0, right, 0, down), mode="replicate")
-    return padded[0].permute(1, 2, 0).to(picture.dtype)
+        return image
+    padded = functional.pad(image.permute(2, 0, 1)[None].float(), (0, right, 0, down), mode="replicate")
+    return padded[0].permute(1, 2, 0).to(image.dtype)
 
 
-def _size(picture: Pixels) -> Size:
-    return Size(*picture.shape[:2])
+def _size(image: Pixels) -> Size:
+    return Size(*image.shape[:2])

@@ -1,4 +1,4 @@
-"""What a ComfyUI picture says of itself: the graph of nodes that drew it, read as data.
+"""What a ComfyUI image says of itself: the graph of nodes that drew it, read as data.
 
 The graph (`prompt`) maps ids to nodes: a class name and inputs, each a value or a link [id, output]. Nothing is
 executed and no class is looked up: a sampler is a node that has steps and a seed, and a text is whatever text lies
@@ -40,7 +40,7 @@ Node = Mapping[str, Any]
 Graph = Mapping[str, Node]
 
 
-class Reading(NamedTuple):
+class GraphFacts(NamedTuple):
     """What the graph says; empty texts where none was found."""
 
     prompt: str
@@ -48,7 +48,7 @@ class Reading(NamedTuple):
     settings: dict[str, str]
 
 
-def understand(stored: object) -> Reading | None:
+def understand(stored: object) -> GraphFacts | None:
     """The first sampling pass of the graph, or None if there is no sampler in it."""
     graph = _graph(stored)
     samplers = [name for name, node in graph.items() if _is_sampler(graph, node)]
@@ -66,7 +66,7 @@ def understand(stored: object) -> Reading | None:
     if "positive" not in sides and "conditioning" not in sides:  # some nodes hand all of it on in one piece
         sides = next((one for name in _upstream(graph, first) if "positive" in (one := _inputs(graph[name]))), sides)
     positive = sides.get("positive", sides.get("conditioning"))
-    return Reading(_side(graph, positive, "positive"), _side(graph, sides.get("negative"), "negative"), settings)
+    return GraphFacts(_side(graph, positive, "positive"), _side(graph, sides.get("negative"), "negative"), settings)
 
 
 def _graph(stored: object) -> Graph:

@@ -1,4 +1,4 @@
-"""`terminus sample`: prompts in, numbered pictures and one sheet out."""
+"""`terminus sample`: prompts in, numbered images and one sheet out."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from terminus.errors import UserError
 from terminus.model.execution import running
 from terminus.progress import Meter, waiting
 from terminus.runtime import Precision
-from terminus.sampling.api import Drawing, Terminus
+from terminus.sampling.api import SamplingStep, Terminus
 from terminus.sampling.arguments import ANOTHER, Drawer, Output, Start, check_again, check_folder, check_prompts
 from terminus.sampling.canvas import Margins, Repaint
-from terminus.sampling.controls import Guide
+from terminus.sampling.controls import ControlInput
 from terminus.sampling.edits import Edit, Hires, image_to_image, inpainting, outpainting, upscaling
 from terminus.sampling.files import read_file
 from terminus.sampling.generation_metadata import Task
-from terminus.sampling.metadata import CannotHold, mark, read, save, settings_of
+from terminus.sampling.metadata import CannotHold, mark, read_image_metadata, save_image, settings_of
 from terminus.sampling.provenance import Identity
 from terminus.sampling.repeating import check_given, difference
 from terminus.sampling.settings import Settings
 from terminus.sampling.sheet import sheet
 
 _SHEET = 64
-"""Pictures that a sheet shows at most."""
+"""Images that a sheet shows at most."""
 _COLUMNS = 8
 _STRENGTH = 0.6
 
 
 def edit_of(start: Start, model: Terminus, settings: Settings) -> Edit | None:
-    """What is drawn on, for this model; None where pictures come from the prompt alone."""
+    """What is drawn on, for this model; None where images come from the prompt alone."""
     if start.image is None:
         return None
     components, strength = model.components, start.strength
@@ -56,16 +56,16 @@ def _identity(output: Output) -> Identity | None:
     return None if signer is None else Identity.load(*signer)
 
 
-def _load(drawer: Drawer, console: Console, precision: Precision | None = None) -> tuple[Terminus, list[Guide]]:
+def _load(drawer: Drawer, console: Console, precision: Precision | None = None) -> tuple[Terminus, list[ControlInput]]:
     """The files that steer it are looked for before the model is read."""
     weighted = drawer.weighted()
-    guides = [Guide(one.kind, one.source, one.image, one.scale) for one in drawer.steering()]
+    control_inputs = [ControlInput(one.kind, one.source, one.image, one.scale) for one in drawer.steering()]
     how = replace(running(drawer.compile, drawer.offload), precision=precision)
     with waiting(console, f"loading {drawer.model}"):
         loaded = Terminus.load(drawer.model, drawer.device, how)
         for path, weight in weighted:
             loaded.adapters.attach(path, weight)
-    return loaded, guides
+    return loaded, control_inputs
 
 
 def sample(
@@ -78,7 +78,7 @@ def sample(
     settings: Settings | None = None,
     start: Start | None = None,
 ) -> None:
-    """Draws `count` pictures per prompt and prints their paths."""
+    """Draws `count` images per prompt and prints their paths."""
     console = Console(stderr=True, highlight=False)
     settings, start, out = settings or Settings(), start or Start(), output.folder
     check_prompts(prompts)
@@ -88,10 +88,17 @@ def sample(
     signer, second = _identity(output), start.second_pass()
     hires = None if second is None else Hires(*second)
     parent = read_file(start.image) if start.image is not None else None
-    loaded, guides = _load(drawer, console)
+    loaded, control_inputs = _load(drawer, console)
     edit = edit_of(start, loaded, settings)
     stream = loaded.stream(
-        prompts, negative, seed=seed, count=count, settings=settings, edit=edit, hires=hires, guides=guides
+        prompts,
+        negative,
+        seed=seed,
+        count=count,
+        settings=settings,
+        edit=edit,
+        hires=hires,
+        control_inputs=control_inputs,
     )
     written = _Written(output, signer, parent, console)
     total = loaded.steps(settings, edit, hires) * len(prompts) * count
@@ -103,7 +110,7 @@ def sample(
                 if drawing.finished:
                     written.add(drawing)
     except KeyboardInterrupt:
-        done = Text(f"Stopped: {written.count} of {len(prompts) * count} pictures are in {out}.")
+        done = Text(f"Stopped: {written.count} of {len(prompts) * count} images are in {out}.")
         console.print(done, soft_wrap=True)
         raise
     columns = count if 1 < count <= _COLUMNS else None  # a row per prompt, where that is not too wide
@@ -113,35 +120,35 @@ def sample(
 def again(
     drawer: Drawer,
     output: Output,
-    picture: Path,
+    source: Path,
     *,
     image: Path | None = None,
     mask: Path | None = None,
     given: Sequence[str] = (),
 ) -> None:
-    """Draws a picture of ours again, from its own words, and prints the new one's path; `given` are all the options.
+    """Draws an image of ours again, from its own words, and prints the new one's path; `given` are all the options.
 
     Whether its pixels are those of the file is said in one line.
     """
     check_again(given)
     console = Console(stderr=True, highlight=False)
-    origin = settings_of(read(picture), str(picture))
-    check_given(origin, image, mask)
+    generation = settings_of(read_image_metadata(source), str(source))
+    check_given(generation, image, mask)
     check_folder(output.folder)
     signer, parent = _identity(output), None if image is None else read_file(image)
     # Networks held in bf16, as they are on a GPU, cannot draw what was drawn in fp32.
-    loaded, guides = _load(drawer, console, "fp32" if origin.precision == "fp32" else None)
-    with waiting(console, f"drawing {picture} again"):
-        drawn = loaded.again(picture, image, mask, guides)
+    loaded, control_inputs = _load(drawer, console, "fp32" if generation.precision == "fp32" else None)
+    with waiting(console, f"drawing {source} again"):
+        drawn = loaded.again(source, image, mask, control_inputs)
     _make_folder(output.folder)
-    _Written(output, signer, parent, console).one(drawn, origin.seed)
-    gap = difference(drawn, picture)
-    said = f"Every pixel is that of {picture}." if gap is None else f"These are not the pixels of {picture}: {gap}."
+    _Written(output, signer, parent, console).one(drawn, generation.seed)
+    gap = difference(drawn, source)
+    said = f"Every pixel is that of {source}." if gap is None else f"These are not the pixels of {source}: {gap}."
     console.print(Text(said), soft_wrap=True)
 
 
 class _Written:
-    """The pictures in the folder: numbered, printed, and remembered for the sheet."""
+    """The images in the folder: numbered, printed, and remembered for the sheet."""
 
     def __init__(self, output: Output, signer: Identity | None, parent: bytes | None, console: Console) -> None:
         self.output, self.signer, self.parent, self.console = output, signer, parent, console
@@ -149,42 +156,42 @@ class _Written:
         self.shown: list[tuple[Image.Image, str]] = []
         self.numbers: Iterator[int] | None = None
 
-    def add(self, drawing: Drawing) -> None:
+    def add(self, drawing: SamplingStep) -> None:
         """Of one batch."""
-        for picture, request in zip(drawing.pictures(), drawing.requests, strict=True):
-            self.one(picture, request.seed)
+        for image, request in zip(drawing.images(), drawing.requests, strict=True):
+            self.one(image, request.seed)
             if len(self.shown) < _SHEET:
-                self.shown.append((picture, f"{request.prompt} · {request.seed}"))
+                self.shown.append((image, f"{request.prompt} · {request.seed}"))
 
-    def one(self, picture: Image.Image, seed: int) -> None:
+    def one(self, image: Image.Image, seed: int) -> None:
         """Under the next number."""
         numbers = self.numbers = self.numbers or itertools.count(_next_number(self.output.folder))
-        self._save(picture, (f"{number:05d}-{seed}" for number in numbers), self.parent, self.output.format)
+        self._save(image, (f"{number:05d}-{seed}" for number in numbers), self.parent, self.output.format)
         self.count += 1
 
     def finish(self, columns: int | None, task: Task) -> None:
         """A sheet of several."""
         if len(self.shown) > 1:
-            page = sheet([picture for picture, _ in self.shown], [caption for _, caption in self.shown], columns)
+            page = sheet([image for image, _ in self.shown], [caption for _, caption in self.shown], columns)
             mark(page, task)
             stems = ("samples" if number == 1 else f"samples-{number}" for number in itertools.count(1))
             self._save(page, stems, None, "png")
 
-    def _save(self, picture: Image.Image, stems: Iterator[str], parent: bytes | None, suffix: str) -> None:
+    def _save(self, image: Image.Image, stems: Iterator[str], parent: bytes | None, suffix: str) -> None:
         """Under the first name that is free; another command may draw into the same folder."""
         for stem in stems:
             path = self.output.folder / f"{stem}.{suffix}"
             try:
-                save(picture, path, private=self.output.private, signer=self.signer, parent=parent)
+                save_image(image, path, private=self.output.private, signer=self.signer, parent=parent)
             except FileExistsError:
                 continue
             except CannotHold as error:  # what has been drawn is not lost
                 said = UserError(error.what, where=str(path), rule=error.rule, fix="It is saved as PNG")
                 self.console.print(Text(str(said)), soft_wrap=True)
-                return self._save(picture, itertools.chain([stem], stems), parent, "png")
+                return self._save(image, itertools.chain([stem], stems), parent, "png")
             except OSError as error:
                 raise UserError(
-                    f"This picture cannot be written ({error.strerror or error})",
+                    f"This image cannot be written ({error.strerror or error})",
                     where=str(path),
                     rule="Those whose names were printed before are whole",
                     fix="Make room, or choose another --out, and draw the others again",

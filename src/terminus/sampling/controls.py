@@ -1,6 +1,6 @@
-"""Pictures that steer a drawing: ControlNet, T2I-Adapter, IP-Adapter, each with its picture and strength.
+"""Images that steer a drawing: ControlNet, T2I-Adapter, IP-Adapter, each with its image and strength.
 
-A guide is what a user names. Its networks are read once for all the pictures of a stream, and act only inside the calls
+A guide is what a user names. Its networks are read once for all the images of a stream, and act only inside the calls
 of the UNet: between two calls it is the UNet that was loaded, so that a stream may stop anywhere, or wait for another.
 """
 
@@ -18,42 +18,42 @@ from transformers import CLIPVisionModelWithProjection
 
 from terminus.errors import UserError
 from terminus.model.components import Components
-from terminus.model.control import Control, Span, load_control
+from terminus.model.control import Control, ControlInterval, load_control
 from terminus.model.control import Kind as ControlKind
 from terminus.model.image_prompt import (
     ImageFeatures,
     ImagePrompt,
     ImagePrompts,
     clip_pixels,
-    encode_pictures,
+    encode_images,
     read_image_prompt,
 )
 from terminus.model.text_encoders import load_vision
 from terminus.model.unet import UNet
 from terminus.model.weights import at_home
-from terminus.sampling.canvas import Picture, Pixels, digest, open_picture
+from terminus.sampling.canvas import ImageSource, Pixels, digest, open_image
 from terminus.sampling.files import sha256
 from terminus.sampling.generation_metadata import ControlUse
 from terminus.sampling.limits import check_name
 
 Kind = Literal["controlnet", "t2i", "ip"]
-_ALWAYS = Span()
+_ALWAYS = ControlInterval()
 KINDS: tuple[Kind, ...] = ("controlnet", "t2i", "ip")
 
 
 @dataclass(frozen=True, eq=False)
-class Guide:
-    """One network and the picture that it looks at."""
+class ControlInput:
+    """One network and the image that it looks at."""
 
     kind: str
     """One of KINDS."""
     source: str | Path
-    """A diffusers folder; for "ip" the .safetensors file, with its vision tower in `image_encoder` beside it."""
-    picture: Picture
-    """Of the same whole as the picture that is drawn: it is scaled and cropped to what is drawn of that."""
+    """A diffusers folder; for "ip" the .safetensors file, with its vision encoder in `image_encoder` beside it."""
+    image: ImageSource
+    """Of the same whole as the image that is drawn: it is scaled and cropped to what is drawn of that."""
     scale: float = 1.0
-    span: Span = _ALWAYS
-    """When it acts, from noise (0) to picture (1); "ip" acts always."""
+    span: ControlInterval = _ALWAYS
+    """When it acts, from noise (0) to image (1); "ip" acts always."""
 
     def __post_init__(self) -> None:
         check_name("control of kind", self.kind, KINDS)
@@ -61,35 +61,40 @@ class Guide:
             raise UserError("An IP-Adapter for a part of the way", rule="It acts all the way; lower its scale instead")
 
 
-class Guides:
+class ControlInputs:
     """The networks of several guides. UserError for one that cannot be read or does not fit this model."""
 
-    def __init__(self, guides: Sequence[Guide], components: Components) -> None:
+    def __init__(self, control_inputs: Sequence[ControlInput], components: Components) -> None:
         self._components = components
-        self._seen = [(guide, open_picture(guide.picture)) for guide in guides]
+        self._seen = [(control_input, open_image(control_input.image)) for control_input in control_inputs]
         self._networks: dict[int, Control] = {}
-        prompts = [(guide, pixels) for guide, pixels in self._seen if guide.kind == "ip"]
+        prompts = [(control_input, pixels) for control_input, pixels in self._seen if control_input.kind == "ip"]
         self._prompting = _prompting(prompts, components) if prompts else None
-        self.uses = tuple(_use(guide, pixels) for guide, pixels in self._seen)
-        """What a finished picture says of them."""
+        self.uses = tuple(_use(control_input, pixels) for control_input, pixels in self._seen)
+        """What a finished image says of them."""
 
-    def on(self, place: Callable[[Pixels], Pixels]) -> Loaded:
-        """The guides for one canvas; `place` cuts from a picture of the whole what lies on the canvas."""
+    def on(self, place: Callable[[Pixels], Pixels]) -> LoadedControls:
+        """The guides for one canvas; `place` cuts from an image of the whole what lies on the canvas."""
         steering = [(index, *one) for index, one in enumerate(self._seen) if one[0].kind != "ip"]
-        return Loaded([self._control(index, guide, place(seen)) for index, guide, seen in steering], self._prompting)
+        return LoadedControls(
+            [self._control(index, control_input, place(seen)) for index, control_input, seen in steering],
+            self._prompting,
+        )
 
-    def _control(self, index: int, guide: Guide, pixels: Pixels) -> Control:
-        picture, known = _signal(pixels), self._networks.get(index)
-        if known is not None and known.kind == "controlnet":  # a T2I-Adapter is its features of one picture
-            return replace(known, picture=picture.to(known.picture.device))
-        kind = cast(ControlKind, guide.kind)
-        control = load_control(kind, guide.source, picture, self._components, guide.scale, guide.span)
+    def _control(self, index: int, control_input: ControlInput, pixels: Pixels) -> Control:
+        image, known = _signal(pixels), self._networks.get(index)
+        if known is not None and known.kind == "controlnet":  # a T2I-Adapter is its features of one image
+            return replace(known, image=image.to(known.image.device))
+        kind = cast(ControlKind, control_input.kind)
+        control = load_control(
+            kind, control_input.source, image, self._components, control_input.scale, control_input.span
+        )
         self._networks[index] = control
         return control
 
 
 @dataclass(frozen=True, eq=False)
-class Loaded:
+class LoadedControls:
     """Guides as the network calls them."""
 
     controls: Sequence[Control] = ()
@@ -146,36 +151,36 @@ class Prompting:
             attention.set_processor(processor)
 
 
-def _prompting(guides: Sequence[tuple[Guide, Pixels]], components: Components) -> Prompting:
+def _prompting(control_inputs: Sequence[tuple[ControlInput, Pixels]], components: Components) -> Prompting:
     prompts: list[tuple[ImagePrompt, float]] = []
     features: list[ImageFeatures] = []
-    for guide, pixels in guides:
-        prompt = read_image_prompt(guide.source, components.unet)
-        vision = _vision(at_home(guide.source), components)
+    for control_input, pixels in control_inputs:
+        prompt = read_image_prompt(control_input.source, components.unet)
+        vision = _vision(at_home(control_input.source), components)
         seen = clip_pixels(_signal(pixels), cast(int, vision.config.image_size))
-        features.append(encode_pictures(vision, seen, prompt))
-        prompts.append((prompt, guide.scale))
+        features.append(encode_images(vision, seen, prompt))
+        prompts.append((prompt, control_input.scale))
     return Prompting(prompts, features, components.unet)
 
 
-def _use(guide: Guide, pixels: Pixels) -> ControlUse:
-    source = at_home(guide.source)
+def _use(control_input: ControlInput, pixels: Pixels) -> ControlUse:
+    source = at_home(control_input.source)
     files = [source] if source.is_file() else sorted(source.glob("*.safetensors"))
-    interval = None if guide.span == _ALWAYS else (guide.span.start, guide.span.end)
+    interval = None if control_input.span == _ALWAYS else (control_input.span.start, control_input.span.end)
     name = source.stem if source.is_file() else source.resolve().name
-    return ControlUse(guide.kind, name, float(guide.scale), digest(pixels), interval, sha256(files))
+    return ControlUse(control_input.kind, name, float(control_input.scale), digest(pixels), interval, sha256(files))
 
 
 def _vision(source: Path, components: Components) -> CLIPVisionModelWithProjection:
     beside = source.parent / "image_encoder"
     if beside.is_dir():
-        return load_vision(beside).to(components.text.device)  # pyright: ignore[reportArgumentType]
+        return load_vision(beside).to(components.text_encoders.device)  # pyright: ignore[reportArgumentType]
     if components.vision is None:
         raise UserError(
-            "No vision tower for this IP-Adapter",
+            "No vision encoder for this IP-Adapter",
             where=str(source),
-            rule="It reads pictures through the CLIP vision tower that it was trained with",
-            fix="Put that tower's folder beside the file, named image_encoder",
+            rule="It reads images through the CLIP vision encoder that it was trained with",
+            fix="Put that text encoder's folder beside the file, named image_encoder",
         )
     return components.vision
 

@@ -1,4 +1,4 @@
-"""What a user asks for besides a prompt: a picture to start from, and what of it may change."""
+"""What a user asks for besides a prompt: an image to start from, and what of it may change."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from terminus.model.components import Components
 from terminus.model.tiling import starts
 from terminus.sampling.canvas import (
     Canvas,
+    ImageSource,
     Margins,
     Mask,
-    Picture,
     Repaint,
     digest,
     enlarge,
     extended,
+    open_image,
     open_mask,
-    open_picture,
 )
 from terminus.sampling.canvas import redraw as redraw_canvas
 from terminus.sampling.canvas import repaint as repaint_canvas
@@ -34,12 +34,12 @@ log = logging.getLogger("terminus")
 TILE_OVERLAP = 1 / 4
 """Of a tile's side; less shows where tiles meet, more is only slower."""
 _ENLARGED = 0.3
-"""Strength of an upscaled picture that the network sees whole."""
+"""Strength of an upscaled image that the network sees whole."""
 
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """A canvas, how much of it is drawn anew, and what the finished picture says of that."""
+    """A canvas, how much of it is drawn anew, and what the finished image says of that."""
 
     canvas: Canvas
     strength: float
@@ -51,7 +51,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Hires:
-    """A second pass on an enlarged first picture, which keeps its composition."""
+    """A second pass on an enlarged first image, which keeps its composition."""
 
     factor: float = 1.5
     strength: float = HIRES_STRENGTH
@@ -60,26 +60,26 @@ class Hires:
         check_hires(self.factor, self.strength)
 
 
-def image_to_image(picture: Picture, strength: float, settings: Settings, components: Components) -> Edit:
-    """The whole picture drawn anew by `strength`."""
-    pixels = open_picture(picture)
+def image_to_image(image: ImageSource, strength: float, settings: Settings, components: Components) -> Edit:
+    """The whole image drawn anew by `strength`."""
+    pixels = open_image(image)
     facts = {"task": "img2img", "strength": check_strength(strength), "image_sha256": digest(pixels)}
     return Edit(redraw_canvas(pixels, settings, components), strength, facts)
 
 
 def inpainting(
-    picture: Picture, mask: Picture, strength: float, how: Repaint, settings: Settings, components: Components
+    image: ImageSource, mask: ImageSource, strength: float, how: Repaint, settings: Settings, components: Components
 ) -> Edit:
     """The white part of the mask drawn anew."""
-    pixels, hidden = open_picture(picture), open_mask(mask)
+    pixels, hidden = open_image(image), open_mask(mask)
     canvas = repaint_canvas(pixels, hidden, how, check_strength(strength), settings, components)
     facts = {"task": "inpaint", "image_sha256": digest(pixels), "mask": _use(hidden, how, strength, canvas)}
     return Edit(canvas, strength, {"strength": strength, **facts})
 
 
-def outpainting(picture: Picture, margins: Margins, how: Repaint, settings: Settings, components: Components) -> Edit:
-    """The picture continued beyond its edges."""
-    pixels = open_picture(picture)
+def outpainting(image: ImageSource, margins: Margins, how: Repaint, settings: Settings, components: Components) -> Edit:
+    """The image continued beyond its edges."""
+    pixels = open_image(image)
     larger, hidden = extended(pixels, margins)
     canvas = repaint_canvas(larger, hidden, how, 1.0, settings, components)
     facts = {"task": "outpaint", "image_sha256": digest(pixels), "mask": _use(hidden, how, 1.0, canvas)}
@@ -87,20 +87,20 @@ def outpainting(picture: Picture, margins: Margins, how: Repaint, settings: Sett
 
 
 def upscaling(
-    picture: Picture, factor: float, strength: float | None, settings: Settings, components: Components
+    image: ImageSource, factor: float, strength: float | None, settings: Settings, components: Components
 ) -> Edit:
-    """The picture enlarged, and drawn anew by `strength` in tiles of the size that the model knows.
+    """The image enlarged, and drawn anew by `strength` in tiles of the size that the model knows.
 
-    Each tile is drawn from the whole prompt, and with enough strength each becomes the whole picture: None lowers the
+    Each tile is drawn from the whole prompt, and with enough strength each becomes the whole image: None lowers the
     strength by the number of tiles, and says so; a higher one is kept, with a warning.
     """
     if settings.size is not None:
-        raise UserError("Upscaling to a size", rule="An upscaled picture has the size of its picture times the factor")
+        raise UserError("Upscaling to a size", rule="An upscaled image has the size of its image times the factor")
     if strength is not None:
         check_strength(strength)
-    pixels = open_picture(picture)
+    pixels = open_image(image)
     canvas = enlarge(pixels, factor, components)
-    scale = components.codec.factor
+    scale = components.vae.factor
     side = components.native_pixels // scale
     tile = (side, round(side * TILE_OVERLAP)) if max(canvas.size) > components.native_pixels else None
     tiles = 1 if tile is None else math.prod(len(starts(length // scale, *tile)) for length in canvas.size)
@@ -112,7 +112,7 @@ def upscaling(
 
 
 def strength_for(tiles: int) -> float:
-    """How much an upscaled picture of so many tiles is drawn anew, if nobody says: less, the more tiles there are."""
+    """How much an upscaled image of so many tiles is drawn anew, if nobody says: less, the more tiles there are."""
     return round(_ENLARGED / math.sqrt(tiles), 3)
 
 
@@ -121,11 +121,11 @@ def _strength_in_tiles(asked: float | None, tiles: int) -> float:
     if tiles > 1 and asked is None:
         log.warning(
             "drawn in %d tiles, each from the whole prompt: strength is lowered from %g to %g, so that none of them "
-            "becomes a picture of its own; --strength sets it", tiles, _ENLARGED, fitting,
+            "becomes an image of its own; --strength sets it", tiles, _ENLARGED, fitting,
         )  # fmt: skip
     elif asked is not None and asked > fitting and tiles > 1:
         log.warning(
-            "drawn in %d tiles, each from the whole prompt: at strength %g each of them may become a picture of its "
+            "drawn in %d tiles, each from the whole prompt: at strength %g each of them may become an image of its "
             "own; %g, the default for so many, keeps to what is there", tiles, asked, fitting,
         )  # fmt: skip
     return fitting if asked is None else asked

@@ -10,11 +10,11 @@ from terminus.bounded_files import read_bounded
 from terminus.errors import UserError
 from terminus.images import Dropped
 
-PICTURE_BYTES = 1 << 28
-"""Of the largest picture that is read."""
+IMAGE_BYTES = 1 << 28
+"""Of the largest image that is read."""
 
 
-def read_file(path: Path, limit: int = PICTURE_BYTES) -> bytes:
+def read_file(path: Path, limit: int = IMAGE_BYTES) -> bytes:
     """The bytes of a regular file; links are followed, for the user named them. UserError if that cannot be."""
     try:
         target = path.expanduser().resolve()

@@ -1,4 +1,4 @@
-"""What other programs write into their pictures, read as data: each in its own words, told in those of A1111.
+"""What other programs write into their images, read as data: each in its own words, told in those of A1111.
 
 What is not understood stays in the texts, and where half of it is, a note says so. Nothing is executed or looked up.
 """
@@ -19,7 +19,7 @@ _SIDE = re.compile(r"\(([0-9]{1,6}), ([0-9]{1,6})\)")
 """Width and height, as Fooocus writes them."""
 
 
-class Said(NamedTuple):
+class ForeignMetadata(NamedTuple):
     """Whose words were understood, and what they say."""
 
     kind: Kind
@@ -28,29 +28,29 @@ class Said(NamedTuple):
     settings: Mapping[str, str]
 
 
-def foreign(texts: Mapping[str, str], notes: list[str]) -> Said:
+def foreign(texts: Mapping[str, str], notes: list[str]) -> ForeignMetadata:
     """What the first program says whose words these are; what could not be used goes to `notes`."""
     readers = (_invokeai, _json_parameters, _a1111, _comfyui, _novelai)
-    return next((said for reader in readers if (said := reader(texts, notes))), Said("none", "", "", {}))
+    return next((said for reader in readers if (said := reader(texts, notes))), ForeignMetadata("none", "", "", {}))
 
 
-def _a1111(texts: Mapping[str, str], notes: list[str]) -> Said | None:
-    said = infotext.parse(texts.get(_PARAMETERS, ""))
-    return said and Said("a1111", *said)
+def _a1111(texts: Mapping[str, str], notes: list[str]) -> ForeignMetadata | None:
+    said = infotext.parse_infotext(texts.get(_PARAMETERS, ""))
+    return said and ForeignMetadata("a1111", *said)
 
 
-def _comfyui(texts: Mapping[str, str], notes: list[str]) -> Said | None:
+def _comfyui(texts: Mapping[str, str], notes: list[str]) -> ForeignMetadata | None:
     stored = _json(texts, "prompt", notes)
     said = comfyui.understand(stored)
     if said is not None:
-        return Said("comfyui", *said)
+        return ForeignMetadata("comfyui", *said)
     if isinstance(stored, dict) or isinstance(_json(texts, "workflow", notes), dict):
         notes.append("the graph has no sampler that is understood")
-        return Said("comfyui", "", "", {})
+        return ForeignMetadata("comfyui", "", "", {})
     return None
 
 
-def _invokeai(texts: Mapping[str, str], notes: list[str]) -> Said | None:
+def _invokeai(texts: Mapping[str, str], notes: list[str]) -> ForeignMetadata | None:
     stored = _json(texts, "invokeai_metadata", notes)
     if not isinstance(stored, dict):
         return None
@@ -72,7 +72,7 @@ def _invokeai(texts: Mapping[str, str], notes: list[str]) -> Said | None:
     return _said("invokeai", stored, "positive_prompt", "negative_prompt", names, extra)
 
 
-def _json_parameters(texts: Mapping[str, str], notes: list[str]) -> Said | None:
+def _json_parameters(texts: Mapping[str, str], notes: list[str]) -> ForeignMetadata | None:
     """JSON where A1111 has its text: SwarmUI or Fooocus."""
     if not texts.get(_PARAMETERS, "").lstrip().startswith("{"):
         return None
@@ -83,7 +83,7 @@ def _json_parameters(texts: Mapping[str, str], notes: list[str]) -> Said | None:
     return _fooocus(stored) if "base_model" in stored and "prompt" in stored else None
 
 
-def _swarmui(stored: Mapping[str, Any]) -> Said:
+def _swarmui(stored: Mapping[str, Any]) -> ForeignMetadata:
     names = {
         "steps": "Steps",
         "sampler": "Sampler",
@@ -98,7 +98,7 @@ def _swarmui(stored: Mapping[str, Any]) -> Said:
     return _said("swarmui", stored, "prompt", "negativeprompt", names, {"Loras": _loras(loras)})
 
 
-def _fooocus(stored: Mapping[str, Any]) -> Said:
+def _fooocus(stored: Mapping[str, Any]) -> ForeignMetadata:
     names = {
         "steps": "Steps",
         "sampler": "Sampler",
@@ -117,7 +117,7 @@ def _fooocus(stored: Mapping[str, Any]) -> Said:
     return _said("fooocus", stored, "prompt", "negative_prompt", names, extra)
 
 
-def _novelai(texts: Mapping[str, str], notes: list[str]) -> Said | None:
+def _novelai(texts: Mapping[str, str], notes: list[str]) -> ForeignMetadata | None:
     stored = _json(texts, "Comment", notes) if texts.get("Software") == "NovelAI" else None
     if not isinstance(stored, dict):
         return None
@@ -149,13 +149,13 @@ def _said(
     negative: str,
     names: Mapping[str, str],
     extra: Mapping[str, str],
-) -> Said:
+) -> ForeignMetadata:
     """From an object whose keys are the settings."""
     settings = {label: _plain(stored.get(key)) for key, label in names.items()}
     width, height = _plain(stored.get("width")), _plain(stored.get("height"))
     size = {"Size": f"{width}x{height}"} if width and height else {}
     kept = {label: value for label, value in {**settings, **size, **extra}.items() if value}
-    return Said(kind, _plain(stored.get(prompt)), _plain(stored.get(negative)), kept)
+    return ForeignMetadata(kind, _plain(stored.get(prompt)), _plain(stored.get(negative)), kept)
 
 
 def _loras(pairs: Iterable[tuple[object, ...]]) -> str:

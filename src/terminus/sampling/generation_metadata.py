@@ -1,4 +1,4 @@
-"""Everything that decides a picture, as plain numbers: written into it, and read back to draw it again."""
+"""Everything that decides an image, as plain numbers: written into it, and read back to draw it again."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _VERSION = "version"
 
 @dataclass(frozen=True)
 class Variation:
-    """Noise turned from that of the picture's seed towards another's."""
+    """Noise turned from that of the image's seed towards another's."""
 
     seed: int
     strength: float
-    """0 is the picture's own noise, 1 the other."""
+    """0 is the image's own noise, 1 the other."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class MaskUse:
     """Pixels over which new and old are mixed."""
     inverted: bool = False
     crop_padding: int | None = None
-    """Pixels around the mask when only its surroundings were drawn; None is the whole picture."""
+    """Pixels around the mask when only its surroundings were drawn; None is the whole image."""
     crop_size: Size | None = None
     """That those surroundings were drawn at, in pixels."""
 
 
 @dataclass(frozen=True)
 class Enlargement:
-    """From a smaller picture to this one."""
+    """From a smaller image to this one."""
 
     factor: float
     source: Size
@@ -63,19 +63,19 @@ class Enlargement:
 
 @dataclass(frozen=True)
 class AdapterUse:
-    """A LoRA or its kin, in force while the picture was drawn."""
+    """A LoRA or its kin, in force while the image was drawn."""
 
     name: str
     sha256: str
     """Of the file after its header, in hex: renaming or retitling an adapter keeps it (A1111 shows the first 12)."""
     weight: float = 1.0
     text_weight: float | None = None
-    """In the text towers; None is as `weight`."""
+    """In the text encoders; None is as `weight`."""
 
 
 @dataclass(frozen=True)
 class ControlUse:
-    """A picture that guided the drawing: ControlNet, T2I-Adapter, IP-Adapter."""
+    """An image that guided the drawing: ControlNet, T2I-Adapter, IP-Adapter."""
 
     kind: str
     name: str
@@ -88,8 +88,8 @@ class ControlUse:
 
 
 @dataclass(frozen=True)
-class Origin:
-    """Everything that decides a picture. A field at None was not used."""
+class GenerationMetadata:
+    """Everything that decides an image. A field at None was not used."""
 
     prompt: str
     negative: str
@@ -99,7 +99,7 @@ class Origin:
     guidance: float
     rescale: float
     size: Size
-    """Of the finished picture, in pixels."""
+    """Of the finished image, in pixels."""
     precision: Precision
     model: str
     model_hash: str
@@ -112,9 +112,9 @@ class Origin:
     template: str | None = None
     """The prompt before its wildcards were chosen; None where that is the prompt itself."""
     strength: float | None = None
-    """How much of an initial picture was drawn anew, 0..1."""
+    """How much of an initial image was drawn anew, 0..1."""
     image_sha256: str | None = None
-    """Of the initial picture's upright RGB pixels, in hex."""
+    """Of the initial image's upright RGB pixels, in hex."""
     variation: Variation | None = None
     mask: MaskUse | None = None
     margins: tuple[int, int, int, int] | None = None
@@ -123,12 +123,12 @@ class Origin:
     adapters: tuple[AdapterUse, ...] = ()
     controls: tuple[ControlUse, ...] = ()
     conditioning: MicroConditioning | None = None
-    """What the network was told of sizes and crop; None is a whole picture of `size`."""
+    """What the network was told of sizes and crop; None is a whole image of `size`."""
     negative_conditioning: MicroConditioning | None = None
     """The same for the unconditional prediction; None is as `conditioning`."""
 
 
-_ORIGIN = TypeAdapter(Origin)
+_ORIGIN = TypeAdapter(GenerationMetadata)
 
 
 def version() -> str:
@@ -136,12 +136,12 @@ def version() -> str:
     return metadata.version("terminus-xl")
 
 
-def to_json(origin: Origin) -> str:
+def to_json(generation: GenerationMetadata) -> str:
     """Sorted and ASCII, so that equal origins are equal bytes and no container can spoil them."""
-    return json.dumps({_VERSION: version(), **_plain(origin)}, sort_keys=True, allow_nan=False)
+    return json.dumps({_VERSION: version(), **_plain(generation)}, sort_keys=True, allow_nan=False)
 
 
-def from_text(text: str) -> Origin:
+def from_text(text: str) -> GenerationMetadata:
     """The inverse of `to_json`. ValueError, in a short sentence, unless all of it is understood."""
     stored: object = from_json(text, allow_inf_nan=False)
     if not isinstance(stored, dict):
@@ -149,17 +149,17 @@ def from_text(text: str) -> Origin:
     payload = cast(dict[str, Any], stored)
     writer = payload.pop(_VERSION, None)
     try:
-        origin = _ORIGIN.validate_json(json.dumps(payload), strict=True)
+        generation = _ORIGIN.validate_json(json.dumps(payload), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])
         raise ValueError(f"{place}: {first['msg']}") from error
-    if _plain(origin) != payload:  # a key of another version, which may decide pixels
+    if _plain(generation) != payload:  # a key of another version, which may decide pixels
         raise ValueError(f"it holds more than this version knows; it was written by version {writer}")
-    return origin
+    return generation
 
 
-def whole(text: str) -> str:
+def without_surrogates(text: str) -> str:
     """Without halves of characters, such as the name of a folder may have; no file holds them."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
@@ -173,5 +173,5 @@ def _plain(value: Any) -> Any:
             return [_plain(item) for item in cast("tuple[object, ...]", value)]
         pairs = cast(Any, value)._asdict().items()
     else:
-        return whole(value) if isinstance(value, str) else value
+        return without_surrogates(value) if isinstance(value, str) else value
     return {name: _plain(item) for name, item in pairs if item is not None and item != ()}

@@ -1,7 +1,7 @@
 """Which timesteps a sampler visits.
 
 The first must be T−1, where a zero-terminal-SNR model was taught that there is no image yet: a grid that
-starts lower hands it noise where it expects a trace of the picture, and the picture's mean comes out grey.
+starts lower hands it noise where it expects a trace of the image, and the image's mean comes out grey.
 """
 
 from __future__ import annotations
@@ -149,9 +149,9 @@ def _refuse_zero_terminal(name: str, spacing: Spacing, steps: int, schedule: Noi
     crowd, even = (int((ratio[grid(steps, finite)] > _SDXL_END).sum()) for grid in (spacing, SPACINGS["trailing"]))
     raise UserError(
         f"Spacing `{name}` with a zero-terminal-SNR model",
-        rule="Such ramps are made for schedules that end in a trace of the picture; here sigma / alpha is infinite at "
+        rule="Such ramps are made for schedules that end in a trace of the image; here sigma / alpha is infinite at "
         f"the end. With 4096 in its place, as elsewhere, {crowd} of {steps} steps are spent above sigma 14.6, where "
-        f"SDXL's own schedule ends and hardly any picture is left (trailing: {even})",
+        f"SDXL's own schedule ends and hardly any image is left (trailing: {even})",
         fix="Use `trailing`",
     )
 

@@ -39,7 +39,7 @@ class Guidance:
             raise UserError(f"rescale {self.rescale}", rule="Guidance rescale is a number from 0 to 1")
         low, high = self.interval
         if not 0 <= low < high <= 1:
-            rule = "A guidance interval is two numbers, 0 <= LOW < HIGH <= 1; 1 is pure noise, 0 the finished picture"
+            rule = "A guidance interval is two numbers, 0 <= LOW < HIGH <= 1; 1 is pure noise, 0 the finished image"
             raise UserError(f"guidance interval {low}..{high}", rule=rule)
 
     def active(self, t: int, T: int) -> bool:

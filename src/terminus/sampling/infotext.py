@@ -11,7 +11,7 @@ import json
 import re
 from typing import NamedTuple
 
-from terminus.sampling.generation_metadata import Origin, version
+from terminus.sampling.generation_metadata import GenerationMetadata, version
 
 SAMPLERS = {
     "euler": "Euler",
@@ -45,51 +45,51 @@ class Infotext(NamedTuple):
     settings: dict[str, str]
 
 
-def parameters(origin: Origin) -> str:
-    """The text for one picture."""
-    negative = [f"{_NEGATIVE} {origin.negative}"] if origin.negative else []
-    line = ", ".join(f"{key}: {_quoted(value)}" for key, value in settings(origin).items())
-    return "\n".join([origin.prompt, *negative, line])
+def parameters(generation: GenerationMetadata) -> str:
+    """The text for one image."""
+    negative = [f"{_NEGATIVE} {generation.negative}"] if generation.negative else []
+    line = ", ".join(f"{key}: {_quoted(value)}" for key, value in infotext_settings(generation).items())
+    return "\n".join([generation.prompt, *negative, line])
 
 
-def settings(origin: Origin) -> dict[str, str]:
+def infotext_settings(generation: GenerationMetadata) -> dict[str, str]:
     """The last line's keys and values, in its order."""
-    schedule, enlarged = origin.schedule, origin.enlargement
-    size = enlarged.source if enlarged else origin.size  # as A1111: the size before "Hires upscale"
+    schedule, enlarged = generation.schedule, generation.enlargement
+    size = enlarged.source if enlarged else generation.size  # as A1111: the size before "Hires upscale"
     facts: dict[str, object] = {
-        "Steps": origin.steps,
-        "Sampler": SAMPLERS.get(origin.solver, origin.solver),
-        "Schedule type": SPACINGS.get(origin.spacing, origin.spacing),
-        "CFG scale": f"{origin.guidance:g}",
-        "Seed": origin.seed,
+        "Steps": generation.steps,
+        "Sampler": SAMPLERS.get(generation.solver, generation.solver),
+        "Schedule type": SPACINGS.get(generation.spacing, generation.spacing),
+        "CFG scale": f"{generation.guidance:g}",
+        "Seed": generation.seed,
         "Size": f"{size.width}x{size.height}",
-        "Model hash": origin.model_hash[:10],
-        "Model": origin.model,
-        **_initial(origin),
-        **_additions(origin),
+        "Model hash": generation.model_hash[:10],
+        "Model": generation.model,
+        **_initial(generation),
+        **_additions(generation),
         "RNG": "Terminus",  # noise of our own making: no other program's generator draws the same
         "Prediction": "v" if schedule.prediction == "velocity" else "epsilon",
     }
     if schedule.zero_terminal:
         facts["Noise Schedule"] = "Zero Terminal SNR"
-    if origin.rescale:
-        facts["CFG rescale"] = f"{origin.rescale:g}"
-    if origin.interval not in (None, (0.0, 1.0)):
-        facts["CFG interval"] = "{:g}-{:g}".format(*origin.interval)
+    if generation.rescale:
+        facts["CFG rescale"] = f"{generation.rescale:g}"
+    if generation.interval not in (None, (0.0, 1.0)):
+        facts["CFG interval"] = "{:g}-{:g}".format(*generation.interval)
     facts["Version"] = f"Terminus {version()}"
     return {key: str(value) for key, value in facts.items()}
 
 
-def _initial(origin: Origin) -> dict[str, object]:
-    """Of the picture and the mask that were begun from."""
+def _initial(generation: GenerationMetadata) -> dict[str, object]:
+    """Of the image and the mask that were begun from."""
     facts: dict[str, object] = {}
-    if origin.strength is not None:
-        facts["Denoising strength"] = f"{origin.strength:g}"
-    if origin.image_sha256:
-        facts["Init image hash"] = origin.image_sha256[:10]
-    if origin.margins:
-        facts["Outpaint margins"] = " ".join(str(side) for side in origin.margins)
-    if mask := origin.mask:
+    if generation.strength is not None:
+        facts["Denoising strength"] = f"{generation.strength:g}"
+    if generation.image_sha256:
+        facts["Init image hash"] = generation.image_sha256[:10]
+    if generation.margins:
+        facts["Outpaint margins"] = " ".join(str(side) for side in generation.margins)
+    if mask := generation.mask:
         facts["Mask blur"] = mask.feather
         facts["Masked content"] = _FILLS.get(mask.fill, mask.fill)
         if mask.inverted:
@@ -100,27 +100,27 @@ def _initial(origin: Origin) -> dict[str, object]:
     return facts
 
 
-def _additions(origin: Origin) -> dict[str, object]:
-    """Of variation, enlargement, adapters and guiding pictures."""
+def _additions(generation: GenerationMetadata) -> dict[str, object]:
+    """Of variation, enlargement, adapters and guiding images."""
     facts: dict[str, object] = {}
-    if origin.variation:
-        facts["Variation seed"] = origin.variation.seed
-        facts["Variation seed strength"] = f"{origin.variation.strength:g}"
-    if enlarged := origin.enlargement:
+    if generation.variation:
+        facts["Variation seed"] = generation.variation.seed
+        facts["Variation seed strength"] = f"{generation.variation.strength:g}"
+    if enlarged := generation.enlargement:
         facts["Hires upscale"] = f"{enlarged.factor:g}"
-        facts["Hires steps"] = origin.steps if enlarged.steps is None else enlarged.steps
+        facts["Hires steps"] = generation.steps if enlarged.steps is None else enlarged.steps
         facts["Hires upscaler"] = enlarged.method
         if enlarged.tile is not None:
             facts["Tile size"], facts["Tile overlap"] = enlarged.tile, enlarged.overlap or 0
-    for number, control in enumerate(origin.controls):
+    for number, control in enumerate(generation.controls):
         facts[f"ControlNet {number}"] = f"Module: {control.kind}, Model: {control.name}, Weight: {control.scale:g}"
-    if origin.adapters:
-        facts["Lora hashes"] = ", ".join(f"{one.name}: {one.sha256[:12]}" for one in origin.adapters)
-        facts["Lora weights"] = ", ".join(f"{one.name}: {one.weight:g}" for one in origin.adapters)
+    if generation.adapters:
+        facts["Lora hashes"] = ", ".join(f"{one.name}: {one.sha256[:12]}" for one in generation.adapters)
+        facts["Lora weights"] = ", ".join(f"{one.name}: {one.weight:g}" for one in generation.adapters)
     return facts
 
 
-def parse(text: str) -> Infotext | None:
+def parse_infotext(text: str) -> Infotext | None:
     """What `text` says, or None if it does not end in a line of settings."""
     *lines, last = text.strip().split("\n")
     found = _fields(last) if len(last) <= _LONGEST_LINE else {}

@@ -16,7 +16,7 @@ SEEDS = 2**63
 """Seeds are 0 .. SEEDS − 1."""
 SEED = "A seed is a whole number from 0 to 2^63 - 1"
 MOST = 100_000
-"""Pictures per prompt: every request is made and checked before the first is drawn."""
+"""Images per prompt: every request is made and checked before the first is drawn."""
 SOLVER_NAMES = ("euler", "euler_ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "lcm", "tcd")
 """Of `solvers.SOLVERS`, in its order."""
 SPACING_NAMES = ("trailing", "karras", "exponential", "beta")
@@ -24,7 +24,7 @@ SPACING_NAMES = ("trailing", "karras", "exponential", "beta")
 FILL_NAMES = ("surroundings", "original", "grey")
 """Of `masks.FILLS`, in its order."""
 CONTROL_KINDS = ("controlnet", "t2i", "ip")
-"""Of `guides.KINDS`, in its order."""
+"""Of `control_inputs.KINDS`, in its order."""
 HIRES_STRENGTH = 0.5
 """Of a second pass that names none."""
 _GUIDANCE = 100.0
@@ -40,7 +40,7 @@ def check_settings(
     spacing: str,
     variation: float,
 ) -> None:
-    """UserError for numbers that no picture can be drawn by."""
+    """UserError for numbers that no image can be drawn by."""
     check_steps(steps)
     if not (math.isfinite(guidance) and 0 <= guidance <= _GUIDANCE):
         rule = f"Guidance is a number from 0 to {_GUIDANCE:g}; 1 leaves it out, 3 to 7 is usual"
@@ -49,7 +49,7 @@ def check_settings(
         raise UserError(f"rescale {rescale}", rule="Guidance rescale is a number from 0 to 1")
     low, high = interval
     if not 0 <= low < high <= 1:
-        rule = "A guidance interval is two numbers, 0 <= LOW < HIGH <= 1; 1 is pure noise, 0 the finished picture"
+        rule = "A guidance interval is two numbers, 0 <= LOW < HIGH <= 1; 1 is pure noise, 0 the finished image"
         raise UserError(f"guidance interval {low}..{high}", rule=rule)
     if not 0 <= variation <= 1:
         raise UserError(f"variation {variation}", rule="Variation is 0 (the seed's own) to 1 (another seed)")
@@ -60,7 +60,7 @@ def check_settings(
 def check_steps(steps: int) -> None:
     """UserError for a number of solver steps that draws nothing."""
     if steps < 1:
-        raise UserError(f"{steps} sampling steps", rule="A picture needs at least one step")
+        raise UserError(f"{steps} sampling steps", rule="An image needs at least one step")
 
 
 def check_name(what: str, name: str, known: Collection[str]) -> None:
@@ -74,9 +74,9 @@ def check_name(what: str, name: str, known: Collection[str]) -> None:
 def check_seeds(first: int, count: int) -> None:
     """UserError unless so many consecutive seeds exist."""
     if not 1 <= count <= MOST:
-        raise UserError(f"count {count}", rule=f"Count is the number of pictures per prompt, 1 to {MOST:,}")
+        raise UserError(f"count {count}", rule=f"Count is the number of images per prompt, 1 to {MOST:,}")
     if not 0 <= first <= SEEDS - count:
-        raise UserError(f"seed {first}", rule=f"{SEED}, and the pictures of a prompt use consecutive ones")
+        raise UserError(f"seed {first}", rule=f"{SEED}, and the images of a prompt use consecutive ones")
 
 
 def check_strength(strength: float) -> float:
@@ -87,9 +87,9 @@ def check_strength(strength: float) -> float:
 
 
 def check_factor(factor: float) -> None:
-    """UserError for a picture that would not become larger, or too large."""
+    """UserError for an image that would not become larger, or too large."""
     if not (math.isfinite(factor) and 1 <= factor <= _FACTOR):
-        raise UserError(f"factor {factor}", rule=f"A picture is enlarged 1 to {_FACTOR:g} times along each side")
+        raise UserError(f"factor {factor}", rule=f"An image is enlarged 1 to {_FACTOR:g} times along each side")
 
 
 def check_hires(factor: float, strength: float) -> None:

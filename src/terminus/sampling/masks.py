@@ -1,7 +1,7 @@
-"""Which part of a picture may change: on pixels, on latents, with a soft edge, and what to put behind it.
+"""Which part of an image may change: on pixels, on latents, with a soft edge, and what to put behind it.
 
-A mask is true where the picture is painted anew. Whatever it hides must not shine through: neither in the latents of
-the part that stays, which the codec computes from a wide surrounding, nor in the soft edge.
+A mask is true where the image is painted anew. Whatever it hides must not shine through: neither in the latents of
+the part that stays, which the VAE computes from a wide surrounding, nor in the soft edge.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def cells(mask: Mask, factor: int) -> Float[Tensor, "1 1 h w"]:
 
 
 def feathered(mask: Mask, width: int) -> Float[Tensor, "height width"]:
-    """Weights of the new picture: exactly 0 outside the mask, rising over `width` pixels inside it to 1.
+    """Weights of the new image: exactly 0 outside the mask, rising over `width` pixels inside it to 1.
 
-    A mask that is nowhere so deep has a narrower edge: at its deepest the picture is the new one, always. The picture's
+    A mask that is nowhere so deep has a narrower edge: at its deepest the image is the new one, always. The image's
     own border is no edge of the mask.
     """
     if width == 0:
@@ -62,8 +62,8 @@ def feathered(mask: Mask, width: int) -> Float[Tensor, "height width"]:
     return depth / depth.max().clamp(min=1.0)
 
 
-def filled(pixels: Pixels, mask: Mask, fill: Fill) -> Pixels:
-    """The picture with something else behind the mask; outside it, every pixel is as it was."""
+def fill_masked(pixels: Pixels, mask: Mask, fill: Fill) -> Pixels:
+    """The image with something else behind the mask; outside it, every pixel is as it was."""
     if fill == "original":
         return pixels
     if fill == "grey":

@@ -1,4 +1,4 @@
-"""What a picture says of itself: how to make it again, and that a model made it. This file writes it.
+"""What an image says of itself: how to make it again, and that a model made it. This file writes it.
 
 Three texts, each for its own readers. `parameters` is what galleries and front-ends read (`infotext`). `terminus` is
 JSON with everything that decides the pixels (`origin`); it is the one to trust, since a prompt may itself contain
@@ -22,7 +22,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from terminus.errors import UserError
 from terminus.sampling.files import write_new
-from terminus.sampling.generation_metadata import Origin, Task, to_json, version, whole
+from terminus.sampling.generation_metadata import GenerationMetadata, Task, to_json, version, without_surrogates
 from terminus.sampling.infotext import parameters
 from terminus.sampling.provenance import DRAWN, REDRAWN, SOURCE_TYPES, Identity, signed
 from terminus.sampling.reading import (
@@ -32,19 +32,29 @@ from terminus.sampling.reading import (
     PARAMETERS,
     USER_COMMENT,
     XMP,
-    PictureFacts,
-    read,
+    ImageFacts,
+    read_image_metadata,
     settings_of,
 )
 
-__all__ = ["Origin", "PictureFacts", "attach", "mark", "parameters", "read", "save", "settings_of", "version"]
+__all__ = [
+    "GenerationMetadata",
+    "ImageFacts",
+    "attach_metadata",
+    "mark",
+    "parameters",
+    "read_image_metadata",
+    "save_image",
+    "settings_of",
+    "version",
+]
 
 Format = Literal["PNG", "JPEG", "WEBP"]
 FORMATS: dict[str, Format] = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 """By the suffixes of file names."""
 _QUALITY = 95
 _DRAWN = "terminus size"
-"""In `info`: width and height when it was drawn. At another size it is not the picture that its texts speak of."""
+"""In `info`: width and height when it was drawn. At another size it is not the image that its texts speak of."""
 _BLOCK = 65_000
 """Bytes that JPEG holds in one place, and a little less."""
 _PACKET = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
@@ -66,11 +76,11 @@ _OURS_IN_XMP = """  <rdf:Description rdf:about="" xmlns:terminus="{namespace}">
 
 
 class CannotHold(UserError):
-    """A format has no place for this picture or for what it says; PNG has."""
+    """A format has no place for this image or for what it says; PNG has."""
 
 
 class Marked(Image.Image):
-    """A picture whose own `save` keeps what it says of itself, as far as the format has a place for it.
+    """An image whose own `save` keeps what it says of itself, as far as the format has a place for it.
 
     `save` of this module does more: lossless WebP, JPEG of good quality, private, signed, never over another file.
     """
@@ -87,23 +97,23 @@ class Marked(Image.Image):
         super().save(fp, format, **({"pnginfo": chunks, **blocks} | params))
 
 
-def attach(picture: Image.Image, origin: Origin) -> None:
-    """Writes the texts into `picture.info`, under the keys that Pillow gives them when it reads a PNG."""
-    picture.info[PARAMETERS] = parameters(origin)
-    picture.info[OURS] = to_json(origin)
-    mark(picture, origin.task)
+def attach_metadata(image: Image.Image, generation: GenerationMetadata) -> None:
+    """Writes the texts into `image.info`, under the keys that Pillow gives them when it reads a PNG."""
+    image.info[PARAMETERS] = parameters(generation)
+    image.info[OURS] = to_json(generation)
+    mark(image, generation.task)
 
 
-def mark(picture: Image.Image, task: Task = "text2img") -> None:
+def mark(image: Image.Image, task: Task = "text2img") -> None:
     """Only that a model made it: for sheets and previews, which no single origin repeats."""
     source_type = DRAWN if task == "text2img" else REDRAWN
-    picture.info[XMP] = _PACKET.format(version=version(), source_type=SOURCE_TYPES + source_type)
-    picture.info[_DRAWN] = picture.size
-    picture.__class__ = Marked
+    image.info[XMP] = _PACKET.format(version=version(), source_type=SOURCE_TYPES + source_type)
+    image.info[_DRAWN] = image.size
+    image.__class__ = Marked
 
 
-def save(
-    picture: Image.Image,
+def save_image(
+    image: Image.Image,
     path: Path,
     *,
     private: bool = False,
@@ -112,27 +122,27 @@ def save(
 ) -> None:
     """Writes PNG, JPEG (quality 95, full colour resolution) or WebP (lossless) by the suffix, with what it carries.
 
-    `private` leaves out prompt, settings and model; that a model made the picture stays. `signer` adds content
-    credentials, which name `parent`, the file that the picture was drawn from, as such. FileExistsError rather than
-    overwrite, OSError if the disk refuses, UserError if the format cannot hold the picture. What cannot be written
+    `private` leaves out prompt, settings and model; that a model made the image stays. `signer` adds content
+    credentials, which name `parent`, the file that the image was drawn from, as such. FileExistsError rather than
+    overwrite, OSError if the disk refuses, UserError if the format cannot hold the image. What cannot be written
     whole is not left behind in part.
     """
     kind = FORMATS.get(path.suffix.lower())
     if kind is None:
         known = ", ".join(FORMATS)
-        raise UserError(f"`{path.suffix}` is no format for pictures", where=str(path), rule=f"Known suffixes: {known}")
-    data = encode(picture, kind, private=private)
+        raise UserError(f"`{path.suffix}` is no format for images", where=str(path), rule=f"Known suffixes: {known}")
+    data = encode_image(image, kind, private=private)
     if signer is not None:
-        source_type = REDRAWN if REDRAWN in str(picture.info.get(XMP)) else DRAWN
+        source_type = REDRAWN if REDRAWN in str(image.info.get(XMP)) else DRAWN
         data = signed(data, signer, source_type, parent)
     write_new(path, data)
 
 
-def encode(picture: Image.Image, kind: Format, *, private: bool = False) -> bytes:
+def encode_image(image: Image.Image, kind: Format, *, private: bool = False) -> bytes:
     """The bytes that `save` writes; for servers."""
-    info = _only_mark(_carried(picture)) if private else _carried(picture)
+    info = _only_mark(_carried(image)) if private else _carried(image)
     file = BytesIO()
-    bare = picture.copy()  # a plain picture, whose `save` adds nothing
+    bare = image.copy()  # a plain image, whose `save` adds nothing
     if kind == "PNG":
         bare.save(file, "PNG", pnginfo=_chunks(info))
         return file.getvalue()
@@ -144,13 +154,13 @@ def encode(picture: Image.Image, kind: Format, *, private: bool = False) -> byte
             bare.save(file, "WEBP", lossless=True, quality=60, exact=True, **_blocks(info))
     except (ValueError, OSError) as error:
         rule = "JPEG holds 65,535 pixels a side and 64 KiB of text, no transparency; WebP holds 16,383 pixels a side"
-        raise CannotHold(f"This picture cannot be {kind} ({error})", rule=rule, fix="Save it as PNG") from error
+        raise CannotHold(f"This image cannot be {kind} ({error})", rule=rule, fix="Save it as PNG") from error
     return file.getvalue()
 
 
-def _carried(picture: Image.Image) -> dict[str, str]:
-    carried = {key: str(value) for key, value in picture.info.items() if key in (PARAMETERS, OURS, XMP)}
-    return carried if picture.info.get(_DRAWN, picture.size) == picture.size else _only_mark(carried)
+def _carried(image: Image.Image) -> dict[str, str]:
+    carried = {key: str(value) for key, value in image.info.items() if key in (PARAMETERS, OURS, XMP)}
+    return carried if image.info.get(_DRAWN, image.size) == image.size else _only_mark(carried)
 
 
 def _only_mark(carried: dict[str, str]) -> dict[str, str]:
@@ -197,4 +207,4 @@ def _packet(info: dict[str, str]) -> bytes:
 
 def _storable(text: str) -> str:
     """Without the two things that end or break such a text elsewhere: NUL and halves of characters."""
-    return whole(text.replace("\0", "\ufffd"))
+    return without_surrogates(text.replace("\0", "\ufffd"))

@@ -1,4 +1,4 @@
-"""The UNet with everything inside that a picture's request fixes: prompts, sizes, guidance, further inputs.
+"""The UNet with everything inside that an image's request fixes: prompts, sizes, guidance, further inputs.
 
 What is left is a function of the latent and the timestep, which is all that a solver may know.
 """
@@ -22,34 +22,34 @@ from terminus.model.execution import computes_in
 from terminus.model.text import TextFeatures
 from terminus.model.unet import Residuals, predict
 from terminus.sampling import prompts
-from terminus.sampling.controls import Loaded
-from terminus.sampling.settings import Request, Settings
+from terminus.sampling.controls import LoadedControls
+from terminus.sampling.settings import ImageRequest, Settings
 
 
 def network(
     components: Components,
-    requests: Sequence[Request],
+    requests: Sequence[ImageRequest],
     settings: Settings,
     size: Size,
     known: Float[Tensor, "1 c h w"] | None = None,
-    guides: Loaded | None = None,
+    control_inputs: LoadedControls | None = None,
 ) -> Network:
     """(x, t) → one prediction per request. `known` are the channels that an inpainting UNet reads besides x.
 
     All rows of `t` are the same timestep. It is looked at, so on the CPU it costs nothing.
     """
-    guides = guides or Loaded()
-    device, dtype = components.text.device, _computes_in(components, settings)
+    control_inputs = control_inputs or LoadedControls()
+    device, dtype = components.text_encoders.device, _computes_in(components, settings)
     held = dtype != torch.float32
     # Networks held in bf16 need no autocast, which would run their norms in fp32; guides are held in fp32 and do.
-    precision = settings.precision_for(components) if not held else "bf16" if guides else "fp32"
+    precision = settings.precision_for(components) if not held else "bf16" if control_inputs else "fp32"
     guidance, T = settings.guidance_for(components), components.record.schedule.timesteps
     guided = guidance.scale != 1.0
     whole = settings.conditioning or MicroConditioning.uncropped(size)
     texts = [one.prompt for one in requests] + ([one.negative for one in requests] if guided else [])
     sizes = [whole] * len(requests) + [settings.negative_conditioning or whole] * (len(texts) - len(requests))
     with torch.no_grad(), runtime.autocast(device, precision):
-        text = _encode(components, texts, max(chunks(components, one, settings) for one in requests))
+        text = _encode(components, texts, max(prompt_chunks(components, one, settings) for one in requests))
         text = TextFeatures(text.context.to(dtype), text.pooled.to(dtype))
     ids = time_ids(sizes, device)
 
@@ -62,10 +62,10 @@ def network(
         with torch.no_grad(), runtime.autocast(device, precision):
             inputs = here.to(dtype).repeat(copies, 1, 1, 1)
             times = torch.full((len(inputs),), now, dtype=torch.long, device=x.device)
-            residuals = combined(guides.controls, inputs, now, text[rows], ids[rows])
+            residuals = combined(control_inputs.controls, inputs, now, text[rows], ids[rows])
             if held and residuals is not None:
                 residuals = _in(residuals, dtype)
-            with guides.image_prompts(len(x), twice) as embeds:
+            with control_inputs.image_prompts(len(x), twice) as embeds:
                 output = predict(components.unet, inputs, times, text[rows], ids[rows], residuals, embeds)
         return guidance.combine(*output.chunk(2)) if twice else output
 
@@ -76,24 +76,24 @@ def _computes_in(components: Components, settings: Settings) -> torch.dtype:
     dtype = computes_in(components.unet)
     if dtype != torch.float32 and settings.precision == "fp32":
         raise UserError(
-            "A picture in fp32 from networks that are held in bf16",
+            "An image in fp32 from networks that are held in bf16",
             rule="A model is loaded in the precision that it computes in",
             fix='Load it with Running(precision="fp32")',
         )
     return dtype
 
 
-def chunks(components: Components, request: Request, settings: Settings) -> int:
-    """Stretches of text that the towers read for this request.
+def prompt_chunks(components: Components, request: ImageRequest, settings: Settings) -> int:
+    """Stretches of text that the text encoders read for this request.
 
-    More of them, though empty, would change its picture: those of one batch must have equally many.
+    More of them, though empty, would change its image: those of one batch must have equally many.
     """
     texts = [request.prompt] if settings.guidance == 1.0 else [request.prompt, request.negative]
-    return max(prompts.chunks(components.text, text) for text in texts)
+    return max(prompts.count_chunks(components.text_encoders, text) for text in texts)
 
 
 def channels(components: Components) -> int:
-    """Of the UNet's input: the codec's own, or more on models that read further pictures."""
+    """Of the UNet's input: the VAE's own, or more on models that read further images."""
     return cast(int, components.unet.config["in_channels"])
 
 
@@ -104,5 +104,8 @@ def _in(residuals: Residuals, dtype: torch.dtype) -> Residuals:
 
 def _encode(components: Components, texts: Sequence[str], count: int) -> TextFeatures:
     distinct = list(dict.fromkeys(texts))
-    encoded, rows = prompts.encode(components.text, distinct, count), [distinct.index(text) for text in texts]
+    encoded, rows = (
+        prompts.encode_prompts(components.text_encoders, distinct, count),
+        [distinct.index(text) for text in texts],
+    )
     return TextFeatures(encoded.context[rows], encoded.pooled[rows])

@@ -1,8 +1,8 @@
-"""What people write in prompts: weights in brackets, BREAK, {this|or that}, and more words than a tower reads.
+"""What people write in prompts: weights in brackets, BREAK, {this|or that}, and more words than a text encoder reads.
 
 The grammar is the one that A1111 published, because prompts travel between programs; docs/prompts.md shows it.
 Captions in training are plain text and never come through here. What the grammar knows and we do not do is refused:
-a picture that quietly ignores half of its prompt teaches nothing.
+an image that quietly ignores half of its prompt teaches nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers import CLIPTokenizer
 
 from terminus import runtime
 from terminus.errors import UserError
-from terminus.model.text import TextFeatures, TextTowers
+from terminus.model.text import TextEncoders, TextFeatures
 
 HEAVIEST = 10.0
 """The largest weight; useful ones are near 1."""
@@ -30,7 +30,7 @@ _LONGEST = 20_000
 _BACKTRACK = 20 / 75
 """A chunk that is full ends after a comma, if there is one in its last part: 20 tokens of SDXL's 75, as in A1111."""
 _AT_ONCE = 64
-"""Chunks read in one call of a tower: every layer's states are kept until it returns."""
+"""Chunks read in one call of a text encoder: every layer's states are kept until it returns."""
 
 _FACTORS = {"(": 1.1, "[": 1 / 1.1}
 _OPENS = {")": "(", "]": "[", "}": "{"}
@@ -53,7 +53,7 @@ _SEVERAL = re.compile(r"\s*(?:\d+|\d*-\d*)\$\$")
 
 
 @dataclass(frozen=True)
-class Span:
+class WeightedText:
     """Text, as the tokenizers get it, and the weight of its tokens."""
 
     text: str
@@ -62,7 +62,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Chunk:
-    """What one reading of a tower holds: at most `model_max_length` − 2 tokens, each with its weight."""
+    """What one reading of a text encoder holds: at most `model_max_length` − 2 tokens, each with its weight."""
 
     tokens: tuple[int, ...] = ()
     weights: tuple[float, ...] = ()
@@ -74,7 +74,7 @@ def escape(text: str) -> str:
 
 
 def expand(prompt: str, seed: int) -> str:
-    """The prompt with one option of every {a|b|c} in place of it, drawn by the picture's seed.
+    """The prompt with one option of every {a|b|c} in place of it, drawn by the image's seed.
 
     Each group has a draw of its own, which does not depend on what other groups became. `{2::a|b}` takes a twice as
     often. Braces without a bar, and braces that do not match, are text. Expanding what this returns changes nothing.
@@ -103,7 +103,7 @@ def expand(prompt: str, seed: int) -> str:
     return "{".join("|".join(one) for one in unmatched)
 
 
-def parse(prompt: str) -> tuple[tuple[Span, ...], ...]:
+def parse_weights(prompt: str) -> tuple[tuple[WeightedText, ...], ...]:
     """The parts between BREAKs, each a tuple of spans without escapes; neighbours in a part differ in weight.
 
     `(text)` has weight 1.1, `(text:1.3)` 1.3, `[text]` 1/1.1; nested weights multiply. A bracket that is not closed
@@ -115,7 +115,7 @@ def parse(prompt: str) -> tuple[tuple[Span, ...], ...]:
     factors = _factors(tokens)
     # Round brackets nest in each other and square ones in each other, but not the two: "([a)]" is accepted.
     products = {"(": [1.0], "[": [1.0]}
-    parts: list[list[Span]] = [[]]
+    parts: list[list[WeightedText]] = [[]]
     for index, token in enumerate(tokens):
         kind, text = token.lastgroup, token[0]
         if index in factors:
@@ -127,22 +127,23 @@ def parse(prompt: str) -> tuple[tuple[Span, ...], ...]:
         elif kind == "break":
             parts.append([])
         elif literal := text[1:] if kind == "escape" else text:
-            parts[-1].append(Span(literal, _in_range(products["("][-1] * products["["][-1])))
+            parts[-1].append(WeightedText(literal, _in_range(products["("][-1] * products["["][-1])))
     return tuple(tuple(_merged(part)) for part in parts)
 
 
-def chunks(towers: TextTowers, prompt: str) -> int:
-    """How many readings of a tower the prompt needs, at least 1. UserError for more than `MOST_CHUNKS`."""
-    return max(len(_chunked(tokenizer, prompt)) for tokenizer in (towers.tokenizer_1, towers.tokenizer_2))
+def count_chunks(text_encoders: TextEncoders, prompt: str) -> int:
+    """How many readings of a text encoder the prompt needs, at least 1. UserError for more than `MOST_CHUNKS`."""
+    return max(len(_chunked(tokenizer, prompt)) for tokenizer in (text_encoders.tokenizer_1, text_encoders.tokenizer_2))
 
 
-def encode(towers: TextTowers, prompts: Sequence[str], count: int) -> TextFeatures:
+def encode_prompts(text_encoders: TextEncoders, prompts: Sequence[str], count: int) -> TextFeatures:
     """Features of expanded prompts, each in `count` chunks: float32, context [batch, count · tokens, width].
 
     A shorter prompt is followed by empty chunks. A token's context vector is multiplied by its weight; the pooled
-    vector is that of the first chunk, without weights. A plain prompt of one chunk gives what `towers.encode` gives.
+    vector is that of the first chunk, without weights. A plain prompt of one chunk gives what `text_encoders.encode`
+    gives.
     """
-    tokenizers, length = (towers.tokenizer_1, towers.tokenizer_2), _length(towers)
+    tokenizers, length = (text_encoders.tokenizer_1, text_encoders.tokenizer_2), _length(text_encoders)
     rows: list[tuple[Chunk, Chunk]] = []
     for prompt in prompts:
         pair = [_chunked(tokenizer, prompt) for tokenizer in tokenizers]
@@ -155,17 +156,19 @@ def encode(towers: TextTowers, prompts: Sequence[str], count: int) -> TextFeatur
     places: dict[tuple[tuple[int, ...], ...], int] = {}
     order = [places.setdefault(tuple(chunk.tokens for chunk in row), len(places)) for row in rows]
     ids = [
-        torch.tensor([_framed(tokenizer, tokens[tower], length) for tokens in places])
-        for tower, tokenizer in enumerate(tokenizers)
+        torch.tensor([_framed(tokenizer, tokens[text_encoder], length) for tokens in places])
+        for text_encoder, tokenizer in enumerate(tokenizers)
     ]
-    read = TextFeatures.join([towers.read(*pair) for pair in zip(*(one.split(_AT_ONCE) for one in ids), strict=True)])
+    read = TextFeatures.join(
+        [text_encoders.read(*pair) for pair in zip(*(one.split(_AT_ONCE) for one in ids), strict=True)]
+    )
 
     # A product with 1 keeps every bit, so prompts without weights need no path of their own.
-    split = [towers.tower_1.config.hidden_size, towers.tower_2.config.hidden_size]
+    split = [text_encoders.text_encoder_1.config.hidden_size, text_encoders.text_encoder_2.config.hidden_size]
     halves = cast(tuple[Tensor, ...], read.context[order].split(split, dim=-1))
     weighted = [
-        half * torch.tensor([_weights(row[tower], length) for row in rows], device=half.device)[..., None]
-        for tower, half in enumerate(halves)
+        half * torch.tensor([_weights(row[text_encoder], length) for row in rows], device=half.device)[..., None]
+        for text_encoder, half in enumerate(halves)
     ]
     context = torch.cat(weighted, dim=-1).reshape(len(prompts), count * length, sum(split))
     return TextFeatures(context, read.pooled[order[::count]])
@@ -280,18 +283,18 @@ def _in_range(weight: float) -> float:
     return round(weight, 6)
 
 
-def _merged(part: Sequence[Span]) -> Iterator[Span]:
+def _merged(part: Sequence[WeightedText]) -> Iterator[WeightedText]:
     for weight, spans in groupby(part, key=lambda span: span.weight):
-        yield Span("".join(span.text for span in spans), weight)
+        yield WeightedText("".join(span.text for span in spans), weight)
 
 
-def _length(towers: TextTowers) -> int:
+def _length(text_encoders: TextEncoders) -> int:
     """Tokens of a chunk, begin and end included."""
-    first, second = towers.tokenizer_1.model_max_length, towers.tokenizer_2.model_max_length
+    first, second = text_encoders.tokenizer_1.model_max_length, text_encoders.tokenizer_2.model_max_length
     if first != second:
         raise UserError(
-            f"The first text tower reads {first} tokens, the second {second}",
-            rule="The context of SDXL is both towers side by side, token by token",
+            f"The first text encoder reads {first} tokens, the second {second}",
+            rule="The context of SDXL is both text encoders side by side, token by token",
             fix="Set the same model_max_length in tokenizer/ and tokenizer_2/tokenizer_config.json",
         )
     return first
@@ -300,7 +303,7 @@ def _length(towers: TextTowers) -> int:
 def _chunked(tokenizer: CLIPTokenizer, prompt: str) -> list[Chunk]:
     size = tokenizer.model_max_length - 2
     comma = cast(int, tokenizer.convert_tokens_to_ids(",</w>"))
-    parts = [_words(tokenizer, spans) for spans in parse(prompt)]
+    parts = [_words(tokenizer, spans) for spans in parse_weights(prompt)]
     # BREAK ends a chunk, an empty one too; after the last one nothing needs to be read.
     if len(parts) > 1 and not parts[-1].tokens:
         parts.pop()
@@ -315,7 +318,7 @@ def _chunked(tokenizer: CLIPTokenizer, prompt: str) -> list[Chunk]:
     return found
 
 
-def _words(tokenizer: CLIPTokenizer, spans: Sequence[Span]) -> Chunk:
+def _words(tokenizer: CLIPTokenizer, spans: Sequence[WeightedText]) -> Chunk:
     """A part of any length; a weight that begins within a word divides it in two."""
     texts = [span.text for span in spans]
     ids = cast(list[list[int]], tokenizer(texts, add_special_tokens=False, verbose=False).input_ids) if texts else []

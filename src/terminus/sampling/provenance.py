@@ -1,7 +1,7 @@
-"""Content credentials (C2PA): a signed statement inside the picture of who drew it, with what, and out of what.
+"""Content credentials (C2PA): a signed statement inside the image of who drew it, with what, and out of what.
 
 Needs the extra `c2pa`. Everything happens offline: no time-stamp authority is asked, no manifest or revocation list is
-fetched, whatever a picture refers to. The signature says that the bytes are those that were signed and by whose key;
+fetched, whatever an image refers to. The signature says that the bytes are those that were signed and by whose key;
 whether that somebody is to be believed is for the reader's list of trusted certificates.
 """
 
@@ -24,21 +24,21 @@ from terminus.sampling.files import read_file, write_new
 State = Literal["none", "unchecked", "Valid", "Trusted", "Invalid"]
 SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 DRAWN, REDRAWN = "trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia"
-"""IPTC's words: wholly by a model, or by a model out of another picture."""
+"""IPTC's words: wholly by a model, or by a model out of another image."""
 _MARK = b"jumdc2pa\x00\x11\x00\x10"
 """The description of a manifest store, in every container: its type is a UUID that spells c2pa."""
 _INSTALL = "Install it with: pip install 'terminus-xl[c2pa]'"
 _STARTS = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp"}
 _PEM_BYTES = 1 << 16
 _SETTINGS = {
-    "builder": {"thumbnail": {"enabled": False}},  # a hundred times the work, and a second copy of the picture
+    "builder": {"thumbnail": {"enabled": False}},  # a hundred times the work, and a second copy of the image
     "verify": {"remote_manifest_fetch": False, "ocsp_fetch": False},
 }
 
 
 @dataclass(frozen=True)
 class Credentials:
-    """What the content credentials of a picture are worth."""
+    """What the content credentials of an image are worth."""
 
     state: State
     """ "none" there are none; "unchecked" there are, and the extra is missing; "Valid" unaltered since they were
@@ -51,7 +51,7 @@ class Credentials:
     """Such as "c2pa.created", oldest first."""
     source_type: str | None = None
     parents: int = 0
-    """Pictures that this one was made from."""
+    """Images that this one was made from."""
 
     def __str__(self) -> str:
         signer = f"signed by {self.signer}" if self.signer else ""
@@ -70,7 +70,7 @@ class Identity:
 
     @classmethod
     def load(cls, certificates: Path, key: Path) -> Identity:
-        """From files, tried on a picture of one pixel: better an error now than after minutes of drawing."""
+        """From files, tried on an image of one pixel: better an error now than after minutes of drawing."""
         _library()
         identity = cls(_pem(certificates, b"CERTIFICATE"), _pem(key, b"PRIVATE KEY"))
         if _mode(key) & 0o007:
@@ -95,16 +95,16 @@ class Identity:
 
 
 def signed(data: bytes, identity: Identity, source_type: str = DRAWN, parent: bytes | None = None) -> bytes:
-    """The same picture with content credentials, checked; `parent` is the picture that it was drawn from.
+    """The same image with content credentials, checked; `parent` is the image that it was drawn from.
 
-    UserError for what cannot be signed, also a picture that has credentials already: give that one as `parent`.
+    UserError for what cannot be signed, also an image that has credentials already: give that one as `parent`.
     """
     c2pa = _library()
     if _MARK in data:
         raise UserError(
-            "This picture is signed already",
+            "This image is signed already",
             rule="Signing again would lose what is there",
-            fix="Sign the new picture, with this one as its parent",
+            fix="Sign the new image, with this one as its parent",
         )
     out = BytesIO()
     info = (c2pa.C2paSigningAlg.ES256, identity.certificates, identity.key, None)
@@ -116,12 +116,12 @@ def signed(data: bytes, identity: Identity, source_type: str = DRAWN, parent: by
         ):
             if parent is not None:
                 builder.set_intent(c2pa.C2paBuilderIntent.EDIT)  # adds "c2pa.opened", which names the parent
-                ingredient = {"title": "initial picture", "relationship": "parentOf"}
+                ingredient = {"title": "initial image", "relationship": "parentOf"}
                 builder.add_ingredient(ingredient, _media_type(parent), BytesIO(parent))
             builder.sign(signer, _media_type(data), BytesIO(data), out)
     except c2pa.C2paError as error:
-        raise UserError(f"This picture cannot be signed: {_short(error)}") from error
-    result = examine(out.getvalue())
+        raise UserError(f"This image cannot be signed: {_short(error)}") from error
+    result = examine_provenance(out.getvalue())
     if result.state not in ("Valid", "Trusted"):
         raise UserError(f"This signature would not be valid: {result.reason}")
     return out.getvalue()
@@ -136,7 +136,7 @@ def sign(
     source_type: str = DRAWN,
     parent: Path | None = None,
 ) -> None:
-    """Writes the picture at `source` with content credentials to `target`; FileExistsError rather than overwrite."""
+    """Writes the image at `source` with content credentials to `target`; FileExistsError rather than overwrite."""
     identity = Identity.load(certificates, key)
     before = None if parent is None else read_file(parent)
     data = signed(read_file(source), identity, source_type, before)
@@ -144,7 +144,7 @@ def sign(
 
 
 def verify(path: Path, anchors: Path | None = None) -> Credentials:
-    """What the credentials of the picture at `path` are worth; `anchors` holds the certificates you trust, in PEM.
+    """What the credentials of the image at `path` are worth; `anchors` holds the certificates you trust, in PEM.
 
     UserError if the extra is missing: a check that cannot be made must not look like one that passed.
     """
@@ -152,11 +152,11 @@ def verify(path: Path, anchors: Path | None = None) -> Credentials:
     trusted = None if anchors is None else _pem(anchors, b"CERTIFICATE")
     data = read_file(path)
     _media_type(data, str(path))
-    return examine(data, trusted)
+    return examine_provenance(data, trusted)
 
 
-def examine(data: bytes, anchors: bytes | None = None) -> Credentials:
-    """The same for a picture in memory; "unchecked" if the extra is missing."""
+def examine_provenance(data: bytes, anchors: bytes | None = None) -> Credentials:
+    """The same for an image in memory; "unchecked" if the extra is missing."""
     if _MARK not in data:
         return NO_CREDENTIALS
     try:
@@ -229,7 +229,7 @@ def _media_type(data: bytes, where: str = "") -> str:
     for start, media_type in _STARTS.items():
         if data.startswith(start) and (start != b"RIFF" or data[8:12] == b"WEBP"):
             return media_type
-    raise UserError("This is no picture that can be read", where=where, rule="PNG, JPEG or WebP")
+    raise UserError("This is no image that can be read", where=where, rule="PNG, JPEG or WebP")
 
 
 def _mode(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""What a picture says of itself, read: ours, and what other programs write. Nothing found in a file is trusted.
+"""What an image says of itself, read: ours, and what other programs write. Nothing found in a file is trusted.
 
 Texts are data: bounded, never executed, never used as names of files or code, and returned with whatever control
 characters they have; who shows them escapes them.
@@ -22,8 +22,8 @@ from terminus.conditioning import Size
 from terminus.errors import UserError
 from terminus.sampling import infotext, provenance
 from terminus.sampling.files import read_file
-from terminus.sampling.foreign import Kind, Said, foreign
-from terminus.sampling.generation_metadata import Origin, from_text
+from terminus.sampling.foreign import ForeignMetadata, Kind, foreign
+from terminus.sampling.generation_metadata import GenerationMetadata, from_text
 
 PARAMETERS, OURS, XMP = "parameters", "terminus", "XML:com.adobe.xmp"
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
@@ -57,8 +57,8 @@ _NAMES: Mapping[Kind, str] = {
 
 
 @dataclass(frozen=True)
-class PictureFacts:
-    """What one file says of its picture."""
+class ImageFacts:
+    """What one file says of its image."""
 
     kind: Kind
     """Whose words were understood."""
@@ -97,16 +97,16 @@ class PictureFacts:
         return {key: value for key, value in rows.items() if value}
 
 
-def read(path: Path) -> PictureFacts:
+def read_image_metadata(path: Path) -> ImageFacts:
     """What the PNG, JPEG or WebP at `path` says of itself; UserError if it is none of these."""
     return read_bytes(read_file(path), str(path))
 
 
-def read_bytes(data: bytes, where: str = "") -> PictureFacts:
-    """The same for a picture in memory; `where` is what an error calls it."""
+def read_bytes(data: bytes, where: str = "") -> ImageFacts:
+    """The same for an image in memory; `where` is what an error calls it."""
     notes: list[str] = []
     if crowded := structure.crowded(data):
-        raise UserError("This is no picture that can be read", where=where, rule=f"It has {crowded.detail}")
+        raise UserError("This is no image that can be read", where=where, rule=f"It has {crowded.detail}")
     try:
         # Pillow warns of damage in EXIF; here that is an answer, not a warning.
         with warnings.catch_warnings():
@@ -115,12 +115,12 @@ def read_bytes(data: bytes, where: str = "") -> PictureFacts:
             found = _texts(image, notes)
             size = Size(height=image.height, width=image.width)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(f"This picture has more than {decode.HARD_PIXEL_LIMIT} pixels", where=where) from error
+        raise UserError(f"This image has more than {decode.HARD_PIXEL_LIMIT} pixels", where=where) from error
     except _BROKEN as error:
         known = ", ".join(decode.FORMATS)
-        raise UserError("This is no picture that can be read", where=where, rule=f"Formats: {known}") from error
+        raise UserError("This is no image that can be read", where=where, rule=f"Formats: {known}") from error
     said = _understood(found, notes)
-    return PictureFacts(
+    return ImageFacts(
         kind=said.kind,
         format="JPEG" if image.format == "MPO" else str(image.format),
         size=size,
@@ -128,27 +128,27 @@ def read_bytes(data: bytes, where: str = "") -> PictureFacts:
         negative=said.negative,
         settings=said.settings,
         source_type=found.source_type,
-        credentials=provenance.examine(data),
+        credentials=provenance.examine_provenance(data),
         notes=tuple(notes),
         texts=found.texts,
     )
 
 
-def settings_of(facts: PictureFacts, where: str = "") -> Origin:
-    """What draws the same picture again; UserError unless Terminus wrote it and all of it is understood.
+def settings_of(facts: ImageFacts, where: str = "") -> GenerationMetadata:
+    """What draws the same image again; UserError unless Terminus wrote it and all of it is understood.
 
-    `where` the picture is, for that error.
+    `where` the image is, for that error.
     """
     if OURS not in facts.texts:
         raise UserError(
-            "This picture does not say how to draw it again",
+            "This image does not say how to draw it again",
             where=where,
-            rule="Terminus writes that into its pictures, unless they are saved privately; others' settings differ",
+            rule="Terminus writes that into its images, unless they are saved privately; others' settings differ",
         )
     try:
         return from_text(facts.texts[OURS])
     except ValueError as error:
-        raise UserError(f"What this picture says of its making is not understood ({error})", where=where) from error
+        raise UserError(f"What this image says of its making is not understood ({error})", where=where) from error
 
 
 class _Found(NamedTuple):
@@ -225,12 +225,14 @@ def _from_xmp(packet: bytes, notes: list[str]) -> tuple[str | None, str | None]:
     return source and source.strip().removeprefix(provenance.SOURCE_TYPES), None if ours is None else ours.text
 
 
-def _understood(found: _Found, notes: list[str]) -> Said:
+def _understood(found: _Found, notes: list[str]) -> ForeignMetadata:
     """Our own JSON before anything that a prompt can imitate."""
     if OURS in found.texts:
         try:
-            origin = from_text(found.texts[OURS])
-            return Said("terminus", origin.prompt, origin.negative, infotext.settings(origin))
+            generation = from_text(found.texts[OURS])
+            return ForeignMetadata(
+                "terminus", generation.prompt, generation.negative, infotext.infotext_settings(generation)
+            )
         except ValueError as error:
             notes.append(f"what Terminus wrote is not understood ({error})")
     return foreign(found.texts, notes)

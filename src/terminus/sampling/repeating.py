@@ -1,7 +1,7 @@
-"""What a picture says of itself, turned back into what was asked for: to draw the same picture again.
+"""What an image says of itself, turned back into what was asked for: to draw the same image again.
 
-A picture names its model, its initial picture, its mask and its adapters by their hashes. All of them are compared
-before anything is drawn: another picture than the one that was asked for teaches nothing.
+An image names its model, its initial image, its mask and its adapters by their hashes. All of them are compared
+before anything is drawn: another image than the one that was asked for teaches nothing.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from PIL import Image
 
 from terminus.errors import UserError
 from terminus.model.components import Components
-from terminus.sampling.canvas import Margins, Picture, Repaint
+from terminus.sampling.canvas import ImageSource, Margins, Repaint
 from terminus.sampling.edits import Edit, Hires, image_to_image, inpainting, outpainting, upscaling
-from terminus.sampling.generation_metadata import Origin
-from terminus.sampling.metadata import Format, encode
-from terminus.sampling.settings import Request, Settings
+from terminus.sampling.generation_metadata import GenerationMetadata
+from terminus.sampling.metadata import Format, encode_image
+from terminus.sampling.settings import ImageRequest, Settings
 
 _CALLED = {
     "model_hash": "model",
     "schedule": "schedule of the model",
-    "image_sha256": "initial picture",
+    "image_sha256": "initial image",
     "mask": "mask",
     "adapters": "set of adapters",
     "controls": "set of guides",
@@ -35,104 +35,111 @@ _CALLED = {
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
-    """What one picture was asked for with."""
+class RecordedRequest:
+    """What one image was asked for with."""
 
-    request: Request
+    request: ImageRequest
     settings: Settings
     edit: Edit | None
     hires: Hires | None
 
 
-def asked(origin: Origin, components: Components, image: Picture | None, mask: Picture | None) -> Asked:
-    """From a picture's own words and the files that it names; UserError for a file too few or too many."""
-    check_given(origin, image, mask)
-    varied, grown = origin.variation, origin.enlargement
-    again = Hires(grown.factor, origin.strength or 1.0) if grown and origin.task == "text2img" else None
-    size = origin.mask.crop_size if origin.mask else grown.source if grown else origin.size
+def recorded_request(
+    generation: GenerationMetadata, components: Components, image: ImageSource | None, mask: ImageSource | None
+) -> RecordedRequest:
+    """From an image's own words and the files that it names; UserError for a file too few or too many."""
+    check_given(generation, image, mask)
+    varied, grown = generation.variation, generation.enlargement
+    again = Hires(grown.factor, generation.strength or 1.0) if grown and generation.task == "text2img" else None
+    size = generation.mask.crop_size if generation.mask else grown.source if grown else generation.size
     settings = Settings(
-        steps=origin.steps,
-        guidance=origin.guidance,
-        rescale=origin.rescale,
-        interval=origin.interval or (0.0, 1.0),
-        solver=origin.solver,
-        spacing=origin.spacing,
-        size=None if origin.task == "upscale" else size,
+        steps=generation.steps,
+        guidance=generation.guidance,
+        rescale=generation.rescale,
+        interval=generation.interval or (0.0, 1.0),
+        solver=generation.solver,
+        spacing=generation.spacing,
+        size=None if generation.task == "upscale" else size,
         variation=varied.strength if varied else 0.0,
-        conditioning=origin.conditioning,
-        negative_conditioning=origin.negative_conditioning,
-        precision=origin.precision,
+        conditioning=generation.conditioning,
+        negative_conditioning=generation.negative_conditioning,
+        precision=generation.precision,
     )
     number = varied.seed if varied else 0
-    request = Request(origin.prompt, origin.seed, origin.negative, number, origin.template)
-    return Asked(request, settings, _edit(origin, settings, components, image, mask), again)
+    request = ImageRequest(generation.prompt, generation.seed, generation.negative, number, generation.template)
+    return RecordedRequest(request, settings, _edit(generation, settings, components, image, mask), again)
 
 
-def check_given(origin: Origin, image: Picture | None, mask: Picture | None) -> None:
-    """UserError unless just those pictures are given that this one was drawn from."""
+def check_given(generation: GenerationMetadata, image: ImageSource | None, mask: ImageSource | None) -> None:
+    """UserError unless just those images are given that this one was drawn from."""
     given = {"image": image is not None, "mask": mask is not None}
-    needed = {"image": origin.task != "text2img", "mask": origin.task == "inpaint"}
+    needed = {"image": generation.task != "text2img", "mask": generation.task == "inpaint"}
     if given != needed:
         files = [name for name, need in needed.items() if need]
         raise UserError(
-            f"This picture is drawn again from {' and '.join(files) or 'neither image nor mask'}",
-            rule=f"Its task is {origin.task}",
+            f"This image is drawn again from {' and '.join(files) or 'neither image nor mask'}",
+            rule=f"Its task is {generation.task}",
             fix=f"Give what it was drawn from: --{' and --'.join(files)}" if files else "Leave them out",
         )
 
 
-def compare(origin: Origin, found: Mapping[str, Any]) -> None:
-    """UserError if what was `found`, fields of `Origin`, is not what the picture was drawn with."""
-    here = replace(origin, **found)
-    other = [name for field, name in _CALLED.items() if _told(here, field) != _told(origin, field)]
+def compare(generation: GenerationMetadata, found: Mapping[str, Any]) -> None:
+    """UserError if what was `found`, fields of `Origin`, is not what the image was drawn with."""
+    here = replace(generation, **found)
+    other = [name for field, name in _CALLED.items() if _told(here, field) != _told(generation, field)]
     if other:
         raise UserError(
-            f"This picture was drawn with another {' and another '.join(other)}",
-            rule=f"It says: model {origin.model} ({origin.model_hash[:10]}), {_files(origin)}",
+            f"This image was drawn with another {' and another '.join(other)}",
+            rule=f"It says: model {generation.model} ({generation.model_hash[:10]}), {_files(generation)}",
             fix="Give what it was drawn with; adapters are attached before",
         )
 
 
-def _told(origin: Origin, field: str) -> object:
+def _told(generation: GenerationMetadata, field: str) -> object:
     """Adapters add up: neither their order nor what they are called decides anything."""
     if field != "adapters":
-        return getattr(origin, field)
+        return getattr(generation, field)
     return sorted(
-        (one.sha256, one.weight, one.weight if one.text_weight is None else one.text_weight) for one in origin.adapters
+        (one.sha256, one.weight, one.weight if one.text_weight is None else one.text_weight)
+        for one in generation.adapters
     )
 
 
-def _files(origin: Origin) -> str:
-    named = [f"initial picture {origin.image_sha256[:10]}"] if origin.image_sha256 else []
-    named += [f"mask {origin.mask.sha256[:10]}"] if origin.mask else []
-    named += [f"adapter {one.name} at {one.weight:g} ({one.sha256[:10]})" for one in origin.adapters]
-    named += [f"{one.kind} {one.name} at {one.scale:g}" for one in origin.controls]
+def _files(generation: GenerationMetadata) -> str:
+    named = [f"initial image {generation.image_sha256[:10]}"] if generation.image_sha256 else []
+    named += [f"mask {generation.mask.sha256[:10]}"] if generation.mask else []
+    named += [f"adapter {one.name} at {one.weight:g} ({one.sha256[:10]})" for one in generation.adapters]
+    named += [f"{one.kind} {one.name} at {one.scale:g}" for one in generation.controls]
     return ", ".join(named) or "no other files"
 
 
 def _edit(
-    origin: Origin, settings: Settings, components: Components, image: Picture | None, mask: Picture | None
+    generation: GenerationMetadata,
+    settings: Settings,
+    components: Components,
+    image: ImageSource | None,
+    mask: ImageSource | None,
 ) -> Edit | None:
     if image is None:
         return None
-    strength, use = origin.strength or 1.0, origin.mask
+    strength, use = generation.strength or 1.0, generation.mask
     how = Repaint(use.fill, use.feather, use.crop_padding) if use else Repaint()
     if mask is not None:
         return inpainting(image, mask, strength, how, settings, components)
-    if origin.task == "outpaint":
-        return outpainting(image, Margins(*(origin.margins or (0, 0, 0, 0))), how, settings, components)
-    if origin.task == "upscale":
-        factor = origin.enlargement.factor if origin.enlargement else 1.0
+    if generation.task == "outpaint":
+        return outpainting(image, Margins(*(generation.margins or (0, 0, 0, 0))), how, settings, components)
+    if generation.task == "upscale":
+        factor = generation.enlargement.factor if generation.enlargement else 1.0
         return upscaling(image, factor, strength, settings, components)
     return image_to_image(image, strength, settings, components)
 
 
-def difference(picture: Image.Image, file: Path) -> str | None:
-    """How this picture differs from that in the file, in the file's own format; None if no byte of a pixel does."""
+def difference(image: Image.Image, file: Path) -> str | None:
+    """How this image differs from that in the file, in the file's own format; None if no byte of a pixel does."""
     with Image.open(file) as there:
         kind: Format = "JPEG" if there.format == "MPO" else cast(Format, there.format)
         known = np.asarray(there.convert("RGB")).astype(np.int16)
-    with Image.open(BytesIO(encode(picture, kind, private=True))) as here:  # JPEG changes pixels, ours as theirs
+    with Image.open(BytesIO(encode_image(image, kind, private=True))) as here:  # JPEG changes pixels, ours as theirs
         made = np.asarray(here.convert("RGB")).astype(np.int16)
     if made.shape != known.shape:
         return f"it is {known.shape[1]}x{known.shape[0]} pixels, what was drawn {made.shape[1]}x{made.shape[0]}"

@@ -1,4 +1,4 @@
-"""One request per picture, out of a prompt, a seed and a count."""
+"""One request per image, out of a prompt, a seed and a count."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import SupportsIndex
 from terminus.errors import UserError
 from terminus.sampling import prompts
 from terminus.sampling.limits import SEED, check_seeds
-from terminus.sampling.settings import Request, Settings
+from terminus.sampling.settings import ImageRequest, Settings
 
 
 def requests_for(
     prompt: str, negative: str, seed: SupportsIndex | Sequence[SupportsIndex], count: int, settings: Settings
-) -> list[Request]:
-    """One per picture, with wildcards chosen by the seed; a variation chooses like another seed."""
+) -> list[ImageRequest]:
+    """One per image, with wildcards chosen by the seed; a variation chooses like another seed."""
     numbered = list(enumerate(_seeds(seed, count)))
     if settings.variation and not isinstance(seed, Sequence):
         numbered = [(number, numbered[0][1]) for number, _ in numbered]
     # Without a brace there is nothing to choose, and what is refused is refused whatever the seed.
     same = None if "{" in prompt + negative else (prompts.expand(prompt, 0), prompts.expand(negative, 0))
-    requests: list[Request] = []
+    requests: list[ImageRequest] = []
     for number, own in numbered:
         text, against = same or (prompts.expand(prompt, own), prompts.expand(negative, own))
-        requests.append(Request(text, own, against, number, None if text == prompt else prompt))
+        requests.append(ImageRequest(text, own, against, number, None if text == prompt else prompt))
     return requests
 
 
@@ -40,7 +40,7 @@ def _seeds(seed: SupportsIndex | Sequence[SupportsIndex], count: int) -> Sequenc
 
 
 def _whole(seed: object) -> int:
-    """NumPy's integers too, as Python's own: a picture's metadata is JSON."""
+    """NumPy's integers too, as Python's own: an image's metadata is JSON."""
     if not isinstance(seed, Integral):
         raise UserError(f"seed {seed!r}", rule=SEED)
     return int(seed)

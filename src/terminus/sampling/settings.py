@@ -1,4 +1,4 @@
-"""How pictures are made: the numbers that a user may choose, and what they come to on a given model."""
+"""How images are made: the numbers that a user may choose, and what they come to on a given model."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _SIDES = 4
 
 
 @dataclass(frozen=True)
-class Request:
-    """One picture to draw."""
+class ImageRequest:
+    """One image to draw."""
 
     prompt: str
     """In the grammar of `prompts`, its wildcards already chosen."""
@@ -43,7 +43,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Settings:
-    """How pictures are made; the defaults are those of the command line and the Python API."""
+    """How images are made; the defaults are those of the command line and the Python API."""
 
     steps: int = 28
     guidance: float = 4.0
@@ -57,9 +57,9 @@ class Settings:
     size: Size | Aspect | None = None
     """Pixels, or a shape; None is the size that the model was trained on."""
     variation: float = 0.0
-    """How far each picture's noise is turned from its seed's, 0..1: pictures of one seed become neighbours."""
+    """How far each image's noise is turned from its seed's, 0..1: images of one seed become neighbours."""
     conditioning: MicroConditioning | None = None
-    """What the network is told of the picture's sizes and crop; None is a whole picture of the size drawn."""
+    """What the network is told of the image's sizes and crop; None is a whole image of the size drawn."""
     negative_conditioning: MicroConditioning | None = None
     """The same for the unconditional prediction; None is as `conditioning`."""
     precision: runtime.Precision | None = None
@@ -83,13 +83,13 @@ class Settings:
 
     def precision_for(self, components: Components) -> runtime.Precision:
         """The number format in force on this model's device."""
-        return self.precision or ("bf16" if components.text.device.type == "cuda" else "fp32")
+        return self.precision or ("bf16" if components.text_encoders.device.type == "cuda" else "fp32")
 
     def size_for(self, components: Components) -> Size:
         """The size in force, in pixels; UserError if this model cannot draw it."""
         native = components.native_pixels
         if isinstance(self.size, Aspect):
-            return size_of(self.size, components)
+            return size_of_shape(self.size, components)
         size = self.size or Size(native, native)
         nearest = nearest_size(size, components)
         if size == nearest:
@@ -104,9 +104,9 @@ class Settings:
 
 
 def size_multiple(components: Components) -> int:
-    """Sides must be multiples of this many pixels, so that each halving in codec and UNet can be undone."""
+    """Sides must be multiples of this many pixels, so that each halving in VAE and UNet can be undone."""
     levels = len(cast(Sequence[int], components.unet.config["block_out_channels"]))
-    return components.codec.factor * 2 ** (levels - 1)
+    return components.vae.factor * 2 ** (levels - 1)
 
 
 def nearest_size(size: Size, components: Components) -> Size:
@@ -115,7 +115,7 @@ def nearest_size(size: Size, components: Components) -> Size:
     return Size(*(min(max(round(side / multiple) * multiple, low), high) for side in size))
 
 
-def size_of(aspect: Aspect, components: Components) -> Size:
+def size_of_shape(aspect: Aspect, components: Components) -> Size:
     """The drawable size of this shape with about the native number of pixels (SDXL: multiples of 64)."""
     if min(aspect) < 1:
         raise UserError(f"shape {aspect.width}:{aspect.height}", rule="Both numbers of a shape are at least 1")

@@ -14,7 +14,7 @@ _LONGEST = 16
 
 
 class Aspect(NamedTuple):
-    """A shape without a size: the picture has about as many pixels as the model learnt on."""
+    """A shape without a size: the image has about as many pixels as the model learnt on."""
 
     width: int
     height: int

@@ -1,4 +1,4 @@
-"""Many pictures on one sheet, with captions that can be read: for samples, previews, evaluation and the demo."""
+"""Many images on one sheet, with captions that can be read: for samples, previews, evaluation and the demo."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ _LONGEST = 1000
 """Characters of a caption that are looked at."""
 _MARGIN = 6
 _READABLE = 128
-"""Pixels; narrower pictures are enlarged, or no caption would fit under them."""
+"""Pixels; narrower images are enlarged, or no caption would fit under them."""
 _WIDEST = 512
-"""Pixels; wider pictures are reduced: a sheet is for the overview."""
+"""Pixels; wider images are reduced: a sheet is for the overview."""
 _PAPER, _INK = (255, 255, 255), (32, 32, 32)
 
 _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def sheet(
-    pictures: Sequence[Image.Image],
+    images: Sequence[Image.Image],
     captions: Sequence[str] = (),
     columns: int | None = None,
     scale: int | None = None,
     row_titles: Sequence[str] = (),
 ) -> Image.Image:
-    """RGB; pictures row by row, each with its caption below, each row with its title above.
+    """RGB; images row by row, each with its caption below, each row with its title above.
 
     `columns` None is a nearly square sheet of at most 8. `scale` repeats each pixel that many times in both
-    directions; None is the least that makes the widest picture 128 pixels wide, and reduces what exceeds 512.
+    directions; None is the least that makes the widest image 128 pixels wide, and reduces what exceeds 512.
     """
-    if not pictures or (captions and len(captions) != len(pictures)):
-        raise ValueError(f"{len(pictures)} pictures and {len(captions)} captions")
-    columns = columns or min(8, next(n for n in range(1, 9) if n * n >= len(pictures) or n == 8))
-    columns = min(columns, len(pictures))
-    shown = [_resized(picture.convert("RGB"), scale, max(p.width for p in pictures)) for picture in pictures]
+    if not images or (captions and len(captions) != len(images)):
+        raise ValueError(f"{len(images)} images and {len(captions)} captions")
+    columns = columns or min(8, next(n for n in range(1, 9) if n * n >= len(images) or n == 8))
+    columns = min(columns, len(images))
+    shown = [_resized(image.convert("RGB"), scale, max(p.width for p in images)) for image in images]
     width, height = max(p.width for p in shown), max(p.height for p in shown)
     font = ImageFont.load_default(_FONT_SIZE)
     texts = [_wrapped(caption, width, font) for caption in captions] or [[] for _ in shown]
@@ -65,12 +65,12 @@ def _caption_height(texts: Sequence[Sequence[str]], row: range) -> int:
     return _LINE * max(len(texts[index]) for index in row) + 2
 
 
-def _resized(picture: Image.Image, scale: int | None, widest: int) -> Image.Image:
+def _resized(image: Image.Image, scale: int | None, widest: int) -> Image.Image:
     if scale is None and widest > _WIDEST:
-        size = (max(1, picture.width * _WIDEST // widest), max(1, picture.height * _WIDEST // widest))
-        return picture.resize(size, Image.Resampling.LANCZOS)
+        size = (max(1, image.width * _WIDEST // widest), max(1, image.height * _WIDEST // widest))
+        return image.resize(size, Image.Resampling.LANCZOS)
     times = scale or -(-_READABLE // widest)
-    return picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
+    return image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
 
 
 def _wrapped(caption: str, width: int, font: _Font) -> list[str]:

@@ -1,4 +1,4 @@
-"""The solvers: how a latent is moved from pure noise to a picture, given a denoiser.
+"""The solvers: how a latent is moved from pure noise to an image, given a denoiser.
 
 Each is a generator over the steps of a grid, written in (alpha, sigma). The usual coordinate, sigma / alpha,
 is infinite at the first step of a zero-terminal-SNR schedule; here only the ratio
@@ -6,7 +6,7 @@ is infinite at the first step of a zero-terminal-SNR schedule; here only the rat
     decay = (alpha sigma') / (alpha' sigma) = exp(−h),   h = λ' − λ,   λ = log(alpha / sigma)
 
 of a step from (alpha, sigma) to (alpha', sigma') is needed. It is 0 out of pure noise, 0 into the finished
-picture, and below 1 between. Every update is the DDIM step alpha' x0 + sigma' epsilon, changed in up to
+image, and below 1 between. Every update is the DDIM step alpha' x0 + sigma' epsilon, changed in up to
 three ways:
 
     fresh noise      epsilon becomes decay epsilon + sqrt(1 − decay²) noise
@@ -48,7 +48,7 @@ class Step:
 class Solver(Protocol):
     """`x` is the latent at grid[0], standard normal if that is the end of a zero-terminal-SNR schedule.
 
-    The last step lands on (alpha, sigma) = (1, 0), so its `x` is the picture. States are float32.
+    The last step lands on (alpha, sigma) = (1, 0), so its `x` is the image. States are float32.
     """
 
     def __call__(
@@ -145,7 +145,7 @@ def unipc(denoise: Denoiser, schedule: NoiseSchedule, x: Tensor, grid: Sequence[
 
 
 def lcm(denoise: Denoiser, schedule: NoiseSchedule, x: Tensor, grid: Sequence[int], noise: Noise) -> Iterator[Step]:
-    """Latent consistency models: Luo et al. 2310.04378. To the picture in one step, then noised anew.
+    """Latent consistency models: Luo et al. 2310.04378. To the image in one step, then noised anew.
 
     f = c_skip x + c_out x0 is x itself at t = 0; the scalings are those that such models are distilled with
     (sigma_data 0.5, t counted ten times).
@@ -209,7 +209,7 @@ class _Hop:
     decay: float
     """exp(−h), in 0 .. 1."""
     h: float
-    """λ' − λ; infinite out of pure noise and into the picture."""
+    """λ' − λ; infinite out of pure noise and into the image."""
     slope: float
     """h / (2 h_before); 0 where no earlier step has a finite λ to extrapolate from, and at the end."""
 
@@ -219,7 +219,7 @@ def _hops(schedule: NoiseSchedule, grid: Sequence[int]) -> Iterator[_Hop]:
     h_before = math.inf
     for index, t in enumerate(grid):
         decay = alphas[index] * sigmas[index + 1] / (alphas[index + 1] * sigmas[index])
-        # h is infinite out of pure noise and into the picture. After the first kind the correction vanishes
+        # h is infinite out of pure noise and into the image. After the first kind the correction vanishes
         # with 1 / h_before; before the second it would be infinite, and the papers drop it.
         h = -math.log(decay) if decay > 0 else math.inf
         slope = h / (2 * h_before) if h < math.inf else 0.0

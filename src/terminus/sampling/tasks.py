@@ -1,6 +1,6 @@
 """Text to image, image to image and inpainting: one task, which differs in where it starts and what it may change.
 
-    start       pure noise, or a picture with as much noise on it as the first timestep has
+    start       pure noise, or an image with as much noise on it as the first timestep has
     change      everything, or what a mask says: the rest is what it is at every step
 
 A generator of steps, so that previews, progress and cancelling come for free. What the network predicts and on which
@@ -27,11 +27,11 @@ from terminus.model.record import noise_schedule
 from terminus.model.vae import to_signal
 from terminus.sampling import grid
 from terminus.sampling.canvas import Canvas, Mask
-from terminus.sampling.controls import Loaded
+from terminus.sampling.controls import LoadedControls
 from terminus.sampling.denoiser import Denoiser, Prediction, epsilon_denoiser, velocity_denoiser
 from terminus.sampling.masks import cells
 from terminus.sampling.network import channels, network
-from terminus.sampling.settings import Request, Settings
+from terminus.sampling.settings import ImageRequest, Settings
 from terminus.sampling.solvers import SOLVERS, Noise, Step
 from terminus.sampling.tiles import tiled
 
@@ -47,66 +47,66 @@ def text2img(
     negative: str = "",
     visited: Sequence[int] | None = None,
 ) -> Iterator[Step]:
-    """Latents step by step, one picture per (prompt, seed); the last step's `x` is the picture.
+    """Latents step by step, one image per (prompt, seed); the last step's `x` is the image.
 
     `visited` are timesteps in place of the settings' own; evaluation samples wrongly on purpose.
     """
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: one seed per prompt")
-    requests = [Request(prompt, seed, negative) for prompt, seed in zip(prompts, seeds, strict=True)]
-    return draw(components, requests, settings, visited=visited)
+    requests = [ImageRequest(prompt, seed, negative) for prompt, seed in zip(prompts, seeds, strict=True)]
+    return generate(components, requests, settings, visited=visited)
 
 
-def draw(
+def generate(
     components: Components,
-    requests: Sequence[Request],
+    requests: Sequence[ImageRequest],
     settings: Settings,
     canvas: Canvas | None = None,
     strength: float = 1.0,
     tile: tuple[int, int] | None = None,
     visited: Sequence[int] | None = None,
-    guides: Loaded | None = None,
+    control_inputs: LoadedControls | None = None,
 ) -> Iterator[Step]:
-    """One picture per request: from noise, or from `canvas` by `strength` (at 1 only what its mask keeps is used).
+    """One image per request: from noise, or from `canvas` by `strength` (at 1 only what its mask keeps is used).
 
-    A picture depends on its request alone, not on the batch that it is made in: each has its own noise. `tile` is
-    (size, overlap) in latents for pictures larger than the network's. UserError, before the first step, for what this
+    An image depends on its request alone, not on the batch that it is made in: each has its own noise. `tile` is
+    (size, overlap) in latents for images larger than the network's. UserError, before the first step, for what this
     model cannot do.
     """
-    if guides and tile is not None:
+    if control_inputs and tile is not None:
         raise UserError(
-            "Guiding pictures and upscaling in tiles",
-            rule="Every tile would be steered by the whole of the guiding picture",
+            "Guiding images and upscaling in tiles",
+            rule="Every tile would be steered by the whole of the guiding image",
             fix="Leave the guides out, or draw in one piece: image to image with a size, or a second pass",
         )
     masked = canvas is not None and canvas.mask is not None
     _check(components, masked)
     size = settings.size_for(components) if canvas is None else canvas.size
     schedule = noise_schedule(components.record.schedule)
-    steps = visited or visits(components, settings, strength)
-    factor = components.codec.factor
-    shape = (components.codec.channels, size.height // factor, size.width // factor)
-    noise = _noise(requests, settings.variation, shape, components.text.device)
+    steps = visited or visited_timesteps(components, settings, strength)
+    factor = components.vae.factor
+    shape = (components.vae.channels, size.height // factor, size.width // factor)
+    noise = _noise(requests, settings.variation, shape, components.text_encoders.device)
     x = start = noise(-1)
     seen = size if tile is None else Size(*(min(side, tile[0] * factor) for side in size))
     if canvas is None:
-        denoise = _denoiser(network(components, requests, settings, seen, None, guides), components, schedule)
+        denoise = _denoiser(network(components, requests, settings, seen, None, control_inputs), components, schedule)
         return SOLVERS[settings.solver](denoise, schedule, x, steps, noise)
     original = latents(components, _signal(canvas))
     if strength < 1.0:
         x = float(schedule.alpha[steps[0]]) * original + float(schedule.sigma[steps[0]]) * start
-    reads_picture = channels(components) != shape[0]
-    known = _known_channels(components, canvas, canvas.mask) if canvas.mask is not None and reads_picture else None
-    run = network(components, requests, settings, seen, known, guides)
+    reads_image = channels(components) != shape[0]
+    known = _known_channels(components, canvas, canvas.mask) if canvas.mask is not None and reads_image else None
+    run = network(components, requests, settings, seen, known, control_inputs)
     denoise = _denoiser(run if tile is None else tiled(run, *tile), components, schedule)
-    if canvas.mask is not None and not reads_picture:
+    if canvas.mask is not None and not reads_image:
         mask = cells(canvas.mask, factor).to(start.device)
         denoise = keeping(denoise, schedule, original, mask, start)
     return SOLVERS[settings.solver](denoise, schedule, x, steps, noise)
 
 
-def visits(components: Components, settings: Settings, strength: float = 1.0) -> Sequence[int]:
-    """The timesteps that a task visits: the later ones, where it starts from a picture."""
+def visited_timesteps(components: Components, settings: Settings, strength: float = 1.0) -> Sequence[int]:
+    """The timesteps that a task visits: the later ones, where it starts from an image."""
     schedule = noise_schedule(components.record.schedule)
     return grid.tail(grid.for_solver(settings.solver, settings.spacing, settings.steps, schedule), strength)
 
@@ -118,7 +118,7 @@ def keeping(
     mask: Float[Tensor, "1 1 h w"],
     noise: Float[Tensor, "batch c h w"],
 ) -> Denoiser:
-    """A denoiser that is right about the part of the picture that stays: mask 0.
+    """A denoiser that is right about the part of the image that stays: mask 0.
 
     There x is `known` under `noise`, whatever the solver made of it, and x0 and epsilon are those two: so every solver,
     of any order, moves that part along its true path, and ends on it.
@@ -135,25 +135,25 @@ def keeping(
 
 
 def latents(components: Components, signal: Float[Tensor, "1 3 height width"]) -> Float[Tensor, "1 c h w"]:
-    """What the codec makes of a picture in -1..1: the mean of its moments, so that a picture has one latent."""
+    """What the VAE makes of an image in -1..1: the mean of its moments, so that an image has one latent."""
     with torch.no_grad():
-        moments = components.codec.encode(signal)
-    return components.codec.latents(moments, torch.zeros_like(moments.mean))
+        posterior = components.vae.encode(signal)
+    return components.vae.latents(posterior, torch.zeros_like(posterior.mean))
 
 
 def to_bytes(components: Components, latents: Float[Tensor, "batch c h w"]) -> UInt8[Tensor, "batch height width 3"]:
-    """Latents to pictures, on the CPU."""
-    area = latents.shape[-2] * latents.shape[-1] * components.codec.factor**2
+    """Latents to images, on the CPU."""
+    area = latents.shape[-2] * latents.shape[-1] * components.vae.factor**2
     with torch.no_grad():
-        parts = [components.codec.decode(part) for part in latents.split(max(1, _DECODED_PIXELS // area))]
+        parts = [components.vae.decode(part) for part in latents.split(max(1, _DECODED_PIXELS // area))]
     pixels = torch.cat(parts).clamp(-1, 1)
     return ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
 
 def _known_channels(components: Components, canvas: Canvas, mask: Mask) -> Float[Tensor, "1 c h w"]:
-    """What an inpainting UNet reads besides the latent: the mask, and the picture with grey behind the mask."""
+    """What an inpainting UNet reads besides the latent: the mask, and the image with grey behind the mask."""
     hidden = latents(components, _signal(canvas) * ~mask)
-    return torch.cat([cells(mask, components.codec.factor).to(hidden.device), hidden], dim=1)
+    return torch.cat([cells(mask, components.vae.factor).to(hidden.device), hidden], dim=1)
 
 
 def _signal(canvas: Canvas) -> Float[Tensor, "1 3 height width"]:
@@ -174,14 +174,16 @@ def _denoiser(run: Network, components: Components, schedule: NoiseSchedule) -> 
     return make(run, schedule)
 
 
-def _noise(requests: Sequence[Request], variation: float, shape: tuple[int, int, int], device: torch.device) -> Noise:
+def _noise(
+    requests: Sequence[ImageRequest], variation: float, shape: tuple[int, int, int], device: torch.device
+) -> Noise:
     """Noise for a solver's step; the initial latent is step −1. Drawn on the CPU: every device draws the same.
 
     With a variation v the initial noise is cos(v π/2) of the seed's and sin(v π/2) of another: normal at every v.
     """
     angle = variation * math.pi / 2
 
-    def first(request: Request) -> Tensor:
+    def first(request: ImageRequest) -> Tensor:
         own = torch.randn(shape, generator=runtime.rng(request.seed, 0, "sampling"))
         if not variation:
             return own
@@ -198,9 +200,9 @@ def _noise(requests: Sequence[Request], variation: float, shape: tuple[int, int,
 
 
 def _check(components: Components, masked: bool) -> None:
-    have, plain = channels(components), components.codec.channels
+    have, plain = channels(components), components.vae.channels
     if have != plain and not (masked and have == 2 * plain + 1):
         raise UserError(
             f"This UNet reads {have} channels, so it needs more than a prompt",
-            rule=f"Text to image needs a UNet of {plain} channels; one of {2 * plain + 1} inpaints: picture and mask",
+            rule=f"Text to image needs a UNet of {plain} channels; one of {2 * plain + 1} inpaints: image and mask",
         )

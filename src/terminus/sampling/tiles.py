@@ -1,4 +1,4 @@
-"""Pictures larger than the network knows: it sees them in overlapping tiles, and the tiles agree at every step.
+"""Images larger than the network knows: it sees them in overlapping tiles, and the tiles agree at every step.
 
 Bar-Tal et al. 2302.08113 (MultiDiffusion): the prediction at a place is the mean of the tiles that cover it. Weighted
 here, falling towards each tile's edge, so that no seam is left where a tile begins.

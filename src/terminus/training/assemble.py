@@ -21,28 +21,28 @@ from terminus.data.store import View
 from terminus.errors import UserError
 from terminus.model.adapter_keys import networks
 from terminus.model.architecture import ARCHITECTURES
-from terminus.model.components import Components, load_codec, load_towers, save_components
-from terminus.model.text import build_towers, build_vision
-from terminus.model.text_encoders import load_tokenizer, load_vision, save_towers, save_vision
-from terminus.model.vae import build_codec, to_signal
+from terminus.model.components import Components, load_text_encoders, load_vae, save_components
+from terminus.model.text import build_text_encoders, build_vision
+from terminus.model.text_encoders import load_tokenizer, load_vision, save_text_encoders, save_vision
+from terminus.model.vae import build_vae, to_signal
 from terminus.model.weights import resolve, save_module
 from terminus.training.initial_model import begin
-from terminus.training.networks.adapter import TrainedAdapter, attach
+from terminus.training.networks.adapter import TrainedAdapter, attach_adapter
 from terminus.training.networks.execution import trainable
 from terminus.training.networks.frozen_weights import store_frozen
-from terminus.training.objectives import Autoencoding, Contrast, Diffusion
+from terminus.training.objectives import Autoencoding, Contrastive, Diffusion
 from terminus.training.recipe import Recipe
-from terminus.training.step import Step
+from terminus.training.step import TrainingStep
 from terminus.training.steps.diffusion import diffusion_step
-from terminus.training.steps.text_encoders import ContrastiveModel, TowersStep
-from terminus.training.steps.vae import CodecStep
+from terminus.training.steps.text_encoders import ContrastiveModel, TextEncodersStep
+from terminus.training.steps.vae import VAEStep
 
 
 @dataclass(frozen=True)
-class Parts:
+class TrainingSetup:
     """What the loop and its hooks need."""
 
-    step: Step
+    step: TrainingStep
     train: Rows
     held_out: Rows
     table: str
@@ -58,7 +58,7 @@ def table_of(recipe: Recipe) -> str:
     return "latents" if isinstance(recipe.objective, Diffusion) else "images"
 
 
-def assemble(recipe: Recipe, view: View) -> Parts:
+def assemble(recipe: Recipe, view: View) -> TrainingSetup:
     """Builds or loads everything; `view` is the pinned version of the objective's table."""
     torch.manual_seed(runtime.key(recipe.training.seed, 0, "initial weights"))
     device = runtime.pick_device(recipe.run.device)
@@ -66,12 +66,12 @@ def assemble(recipe: Recipe, view: View) -> Parts:
         case Diffusion() as objective:
             return _diffusion(recipe, objective, view, device)
         case Autoencoding() as objective:
-            return _codec(recipe, objective, view, device)
-        case Contrast() as objective:
-            return _towers(recipe, objective, view, device)
+            return _vae(recipe, objective, view, device)
+        case Contrastive() as objective:
+            return _text_encoders(recipe, objective, view, device)
 
 
-def _diffusion(recipe: Recipe, objective: Diffusion, view: View, device: torch.device) -> Parts:
+def _diffusion(recipe: Recipe, objective: Diffusion, view: View, device: torch.device) -> TrainingSetup:
     components = begin(recipe.model, objective)
     adapter = _adapter(recipe, objective, components)
     components = components.to(device)
@@ -99,17 +99,17 @@ def _diffusion(recipe: Recipe, objective: Diffusion, view: View, device: torch.d
         if adapter is not None:
             adapter.write(whole, folder / "adapter", recipe.run.name)
 
-    spec, codec = recipe.data.transform.spec, components.codec.id
-    train, held_out = _splits(recipe.data, lambda split: LatentRows(view, codec, spec, split, recipe.data.crops))
-    return Parts(step, train, held_out, "latents", export, components)
+    spec, vae = recipe.data.transform.spec, components.vae.id
+    train, held_out = _splits(recipe.data, lambda split: LatentRows(view, vae, spec, split, recipe.data.crops))
+    return TrainingSetup(step, train, held_out, "latents", export, components)
 
 
-def _codec(recipe: Recipe, objective: Autoencoding, view: View, device: torch.device) -> Parts:
+def _vae(recipe: Recipe, objective: Autoencoding, view: View, device: torch.device) -> TrainingSetup:
     model = recipe.model
-    codec = load_codec(model.start) if model.start else build_codec(ARCHITECTURES[model.architecture])
-    trainable(codec.vae, device)
-    step = CodecStep(
-        codec=codec,
+    vae = load_vae(model.start) if model.start else build_vae(ARCHITECTURES[model.architecture])
+    trainable(vae.autoencoder, device)
+    step = VAEStep(
+        vae=vae,
         squared_weight=objective.squared_weight,
         edge_weight=objective.edge_weight,
         kl_weight=objective.kl_weight,
@@ -120,45 +120,47 @@ def _codec(recipe: Recipe, objective: Autoencoding, view: View, device: torch.de
     train, held_out = _splits(recipe.data, _pixels(recipe.data, view))
 
     def export(folder: Path, images: int) -> None:
-        # The scale that gives latents unit variance over data the codec has not learned by heart.
+        # The scale that gives latents unit variance over data the VAE has not learned by heart.
         batch = held_out.read(0, range(min(256, held_out.sizes[0])), range(256), 0)
         with torch.no_grad():
-            latents = codec.encode(to_signal(batch.values)).mean
+            latents = vae.encode(to_signal(batch.values)).mean
         scale = round(1.0 / latents.std().item(), 5)
-        codec.vae.register_to_config(scaling_factor=scale, latents_mean=None, latents_std=None)
-        save_module(codec.vae, folder / "vae", torch.float16)
+        vae.autoencoder.register_to_config(scaling_factor=scale, latents_mean=None, latents_std=None)
+        save_module(vae.autoencoder, folder / "vae", torch.float16)
 
-    return Parts(step, train, held_out, "images", export)
+    return TrainingSetup(step, train, held_out, "images", export)
 
 
-def _towers(recipe: Recipe, objective: Contrast, view: View, device: torch.device) -> Parts:
+def _text_encoders(recipe: Recipe, objective: Contrastive, view: View, device: torch.device) -> TrainingSetup:
     architecture = ARCHITECTURES[recipe.model.architecture]
     if recipe.model.start:
-        start = _folder(recipe.model.start, "model.start", "text towers and vision tower")
-        text, vision = load_towers(start), load_vision(start / "vision")
+        start = _folder(recipe.model.start, "model.start", "text encoders and vision encoder")
+        text, vision = load_text_encoders(start), load_vision(start / "vision")
     else:
         folder = _folder(objective.tokenizers, "objective.tokenizers", "tokenizer and tokenizer_2")
-        text = build_towers(
+        text = build_text_encoders(
             architecture, (load_tokenizer(folder / "tokenizer"), load_tokenizer(folder / "tokenizer_2"))
         )
         if architecture.vision is None:
             raise UserError(
-                f"The architecture {recipe.model.architecture} has no vision tower to train text towers against",
+                f"The architecture {recipe.model.architecture} has no vision encoder to train text encoders against",
                 where="model.architecture",
-                fix="Set model.start to a folder with text towers and a vision tower, or build nano",
+                fix="Set model.start to a folder with text encoders and a vision encoder, or build nano",
             )
         vision = build_vision(architecture)
     model = (
-        ContrastiveModel(text, vision, cast(int, text.tower_2.config.projection_dim)).to(device).requires_grad_(True)
+        ContrastiveModel(text, vision, cast(int, text.text_encoder_2.config.projection_dim))
+        .to(device)
+        .requires_grad_(True)
     )
     train, held_out = _splits(recipe.data, _pixels(recipe.data, view))
 
     def export(folder: Path, images: int) -> None:
-        save_towers(text, folder, torch.float16)
+        save_text_encoders(text, folder, torch.float16)
         save_vision(vision, folder / "vision", torch.float16)
 
-    step = TowersStep(model, recipe.training.seed, device, recipe.training.precision)
-    return Parts(step, train, held_out, "images", export)
+    step = TextEncodersStep(model, recipe.training.seed, device, recipe.training.precision)
+    return TrainingSetup(step, train, held_out, "images", export)
 
 
 def _pixels(data: DataConfig, view: View) -> Callable[[str], Rows]:
@@ -167,7 +169,7 @@ def _pixels(data: DataConfig, view: View) -> Callable[[str], Rows]:
         raise UserError(
             f"data.crops is {data.crops}, and this objective reads pixels",
             where="data.crops",
-            rule="Only latents are made of several cuts of an image; a codec and text towers see one of each",
+            rule="Only latents are made of several cuts of an image; a VAE and text encoders see one of each",
             fix="Set data.crops to 1.",
         )
     return lambda split: PixelRows(view, data.transform.spec, split)
@@ -190,9 +192,9 @@ def _splits(data: DataConfig, rows: Callable[[str], Rows]) -> tuple[Rows, Rows]:
     train, held_out = rows("train"), rows("validation")
     if not train.sizes:
         raise UserError(
-            f"There are no train rows for this codec and transform ({data.transform.spec})",
+            f"There are no train rows for this VAE and transform ({data.transform.spec})",
             where=data.store,
-            rule="Latents are tied to the codec and the geometry that made them; others are never used in their place",
+            rule="Latents are tied to the VAE and the geometry that made them; others are never used in their place",
             fix="Run `terminus prepare` with this recipe",
         )
     if not held_out.sizes:
@@ -209,4 +211,4 @@ def _adapter(recipe: Recipe, objective: Diffusion, components: Components) -> Tr
     settings = recipe.model.adapter
     if settings is None:
         return None
-    return attach(components, settings, objective.train_text == "both", recipe.training.seed)
+    return attach_adapter(components, settings, objective.train_text_encoders == "both", recipe.training.seed)

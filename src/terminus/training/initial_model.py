@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from terminus.errors import UserError
 from terminus.model.architecture import ARCHITECTURES
-from terminus.model.components import Components, check_widths, load_codec, load_components, load_towers
+from terminus.model.components import Components, check_widths, load_components, load_text_encoders, load_vae
 from terminus.model.record import Record, Schedule
 from terminus.model.text_encoders import load_vision
 from terminus.model.unet import build_unet
@@ -38,11 +38,11 @@ def begin(model: ModelConfig, objective: Diffusion) -> Components:
 
 
 def _from_random(model: ModelConfig, objective: Diffusion) -> Components:
-    if model.codec is None or model.text is None:
+    if model.vae is None or model.text_encoders is None:
         raise UserError(
-            "A UNet from random weights needs a codec and text towers",
+            "A UNet from random weights needs a VAE and text encoders",
             where="model",
-            rule="model.codec and model.text name the folders they come from when model.start is null",
+            rule="model.vae and model.text_encoders name the folders they come from when model.start is null",
             fix="Set both, or set model.start",
         )
     if model.convert_from is not None:
@@ -52,12 +52,12 @@ def _from_random(model: ModelConfig, objective: Diffusion) -> Components:
             rule="Only a checkpoint can be converted",
             fix="Remove model.convert_from, or set model.start",
         )
-    text_folder = resolve(model.text)
+    text_folder = resolve(model.text_encoders)
     vision = load_vision(text_folder / "vision") if (text_folder / "vision").is_dir() else None
     record = Record(schedule=Schedule(prediction=objective.prediction, zero_terminal=objective.zero_terminal_snr))
-    unet, text = build_unet(ARCHITECTURES[model.architecture]), load_towers(text_folder)
-    check_widths(unet, text, model.text)
-    return Components(unet, load_codec(model.codec), text, record, vision)
+    unet, text = build_unet(ARCHITECTURES[model.architecture]), load_text_encoders(text_folder)
+    check_widths(unet, text, model.text_encoders)
+    return Components(unet, load_vae(model.vae), text, record, vision)
 
 
 def _agree(start: str, stored: Schedule, objective: Diffusion) -> None:

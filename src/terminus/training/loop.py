@@ -20,13 +20,13 @@ from terminus.training import guards
 from terminus.training.distributed.process_group import World
 from terminus.training.distributed.sharding import Alone, Engine
 from terminus.training.guards import Health, Reason
-from terminus.training.monitor.journal import Row, by_band
+from terminus.training.monitor.journal import LogRow, by_band
 from terminus.training.optim.clipping import clip
 from terminus.training.optim.ema import Average
 from terminus.training.optim.optimizer import learning_rate, set_rate
 from terminus.training.recipe import Training
-from terminus.training.saving.checkpoint import Position
-from terminus.training.step import Step, StepLoss
+from terminus.training.saving.checkpoint import RunPosition
+from terminus.training.step import StepLoss, TrainingStep
 
 log = logging.getLogger("terminus")
 
@@ -35,7 +35,7 @@ log = logging.getLogger("terminus")
 class State:
     """Everything that changes while training."""
 
-    position: Position
+    position: RunPosition
     average: Average
     optimizer: torch.optim.Optimizer
     engine: Engine = field(default_factory=Alone)
@@ -47,9 +47,9 @@ class State:
 class Hooks:
     """What the run wants to know and do; all but `alive` are called after the step they are told about."""
 
-    validate: Callable[[Position], dict[str, float] | None]
-    record: Callable[[Row], None]
-    checkpoint: Callable[[Position, bool], None]
+    validate: Callable[[RunPosition], dict[str, float] | None]
+    record: Callable[[LogRow], None]
+    checkpoint: Callable[[RunPosition, bool], None]
     """The flag asks for a save now, whatever the interval says."""
     stop_asked: Callable[[], bool]
     go_back: Callable[[State], None]
@@ -58,7 +58,7 @@ class Hooks:
     """A micro-batch is done."""
 
 
-def run_loop(step: Step, state: State, loader: Loader, settings: Training, hooks: Hooks) -> None:
+def run_loop(step: TrainingStep, state: State, loader: Loader, settings: Training, hooks: Hooks) -> None:
     """Trains until `settings.images` have been seen. Raises `Stopped` when asked to, with everything saved."""
     last = -(-settings.images // settings.global_batch)
     said: set[str] = set()
@@ -121,7 +121,7 @@ def _culprits(batches: list[tuple[str, ...]], losses: list[StepLoss]) -> tuple[s
     return tuple(key for key, good in zip(keys, finite, strict=True) if not good) or tuple(keys)
 
 
-def _left_out(position: Position, reason: Reason, skipped: tuple[str, ...]) -> None:
+def _left_out(position: RunPosition, reason: Reason, skipped: tuple[str, ...]) -> None:
     named = ", ".join(skipped[:3]) + (", ..." if len(skipped) > 3 else "")
     what = "is not finite" if reason == "not finite" else "is far above the steps before"
     log.warning("step %d is left out: loss or gradient %s; samples: %s", position.step, what, named)
@@ -135,7 +135,7 @@ def _say_damaged(damaged: Iterable[str], said: set[str]) -> None:
             log.warning("damaged in the store, so that another row takes its place: %s", name)
 
 
-def _accumulate(step: Step, batches: list[Batch], number: int, alive: Callable[[], None]) -> list[StepLoss]:
+def _accumulate(step: TrainingStep, batches: list[Batch], number: int, alive: Callable[[], None]) -> list[StepLoss]:
     losses: list[StepLoss] = []
     for batch in batches:
         result = step.loss(batch, number)
@@ -145,7 +145,7 @@ def _accumulate(step: Step, batches: list[Batch], number: int, alive: Callable[[
     return losses
 
 
-def _gradient_norm(step: Step, limit: float) -> float:
+def _gradient_norm(step: TrainingStep, limit: float) -> float:
     return clip(step.trained.parameters(), limit)
 
 
@@ -155,7 +155,7 @@ def _apply(state: State, rate: float) -> None:
     state.engine.share_weights()
 
 
-def _advance(position: Position, images: int, seconds: float, health: Health) -> Position:
+def _advance(position: RunPosition, images: int, seconds: float, health: Health) -> RunPosition:
     return replace(
         position,
         step=position.step + 1,
@@ -167,13 +167,13 @@ def _advance(position: Position, images: int, seconds: float, health: Health) ->
 
 
 def _row(
-    position: Position, epoch: int, losses: list[StepLoss], loss: float, rate: float, norm: float,
+    position: RunPosition, epoch: int, losses: list[StepLoss], loss: float, rate: float, norm: float,
     validation: dict[str, float] | None, seconds: float,
-) -> Row:  # fmt: skip
+) -> LogRow:  # fmt: skip
     error = torch.cat([part.error for part in losses])
     steps: Iterator[Tensor] = (part.t for part in losses if part.t is not None)
     t = list(steps)
-    return Row(
+    return LogRow(
         step=position.step,
         images_seen=position.images,
         epoch=epoch,

@@ -80,7 +80,7 @@ class TimestepBand(Config):
 
 
 class Diffusion(Config):
-    """The noise is learned that was added to a picture: the UNet is trained."""
+    """The noise is learned that was added to an image: the UNet is trained."""
 
     kind: Literal["diffusion"] = "diffusion"
     """Trains the UNet."""
@@ -102,10 +102,10 @@ class Diffusion(Config):
     """Spread of a number added to the noise per image and channel. A remedy for schedules without zero terminal SNR."""
     input_perturbation: float = Field(default=0.0, ge=0)
     """Noise that the input has and the target has not, relative to the noise (Ning et al. 2301.11706 use 0.1)."""
-    train_text: Literal["none", "both"] = "none"
-    """Whether both text towers are trained with the UNet."""
-    text_rate: float = Field(default=0.1, gt=0)
-    """Learning rate of trained text towers, relative to that of the UNet."""
+    train_text_encoders: Literal["none", "both"] = "none"
+    """Whether both text encoders are trained with the UNet."""
+    text_encoder_rate: float = Field(default=0.1, gt=0)
+    """Learning rate of trained text encoders, relative to that of the UNet."""
 
     @model_validator(mode="after")
     def _possible(self) -> Diffusion:
@@ -132,10 +132,10 @@ class Diffusion(Config):
 
 
 class Autoencoding(Config):
-    """Reconstruction: the codec is trained."""
+    """Reconstruction: the VAE is trained."""
 
-    kind: Literal["codec"]
-    """Trains the codec."""
+    kind: Literal["vae"]
+    """Trains the VAE."""
     squared_weight: float = Field(default=2.0, ge=0)
     """Weight of the squared error next to the absolute error, which has weight 1."""
     edge_weight: float = Field(default=0.5, ge=0)
@@ -144,14 +144,14 @@ class Autoencoding(Config):
     """Weight of the divergence of the moments from a standard normal."""
 
 
-class Contrast(Config):
-    """CLIP's contrastive loss: both text towers and a vision tower are trained."""
+class Contrastive(Config):
+    """CLIP's contrastive loss: both text encoders and a vision encoder are trained."""
 
-    kind: Literal["towers"]
-    """Trains the text towers."""
+    kind: Literal["text_encoders"]
+    """Trains the text encoders."""
     tokenizers: str
     """Folder with `tokenizer` and `tokenizer_2`."""
 
 
-Objective = Annotated[Diffusion | Autoencoding | Contrast, Field(discriminator="kind")]
+Objective = Annotated[Diffusion | Autoencoding | Contrastive, Field(discriminator="kind")]
 """What is trained, and how it is asked."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from terminus.errors import UserError
 from terminus.model.adapter_keys import networks
-from terminus.training.assemble import Parts
+from terminus.training.assemble import TrainingSetup
 from terminus.training.distributed.process_group import World
 from terminus.training.objectives import Diffusion
 from terminus.training.optim.optimizer import AdamW
@@ -18,7 +18,7 @@ FOLDER_SECONDS = 30.0
 """How long a network file system may take to show a new file on another machine."""
 
 
-def check_several(recipe: Recipe, world: World) -> None:
+def check_multi_process(recipe: Recipe, world: World) -> None:
     """UserError where this recipe cannot be shared by that many processes; alone, everything can."""
     if world.size > 1:
         world.once(lambda: _check(recipe, world))
@@ -64,7 +64,7 @@ def cannot_shard(recipe: Recipe) -> str | None:
     return None
 
 
-def check_agreement(world: World, parts: Parts) -> None:
+def check_agreement(world: World, parts: TrainingSetup) -> None:
     """UserError where processes loaded other weights or other rows: a model or store that differs between machines."""
     if world.size == 1:
         return
@@ -82,10 +82,14 @@ def check_agreement(world: World, parts: Parts) -> None:
             raise error
 
 
-def _digest(parts: Parts) -> str:
+def _digest(parts: TrainingSetup) -> str:
     """Of all weights that take part, by their sums."""
     whole = parts.components
-    modules = [parts.step.trained, *(networks(whole).values() if whole else ()), *([whole.codec.vae] if whole else ())]
+    modules = [
+        parts.step.trained,
+        *(networks(whole).values() if whole else ()),
+        *([whole.vae.autoencoder] if whole else ()),
+    ]
     sums = [
         (name, float(one.detach().double().sum()), float(one.detach().double().square().sum()))
         for module in modules

@@ -1,4 +1,4 @@
-"""Pictures of fixed prompts while training: the same prompts, seeds and schedule every time."""
+"""Images of fixed prompts while training: the same prompts, seeds and schedule every time."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from terminus.sampling.sheet import sheet
 from terminus.sampling.tasks import text2img, to_bytes
 from terminus.training.monitor.journal import Journal
 from terminus.training.recipe import Preview
-from terminus.training.saving.checkpoint import Position
+from terminus.training.saving.checkpoint import RunPosition
 
 _COLUMNS = 8
 
 
-def draw(
+def render_previews(
     folder: Path,
     settings: Preview,
     components: Components,
-    position: Position,
+    position: RunPosition,
     journal: Journal | None,
     precision: Precision,
 ) -> Path | None:
-    """One picture per prompt, with seeds 0, 1, 2, ..., into `previews/` and TensorBoard; returns the sheet's path.
+    """One image per prompt, with seeds 0, 1, 2, ..., into `previews/` and TensorBoard; returns the sheet's path.
 
     Without a journal it only computes: a process that holds a part of the network takes part, and another one writes.
     """
@@ -39,10 +39,10 @@ def draw(
     components.unet.train()
     if journal is None:
         return None
-    pictures = [Image.fromarray(one.numpy()) for one in to_bytes(components, last.x)]
-    page = sheet(pictures, prompts, columns=min(len(prompts), _COLUMNS))
+    images = [Image.fromarray(one.numpy()) for one in to_bytes(components, last.x)]
+    page = sheet(images, prompts, columns=min(len(prompts), _COLUMNS))
     path = folder / "previews" / f"images-{position.images:012d}.png"
     path.parent.mkdir(exist_ok=True)
     page.save(path)
-    journal.picture("preview", torch.from_numpy(np.array(page)).permute(2, 0, 1) / 255, position.step)
+    journal.image("preview", torch.from_numpy(np.array(page)).permute(2, 0, 1) / 255, position.step)
     return path

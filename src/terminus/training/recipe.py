@@ -49,10 +49,10 @@ class ModelConfig(Config):
     """What `start` is, without zero terminal SNR: consent to training it into what the objective says."""
     architecture: Literal["nano", "nano128", "sdxl"] = "nano"
     """Shapes of what is built with random weights."""
-    codec: str | None = None
+    vae: str | None = None
     """Folder whose `vae` is used where `start` is null."""
-    text: str | None = None
-    """Folder whose tokenizers and text towers are used where `start` is null."""
+    text_encoders: str | None = None
+    """Folder whose tokenizers and text encoders are used where `start` is null."""
     adapter: AdapterConfig | None = None
     """A small change to train in place of the networks, which stay as they are; null trains these."""
 
@@ -69,9 +69,9 @@ class ModelConfig(Config):
         return self
 
     @property
-    def codec_from(self) -> str | None:
-        """The folder that has the codec; null if there is none yet."""
-        return self.codec or self.start
+    def vae_from(self) -> str | None:
+        """The folder that has the VAE; null if there is none yet."""
+        return self.vae or self.start
 
 
 class Checkpoints(Config):
@@ -95,12 +95,12 @@ class Validation(Config):
 
 
 class Preview(Config):
-    """Pictures of fixed prompts, by the schedule that is trained."""
+    """Images of fixed prompts, by the schedule that is trained."""
 
     every_images: int = Field(default=100_000, gt=0)
     """Images between previews."""
     prompts: tuple[str, ...] = ()
-    """One picture each; none, no previews."""
+    """One image each; none, no previews."""
     steps: int = Field(default=20, ge=1)
     """Solver steps."""
     guidance: float = Field(default=4.0, ge=1)
@@ -122,7 +122,7 @@ class Training(Config):
     """Number format of the networks' arithmetic; loss and averages are float32."""
     weights: Literal["fp32", "bf16"] = "fp32"
     """Number format in which what is trained is stored; `bf16` rounds each step stochastically."""
-    checkpointing: Checkpointing = "none"
+    activation_checkpointing: Checkpointing = "none"
     """What the backward pass computes again instead of keeping: nothing; norms and activation functions (`selective`);
     the wide feed-forward layers as well (`selective_ff`); everything inside a block (`full`). Same gradients."""
     compile: bool = False

@@ -26,14 +26,14 @@ from terminus.data.loader import Loader
 from terminus.data.mixing import order_of
 from terminus.errors import Stopped, UserError
 from terminus.training import guards
-from terminus.training.assemble import Parts, assemble
+from terminus.training.assemble import TrainingSetup, assemble
 from terminus.training.distributed.process_group import World, joined
-from terminus.training.distributed.sharded_files import Held, held
+from terminus.training.distributed.sharded_files import HeldRows, held
 from terminus.training.distributed.sharding import engage
 from terminus.training.loop import Hooks, State, run_loop
 from terminus.training.monitor.dashboard import Dashboard, dashboard
 from terminus.training.monitor.facts import finished_images, write_facts
-from terminus.training.monitor.journal import Journal, Row
+from terminus.training.monitor.journal import Journal, LogRow
 from terminus.training.monitor.sessions import begin_session
 from terminus.training.monitor.trackers import Trackers
 from terminus.training.monitor.watchdog import Watchdog
@@ -43,16 +43,16 @@ from terminus.training.optim.ema import Average
 from terminus.training.optim.optimizer import AdamW, Optimizer, build_optimizer, optimizer_tensors, restore_optimizer
 from terminus.training.optim.weight_formats import store_weights
 from terminus.training.plan.memory import out_of_memory, refuse_what_cannot_fit
-from terminus.training.preflight import check_agreement, check_several, check_shared
-from terminus.training.preview import draw
+from terminus.training.preflight import check_agreement, check_multi_process, check_shared
+from terminus.training.preview import render_previews
 from terminus.training.recipe import Recipe, Training
 from terminus.training.saving import checkpoint
 from terminus.training.saving.atomic_files import reading, whole_folder, write_whole, writing
-from terminus.training.saving.checkpoint import Position
+from terminus.training.saving.checkpoint import RunPosition
 from terminus.training.saving.run_identity import at_version, pin, pinned, recipe_digest, same_run
 from terminus.training.saving.saver import Saver, require_checkpoint_room
 from terminus.training.steps.diffusion import DiffusionStep
-from terminus.training.validation import Validation, build_validation
+from terminus.training.validation import HeldOutSet, build_validation
 
 log = logging.getLogger("terminus")
 
@@ -69,9 +69,9 @@ def train(loaded: Loaded[Recipe]) -> Path:
     started = time.time()
     recipe = loaded.value
     folder = Path(recipe.run.dir)
-    check(recipe)
+    check_recipe(recipe)
     with joined(recipe.run.device) as world:
-        check_several(recipe, world)
+        check_multi_process(recipe, world)
         if world.once(lambda: _nothing_to_do(folder, recipe)):
             return folder / "model"
         if world.first and runtime.computes_in_software(
@@ -100,7 +100,7 @@ def _nothing_to_do(folder: Path, recipe: Recipe) -> bool:
 
 
 @contextmanager
-def _begun(folder: Path, recipe: Recipe, parts: Parts, version: int) -> Generator[Mapping[str, object]]:
+def _begun(folder: Path, recipe: Recipe, parts: TrainingSetup, version: int) -> Generator[Mapping[str, object]]:
     """The run's folder is this run's alone, and says what it is; gives what it says of the data."""
     with _locked(folder):
         with writing("The run's folder", folder):
@@ -109,7 +109,7 @@ def _begun(folder: Path, recipe: Recipe, parts: Parts, version: int) -> Generato
         yield data
 
 
-def check(recipe: Recipe) -> None:
+def check_recipe(recipe: Recipe) -> None:
     """Everything about the recipe that can be said before a model is loaded."""
     held_out = recipe.training.validation
     if held_out.every_images < recipe.training.global_batch:
@@ -121,7 +121,7 @@ def check(recipe: Recipe) -> None:
 
 
 def _train(
-    recipe: Recipe, folder: Path, parts: Parts, started: float, world: World, data: Mapping[str, object]
+    recipe: Recipe, folder: Path, parts: TrainingSetup, started: float, world: World, data: Mapping[str, object]
 ) -> Path:
     state = _state(recipe, parts, world)
     training, begun = recipe.training, _continued(folder, state, parts)
@@ -162,16 +162,16 @@ def _train(
     return folder / "model"
 
 
-def _state(recipe: Recipe, parts: Parts, world: World) -> State:
+def _state(recipe: Recipe, parts: TrainingSetup, world: World) -> State:
     training, module = recipe.training, parts.step.trained
     store_weights(module, training.weights)
-    run_as(module, training.checkpointing, training.compile)
+    run_as(module, training.activation_checkpointing, training.compile)
     engine = engage(module, training.parallel, world, runtime.pick_device(recipe.run.device))
     optimizer = build_optimizer(module, training.optimizer, training.seed, engine)
-    return State(Position(0, 0, 0.0), Average(module, training.ema, engine), optimizer, engine, world)
+    return State(RunPosition(0, 0, 0.0), Average(module, training.ema, engine), optimizer, engine, world)
 
 
-def _continued(folder: Path, state: State, parts: Parts) -> Position:
+def _continued(folder: Path, state: State, parts: TrainingSetup) -> RunPosition:
     """Where the run goes on: at its newest checkpoint, which the state then is, or at the beginning."""
     saved = state.world.once(lambda: checkpoint.latest(folder / "checkpoints"))
     if saved is not None:
@@ -181,13 +181,13 @@ def _continued(folder: Path, state: State, parts: Parts) -> Position:
     return state.position
 
 
-def _require_room(folder: Path, training: Training, state: State, parts: Parts) -> None:
+def _require_room(folder: Path, training: Training, state: State, parts: TrainingSetup) -> None:
     saves = -(-(training.images - state.position.images) // training.checkpoints.every_images)
     size = sum(state.world.gather(_checkpoint_size(state, parts.step.trained, training.optimizer)))
     state.world.once(lambda: require_checkpoint_room(folder / "checkpoints", size, training.checkpoints.keep, saves))
 
 
-def _finish(recipe: Recipe, folder: Path, parts: Parts, state: State) -> None:
+def _finish(recipe: Recipe, folder: Path, parts: TrainingSetup, state: State) -> None:
     with writing("The finished model", folder / "model"):
         with whole_folder(folder / "model") as target:
             parts.export(target, state.position.images)
@@ -204,9 +204,9 @@ class _Watch:
 
     recipe: Recipe
     folder: Path
-    parts: Parts
+    parts: TrainingSetup
     state: State
-    validation: Validation
+    validation: HeldOutSet
     journal: Journal | None
     """Of the first process; the others write nothing but their parts of checkpoints."""
     meter: Dashboard | None
@@ -217,14 +217,14 @@ class _Watch:
     owed: bool = False
     """A save was due when the last steps had been left out: no state to return to."""
 
-    def validate(self, position: Position) -> dict[str, float] | None:
+    def validate(self, position: RunPosition) -> dict[str, float] | None:
         settings = self.recipe.training.validation
         if not (self._due(position, settings.every_images) or self._last(position)):
             return None
         with self.watchdog.patient(), self.state.average.swapped_in():
             return self.validation.measure(self.parts.step, self.state.world)
 
-    def record(self, row: Row) -> None:
+    def record(self, row: LogRow) -> None:
         if self.journal is None or self.meter is None:
             return
         before = self.before if row.step == 1 else None
@@ -233,7 +233,7 @@ class _Watch:
         if self.trackers is not None:
             self.trackers.row(row, before)
 
-    def checkpoint(self, position: Position, now: bool) -> None:
+    def checkpoint(self, position: RunPosition, now: bool) -> None:
         settings = self.recipe.training
         self.saver.check()
         self._preview(position)
@@ -291,7 +291,7 @@ class _Watch:
             "optimizer": optimizer_tensors(self.state.optimizer, _names(module)),
         }
 
-    def _preview(self, position: Position) -> None:
+    def _preview(self, position: RunPosition) -> None:
         whole, settings = self.parts.components, self.recipe.training.preview
         if (
             not whole
@@ -301,18 +301,20 @@ class _Watch:
             return
         try:
             with self.watchdog.patient(), self.state.average.swapped_in():
-                path = draw(self.folder, settings, whole, position, self.journal, self.recipe.training.precision)
+                path = render_previews(
+                    self.folder, settings, whole, position, self.journal, self.recipe.training.precision
+                )
             if path is not None and self.trackers is not None:
-                self.trackers.picture(path, position.step)
+                self.trackers.image(path, position.step)
         except OSError as error:
             log.warning("a preview cannot be written (%s); training goes on", error.strerror or error)
 
-    def _due(self, position: Position, every: int) -> bool:
+    def _due(self, position: RunPosition, every: int) -> bool:
         """Whether this step crossed a multiple of `every` images."""
         before = position.images - self.recipe.training.global_batch
         return position.images // every > before // every
 
-    def _last(self, position: Position) -> bool:
+    def _last(self, position: RunPosition) -> bool:
         return position.images >= self.recipe.training.images
 
 
@@ -343,7 +345,7 @@ def _checkpoint_size(state: State, module: torch.nn.Module, settings: Optimizer)
     return sum(one.size + per_weight * one.local.numel() for one in mine)
 
 
-def _weights(module: torch.nn.Module) -> dict[str, Held]:
+def _weights(module: torch.nn.Module) -> dict[str, HeldRows]:
     return {name: held(parameter) for parameter, name in _names(module).items()}
 
 

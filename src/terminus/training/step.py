@@ -30,7 +30,7 @@ class StepLoss:
 
 
 @runtime_checkable
-class Step(Protocol):
+class TrainingStep(Protocol):
     """What is trained, and how its loss is computed. The loop knows nothing else."""
 
     @property
@@ -42,6 +42,6 @@ class Step(Protocol):
         """The loss of a micro-batch of optimizer step `step`."""
         ...
 
-    def seeded(self, seed: int) -> Step:
+    def seeded(self, seed: int) -> TrainingStep:
         """The step by which this one is measured: random numbers of `seed`, and nothing that only training wants."""
         ...

@@ -17,7 +17,7 @@ from terminus.data.loader import Batch, Rows
 from terminus.data.mixing import Sourced
 from terminus.training.distributed.process_group import World
 from terminus.training.monitor.journal import by_band
-from terminus.training.step import Step
+from terminus.training.step import TrainingStep
 
 log = logging.getLogger("terminus")
 
@@ -35,7 +35,7 @@ class _Span:
 
 
 @dataclass(frozen=True)
-class Validation:
+class HeldOutSet:
     """A fixed set of held-out micro-batches."""
 
     batches: tuple[Batch, ...]
@@ -48,7 +48,7 @@ class Validation:
         return sum(len(batch.keys) for batch in self.batches)
 
     @torch.no_grad()
-    def measure(self, step: Step, world: World | None = None) -> dict[str, float]:
+    def measure(self, step: TrainingStep, world: World | None = None) -> dict[str, float]:
         """Mean plain error over all held-out images ("all"), by timestep band and, if there are several, by source
         ("source NAME"). Processes share the work."""
         world = world or World()
@@ -72,7 +72,7 @@ class Validation:
         return result
 
 
-def build_validation(rows: Rows, images: int, micro_batch: int) -> Validation:
+def build_validation(rows: Rows, images: int, micro_batch: int) -> HeldOutSet:
     """About `images` held-out rows, of each source by its part of them and at least one; positions count from 0."""
     total = sum(rows.sizes)
     wanted = min(images, total)
@@ -91,7 +91,7 @@ def build_validation(rows: Rows, images: int, micro_batch: int) -> Validation:
             sources += [picked[bucket, row] for row in chunk]
     for name in dict.fromkeys(name for batch in batches for name in batch.damaged):
         log.warning("held-out row damaged in the store, so that another takes its place: %s", name)
-    return Validation(tuple(_first_caption(batch) for batch in batches), tuple(sources))
+    return HeldOutSet(tuple(_first_caption(batch) for batch in batches), tuple(sources))
 
 
 def _by_source(rows: Rows) -> dict[str, list[_Span]]:

@@ -1,4 +1,4 @@
-"""A server that speaks the chat-completions protocol and really looks at pictures, and a prepared store to caption."""
+"""A server that speaks the chat-completions protocol and really looks at images, and a prepared store to caption."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from PIL import Image
 from rich.console import Console
 
 from terminus.data.captioning import endpoint
-from terminus.data.captioning.run import Captioned, caption
+from terminus.data.captioning.run import Captioned, write_captions
 from terminus.data.captioning.settings import Captioner
 from terminus.data.curate import curate
 from terminus.data.settings import DataConfig
@@ -29,9 +29,9 @@ from terminus.data.store import Store
 from ..conftest import noise, save
 
 
-def look(picture: Image.Image) -> str:
+def look(image: Image.Image) -> str:
     """What the server sees: changes with the pixels."""
-    red, green, blue = np.asarray(picture.convert("RGB")).reshape(-1, 3).mean(axis=0).round(-1)
+    red, green, blue = np.asarray(image.convert("RGB")).reshape(-1, 3).mean(axis=0).round(-1)
     return f"a pattern of red {red:.0f}, green {green:.0f} and blue {blue:.0f}"
 
 
@@ -42,7 +42,7 @@ class Server:
     url: str = ""
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
-    pictures: list[Image.Image] = field(default_factory=list)
+    images: list[Image.Image] = field(default_factory=list)
     models: list[str] | None = field(default_factory=lambda: ["see-1"])
     behave: Callable[[int, dict[str, Any]], tuple[int, Any] | None] = lambda number, body: None
     """(number of the request, its body) -> status and body, or None to answer well."""
@@ -56,10 +56,10 @@ class Server:
         parts = body["messages"][0]["content"]
         prefix, _, data = parts[0]["image_url"]["url"].partition(",")
         assert prefix == "data:image/jpeg;base64"
-        picture = Image.open(BytesIO(base64.b64decode(data, validate=True)))
-        picture.load()
-        self.pictures.append(picture)
-        return completion(look(picture))
+        image = Image.open(BytesIO(base64.b64decode(data, validate=True)))
+        image.load()
+        self.images.append(image)
+        return completion(look(image))
 
 
 def completion(text: Any, finish: str = "stop", **message: Any) -> dict[str, Any]:
@@ -141,11 +141,11 @@ def captioner(server: Server) -> Callable[..., Captioner]:
 
 @pytest.fixture(scope="session")
 def _curated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures and their store; copied for each test, because curating takes longer than most of them."""
+    """Images and their store; copied for each test, because curating takes longer than most of them."""
     folder = tmp_path_factory.mktemp("curated")
     for index in range(12):
-        picture = Image.fromarray(noise(index, 70 + index, 80))
-        save(folder / "pictures" / f"{index:02}.png", picture, f"own {index}")
+        image = Image.fromarray(noise(index, 70 + index, 80))
+        save(folder / "images" / f"{index:02}.png", image, f"own {index}")
     data = _settings(folder)
     curate(data, Store(data.store), lambda _: None)
     return folder
@@ -159,12 +159,12 @@ def prepared(tmp_path: Path, _curated: Path) -> DataConfig:
 
 
 def _settings(folder: Path) -> DataConfig:
-    source = FolderSource(kind="folder", name="folder", path=folder / "pictures")
+    source = FolderSource(kind="folder", name="folder", path=folder / "images")
     return DataConfig(store=str(folder / "store"), sources=(source,), resolution=64)
 
 
 def ask(data: DataConfig, captioner: Captioner, **options: Any) -> Captioned:
-    return caption(data, captioner, Console(file=StringIO()), **options)
+    return write_captions(data, captioner, Console(file=StringIO()), **options)
 
 
 def texts(data: DataConfig) -> dict[str, list[tuple[str, str, float]]]:

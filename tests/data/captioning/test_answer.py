@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from terminus.data.captioning.answer import REASONS, Answer, caption_of, loops, plain
+from terminus.data.captioning.answer import REASONS, Answer, caption_of, clean_answer, loops
 from terminus.images import Dropped
 
 
@@ -70,7 +70,7 @@ def test_what_is_no_caption_has_a_reason(answer: Answer, reason: str):
 
 @given(st.text())
 def test_any_text_becomes_one_storable_line(text: str):
-    line = plain(text)
+    line = clean_answer(text)
     line.encode()
     assert "\n" not in line
     assert "\x00" not in line

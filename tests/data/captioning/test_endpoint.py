@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from terminus.data.captioning import endpoint, run
-from terminus.data.captioning.run import caption
+from terminus.data.captioning.run import write_captions
 from terminus.data.captioning.settings import Captioner
 from terminus.data.captioning.table import Answers
 from terminus.data.settings import DataConfig
@@ -32,15 +32,15 @@ def test_the_server_sees_the_training_pixels_and_the_prompt(prepared: DataConfig
     (body,) = server.requests
     assert (body["model"], body["max_tokens"], body["temperature"], body["seed"]) == ("see-1", 50, 0.0, 0)
     assert body["messages"][0]["content"][1]["text"] == "Describe. Known: own 0; "
-    assert server.pictures[0].size == (64, 64), "the planned crop, and not the file's 80 x 70"
+    assert server.images[0].size == (64, 64), "the planned crop, and not the file's 80 x 70"
     assert (result.answered, result.prompt_tokens, result.completion_tokens) == (1, 100, 10)
-    assert texts(prepared)["00.png"][1][:2] == ("see", look(server.pictures[0]))
+    assert texts(prepared)["00.png"][1][:2] == ("see", look(server.images[0]))
     assert "authorization" not in {name.lower() for headers in server.headers for name in headers}
 
 
 def test_several_crops_share_a_caption_of_the_whole(prepared: DataConfig, captioner: Make, server: Server):
     ask(prepared.model_copy(update={"crops": 3}), captioner(), limit=1)
-    assert server.pictures[0].size == (73, 64), "80 x 70, at the size from which crops are cut"
+    assert server.images[0].size == (73, 64), "80 x 70, at the size from which crops are cut"
 
 
 def test_as_many_as_allowed_are_asked_at_once(prepared: DataConfig, captioner: Make, server: Server):
@@ -166,7 +166,7 @@ def test_a_refused_key_stops_at_once_and_is_never_shown(
     server.behave = lambda number, body: (status, {"error": {"message": "bad key sk-very-secret"}})
     console = Console(file=StringIO())
     with pytest.raises(UserError, match=r"refuses us .*bad key \*\*\*.*SEE_KEY") as caught:
-        caption(prepared, captioner(model={"key_env": "SEE_KEY"}), console)
+        write_captions(prepared, captioner(model={"key_env": "SEE_KEY"}), console)
     assert all(headers["authorization"] == "Bearer sk-very-secret" for headers in _lower(server.headers))
     assert "very-secret" not in str(caught.value)
     assert len(server.requests) <= 4

@@ -23,7 +23,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from terminus.data.captioning.local import LocalAsking
 from terminus.data.captioning.question import Question, questions
-from terminus.data.captioning.run import caption
+from terminus.data.captioning.run import write_captions
 from terminus.data.captioning.settings import Captioner, Local
 from terminus.data.captioning.table import Answers
 from terminus.data.settings import DataConfig
@@ -84,7 +84,7 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = LlavaForConditionalGeneration(config)
         with torch.no_grad():
             model.lm_head.weight[: len(special) + 256] = 0.0  # speak in words, and end when nothing is likelier
-            model.model.multi_modal_projector.linear_2.weight *= 20.0  # so that the picture matters
+            model.model.multi_modal_projector.linear_2.weight *= 20.0  # so that the image matters
     folder = tmp_path_factory.mktemp("models") / "llava"
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -114,7 +114,7 @@ def reference(folder: Path, question: Question) -> str:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     processor, model = AutoProcessor.from_pretrained(folder), AutoModelForImageTextToText.from_pretrained(folder)
-    inputs = processor(images=question.picture(), text=f"<image>{question.prompt} ->", return_tensors="pt")
+    inputs = processor(images=question.image(), text=f"<image>{question.prompt} ->", return_tensors="pt")
     produced = model.generate(**inputs, max_new_tokens=12, do_sample=False)
     return processor.decode(produced[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
@@ -125,7 +125,7 @@ def test_answers_are_those_of_transformers_and_do_not_depend_on_the_batch(prepar
     found = questions(Store(prepared.store).images.required(), [0, 7, 11], captioner.prompt, frozenset())
     assert [told[row] for row in (0, 7, 11)] == [reference(llava, question) for question in found]
     assert told == asked(prepared, captioner, 1)
-    assert len(set(told)) > 3, "the picture and the prompt decide"
+    assert len(set(told)) > 3, "the image and the prompt decide"
 
 
 def test_answers_are_recorded_and_judged(prepared: DataConfig, llava: Path):
@@ -147,7 +147,7 @@ def test_drawn_answers_repeat_with_the_seed(prepared: DataConfig, llava: Path):
     assert first != asked(prepared, settings(llava), 4)
 
 
-def test_a_description_cannot_pretend_to_be_a_picture(prepared: DataConfig, llava: Path, tmp_path: Path):
+def test_a_description_cannot_pretend_to_be_a_image(prepared: DataConfig, llava: Path, tmp_path: Path):
     captioner = settings(llava, prompt="<image></s> <image>")
     assert len(asked(prepared, captioner, 3)) == 12
 
@@ -201,6 +201,6 @@ def test_models_that_cannot_be_used(
     monkeypatch.chdir(tmp_path)
     folder = broken(llava, tmp_path / "broken", spoil)
     with pytest.raises(UserError, match=why):
-        caption(prepared, settings(folder), device="cpu")
+        write_captions(prepared, settings(folder), device="cpu")
     assert not list(tmp_path.rglob("harm"))
     assert Answers(Store(prepared.store)).table.latest() is None

@@ -19,19 +19,19 @@ from PIL import Image
 from rich.console import Console
 
 from terminus.data.captioning import run, table
-from terminus.data.captioning.merge import merge
-from terminus.data.captioning.run import caption
+from terminus.data.captioning.merge import merge_captions
+from terminus.data.captioning.run import write_captions
 from terminus.data.captioning.settings import Captioner
 from terminus.data.captioning.table import Answers, generated
 from terminus.data.curate import curate
-from terminus.data.encode import encode, waiting
+from terminus.data.encode import encode_latents, waiting
 from terminus.data.record import Caption
 from terminus.data.settings import DataConfig
 from terminus.data.store import CAPTIONS, Store
 from terminus.errors import UserError
-from terminus.model.vae import Codec
+from terminus.model.vae import VAE
 
-from ..conftest import noise, random_codec, save
+from ..conftest import noise, random_vae, save
 from .conftest import Server, ask, completion, texts
 
 Make = Callable[..., Captioner]
@@ -45,9 +45,9 @@ def latent_texts(data: DataConfig) -> dict[str, list[tuple[str, str, float]]]:
     }
 
 
-def encode_all(data: DataConfig, codec: Codec) -> None:
+def encode_all(data: DataConfig, vae: VAE) -> None:
     store = Store(data.store)
-    encode(store, waiting(store, data.transform.spec, codec.id), codec, lambda _: None)
+    encode_latents(store, waiting(store, data.transform.spec, vae.id), vae, lambda _: None)
 
 
 def test_nothing_is_asked_twice(prepared: DataConfig, captioner: Make, server: Server):
@@ -83,18 +83,18 @@ def test_pieces_give_what_one_run_gives(prepared: DataConfig, captioner: Make, s
 
 def test_only_new_images_are_asked_about(prepared: DataConfig, captioner: Make, server: Server, tmp_path: Path):
     ask(prepared, captioner())
-    save(tmp_path / "pictures" / "new.png", Image.fromarray(noise(77, 90, 90)), "own new")
+    save(tmp_path / "images" / "new.png", Image.fromarray(noise(77, 90, 90)), "own new")
     curate(prepared, Store(prepared.store), lambda _: None)
     result = ask(prepared, captioner())
     assert (result.images, result.before, result.answered) == (13, 12, 1)
     assert [origin for origin, *_ in texts(prepared)["new.png"]] == ["sidecar", "see"]
 
 
-def test_training_reads_them_with_every_codec(prepared: DataConfig, captioner: Make):
-    encode_all(prepared, random_codec(0))
+def test_training_reads_them_with_every_vae(prepared: DataConfig, captioner: Make):
+    encode_all(prepared, random_vae(0))
     ask(prepared, captioner(weight=3.0))
     assert latent_texts(prepared) == texts(prepared)
-    encode_all(prepared, random_codec(1))
+    encode_all(prepared, random_vae(1))
     ask(prepared, captioner(weight=2.0))
     view = Store(prepared.store).latents.required()
     assert view.count == 24
@@ -103,8 +103,8 @@ def test_training_reads_them_with_every_codec(prepared: DataConfig, captioner: M
 
 
 def test_rows_keep_their_place_and_their_moments(prepared: DataConfig, captioner: Make):
-    encode_all(prepared, random_codec(0))
-    columns = ["key", "image_key", "moments"]
+    encode_all(prepared, random_vae(0))
+    columns = ["key", "image_key", "posterior"]
     store = Store(prepared.store)
     before = store.latents.required().scan(columns), store.images.required().scan(["key", "data"])
     ask(prepared, captioner())
@@ -146,7 +146,7 @@ def test_provenance_is_complete(prepared: DataConfig, captioner: Make):
     (row,) = Answers(Store(prepared.store)).table.required().scan(CAPTIONS.names).to_pylist()
     assert json.loads(row["settings"]) == {
         "kind": "endpoint", "model": "see-1", "prompt": "What is it?", "max_tokens": 160, "temperature": 0.5,
-        "max_side": 1024, "picture": "crop", "seed": 0,
+        "max_side": 1024, "image": "crop", "seed": 0,
     }  # fmt: skip
     assert (row["origin"], row["model"], row["source"], row["source_id"]) == ("see", "see-1-fp8", "folder", "00.png")
     assert (row["prompt_tokens"], row["completion_tokens"], row["reason"], row["weight"]) == (100, 10, None, 1.0)
@@ -178,7 +178,7 @@ def test_a_trial_writes_nothing(prepared: DataConfig, captioner: Make, server: S
         return {path: path.stat().st_mtime_ns for path in Path(prepared.store).rglob("*")}
 
     before, said = files(), StringIO()
-    result = caption(prepared, captioner(prompt="Known: {captions}"), Console(file=said, width=400), trial=True)
+    result = write_captions(prepared, captioner(prompt="Known: {captions}"), Console(file=said, width=400), trial=True)
     assert (result.answered, len(server.requests), files()) == (3, 3, before)
     assert "Known: own 0" in said.getvalue()
     assert "12 images to caption: about 1.2 k tokens in and 120 out" in said.getvalue()
@@ -195,9 +195,9 @@ def test_an_edited_sidecar_keeps_generated_captions(
     captions = generated(store, [key]).beside(key, edited)
     assert [(one.origin, one.weight) for one in captions] == [("sidecar", 0.5), ("see", 1.0)]
     assert captions[1].text == texts(prepared)["04.png"][1][1]
-    (tmp_path / "pictures" / "04.txt").write_text("edited anew")
+    (tmp_path / "images" / "04.txt").write_text("edited anew")
     curate(prepared, store, lambda _: None)
-    merge(store)  # what curation does not carry over itself comes back here
+    merge_captions(store)  # what curation does not carry over itself comes back here
     assert [entry[:2] for entry in texts(prepared)["04.png"]] == [("sidecar", "edited anew"), ("see", captions[1].text)]
     assert len(server.requests) == 12
 
@@ -205,7 +205,7 @@ def test_an_edited_sidecar_keeps_generated_captions(
 def test_a_kill_between_the_tables_is_mended(
     prepared: DataConfig, captioner: Make, monkeypatch: pytest.MonkeyPatch, server: Server
 ):
-    encode_all(prepared, random_codec(0))
+    encode_all(prepared, random_vae(0))
     real = run.merge
 
     def die(store: Store) -> int:
@@ -213,11 +213,11 @@ def test_a_kill_between_the_tables_is_mended(
             patch.setattr(type(store.latents), "revise", _dying(store))
             return real(store)
 
-    monkeypatch.setattr(run, "merge", die)
+    monkeypatch.setattr(run, "merge_captions", die)
     with pytest.raises(KeyboardInterrupt):
         ask(prepared, captioner())
     assert texts(prepared) != latent_texts(prepared)
-    monkeypatch.setattr(run, "merge", real)
+    monkeypatch.setattr(run, "merge_captions", real)
     assert ask(prepared, captioner()).answered == 0
     assert texts(prepared) == latent_texts(prepared)
 

@@ -35,8 +35,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from terminus.data.fetch import addresses, download, politeness
-from terminus.data.fetch.addresses import Address, UnfitUrl, is_global, parse
-from terminus.data.fetch.download import Downloaded, Policy, Request, fetch_many
+from terminus.data.fetch.addresses import Address, UnfitUrl, is_global, parse_url
+from terminus.data.fetch.download import Downloaded, DownloadRequest, Policy, fetch_many
 from terminus.data.fetch.optouts import reservation
 from terminus.data.fetch.politeness import pause_before, retry_after
 from terminus.images import Dropped
@@ -66,7 +66,7 @@ def jpeg(seed: int = 0) -> bytes:
     return file.getvalue()
 
 
-PICTURE = jpeg()
+IMAGE = jpeg()
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def fetch(
     url: str, policy: Policy = ONCE, allow: Callable[[Address], bool] = anywhere, *, checksum: str | None = None
 ) -> Downloaded | Dropped:
-    (found,) = fetch_many([Request(url, checksum, MAX)], policy, allow)
+    (found,) = fetch_many([DownloadRequest(url, checksum, MAX)], policy, allow)
     return found
 
 
@@ -145,8 +145,8 @@ def test_address_is_public(address: str):
     ],
 )
 def test_url_is_understood(url: str, canonical: str):
-    assert str(parse(url)) == canonical
-    assert str(parse(canonical)) == canonical
+    assert str(parse_url(url)) == canonical
+    assert str(parse_url(canonical)) == canonical
 
 
 @pytest.mark.parametrize(
@@ -171,12 +171,12 @@ def test_url_is_refused_without_a_look_up(url: str):
 @given(st.text() | st.text().map("http://{}".format) | st.text().map("http://h/{}".format))
 def test_any_text_is_a_url_or_unfit(text: str):
     try:
-        found = parse(text)
+        found = parse_url(text)
     except UnfitUrl as error:
         said = str(error)
     else:
         said = str(found)
-        assert parse(said) == found
+        assert parse_url(said) == found
     assert said.isascii()
     assert said.isprintable()
 
@@ -194,14 +194,14 @@ BLOCKED = """
     BLOCKED.split(),
 )
 def test_no_socket_is_opened_to_a_blocked_address(server: Loopback, host: str):
-    server.serve("/x.jpg", Answer(PICTURE))
+    server.serve("/x.jpg", Answer(IMAGE))
     assert reason(fetch(f"http://{host}:{server.port}/x.jpg", allow=is_global)) == "address not allowed"
     assert connected == []
     assert not server.requests
 
 
 def test_the_watch_sees_sockets(server: Loopback):
-    assert isinstance(fetch(server.serve("/x.jpg", Answer(PICTURE))), Downloaded)
+    assert isinstance(fetch(server.serve("/x.jpg", Answer(IMAGE))), Downloaded)
     assert [place for _, place in connected] == [("127.0.0.1", server.port)]
 
 
@@ -210,7 +210,7 @@ def four_only(address: Address) -> bool:
 
 
 def test_every_redirect_is_judged_anew(server: Loopback):
-    server.serve("/secret", Answer(PICTURE))
+    server.serve("/secret", Answer(IMAGE))
     start = server.serve("/start", redirect(server.url("/secret", "[::1]")))
     assert reason(fetch(start, allow=four_only)) == "address not allowed"
     assert server.hits == {"/start": 1}
@@ -221,7 +221,7 @@ def test_what_an_address_stands_for_is_judged_before_a_byte_is_sent(server: Loop
     def zero_only(address: Address) -> bool:
         return address == ip_address("0.0.0.0")
 
-    server.serve("/x.jpg", Answer(PICTURE))
+    server.serve("/x.jpg", Answer(IMAGE))
     found = fetch(f"http://0.0.0.0:{server.port}/x.jpg", allow=zero_only)
     assert found == Dropped("address not allowed", "0.0.0.0 is 127.0.0.1")
     assert server.requests == []
@@ -250,7 +250,7 @@ def test_one_private_record_among_public_ones_is_enough(server: Loopback, monkey
 
 def test_a_name_that_changes_its_address_is_looked_up_once(server: Loopback, monkeypatch: pytest.MonkeyPatch):
     asked = records(monkeypatch, ("127.0.0.1",), ("127.0.0.2",))
-    server.serve("/x.jpg", Answer(PICTURE))
+    server.serve("/x.jpg", Answer(IMAGE))
     found = fetch(f"http://rebind.example:{server.port}/x.jpg", allow=four_only)
     assert isinstance(found, Downloaded)
     assert asked == ["rebind.example"]
@@ -260,7 +260,7 @@ def test_a_name_that_changes_its_address_is_looked_up_once(server: Loopback, mon
 
 def test_a_dead_address_gives_way_to_the_next(server: Loopback, monkeypatch: pytest.MonkeyPatch):
     records(monkeypatch, ("127.0.0.9", "127.0.0.1"))
-    server.serve("/x.jpg", Answer(PICTURE))
+    server.serve("/x.jpg", Answer(IMAGE))
     assert isinstance(fetch(f"http://two.example:{server.port}/x.jpg"), Downloaded)
     assert [place[0] for _, place in connected] == ["127.0.0.9", "127.0.0.1"]
 
@@ -287,7 +287,7 @@ def test_a_proxy_of_the_environment_is_not_used(server: Loopback, monkeypatch: p
     with loopback() as proxy:
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
             monkeypatch.setenv(name, proxy.url(""))
-        assert isinstance(fetch(server.serve("/x.jpg", Answer(PICTURE))), Downloaded)
+        assert isinstance(fetch(server.serve("/x.jpg", Answer(IMAGE))), Downloaded)
         assert proxy.requests == []
 
 
@@ -295,24 +295,24 @@ def test_a_proxy_of_the_environment_is_not_used(server: Loopback, monkeypatch: p
 
 
 def test_files_arrive_whole_and_in_order(server: Loopback):
-    pictures = [jpeg(seed) for seed in range(40)]
+    images = [jpeg(seed) for seed in range(40)]
     requests = [
-        Request(server.serve(f"/{i}.jpg", Answer(data, wait=random.Random(i).random() / 20)), None, MAX)
-        for i, data in enumerate(pictures)
+        DownloadRequest(server.serve(f"/{i}.jpg", Answer(data, wait=random.Random(i).random() / 20)), None, MAX)
+        for i, data in enumerate(images)
     ]
-    requests.insert(7, Request(server.url("/missing"), None, MAX))
+    requests.insert(7, DownloadRequest(server.url("/missing"), None, MAX))
     found = fetch_many(requests, ONCE, anywhere)
     assert found.pop(7) == Dropped("not found", "HTTP 404")
-    assert [one.data for one in found if isinstance(one, Downloaded)] == pictures
+    assert [one.data for one in found if isinstance(one, Downloaded)] == images
     assert found[3].url == server.url("/3.jpg")
     assert fetch_many([], ONCE) == []
 
 
 def test_the_request_says_who_asks_and_nothing_else(server: Loopback):
-    cookie = Answer(PICTURE, headers=(("Set-Cookie", "a=b"),))
+    cookie = Answer(IMAGE, headers=(("Set-Cookie", "a=b"),))
     url = server.serve("/x.jpg", cookie)
     policy = Policy(user_agent="my-set/2 (me@example.org)", per_host=1)
-    fetch_many([Request(url + "#part", None, MAX)] * 2, policy, anywhere)
+    fetch_many([DownloadRequest(url + "#part", None, MAX)] * 2, policy, anywhere)
     expected = [
         "GET /x.jpg HTTP/1.1",
         f"Host: 127.0.0.1:{server.port}",
@@ -325,7 +325,7 @@ def test_the_request_says_who_asks_and_nothing_else(server: Loopback):
 
 
 def test_ipv6_and_a_name_arrive(server: Loopback):
-    server.serve("/x.jpg", Answer(PICTURE))
+    server.serve("/x.jpg", Answer(IMAGE))
     for host in ("[::1]", "localhost"):
         found = fetch(server.url("/x.jpg", host))
         assert isinstance(found, Downloaded)
@@ -351,14 +351,14 @@ def test_status(server: Loopback, status: int, expected: str):
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_redirects_are_followed_to_their_end(server: Loopback, status: int):
-    server.serve("/d/end.jpg", Answer(PICTURE))
+    server.serve("/d/end.jpg", Answer(IMAGE))
     server.serve("/middle", redirect("d/end.jpg", status))
     found = fetch(server.serve("/start", redirect(f"//localhost:{server.port}/middle", status)))
-    assert found == Downloaded(PICTURE, server.url("/d/end.jpg", "localhost"))
+    assert found == Downloaded(IMAGE, server.url("/d/end.jpg", "localhost"))
 
 
 def test_there_are_not_too_many_redirects(server: Loopback):
-    server.serve("/0", Answer(PICTURE))
+    server.serve("/0", Answer(IMAGE))
     for step in range(1, 8):
         server.serve(f"/{step}", redirect(f"/{step - 1}"))
     assert isinstance(fetch(server.url(f"/{download.MAX_REDIRECTS}")), Downloaded)
@@ -396,9 +396,9 @@ def test_bytes_are_counted_whatever_was_said(server: Loopback):
 
 
 def test_a_body_longer_than_its_length_is_cut_there(server: Loopback):
-    found = fetch(server.serve("/x", Answer(PICTURE + b"surplus", length=len(PICTURE))))
+    found = fetch(server.serve("/x", Answer(IMAGE + b"surplus", length=len(IMAGE))))
     assert isinstance(found, Downloaded)
-    assert found.data == PICTURE
+    assert found.data == IMAGE
 
 
 def test_compressed_answers_are_not_unpacked(server: Loopback):
@@ -412,8 +412,8 @@ def test_compressed_answers_are_not_unpacked(server: Loopback):
 @pytest.mark.parametrize(
     "answer",
     [
-        Answer(PICTURE, wait=30),
-        Answer(PICTURE, drip=0.05),
+        Answer(IMAGE, wait=30),
+        Answer(IMAGE, drip=0.05),
         Answer(b"x", drip=0.05, endless=True),
         Answer(raw=b"HTTP/1.1 100 Continue\r\n\r\n", wait=0.3),
     ],
@@ -434,7 +434,7 @@ def test_the_deadline_holds(server: Loopback, answer: Answer):
 def test_the_deadline_covers_redirects(server: Loopback):
     for step in range(5):
         server.serve(f"/{step}", Answer(status=302, headers=(("Location", f"/{step + 1}"),), wait=0.15))
-    server.serve("/5", Answer(PICTURE, wait=0.15))
+    server.serve("/5", Answer(IMAGE, wait=0.15))
     assert reason(fetch(server.url("/0"), BRIEF)) == "timed out"
     assert server.hits["/4"] == 0
 
@@ -451,7 +451,7 @@ GARBAGE = [
 
 
 def test_garbage_is_a_reason_and_no_error(server: Loopback):
-    requests = [Request(server.serve(f"/{i}", Answer(raw=raw)), None, MAX) for i, raw in enumerate(GARBAGE)]
+    requests = [DownloadRequest(server.serve(f"/{i}", Answer(raw=raw)), None, MAX) for i, raw in enumerate(GARBAGE)]
     for found in fetch_many(requests, BRIEF, anywhere):
         assert reason(found) in ("connection failed", "unexpected answer")
 
@@ -462,19 +462,19 @@ def test_garbage_is_a_reason_and_no_error(server: Loopback):
 def test_what_may_pass_is_asked_for_again(server: Loopback):
     policy = Policy(retries=2)
     troubles = [*(Answer(status=status) for status in (408, 425, 429, 500, 503)), Answer(reset=True, length=9),
-                Answer(raw=b""), Answer(PICTURE[:-10], length=len(PICTURE))]  # fmt: skip
+                Answer(raw=b""), Answer(IMAGE[:-10], length=len(IMAGE))]  # fmt: skip
     for index, trouble in enumerate(troubles):
-        assert isinstance(fetch(server.serve(f"/{index}", trouble, trouble, Answer(PICTURE)), policy), Downloaded)
+        assert isinstance(fetch(server.serve(f"/{index}", trouble, trouble, Answer(IMAGE)), policy), Downloaded)
         assert server.hits[f"/{index}"] == 3
         assert reason(fetch(server.serve(f"/{index}", trouble), policy)) in download.MAY_PASS
         assert server.hits[f"/{index}"] == 6
 
 
 def test_what_will_not_pass_is_asked_for_once(server: Loopback):
-    reserved = Answer(PICTURE, headers=(("X-Robots-Tag", "noai"),))
+    reserved = Answer(IMAGE, headers=(("X-Robots-Tag", "noai"),))
     finals = [Answer(status=404), Answer(status=403), reserved, Answer(b"x", length=MAX * 2), redirect("file:///")]
     for index, final in enumerate(finals):
-        fetch(server.serve(f"/{index}", final, Answer(PICTURE)), Policy(retries=3))
+        fetch(server.serve(f"/{index}", final, Answer(IMAGE)), Policy(retries=3))
         assert server.hits[f"/{index}"] == 1
 
 
@@ -488,15 +488,17 @@ def test_a_port_where_nobody_listens(server: Loopback):
 
 def test_retry_after_is_obeyed_by_all_requests_to_the_host(server: Loopback):
     busy = Answer(status=503, headers=(("Retry-After", "1"),))
-    first, second = server.serve("/a", busy, Answer(PICTURE)), server.serve("/b", Answer(PICTURE))
-    found = fetch_many([Request(first, None, MAX), Request(second, None, MAX)], Policy(per_host=1), anywhere)
+    first, second = server.serve("/a", busy, Answer(IMAGE)), server.serve("/b", Answer(IMAGE))
+    found = fetch_many(
+        [DownloadRequest(first, None, MAX), DownloadRequest(second, None, MAX)], Policy(per_host=1), anywhere
+    )
     assert all(isinstance(one, Downloaded) for one in found)
     asked = server.times["/a"]
     assert min(asked[1], *server.times["/b"]) - asked[0] >= 0.99
 
 
 def test_who_asks_for_too_long_a_pause_is_not_asked_again(server: Loopback):
-    url = server.serve("/a", Answer(status=429, headers=(("Retry-After", "3600"),)), Answer(PICTURE))
+    url = server.serve("/a", Answer(status=429, headers=(("Retry-After", "3600"),)), Answer(IMAGE))
     policy = Policy(max_wait=7.5)
     assert fetch(url, policy) == Dropped("rate limited", "HTTP 429, asks for 3600 s without requests")
     assert reason(fetch(url, policy)) == "rate limited"
@@ -529,7 +531,7 @@ def test_retry_after_a_date():
 
 
 def test_limits_per_host_hold_across_threads(server: Loopback):
-    requests = [Request(server.serve(f"/{i}", Answer(PICTURE, wait=0.02)), None, MAX) for i in range(40)]
+    requests = [DownloadRequest(server.serve(f"/{i}", Answer(IMAGE, wait=0.02)), None, MAX) for i in range(40)]
     policy, results = Policy(per_host=3), []
     threads = [
         threading.Thread(target=lambda part=index: results.extend(fetch_many(requests[part::4], policy, anywhere)))
@@ -545,24 +547,24 @@ def test_limits_per_host_hold_across_threads(server: Loopback):
 
 
 def test_all_requests_together_have_a_limit(server: Loopback):
-    server.serve("/x", Answer(PICTURE, wait=0.02))
+    server.serve("/x", Answer(IMAGE, wait=0.02))
     hosts = ["127.0.0.1", "localhost", "[::1]", "127.0.0.1", "localhost", "[::1]"] * 3
     policy = Policy(concurrency=2, per_host=2)
-    found = fetch_many([Request(server.url("/x", host), None, MAX) for host in hosts], policy, anywhere)
+    found = fetch_many([DownloadRequest(server.url("/x", host), None, MAX) for host in hosts], policy, anywhere)
     assert all(isinstance(one, Downloaded) for one in found)
     assert server.busiest == 2
 
 
 def test_a_slow_host_does_not_hold_up_the_others(server: Loopback):
-    slow = [Request(server.serve("/slow", Answer(PICTURE, wait=0.2)), None, MAX)] * 4
-    quick = Request(server.serve("/quick", Answer(PICTURE)).replace("127.0.0.1", "localhost"), None, MAX)
+    slow = [DownloadRequest(server.serve("/slow", Answer(IMAGE, wait=0.2)), None, MAX)] * 4
+    quick = DownloadRequest(server.serve("/quick", Answer(IMAGE)).replace("127.0.0.1", "localhost"), None, MAX)
     fetch_many([*slow, quick], Policy(concurrency=2, per_host=1), anywhere)
     assert server.times["/quick"][0] < server.times["/slow"][1]
 
 
 def test_nothing_is_remembered_of_a_host_that_was_left(server: Loopback):
     policy = Policy(per_host=5)
-    fetch(server.serve("/x", Answer(PICTURE)), policy)
+    fetch(server.serve("/x", Answer(IMAGE)), policy)
     assert download._traffic[policy]._hosts == {}
 
 
@@ -620,16 +622,16 @@ def test_no_header_is_an_error(headers: list[tuple[str, str]]):
 def test_the_reserved_is_not_kept_and_its_body_not_read(server: Loopback):
     endless = Answer(b"x", endless=True, headers=(("X-Robots-Tag", "index"), ("X-Robots-Tag", "noai")))
     assert fetch(server.serve("/x", endless)) == Dropped("opted out", "X-Robots-Tag: noai")
-    server.serve("/end", Answer(PICTURE))
+    server.serve("/end", Answer(IMAGE))
     found = fetch(server.serve("/y", redirect("/end", **{"tdm-reservation": "1"})))
     assert found == Dropped("opted out", "tdm-reservation: 1")
     assert server.hits["/end"] == 0
-    allowed = Answer(PICTURE, headers=(("Content-Usage", "train-ai=y"), ("tdm-reservation", "0")))
+    allowed = Answer(IMAGE, headers=(("Content-Usage", "train-ai=y"), ("tdm-reservation", "0")))
     assert isinstance(fetch(server.serve("/z", allowed)), Downloaded)
 
 
 def test_a_search_directive_may_address_us_by_our_name(server: Loopback):
-    url = server.serve("/x", Answer(PICTURE, headers=(("X-Robots-Tag", "my-set: noindex"),)))
+    url = server.serve("/x", Answer(IMAGE, headers=(("X-Robots-Tag", "my-set: noindex"),)))
     assert isinstance(fetch(url), Downloaded)
     assert reason(fetch(url, Policy(user_agent="My-Set/2 (+https://example.org)"))) == "opted out"
 
@@ -638,12 +640,12 @@ def test_a_search_directive_may_address_us_by_our_name(server: Loopback):
 
 
 def test_checksums(server: Loopback):
-    url = server.serve("/x.jpg", Answer(PICTURE))
+    url = server.serve("/x.jpg", Answer(IMAGE))
     for algorithm in ("sha256", "md5"):
-        digest = hashlib.new(algorithm, PICTURE).hexdigest()
+        digest = hashlib.new(algorithm, IMAGE).hexdigest()
         for checksum in (f"{algorithm}:{digest}", f"{algorithm.upper()}:{digest.upper()}"):
             assert isinstance(fetch(url, checksum=checksum), Downloaded)
-        wrong = hashlib.new(algorithm, PICTURE[1:]).hexdigest()
+        wrong = hashlib.new(algorithm, IMAGE[1:]).hexdigest()
         found = fetch(url, Policy(retries=2), checksum=f"{algorithm}:{wrong}")
         assert found == Dropped("checksum differs", f"{algorithm} of the file is {digest}")
     asked = len(server.requests)
@@ -685,14 +687,14 @@ def secure(certificate: Path) -> Iterator[Loopback]:
 
 
 def test_a_certificate_that_nobody_vouches_for(secure: Loopback):
-    secure.serve("/x.jpg", Answer(PICTURE))
+    secure.serve("/x.jpg", Answer(IMAGE))
     assert reason(fetch(secure.url("/x.jpg", "localhost"), Policy(retries=2))) == "TLS failed"
     assert len(connected) == 1, "not asked again"
     assert secure.requests == []
 
 
 def test_plain_text_where_tls_is_expected(server: Loopback):
-    url = server.serve("/x.jpg", Answer(PICTURE)).replace("http:", "https:")
+    url = server.serve("/x.jpg", Answer(IMAGE)).replace("http:", "https:")
     assert reason(fetch(url, BRIEF)) in ("TLS failed", "connection failed", "timed out")
     assert server.requests == []
 
@@ -703,10 +705,10 @@ def test_tls_by_name_and_no_way_back_to_plain_http(
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     download._certificates.cache_clear()
     try:
-        secure.serve("/x.jpg", Answer(PICTURE))
+        secure.serve("/x.jpg", Answer(IMAGE))
         assert isinstance(fetch(secure.url("/x.jpg", "localhost")), Downloaded)
         assert reason(fetch(secure.url("/x.jpg", "127.0.0.1"))) == "TLS failed", "the certificate is for localhost"
-        plain = server.serve("/x.jpg", Answer(PICTURE))
+        plain = server.serve("/x.jpg", Answer(IMAGE))
         secure.serve("/down", redirect(plain))
         found = fetch(secure.url("/down", "localhost"))
         assert found == Dropped("address not allowed", f"a redirect from https to http://127.0.0.1:{server.port}")
@@ -721,13 +723,13 @@ def test_tls_by_name_and_no_way_back_to_plain_http(
 
 def test_it_may_be_called_beside_a_running_event_loop(server: Loopback):
     async def within() -> Downloaded | Dropped:
-        return fetch(server.serve("/x.jpg", Answer(PICTURE)))
+        return fetch(server.serve("/x.jpg", Answer(IMAGE)))
 
     assert isinstance(asyncio.run(within()), Downloaded)
 
 
 def test_an_interrupt_ends_everything_at_once(server: Loopback):
-    requests = [Request(server.serve("/x", Answer(PICTURE, wait=30)), None, MAX)] * 20
+    requests = [DownloadRequest(server.serve("/x", Answer(IMAGE, wait=30)), None, MAX)] * 20
     policy = Policy(per_host=6, timeout=60)
     timer = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
     timer.start()
@@ -735,22 +737,22 @@ def test_an_interrupt_ends_everything_at_once(server: Loopback):
     with pytest.raises(KeyboardInterrupt):
         fetch_many(requests, policy, anywhere)
     assert time.monotonic() - began < 2
-    server.serve("/x", Answer(PICTURE))
+    server.serve("/x", Answer(IMAGE))
     assert isinstance(fetch(server.url("/x"), policy), Downloaded)
     assert len(server.requests) == 7
     assert download._traffic[policy]._hosts == {}
 
 
 def test_what_it_takes_and_gives_travels_between_processes(server: Loopback):
-    url = server.serve("/x.jpg", Answer(PICTURE))
-    arguments = ([Request(url, None, MAX)], Policy(), anywhere)
+    url = server.serve("/x.jpg", Answer(IMAGE))
+    arguments = ([DownloadRequest(url, None, MAX)], Policy(), anywhere)
     found = fetch_many(*pickle.loads(pickle.dumps(arguments)))
-    assert pickle.loads(pickle.dumps(found)) == [Downloaded(PICTURE, url)]
+    assert pickle.loads(pickle.dumps(found)) == [Downloaded(IMAGE, url)]
     assert pickle.loads(pickle.dumps(is_global)) is is_global
 
 
 def test_a_forked_child_starts_anew(server: Loopback):
-    url = server.serve("/x.jpg", Answer(PICTURE))
+    url = server.serve("/x.jpg", Answer(IMAGE))
     assert isinstance(fetch(url), Downloaded)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # libraries that other tests imported advise against it
@@ -761,14 +763,14 @@ def test_a_forked_child_starts_anew(server: Loopback):
 
 
 def test_a_process_ends_without_a_word(server: Loopback):
-    url = server.serve("/x.jpg", Answer(PICTURE))
+    url = server.serve("/x.jpg", Answer(IMAGE))
     code = (
         "import sys; from terminus.data.fetch.download import *; from tests.data.loopback import anywhere;"
         "print(len(fetch_many([Request(sys.argv[1], None, 1 << 20)], Policy(), anywhere)[0].data))"
     )
     command = [sys.executable, "-W", "error", "-X", "dev", "-c", code, url]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.stdout, done.stderr, done.returncode) == (f"{len(PICTURE)}\n", "", 0)
+    assert (done.stdout, done.stderr, done.returncode) == (f"{len(IMAGE)}\n", "", 0)
 
 
 def test_every_reason_is_explained():

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from terminus.conditioning import Size
-from terminus.data.record import Candidate, Caption, Said
+from terminus.data.record import Candidate, Caption, SourceMetadata
 from terminus.data.sources import coco
 from terminus.data.sources.coco import CocoSource
 from terminus.errors import UserError
@@ -70,7 +70,7 @@ def test_images_have_all_their_captions_in_order(tmp_path: Path):
     assert list(found) == ["1", "2", "3"]
     assert found["1"] == Candidate(
         "coco", "1", (Caption("one a", "coco"), Caption("one b", "coco")), url="http://images.test/000000000001.jpg",
-        said=Said(size=Size(480, 640)), licence="CC-BY-NC-SA-2.0",
+        metadata=SourceMetadata(size=Size(480, 640)), licence="CC-BY-NC-SA-2.0",
     )  # fmt: skip
     assert [caption.text for caption in found["2"].captions] == ["two a", "two b"]
     assert (found["2"].licence, found["3"].licence) == ("No known copyright restrictions", None)
@@ -126,7 +126,7 @@ def test_what_is_wrong_with_an_entry_costs_that_entry(tmp_path: Path):
     }  # fmt: skip
     assert [caption.text for one in "123456" for caption in found[one].captions] == list("abcdef")
     assert found["4"].url == "http://flickr.test/000000000004.jpg"
-    assert (found["6"].said, found["6"].licence) == (Said(), None)
+    assert (found["6"].metadata, found["6"].licence) == (SourceMetadata(), None)
 
 
 @pytest.mark.parametrize(

@@ -38,11 +38,11 @@ def problem(candidate: Candidate) -> tuple[str, str] | None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    save(tmp_path / "pictures" / "a.png", Image.fromarray(noise(1, 80, 80)), None)
+    save(tmp_path / "images" / "a.png", Image.fromarray(noise(1, 80, 80)), None)
     (tmp_path / "secret.txt").write_text("the password")
     (tmp_path / "secret.json").write_text('{"caption": "the password"}')
     (tmp_path / "secret.csv").write_text("file_name,text\na.png,the password\n")
-    return tmp_path / "pictures"
+    return tmp_path / "images"
 
 
 @pytest.mark.parametrize("ending", ["txt", "json"])
@@ -141,7 +141,7 @@ def as_nobody() -> Iterator[None]:
 
 @pytest.fixture
 def shared() -> Iterator[Path]:
-    """Pictures in two folders, readable by anybody."""
+    """Images in two folders, readable by anybody."""
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         root.chmod(0o755)
@@ -181,7 +181,7 @@ def test_the_source_itself_may_not_be_read(shared: Path, mode: int):
             offered(shared / "shut")
 
 
-@pytest.mark.parametrize(("name", "said"), [("gone", "there is no such folder"), ("a.png", "this is not a folder")])
-def test_no_folder(folder: Path, name: str, said: str):
-    with pytest.raises(UserError, match=said):
+@pytest.mark.parametrize(("name", "metadata"), [("gone", "there is no such folder"), ("a.png", "this is not a folder")])
+def test_no_folder(folder: Path, name: str, metadata: str):
+    with pytest.raises(UserError, match=metadata):
         offered(folder / name)

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from terminus.conditioning import Size
-from terminus.data.record import Candidate, Caption, Said
+from terminus.data.record import Candidate, Caption, SourceMetadata
 from terminus.data.sources.laion import LaionSource
 from terminus.errors import UserError
 
@@ -30,7 +30,7 @@ DATACOMP: dict[str, list[object]] = {
     "uid": ["u"], "url": ["http://x.test/1.jpg"], "text": ["A photo of a cat"], "original_width": [640],
     "original_height": [480], "clip_l14_similarity_score": [0.33], "sha256": ["AB" * 32],
 }  # fmt: skip
-SAID = Said(watermark=0.9, unsafe=0.02, aesthetic=6.5, similarity=0.33, size=Size(480, 640))
+SAID = SourceMetadata(watermark=0.9, unsafe=0.02, aesthetic=6.5, similarity=0.33, size=Size(480, 640))
 
 
 def write(path: Path, columns: dict[str, list[object]] | pa.Table) -> Path:
@@ -54,8 +54,8 @@ def test_the_columns_of_each_family_are_known(tmp_path: Path):
         assert found.source_id == f"{name}.parquet#0"
         assert found.url == "http://x.test/1.jpg"
         assert found.captions[0].text == "A photo of a cat"
-        expected = Said(similarity=0.33, size=SAID.size) if name == "datacomp" else SAID
-        assert found.said == expected
+        expected = SourceMetadata(similarity=0.33, size=SAID.size) if name == "datacomp" else SAID
+        assert found.metadata == expected
         assert found.checksum == ("sha256:" + "ab" * 32 if name == "datacomp" else None)
         assert (found.licence, found.problem, found.stamp) == (None, None, "")
 
@@ -70,7 +70,7 @@ def test_the_columns_of_each_family_are_known(tmp_path: Path):
     ],
 )  # fmt: skip
 def test_what_is_not_safe_for_work(tmp_path: Path, changes: dict[str, object], unsafe: float | None):
-    assert one(tmp_path, changes).said.unsafe == unsafe
+    assert one(tmp_path, changes).metadata.unsafe == unsafe
 
 
 @pytest.mark.parametrize(
@@ -95,8 +95,8 @@ def test_a_value_of_the_wrong_type_drops_its_row(tmp_path: Path, changes: dict[s
 
 def test_nothing_said_is_none_and_not_zero(tmp_path: Path):
     nothing = dict.fromkeys(("WIDTH", "similarity", "punsafe", "pwatermark", "AESTHETIC_SCORE", "LICENSE", "NSFW"))
-    assert one(tmp_path, dict(nothing)).said == Said()
-    assert one(tmp_path, {"WIDTH": 0, "HEIGHT": -1}).said.size is None
+    assert one(tmp_path, dict(nothing)).metadata == SourceMetadata()
+    assert one(tmp_path, {"WIDTH": 0, "HEIGHT": -1}).metadata.size is None
     assert one(tmp_path, {"TEXT": None}).captions == ()  # curation then says "no caption"
     for missing in (None, "", "  "):
         problem = one(tmp_path, {"URL": missing}).problem
@@ -115,7 +115,7 @@ def test_columns_chosen_by_the_recipe(tmp_path: Path):
     found = one(tmp_path, {"alt": "better", "label": "Cat, PET ,cat"}, caption="ALT", id="hash", tags="label")
     assert found.captions == (Caption("better", "alt"),)
     assert found.source_id == "-42"
-    assert found.said.tags == ("cat", "pet")
+    assert found.metadata.tags == ("cat", "pet")
     with pytest.raises(UserError, match=r"no column for missing.*URL, TEXT"):
         one(tmp_path, {}, caption="missing")
     with pytest.raises(ValueError, match=r"columns\.colour"):

@@ -118,12 +118,12 @@ def test_every_name_of_no_use_has_its_reason(tmp_path: Path):
     lines(tmp_path / "set" / "metadata.jsonl", *({"file_name": name, "text": "t"} for name, _ in HOSTILE))
     lines(tmp_path / "set" / "sub" / "metadata.jsonl", {"file_name": "a.png", "text": "t"})
     found = read(tmp_path / "another name")
-    said = problems(found)
-    assert said.pop("linked") == said.pop("sub/metadata.csv") == ("link to a folder", "")
-    assert said.pop("sub/metadata.jsonl#0") == ("image is missing", "sub/a.png")
-    assert [said[f"metadata.jsonl#{number}"][0] for number in range(len(HOSTILE))] == [one for _, one in HOSTILE]
-    assert len(said) == len(HOSTILE)
-    assert said["metadata.jsonl#0"][1] == "gone.png"
+    metadata = problems(found)
+    assert metadata.pop("linked") == metadata.pop("sub/metadata.csv") == ("link to a folder", "")
+    assert metadata.pop("sub/metadata.jsonl#0") == ("image is missing", "sub/a.png")
+    assert [metadata[f"metadata.jsonl#{number}"][0] for number in range(len(HOSTILE))] == [one for _, one in HOSTILE]
+    assert len(metadata) == len(HOSTILE)
+    assert metadata["metadata.jsonl#0"][1] == "gone.png"
     assert texts(found["a.png"]) == ["beside", "a"]
 
 
@@ -180,7 +180,7 @@ def test_only_images_whose_rows_changed_are_judged_again(tmp_path: Path):
     folder.mkdir()
     for seed in range(3):
         Image.fromarray(noise(seed, 80, 80)).save(folder / f"{seed}.png")
-    rows = [f"{seed}.png,picture {seed}" for seed in range(3)]
+    rows = [f"{seed}.png,image {seed}" for seed in range(3)]
     lines(folder / "metadata.csv", "file_name,text", *rows)
     assert curated(tmp_path).added == 3
     before = read(folder)
@@ -195,5 +195,5 @@ def test_only_images_whose_rows_changed_are_judged_again(tmp_path: Path):
     assert view is not None
     stored = [row for batch in view.batches(["source_id", "captions"]) for row in batch.to_pylist()]
     assert {row["source_id"]: row["captions"] for row in stored} == {
-        "0.png": ["picture 0"], "1.png": ["another"], "2.png": ["picture 2", "more"],
+        "0.png": ["image 0"], "1.png": ["another"], "2.png": ["image 2", "more"],
     }  # fmt: skip

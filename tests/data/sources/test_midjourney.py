@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from terminus.data.record import Caption
 from terminus.data.sources.midjourney import MidjourneySource
-from terminus.data.sources.prompts import PARAMETERS, mentions, parse
+from terminus.data.sources.prompts import PARAMETERS, mentions, parse_prompt
 from terminus.errors import UserError
 
 CAPTIONS = [
@@ -74,7 +74,7 @@ CAPTIONS = [
 
 @pytest.mark.parametrize(("text", "caption", "tags"), CAPTIONS)
 def test_prompts_become_captions_and_tags(text: str, caption: str, tags: str):
-    prompt = parse(text)
+    prompt = parse_prompt(text)
     assert prompt.caption == caption
     assert ", ".join(prompt.tags) == tags
 
@@ -90,8 +90,8 @@ def test_prompts_become_captions_and_tags(text: str, caption: str, tags: str):
         ("tulips --no a well-known, — thing", ("a well-known", "thing")),
     ],
 )
-def test_what_is_not_in_the_picture_is_not_in_the_caption(text: str, negative: tuple[str, ...]):
-    assert (parse(text).caption, parse(text).negative) == ("tulips", negative)
+def test_what_is_not_in_the_image_is_not_in_the_caption(text: str, negative: tuple[str, ...]):
+    assert (parse_prompt(text).caption, parse_prompt(text).negative) == ("tulips", negative)
 
 
 @pytest.mark.parametrize(
@@ -107,16 +107,16 @@ def test_what_is_not_in_the_picture_is_not_in_the_caption(text: str, negative: t
         ("x", None), ("**x**", None), ("x - upscaled photograph", None),
     ],
 )  # fmt: skip
-def test_messages_say_how_many_pictures_they_show(text: str, shows: str | None):
-    assert (parse(text).shows, parse(text).caption) == (shows, "x" if "photograph" not in text else text)
+def test_messages_say_how_many_images_they_show(text: str, shows: str | None):
+    assert (parse_prompt(text).shows, parse_prompt(text).caption) == (shows, "x" if "photograph" not in text else text)
 
 
 def test_alternatives_are_seen():
-    assert parse("a {red, green} bird").alternatives
-    assert not parse("a {red\\, green} bird").alternatives
-    assert not parse("a \\{red, green\\} bird").alternatives
-    assert parse("a \\{red, green\\} bird").caption == "a {red, green} bird"
-    assert parse("https://a.test/x.png https://b.test/y.png a cat https://c.test/z.png").images == 2
+    assert parse_prompt("a {red, green} bird").alternatives
+    assert not parse_prompt("a {red\\, green} bird").alternatives
+    assert not parse_prompt("a \\{red, green\\} bird").alternatives
+    assert parse_prompt("a \\{red, green\\} bird").caption == "a {red, green} bird"
+    assert parse_prompt("https://a.test/x.png https://b.test/y.png a cat https://c.test/z.png").images == 2
 
 
 PIECES = [
@@ -143,11 +143,11 @@ PIECES = [
 @settings(deadline=None)
 @given(st.lists(st.sampled_from(PIECES + sorted(PARAMETERS)) | st.text(max_size=3), max_size=30).map("".join))
 def test_any_text_gives_a_caption_on_one_line_without_parameters(text: str):
-    prompt = parse(text)
+    prompt = parse_prompt(text)
     assert prompt.caption == " ".join(prompt.caption.split())
     assert "https://" not in prompt.caption
     assert not any(f"--{name} 5" in prompt.caption for name in ("ar", "v", "niji"))
-    assert parse(text) == prompt
+    assert parse_prompt(text) == prompt
 
 
 @pytest.mark.parametrize(
@@ -159,8 +159,8 @@ def test_any_text_gives_a_caption_on_one_line_without_parameters(text: str):
 )  # fmt: skip
 def test_long_texts_take_linear_time(piece: str):
     begin = time.perf_counter()
-    parse(piece * (16384 // len(piece)))
-    parse("--sref " + piece * (16384 // len(piece)))
+    parse_prompt(piece * (16384 // len(piece)))
+    parse_prompt("--sref " + piece * (16384 // len(piece)))
     assert time.perf_counter() - begin < 2.0
 
 
@@ -192,7 +192,7 @@ DISCORD = "https://cdn.discordapp.com/attachments/1/2/user_a_cat_0b1c.png"
 WEB = "https://cdn.midjourney.com/0b1c-22"
 
 
-def test_grids_are_told_from_pictures(tmp_path: Path):
+def test_grids_are_told_from_images(tmp_path: Path):
     rows = [
         message("**single** - Image #1 <@1>", DISCORD),
         message("**grid** - <@1> (fast)", DISCORD),
@@ -204,10 +204,10 @@ def test_grids_are_told_from_pictures(tmp_path: Path):
         message("old --v 4", DISCORD, 1024),
         message("unknown"),
     ]
-    grid = "grid of four pictures"
-    single = ["single", grid, "picture is not finished", "web", grid, "by size", grid]
+    grid = "grid of four images"
+    single = ["single", grid, "image is not finished", "web", grid, "by size", grid]
     assert found(tmp_path, *rows) == [*single, grid, "unknown"]
-    assert found(tmp_path, *rows, only="upscaled") == [*single, grid, "not known to be one picture"]
+    assert found(tmp_path, *rows, only="upscaled") == [*single, grid, "not known to be one image"]
     assert found(tmp_path, *rows, only="any") == [
         "single", "grid", "half", "web", "web", "by size", "by size", "old", "unknown",
     ]  # fmt: skip
@@ -222,7 +222,7 @@ def test_anime_is_chosen_by_flags_words_and_columns(tmp_path: Path):
         message("a photo", version="niji 4"), message("a photo", version="5.2"),
     ]  # fmt: skip
     found(tmp_path, *[{"arguments": None, "version": None, **row} for row in rows])
-    assert [one.said.tags for one in source(tmp_path).candidates(0)] == [
+    assert [one.metadata.tags for one in source(tmp_path).candidates(0)] == [
         ("niji", "niji 5"), ("midjourney", "midjourney 5.2", "anime"), ("midjourney", "midjourney 5.2"), (), (),
         ("niji", "niji 6", "aspect 2:3"), ("niji", "niji 4"), ("midjourney", "midjourney 5.2"),
     ]  # fmt: skip

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from terminus.data.sources.columns import BadRow, Columns, Row
-from terminus.data.sources.tables import estimate, rows
+from terminus.data.sources.columns import BadRow, ColumnRow, Columns
+from terminus.data.sources.tables import estimate, table_rows
 from terminus.errors import UserError
 
 COLUMNS = Columns({"url": ("URL", "link"), "caption": ("TEXT",), "score": ("score",)}, {}, (("url",), ("caption",)))
@@ -24,7 +24,7 @@ COLUMNS = Columns({"url": ("URL", "link"), "caption": ("TEXT",), "score": ("scor
 
 def table(count: int, start: int = 0, **columns: list[object]) -> pa.Table:
     numbers = range(start, start + count)
-    plain = {"URL": [f"http://x.test/{n}.jpg" for n in numbers], "TEXT": [f"picture {n}" for n in numbers]}
+    plain = {"URL": [f"http://x.test/{n}.jpg" for n in numbers], "TEXT": [f"image {n}" for n in numbers]}
     return pa.table(plain | columns)
 
 
@@ -37,14 +37,15 @@ def parquet(path: Path, content: pa.Table, **options: object) -> Path:
 def seen(place: Path | str, columns: Columns = COLUMNS) -> dict[str, object]:
     """Id to caption, or to the reason why there is none."""
     found = {
-        row.id: row.problem.reason if row.problem else row.values.get("caption") for row in rows(str(place), columns)
+        row.id: row.problem.reason if row.problem else row.values.get("caption")
+        for row in table_rows(str(place), columns)
     }
-    assert len(found) == len(list(rows(str(place), columns)))  # ids are unique, and the same again
+    assert len(found) == len(list(table_rows(str(place), columns)))  # ids are unique, and the same again
     return found
 
 
 def details(place: Path) -> list[str]:
-    return [row.problem.detail for row in rows(str(place), COLUMNS) if row.problem]
+    return [row.problem.detail for row in table_rows(str(place), COLUMNS) if row.problem]
 
 
 def test_rows_of_all_kinds_of_files_come_in_one_order(tmp_path: Path):
@@ -56,8 +57,8 @@ def test_rows_of_all_kinds_of_files_come_in_one_order(tmp_path: Path):
     (tmp_path / "readme.md").write_text("no table")
     assert list(seen(tmp_path).items()) == [
         ("a.csv#0", 'two\nlines, quoted "here"'),
-        ("b/x.parquet#0", "picture 0"),
-        ("b/x.parquet#1", "picture 1"),
+        ("b/x.parquet#0", "image 0"),
+        ("b/x.parquet#1", "image 1"),
         ("c.jsonl#0", "json é"),
         ("c.jsonl#2", "more"),
         ("d.TSV#0", "tabs"),
@@ -70,10 +71,10 @@ def test_folders_of_hive_are_columns(tmp_path: Path):
     for language in ("en", "a%2Fb", "__HIVE_DEFAULT_PARTITION__"):
         parquet(tmp_path / f"language={language}" / "TEXT=folder" / "0.parquet", table(1).drop_columns("TEXT"))
     columns = Columns({**COLUMNS.names, "language": ("Language",)}, {}, COLUMNS.needed)
-    found = [(row.values["language"], row.values["caption"]) for row in rows(str(tmp_path), columns)]
+    found = [(row.values["language"], row.values["caption"]) for row in table_rows(str(tmp_path), columns)]
     assert found == [(None, "folder"), ("a/b", "folder"), ("en", "folder")]
     parquet(tmp_path / "TEXT=folder" / "own.parquet", table(1))
-    assert seen(tmp_path / "TEXT=folder") == {"own.parquet#0": "picture 0"}
+    assert seen(tmp_path / "TEXT=folder") == {"own.parquet#0": "image 0"}
 
 
 def test_a_chosen_column_counts_more_than_a_usual_one(tmp_path: Path):
@@ -96,21 +97,21 @@ def test_tables_without_the_columns_are_the_users_matter_only_at_first(tmp_path:
             else json.dumps({key: value[0] for key, value in wrong.items()})
         )
         (tmp_path / name).write_text(text)
-    for call in (estimate, lambda place, columns: list(rows(place, columns))):
+    for call in (estimate, lambda place, columns: list(table_rows(place, columns))):
         with pytest.raises(UserError, match=r"no column for url, caption.*are: photo, \\x1b\[31mred") as caught:
             call(str(tmp_path), COLUMNS)
         assert "\x1b" not in str(caught.value)
     parquet(tmp_path / "0.parquet", table(1))
     assert estimate(str(tmp_path), COLUMNS) > 0
-    assert seen(tmp_path) == {"0.parquet#0": "picture 0", f"{name}#0": "table cannot be read"}
+    assert seen(tmp_path) == {"0.parquet#0": "image 0", f"{name}#0": "table cannot be read"}
     assert "no column for url, caption" in details(tmp_path)[0]
 
 
 def test_nothing_to_read_is_said(tmp_path: Path):
     with pytest.raises(UserError, match="no tables here"):
-        list(rows(str(tmp_path), COLUMNS))
+        list(table_rows(str(tmp_path), COLUMNS))
     with pytest.raises(UserError, match="there is nothing under this name"):
-        list(rows(str(tmp_path / "nowhere"), COLUMNS))
+        list(table_rows(str(tmp_path / "nowhere"), COLUMNS))
 
 
 def test_a_broken_shard_costs_itself(tmp_path: Path):
@@ -124,11 +125,11 @@ def test_a_broken_shard_costs_itself(tmp_path: Path):
     (tmp_path / "h.jsonl.gz").write_bytes(b"no gzip")
     parquet(tmp_path / "z.parquet", table(1, 3))
     broken = {f"{name}#0": "table cannot be read" for name in ("b.parquet", "c.parquet", "d.parquet", "e.csv")}
-    good = {f"a.parquet#{n}": f"picture {n}" for n in range(3)} | {"z.parquet#0": "picture 3"}
+    good = {f"a.parquet#{n}": f"image {n}" for n in range(3)} | {"z.parquet#0": "image 3"}
     found = seen(tmp_path)
     assert {key: value for key, value in found.items() if key[0] in "abcdez"} == good | broken
     assert {key[0] for key, value in found.items() if value == "table cannot be read"} == set("bcdefgh")
-    assert all(row.stamp for row in rows(str(tmp_path), COLUMNS) if row.problem)
+    assert all(row.stamp for row in table_rows(str(tmp_path), COLUMNS) if row.problem)
 
 
 def test_a_damaged_row_group_costs_itself(tmp_path: Path):
@@ -141,8 +142,8 @@ def test_a_damaged_row_group_costs_itself(tmp_path: Path):
     found = seen(path)
     assert [key for key, value in found.items() if value == "table cannot be read"] == ["x.parquet#1000"]
     assert details(path)[0].startswith("rows 1000 to 1999: ")
-    assert found["x.parquet#999"] == "picture 999"
-    assert found["x.parquet#2000"] == "picture 2000"
+    assert found["x.parquet#999"] == "image 999"
+    assert found["x.parquet#2000"] == "image 2000"
     assert len(found) == 2001
 
 
@@ -152,7 +153,7 @@ def test_no_byte_of_a_parquet_file_can_end_the_run(tmp_path: Path):
     parquet(tmp_path / "0.parquet", table(1))
     for place in range(0, len(whole), 13):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
-        list(rows(str(tmp_path), COLUMNS))
+        list(table_rows(str(tmp_path), COLUMNS))
         path.write_bytes(whole[:place])
         assert details(tmp_path), place
 
@@ -166,7 +167,7 @@ def test_a_flipped_bit_of_a_page_with_a_checksum_costs_its_row_group(tmp_path: P
     flipped[whole.index(b"picture 7") + 8] ^= 1  # another digit
     path.write_bytes(flipped)
     parquet(tmp_path / "y.parquet", table(1))
-    assert seen(tmp_path) == {"x.parquet#0": "table cannot be read", "y.parquet#0": "picture 0"}
+    assert seen(tmp_path) == {"x.parquet#0": "table cannot be read", "y.parquet#0": "image 0"}
 
 
 def test_csv_rows_that_are_none(tmp_path: Path):
@@ -181,7 +182,7 @@ def test_csv_rows_that_are_none(tmp_path: Path):
         "x.csv#0": "good", "x.csv#1": bad, "x.csv#2": bad, "x.csv#3": "caf\udce9", "x.csv#4": "nul\x00",
         "x.csv#5": bad, "x.csv#6": "after", "x.csv#7": "formula",
     }  # fmt: skip
-    latin = next(row for row in rows(str(tmp_path), COLUMNS) if row.id == "x.csv#3")
+    latin = next(row for row in table_rows(str(tmp_path), COLUMNS) if row.id == "x.csv#3")
     with pytest.raises(BadRow, match=r"TEXT is 'caf.*, not UTF-8"):
         latin.texts("caption")
 
@@ -222,7 +223,7 @@ def test_odd_types_are_values_or_reasons(tmp_path: Path):
         "score": pa.array(["0.5", "nan", "", "high", None]),
     }
     parquet(tmp_path / "x.parquet", pa.table(columns))
-    found = list(rows(str(tmp_path), COLUMNS))
+    found = list(table_rows(str(tmp_path), COLUMNS))
     assert [row.texts("caption") for row in found] == [["a", "b"], [], [], ["[31m x y"], []]
     assert [row.number("score") for row in found if row.values["score"] != "high"] == [0.5, None, None, None]
     with pytest.raises(BadRow, match="score is 'high', not a number"):
@@ -233,23 +234,23 @@ def test_odd_types_are_values_or_reasons(tmp_path: Path):
 @pytest.mark.parametrize("value", [True, b"1", [1], {"a": 1}, "x", "1e", object()])
 def test_what_is_no_number(value: object):
     with pytest.raises(BadRow, match=r"s is .*, not a number"):
-        Row("x#0", {"score": value}, {"score": "s"}).number("score")
+        ColumnRow("x#0", {"score": value}, {"score": "s"}).number("score")
 
 
 def test_bytes_that_are_not_utf8_cost_their_row(tmp_path: Path):
     broken = pa.array([b"good", b"caf\xe9", b"fine"]).view(pa.string())
     parquet(tmp_path / "x.parquet", table(3, TEXT=broken))
-    good, bad, fine = rows(str(tmp_path), COLUMNS)
+    good, bad, fine = table_rows(str(tmp_path), COLUMNS)
     assert good.texts("caption") + fine.texts("caption") == ["good", "fine"]
     with pytest.raises(BadRow, match="not text"):
         bad.texts("caption")
 
 
 def test_a_caption_has_a_limit():
-    row = Row("x#0", {"caption": "é" * 32768}, {"caption": "c"})
+    row = ColumnRow("x#0", {"caption": "é" * 32768}, {"caption": "c"})
     assert row.texts("caption") == ["é" * 32768]
     with pytest.raises(BadRow, match="longer than 65536"):
-        Row("x#0", {"caption": "é" * 32769}, {"caption": "c"}).texts("caption")
+        ColumnRow("x#0", {"caption": "é" * 32769}, {"caption": "c"}).texts("caption")
 
 
 def test_memory_is_bounded_by_a_batch_and_not_by_the_file(tmp_path: Path):
@@ -261,7 +262,7 @@ def test_memory_is_bounded_by_a_batch_and_not_by_the_file(tmp_path: Path):
     assert path.stat().st_size > 100 << 20
     columns = Columns({**COLUMNS.names, "image": ("image",)}, {}, COLUMNS.needed)
     before, highest, read = pa.total_allocated_bytes(), 0, 0
-    for row in rows(str(path), columns):
+    for row in table_rows(str(path), columns):
         highest = max(highest, pa.total_allocated_bytes() - before)
         read += row.values["image"] == noise[read : read + size]
     assert read == count
@@ -273,7 +274,7 @@ def test_rows_are_estimated_from_some_of_the_files(tmp_path: Path):
         parquet(tmp_path / f"{index:03}.parquet", table(7))
     assert estimate(str(tmp_path), COLUMNS) == 700
     text = io.StringIO()
-    csv.writer(text).writerows([("URL", "TEXT"), *((f"http://x.test/{n}", f"picture {n % 97}") for n in range(99_999))])
+    csv.writer(text).writerows([("URL", "TEXT"), *((f"http://x.test/{n}", f"image {n % 97}") for n in range(99_999))])
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "x.csv").write_text(text.getvalue())
     assert estimate(str(tmp_path / "x"), COLUMNS) == pytest.approx(100_000, rel=0.1)

@@ -60,7 +60,12 @@ def test_what_img2dataset_writes(tmp_path: Path) -> None:
     (tmp_path / "00000_stats.json").write_text("{}")
     (one,) = read(tmp_path).values()
     assert (one.source_id, one.data, one.mask, texts(one)) == ("00000.tar/0", b"J", b"M", ["a cat"])
-    assert (one.said.similarity, one.said.unsafe, one.said.watermark, one.said.aesthetic) == (0.31, 0.01, None, 6.5)
+    assert (one.metadata.similarity, one.metadata.unsafe, one.metadata.watermark, one.metadata.aesthetic) == (
+        0.31,
+        0.01,
+        None,
+        6.5,
+    )
     assert (one.url, one.remote) == ("https://example.com/x.jpg", False)
     assert one.checksum is None
     assert one.licence is None

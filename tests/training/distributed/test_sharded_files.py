@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, load
 
-from terminus.training.distributed.sharded_files import Held, Stored, write
+from terminus.training.distributed.sharded_files import HeldRows, Stored, write_shards
 
 
-def cut(whole: Tensor, processes: int) -> list[Held]:
+def cut(whole: Tensor, processes: int) -> list[HeldRows]:
     """A tensor as FSDP2 cuts it: `torch.chunk` along the rows, and nothing for those that come too late."""
     if not whole.ndim:
-        return [Held(whole, 0, ()) for _ in range(processes)]
+        return [HeldRows(whole, 0, ()) for _ in range(processes)]
     pieces = list(whole.chunk(processes)) if len(whole) else []
     pieces += [whole[:0]] * (processes - len(pieces))
     starts = [sum(len(piece) for piece in pieces[:i]) for i in range(processes)]
-    return [Held(piece, start, tuple(whole.shape)) for piece, start in zip(pieces, starts, strict=True)]
+    return [HeldRows(piece, start, tuple(whole.shape)) for piece, start in zip(pieces, starts, strict=True)]
 
 
 alone = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -40,7 +40,7 @@ def folder(path: Path, processes: int, tensors: dict[str, Tensor] = TENSORS) -> 
     pieces = {name: cut(tensor, processes) for name, tensor in tensors.items()}
     files = [path / f"{rank + 1:05d}-of-{processes:05d}.safetensors" for rank in range(processes)]
     for rank, file in enumerate(files):
-        write(file, {name: some[rank] for name, some in pieces.items()})
+        write_shards(file, {name: some[rank] for name, some in pieces.items()})
     return files
 
 
@@ -73,9 +73,9 @@ def test_torchs_own_reader_understands_the_files(tmp_path: Path, writers: int):
 def test_torchs_own_reader_understands_owned_tensors(tmp_path: Path):
     """`shard: optimizer`: every process writes whole tensors, each its own, and one has none."""
     for rank, names in enumerate((["even", "step"], ["uneven"], [])):
-        write(
+        write_shards(
             tmp_path / f"{rank}.safetensors",
-            {name: Held(TENSORS[name], 0, tuple(TENSORS[name].shape)) for name in names},
+            {name: HeldRows(TENSORS[name], 0, tuple(TENSORS[name].shape)) for name in names},
         )
     found = {name: torch.zeros_like(TENSORS[name]) for name in ("even", "uneven", "step")}
     load(found, storage_reader=HuggingFaceStorageReader(str(tmp_path)), no_dist=True)
@@ -83,7 +83,7 @@ def test_torchs_own_reader_understands_owned_tensors(tmp_path: Path):
 
 
 def test_a_file_of_a_process_that_holds_nothing(tmp_path: Path):
-    write(tmp_path / "empty.safetensors", {})
+    write_shards(tmp_path / "empty.safetensors", {})
     with Stored([tmp_path / "empty.safetensors"]) as stored:
         assert stored.names == []
     with Stored([]) as stored:
@@ -91,7 +91,7 @@ def test_a_file_of_a_process_that_holds_nothing(tmp_path: Path):
 
 
 def test_what_belongs_to_the_same_rows():
-    piece = Held(torch.zeros(3, 5), 4, (7, 5))
+    piece = HeldRows(torch.zeros(3, 5), 4, (7, 5))
     moment, step = piece.of(torch.ones(3, 5)), piece.of(torch.tensor(2.0))
     assert (moment.rows, moment.shape) == (slice(4, 7), (7, 5))
     assert (step.rows, step.shape) == (slice(0, 0), ())
@@ -99,7 +99,7 @@ def test_what_belongs_to_the_same_rows():
 
 
 def test_a_copy_is_its_own():
-    piece = Held(torch.zeros(2, 2), 2, (4, 2))
+    piece = HeldRows(torch.zeros(2, 2), 2, (4, 2))
     copy = piece.copied()
     piece.local.fill_(1)
     assert torch.equal(copy.local, torch.zeros(2, 2))

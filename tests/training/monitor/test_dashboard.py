@@ -22,23 +22,23 @@ from rich.console import Console
 from terminus.config.load import dump, load
 from terminus.errors import UserError
 from terminus.progress import Meter
-from terminus.training.monitor.dashboard import About, Dashboard, about, watch
+from terminus.training.monitor.dashboard import About, Dashboard, about_run, watch
 from terminus.training.monitor.history import Curve, Follower, History, parse_row, resample
-from terminus.training.monitor.journal import Journal, Row
+from terminus.training.monitor.journal import Journal, LogRow
 from terminus.training.monitor.screen import number, span, spark
 from terminus.training.recipe import Recipe
 
 BANDS = [f"{start:03d}-{start + 99:03d}" for start in range(0, 1000, 100)]
 
 
-def a_row(step: int, **changes: object) -> Row:
+def a_row(step: int, **changes: object) -> LogRow:
     loss = 0.1 + math.exp(-step / 10)
     fields: dict[str, object] = {
         "step": step, "images_seen": 8 * step, "epoch": 0, "loss": loss, "error": 2 * loss, "learning_rate": 1e-4,
         "gradient_norm": 0.5, "bands": dict.fromkeys(BANDS, loss), "seconds": 0.1, "images_per_second": 80.0,
         "validation": {"all": 0.25, BANDS[0]: 0.3} if step == 3 else None,
     }  # fmt: skip
-    return Row(**fields | changes)  # pyright: ignore[reportArgumentType]
+    return LogRow(**fields | changes)  # pyright: ignore[reportArgumentType]
 
 
 def a_run(folder: Path, images: int = 800, name: str = "nano") -> About:
@@ -307,5 +307,5 @@ def test_a_folder_that_is_no_run_cannot_be_watched(tmp_path: Path):
 
 def test_what_a_recipe_says_of_its_run(tmp_path: Path):
     recipe = recipe_in(tmp_path, images=81)
-    what = about(recipe, tmp_path, device=torch.device("cpu"))
+    what = about_run(recipe, tmp_path, device=torch.device("cpu"))
     assert (what.images, what.flops, what.peak) == (88, None, None)

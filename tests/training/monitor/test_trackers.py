@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from terminus.training.monitor import trackers
-from terminus.training.monitor.journal import Row
+from terminus.training.monitor.journal import LogRow
 from terminus.training.monitor.trackers import PYTHON, Trackers
 
 WANDB = pytest.mark.skipif(
@@ -29,10 +29,10 @@ TRACKIO = pytest.mark.skipif(
 SECRET = "do-not-send-this"
 
 
-def row(step: int, loss: float = 0.5) -> Row:
+def row(step: int, loss: float = 0.5) -> LogRow:
     bands = {"000-099": loss, "900-999": float("nan")}
     validation = {"all": loss, "000-099": loss} if step == 3 else None
-    return Row(step, 8 * step, 0, loss, loss, 1e-4, float("inf") if step == 2 else 0.3, bands, 0.1, 80.0, validation)
+    return LogRow(step, 8 * step, 0, loss, loss, 1e-4, float("inf") if step == 2 else 0.3, bands, 0.1, 80.0, validation)
 
 
 def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
@@ -43,14 +43,14 @@ def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
 
 
 @WANDB
-def test_wandb_offline_gets_every_row_and_picture_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog):
+def test_wandb_offline_gets_every_row_and_image_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("SOME_TOKEN", SECRET)
     Image.new("RGB", (8, 8), "teal").save(tmp_path / "preview.png")
     with Trackers(tmp_path, ("wandb",), "nano", {"training": {"seed": 7}}) as all_of_them:
         for step in (1, 2, 3):
             all_of_them.row(row(step))
-        all_of_them.picture(tmp_path / "preview.png", 3)
+        all_of_them.image(tmp_path / "preview.png", 3)
     first = json.loads((tmp_path / "trackers.json").read_text())
     with Trackers(tmp_path, ("wandb",), "nano", {"training": {"seed": 7}}) as all_of_them:
         all_of_them.row(row(4))
@@ -73,7 +73,7 @@ def test_trackio_gets_every_row_once_though_a_kill_repeats_some(tmp_path: Path, 
     with Trackers(tmp_path, ("trackio",), "nano", {"training": {"seed": 7}}) as all_of_them:
         for step in (1, 2, 3):
             all_of_them.row(row(step))
-        all_of_them.picture(tmp_path / "preview.png", 3)
+        all_of_them.image(tmp_path / "preview.png", 3)
     with Trackers(tmp_path, ("trackio",), "nano", {"training": {"seed": 7}}) as all_of_them:
         for step in (2, 3, 4):
             all_of_them.row(row(step))

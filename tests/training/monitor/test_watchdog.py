@@ -13,7 +13,7 @@ from terminus.training.monitor.watchdog import Watchdog
 
 HANGING = """
 import threading
-from terminus.training import watchdog
+from terminus.training.monitor import watchdog
 watchdog.TICK_SECONDS, watchdog.FIRST_SECONDS = 0.02, 0.1
 
 def stuck_in_a_collective():

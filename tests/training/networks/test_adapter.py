@@ -28,11 +28,11 @@ from terminus.model.header import read_header
 from terminus.model.record import noise_schedule
 from terminus.model.unet import predict
 from terminus.runtime import Precision
-from terminus.training.networks.adapter import AdapterConfig, TrainedAdapter, attach, is_adapter
+from terminus.training.networks.adapter import AdapterConfig, TrainedAdapter, attach_adapter, is_adapter_parameter
 from terminus.training.networks.frozen_weights import store_frozen
-from terminus.training.networks.joint import Together
+from terminus.training.networks.joint import JointModel
 from terminus.training.optim.optimizer import AdamW, build_optimizer, set_rate
-from terminus.training.plan.cost import Shape, config_of, count
+from terminus.training.plan.cost import Shape, config_of, count_cost
 from terminus.training.plan.memory import Cut, own_cut
 from terminus.training.recipe import Recipe
 from terminus.training.steps.diffusion import DiffusionStep
@@ -49,8 +49,12 @@ def base(random_nano: Path) -> Components:
 
 
 def copied(base: Components) -> Components:
-    text = replace(base.text, tower_1=copy.deepcopy(base.text.tower_1), tower_2=copy.deepcopy(base.text.tower_2))
-    return replace(base, unet=copy.deepcopy(base.unet), text=text)
+    text = replace(
+        base.text_encoders,
+        text_encoder_1=copy.deepcopy(base.text_encoders.text_encoder_1),
+        text_encoder_2=copy.deepcopy(base.text_encoders.text_encoder_2),
+    )
+    return replace(base, unet=copy.deepcopy(base.unet), text_encoders=text)
 
 
 def settings(algorithm: str, targets: str = "all", rank: int = 3, alpha: float | None = 4.5) -> AdapterConfig:
@@ -59,7 +63,7 @@ def settings(algorithm: str, targets: str = "all", rank: int = 3, alpha: float |
 
 def shaken(base: Components, config: AdapterConfig, text: bool = False) -> TrainedAdapter:
     """An adapter on a copy of the model, as training might leave it: every factor moved."""
-    adapter = attach(copied(base), config, text, seed=3)
+    adapter = attach_adapter(copied(base), config, text, seed=3)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for network in adapter._networks.values():
@@ -71,7 +75,7 @@ def shaken(base: Components, config: AdapterConfig, text: bool = False) -> Train
 
 def outputs(components: Components) -> Tensor:
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(2))
-    text = components.text.encode(["a lighthouse", ""])
+    text = components.text_encoders.encode(["a lighthouse", ""])
     ids = time_ids(batch().conditioning[:2], torch.device("cpu"))
     with torch.no_grad():
         return predict(components.unet, x, torch.tensor([999, 300]), text, ids)
@@ -80,7 +84,13 @@ def outputs(components: Components) -> Tensor:
 def step_of(adapter: TrainedAdapter, precision: Precision = "fp32", text: bool = False) -> DiffusionStep:
     components = adapter.components
     schedule = noise_schedule(components.record.schedule)
-    both = Together(components.unet, components.text.tower_1, components.text.tower_2, 0.5) if text else None
+    both = (
+        JointModel(
+            components.unet, components.text_encoders.text_encoder_1, components.text_encoders.text_encoder_2, 0.5
+        )
+        if text
+        else None
+    )
     adapter.freeze()
     return DiffusionStep(
         components=components,
@@ -96,7 +106,11 @@ def step_of(adapter: TrainedAdapter, precision: Precision = "fp32", text: bool =
 
 
 def state(components: Components) -> dict[str, Tensor]:
-    parts = {"unet": components.unet, "tower_1": components.text.tower_1, "tower_2": components.text.tower_2}
+    parts = {
+        "unet": components.unet,
+        "text_encoder_1": components.text_encoders.text_encoder_1,
+        "text_encoder_2": components.text_encoders.text_encoder_2,
+    }
     return {f"{part}.{k}": v.clone() for part, one in parts.items() for k, v in one.state_dict().items()}
 
 
@@ -106,10 +120,10 @@ def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_new_adapter_changes_nothing(base: Components, algorithm: str):
-    adapter = attach(copied(base), settings(algorithm), True, seed=3)
+    adapter = attach_adapter(copied(base), settings(algorithm), True, seed=3)
     torch.testing.assert_close(outputs(adapter.components), outputs(base), rtol=1e-5, atol=1e-6)
-    again = attach(copied(base), settings(algorithm), True, seed=3)
-    other = attach(copied(base), settings(algorithm), True, seed=4)
+    again = attach_adapter(copied(base), settings(algorithm), True, seed=3)
+    other = attach_adapter(copied(base), settings(algorithm), True, seed=4)
     assert same(state(adapter.components), state(again.components))
     assert not same(state(adapter.components), state(other.components))
 
@@ -117,19 +131,19 @@ def test_a_new_adapter_changes_nothing(base: Components, algorithm: str):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_exactly_the_adapter_is_trained(base: Components, algorithm: str, precision: Precision):
-    adapter = attach(copied(base), settings(algorithm), True, seed=3)
+    adapter = attach_adapter(copied(base), settings(algorithm), True, seed=3)
     step = step_of(adapter, precision, text=True)
     step.loss(batch(), 0).weighted.mean().backward()
     listed = {name for name, p in step.trained.named_parameters() if p.requires_grad}
     assert listed
-    assert all(is_adapter(name) for name in listed)
+    assert all(is_adapter_parameter(name) for name in listed)
     assert {name for name, p in step.trained.named_parameters() if p.grad is not None} == listed
-    assert {name.split(".")[0] for name in listed} == {"unet", "tower_1", "tower_2"}
+    assert {name.split(".")[0] for name in listed} == {"unet", "text_encoder_1", "text_encoder_2"}
 
 
 def test_magnitudes_do_not_decay(base: Components):
     """One number per output of a layer that is not trained, in four dimensions where it is a convolution."""
-    unet = attach(copied(base), settings("dora"), False, seed=3).components.unet
+    unet = attach_adapter(copied(base), settings("dora"), False, seed=3).components.unet
     magnitudes = {id(p): p for name, p in unet.named_parameters() if "magnitude" in name}
     assert {p.ndim for p in magnitudes.values()} == {1, 4}
     for group in build_optimizer(unet, AdamW(weight_decay=0.1)).param_groups:
@@ -140,8 +154,8 @@ def test_magnitudes_do_not_decay(base: Components):
 def test_targets_are_nested(base: Components):
     sizes = []
     for targets in TARGETS:
-        unet = attach(copied(base), settings("lora", targets), False, seed=3).components.unet
-        sizes.append(sum(is_adapter(name) for name, _ in unet.named_parameters()))
+        unet = attach_adapter(copied(base), settings("lora", targets), False, seed=3).components.unet
+        sizes.append(sum(is_adapter_parameter(name) for name, _ in unet.named_parameters()))
     attentions = sum(name.endswith(("attn1", "attn2")) for name, _ in base.unet.named_modules())
     layers = sum(isinstance(one, torch.nn.Linear | torch.nn.Conv2d) for one in base.unet.modules())
     assert sizes == [2 * 4 * attentions, 2 * 5 * attentions, 2 * layers]
@@ -150,9 +164,9 @@ def test_targets_are_nested(base: Components):
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_the_planner_counts_what_is_trained(base: Components, algorithm: str):
     config = settings(algorithm)
-    unet = attach(copied(base), config, False, seed=3).components.unet
+    unet = attach_adapter(copied(base), config, False, seed=3).components.unet
     trained = sum(parameter.numel() for parameter in unet.parameters() if parameter.requires_grad)
-    cost = count(Shape(config_of(base.unet), 8, 8, 32, adapter=config.model_dump_json()), "none")
+    cost = count_cost(Shape(config_of(base.unet), 8, 8, 32, adapter=config.model_dump_json()), "none")
     assert cost.trained == trained
     assert cost.parameters == sum(parameter.numel() for parameter in base.unet.parameters())
 
@@ -164,17 +178,17 @@ def planned(random_nano: Path, *overrides: str) -> Cut:
 
 @pytest.mark.parametrize("text", [False, True])
 def test_the_plan_of_an_adapter(random_nano: Path, base: Components, text: bool):
-    """The networks are held once and have no state; the adapter has all of it, its part in the towers too."""
-    both = ["objective.train_text=both"] if text else []
+    """The networks are held once and have no state; the adapter has all of it, its part in the text encoders too."""
+    both = ["objective.train_text_encoders=both"] if text else []
     memory = planned(random_nano, *both).memory
-    adapter = attach(copied(base), AdapterConfig(rank=4), text, seed=3)
+    adapter = attach_adapter(copied(base), AdapterConfig(rank=4), text, seed=3)
     size = sum(p.numel() for network in adapter._networks.values() for p in network.parameters() if p.requires_grad)
     state = memory.weights, memory.gradients, memory.moments, memory.average
     assert state == (4 * size, 4 * size, 8 * size, 4 * size)
     store_frozen(networks(adapter.components).values(), "bf16")
     vision = load_components(random_nano).vision
     assert vision is not None
-    every = [*networks(adapter.components).values(), base.codec.vae, vision]
+    every = [*networks(adapter.components).values(), base.vae.autoencoder, vision]
     held = sum(p.nbytes for network in every for p in network.parameters() if not p.requires_grad)
     assert memory.frozen == held
     assert planned(random_nano, "training.precision=fp32", *both).memory.frozen == 4 * held_numbers(every)
@@ -211,7 +225,7 @@ def test_frozen_weights_in_bf16_change_nothing(base: Components, algorithm: str)
 
 def test_in_float32_nothing_is_narrowed_and_what_is_trained_never_is(base: Components):
     for precision in ("fp32", "bf16"):
-        adapter = attach(copied(base), settings("lora", "attention"), False, seed=3)
+        adapter = attach_adapter(copied(base), settings("lora", "attention"), False, seed=3)
         frozen = store_frozen(networks(adapter.components).values(), precision)
         assert bool(frozen.originals) == (precision == "bf16")
         assert not any(parameter.requires_grad for parameter in frozen.originals)
@@ -229,7 +243,7 @@ def learned(step: DiffusionStep) -> tuple[Tensor, dict[str, Tensor]]:
 def test_a_model_is_never_written_from_rounded_weights(base: Components, tmp_path: Path, algorithm: str):
     """The finished folder is the same bytes, whether the frozen weights were stored in float32 or in bfloat16."""
     adapter = shaken(base, settings(algorithm), text=True)
-    odd = adapter.components.text.tower_1.encoder.layers[0].mlp.fc1.get_base_layer().weight
+    odd = adapter.components.text_encoders.text_encoder_1.encoder.layers[0].mlp.fc1.get_base_layer().weight
     with torch.no_grad():
         odd.mul_(1.0001)  # which half precision does not hold
     with adapter.merged():
@@ -252,7 +266,7 @@ def test_a_model_is_never_written_from_rounded_weights(base: Components, tmp_pat
 @pytest.mark.parametrize("rank", [3, 16])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_what_is_written_is_what_was_trained(base: Components, tmp_path: Path, algorithm: str, rank: int):
-    """Inside the network = merged into it = our reader on each of the files, UNet and towers."""
+    """Inside the network = merged into it = our reader on each of the files, UNet and text encoders."""
     adapter = shaken(base, settings(algorithm, rank=rank), text=True)
     trained = outputs(adapter.components)
     assert (trained - outputs(base)).abs().max() > 0.01
@@ -276,7 +290,7 @@ def test_what_is_written_is_what_was_trained(base: Components, tmp_path: Path, a
         for part in ("unet", "text_encoder", "text_encoder_2"):
             assert (tmp_path / part / PEFT_FILE).is_file()
         adapters.attach(read_adapter(tmp_path / "unet", fresh))
-        unet_alone = replace(adapter.components, text=base.text)
+        unet_alone = replace(adapter.components, text_encoders=base.text_encoders)
         torch.testing.assert_close(outputs(fresh), outputs(unet_alone), rtol=0, atol=1e-5)
 
 
@@ -297,8 +311,10 @@ def test_diffusers_reads_its_file(base: Components, tmp_path: Path, algorithm: s
     adapter.write(adapter.components, tmp_path, "x")
     pipeline: Any = StableDiffusionXLPipeline.from_pretrained(tmp_path / "model", add_watermarker=False)
     pipeline.load_lora_weights(tmp_path, weight_name=DIFFUSERS_FILE)
-    text = replace(base.text, tower_1=pipeline.text_encoder.eval(), tower_2=pipeline.text_encoder_2.eval())
-    theirs = replace(base, unet=pipeline.unet.eval(), text=text)
+    text = replace(
+        base.text_encoders, text_encoder_1=pipeline.text_encoder.eval(), text_encoder_2=pipeline.text_encoder_2.eval()
+    )
+    theirs = replace(base, unet=pipeline.unet.eval(), text_encoders=text)
     torch.testing.assert_close(outputs(theirs), outputs(adapter.components), rtol=0, atol=1e-5)
 
 
@@ -324,8 +340,8 @@ def test_kohyas_file_tells_what_it_belongs_to(base: Components, tmp_path: Path):
         assert (again / name).read_bytes() == (tmp_path / name).read_bytes()
 
 
-def test_an_adapter_learns_eight_pictures(base: Components):
-    adapter = attach(copied(base), AdapterConfig(rank=8, targets="all"), False, seed=3)
+def test_an_adapter_learns_eight_images(base: Components):
+    adapter = attach_adapter(copied(base), AdapterConfig(rank=8, targets="all"), False, seed=3)
     step = step_of(adapter)
     optimizer = build_optimizer(step.trained, AdamW(weight_decay=0.0))
     set_rate(optimizer, 1e-2)
@@ -342,4 +358,4 @@ def test_an_adapter_learns_eight_pictures(base: Components):
 def test_without_peft_the_error_says_what_to_install(base: Components, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(UserError, match="pip install peft"):
-        attach(copied(base), AdapterConfig(), False, seed=0)
+        attach_adapter(copied(base), AdapterConfig(), False, seed=0)

@@ -15,8 +15,8 @@ from terminus.errors import UserError
 from terminus.model.architecture import NANO
 from terminus.model.text import TextFeatures
 from terminus.model.unet import UNet, build_unet, predict
-from terminus.model.vae import build_codec
-from terminus.training.networks.execution import Checkpointing, compile_regions, recompute, trainable
+from terminus.model.vae import build_vae
+from terminus.training.networks.execution import Checkpointing, compile_for_training, recompute, trainable
 
 CPU = torch.device("cpu")
 MODES = [mode for mode in get_args(Checkpointing) if mode != "none"]
@@ -41,7 +41,7 @@ def forward(unet: UNet, precision: runtime.Precision = "fp32") -> Tensor:
     x = torch.randn(2, 4, 16, 16, generator=generator)
     text = TextFeatures(
         torch.randn(2, NANO.positions, NANO.context_width, generator=generator),
-        torch.randn(2, NANO.tower_2.projection, generator=generator),
+        torch.randn(2, NANO.text_encoder_2.projection, generator=generator),
     )
     ids = time_ids([MicroConditioning.uncropped(Size(64, 64))] * 2)
     with runtime.autocast(CPU, precision):
@@ -101,9 +101,9 @@ def test_without_gradients_nothing_is_checkpointed(weights: dict[str, Tensor], m
         forward(unet)
 
 
-def test_the_codec_has_blocks_too():
+def test_the_vae_has_blocks_too():
     torch.manual_seed(0)
-    vae = build_codec(NANO).vae.requires_grad_(True).train()
+    vae = build_vae(NANO).autoencoder.requires_grad_(True).train()
     pixels = torch.randn(1, 3, 32, 32)
 
     def gradient() -> Tensor:
@@ -154,7 +154,7 @@ def test_only_the_blocks_are_compiled(weights: dict[str, Tensor], mode: Checkpoi
     compiled: list[str] = []
     monkeypatch.setattr(nn.Module, "compile", lambda module, **_: compiled.append(type(module).__name__))
     monkeypatch.setattr("terminus.model.execution.compiler_problem", lambda _: None)
-    compile_regions(network(weights, mode), CPU)
+    compile_for_training(network(weights, mode), CPU)
     assert set(compiled) == {"BasicTransformerBlock", "ResnetBlock2D"}
 
 
@@ -164,4 +164,4 @@ def test_without_a_compiler_the_error_says_what_is_missing(monkeypatch: pytest.M
 
     monkeypatch.setattr(torch, "compile", broken)
     with pytest.raises(UserError, match=r"does not work here \(No working C\+\+ compiler found\)"):
-        compile_regions(nn.Identity(), CPU)
+        compile_for_training(nn.Identity(), CPU)

@@ -30,9 +30,9 @@ def test_clipping_is_torchs():
 
 def test_clipping_of_bf16_weights_measures_in_float32():
     module = network("bf16")
-    pictures = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", torch.bfloat16):
-        module(pictures).float().square().sum().backward()
+        module(images).float().square().sum().backward()
     expected = sum(p.grad.double().square().sum() for p in module.parameters() if p.grad is not None) ** 0.5
     assert clip(module.parameters(), 1e-3) == pytest.approx(float(expected), rel=1e-6)
     after = sum(p.grad.double().square().sum() for p in module.parameters() if p.grad is not None) ** 0.5

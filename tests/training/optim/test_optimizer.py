@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from terminus.training.distributed import sharded_files
 from terminus.training.distributed.sharded_files import Stored
-from terminus.training.optim.low_memory import LeanOptimizer
+from terminus.training.optim.low_memory import LowMemoryOptimizer
 from terminus.training.optim.moment_formats import levels
 from terminus.training.optim.optimizer import (
     Adafactor,
@@ -51,7 +51,7 @@ def network(weights: str = "fp32") -> nn.Module:
 
 
 def teach(module: nn.Module, optimizer: torch.optim.Optimizer, first: int, last: int, rate: float = 1e-3) -> None:
-    """Steps on random pictures that are a function of the step's number."""
+    """Steps on random images that are a function of the step's number."""
     for step in range(first, last):
         x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(step))
         with torch.autocast("cpu", torch.bfloat16, enabled=next(module.parameters()).dtype == torch.bfloat16):
@@ -109,7 +109,7 @@ def test_a_restored_optimizer_takes_the_same_next_step(tmp_path: Path):
     step(one, first)
     two.load_state_dict(one.state_dict())
     names = [{p: name for name, p in module.named_parameters()} for module in (one, two)]
-    sharded_files.write(tmp_path / "optimizer.safetensors", optimizer_tensors(first, names[0]))
+    sharded_files.write_shards(tmp_path / "optimizer.safetensors", optimizer_tensors(first, names[0]))
     restore_optimizer(second, names[1], Stored([tmp_path / "optimizer.safetensors"]))
     step(one, first)
     step(two, second)
@@ -128,7 +128,7 @@ def test_a_restart_continues_bit_for_bit(settings: Optimizer, weights: str, tmp_
     teach(whole, optimizer, 0, 6)
     stopped = build_optimizer(cut, settings, seed=5)
     teach(cut, stopped, 0, 3)
-    sharded_files.write(tmp_path / "optimizer.safetensors", optimizer_tensors(stopped, names(cut)))
+    sharded_files.write_shards(tmp_path / "optimizer.safetensors", optimizer_tensors(stopped, names(cut)))
     continued = build_optimizer(again, settings, seed=5)
     again.load_state_dict(cut.state_dict())
     restore_optimizer(continued, names(again), Stored([tmp_path / "optimizer.safetensors"]))
@@ -222,10 +222,10 @@ def test_the_default_is_torchs_fused_adamw():
     assert same(module.state_dict(), reference.state_dict())
 
 
-def lean(module: nn.Module, settings: AdamW, seed: int = 0) -> LeanOptimizer:
+def lean(module: nn.Module, settings: AdamW, seed: int = 0) -> LowMemoryOptimizer:
     """The optimizer of `settings` for a module whose weights the caller stores in bfloat16."""
     optimizer = build_optimizer(module, settings, seed)
-    assert isinstance(optimizer, LeanOptimizer)
+    assert isinstance(optimizer, LowMemoryOptimizer)
     return optimizer
 
 

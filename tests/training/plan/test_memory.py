@@ -20,14 +20,14 @@ from terminus.model.adapter_files import Algorithm
 from terminus.model.architecture import NANO, SDXL, Architecture
 from terminus.model.components import load_components
 from terminus.model.foreign import sdxl_configs
-from terminus.model.parts import TOWERS
+from terminus.model.parts import TEXT_ENCODERS
 from terminus.model.text import TextFeatures
-from terminus.model.text_encoders import make_tower
+from terminus.model.text_encoders import make_text_encoder
 from terminus.model.unet import UNet, build_unet, predict
 from terminus.training.networks.adapter import AdapterConfig, inject
 from terminus.training.networks.execution import Checkpointing, recompute
 from terminus.training.networks.frozen_weights import frozen_weights, store_frozen
-from terminus.training.plan.cost import Cost, Living, Shape, config_of, count, run_once
+from terminus.training.plan.cost import Cost, Living, Shape, config_of, count_cost, run_once
 from terminus.training.plan.gpus import GPUS, find_gpu
 from terminus.training.plan.memory import (
     MODES,
@@ -38,7 +38,7 @@ from terminus.training.plan.memory import (
     own_cut,
     refuse_what_cannot_fit,
 )
-from terminus.training.plan.networks import in_towers, networks_of
+from terminus.training.plan.networks import in_text_encoders, networks_of
 from terminus.training.recipe import Recipe
 
 CPU = torch.device("cpu")
@@ -53,7 +53,7 @@ def shape(architecture: Architecture, **changes: object) -> Shape:
 
 @pytest.fixture(scope="module")
 def sdxl() -> dict[Checkpointing, Cost]:
-    return {mode: count(shape(SDXL), mode) for mode in MODES}
+    return {mode: count_cost(shape(SDXL), mode) for mode in MODES}
 
 
 def recipe(tmp_path: Path, *overrides: str) -> Recipe:
@@ -61,7 +61,8 @@ def recipe(tmp_path: Path, *overrides: str) -> Recipe:
     path.write_text(
         f"run: {{dir: {tmp_path}/run}}\nmodel: {{start: null, architecture: sdxl}}\n"
         f"data: {{store: {tmp_path}/data, sources: [{{kind: embedded}}]}}\n"
-        "training: {micro_batch: 24, accumulation: 15, checkpointing: full, ema: {kind: constant, device: cpu}}\n"
+        "training: {micro_batch: 24, accumulation: 15, activation_checkpointing: full, "
+        "ema: {kind: constant, device: cpu}}\n"
     )
     return load(path, Recipe, overrides).value
 
@@ -181,7 +182,7 @@ def adapter(algorithm: Algorithm) -> str:
 @pytest.mark.parametrize("algorithm", ["lora", "dora"])
 def test_what_an_adapter_makes_of_weights_does_not_grow_with_the_batch(random_nano: Path, algorithm: Algorithm):
     adapted = Shape(config_of(load_components(random_nano).unet), 8, 8, 32, adapter=adapter(algorithm))
-    cost = count(adapted, "none")
+    cost = count_cost(adapted, "none")
     assert cost.fixed + 30 * cost.peak == pytest.approx(run_once(adapted, "none", 30).peak, rel=0.005)
 
 
@@ -217,7 +218,9 @@ def test_the_seeds_settings_fit_80_gb_with_much_computed_again_only(tmp_path: Pa
     for micro, accumulation, expected in ((24, 15, ["full"]), (12, 8, ["selective_ff", "full"])):
         cut = f"training.micro_batch={micro}", f"training.accumulation={accumulation}"
         fitting = [
-            mode for mode in MODES if own_cut(recipe(tmp_path, *cut, f"training.checkpointing={mode}"), room).fits
+            mode
+            for mode in MODES
+            if own_cut(recipe(tmp_path, *cut, f"training.activation_checkpointing={mode}"), room).fits
         ]
         assert fitting == expected
     own = own_cut(recipe(tmp_path), room)
@@ -229,7 +232,7 @@ def test_the_seeds_settings_fit_80_gb_with_much_computed_again_only(tmp_path: Pa
 def test_what_is_chosen_fits_and_the_next_larger_does_not(tmp_path: Path):
     settings, gpu = recipe(tmp_path), GPUS["h100"]
     cuts = list(largest(settings, gpu.memory))
-    assert [cut.checkpointing for cut in cuts] == list(MODES)
+    assert [cut.activation_checkpointing for cut in cuts] == list(MODES)
     for cut in cuts:
         assert cut.micro_batch * cut.accumulation == 360
         assert cut.memory.total + RESERVE <= gpu.memory
@@ -237,7 +240,7 @@ def test_what_is_chosen_fits_and_the_next_larger_does_not(tmp_path: Path):
         assert cut.memory.total + RESERVE + (larger - cut.micro_batch) * cut.cost.peak > gpu.memory
     best = best_cut(settings, gpu)
     assert best is not None
-    assert best.checkpointing == "selective"
+    assert best.activation_checkpointing == "selective"
     assert best_cut(settings, GPUS["4090"]) is None
 
 
@@ -257,7 +260,9 @@ def test_a_cuda_run_that_cannot_fit_is_refused_before_loading(tmp_path: Path, mo
     device = torch.device("cuda")
     with pytest.raises(UserError, match=r"needs 68\.5 GB of GPU memory, and 60\.0 GB are free") as caught:
         refuse_what_cannot_fit(recipe(tmp_path), device)
-    assert "training.micro_batch=10 training.accumulation=36 training.checkpointing=full" in str(caught.value)
+    assert "training.micro_batch=10 training.accumulation=36 training.activation_checkpointing=full" in str(
+        caught.value
+    )
     refuse_what_cannot_fit(recipe(tmp_path, "training.micro_batch=10", "training.accumulation=36"), device)
     refuse_what_cannot_fit(recipe(tmp_path), CPU)
 
@@ -270,39 +275,44 @@ def test_out_of_memory_names_the_three_knobs_with_numbers(tmp_path: Path):
     for word in (
         "CUDA out of memory",
         "micro-batch 24 × 15",
-        "training.checkpointing",
+        "training.activation_checkpointing",
         "micro_batch",
         "data.resolution",
     ):
         assert word in text
     assert "activations 16.6 GB" in text
     assert "\n" not in text
-    codec = recipe(tmp_path, "objective={kind: codec}")
-    assert "training.micro_batch" in str(out_of_memory(codec, error))
+    vae = recipe(tmp_path, "objective={kind: vae}")
+    assert "training.micro_batch" in str(out_of_memory(vae, error))
 
 
 def test_networks_are_read_without_loading_them(random_nano: Path, tmp_path: Path):
     networks = networks_of(recipe(tmp_path, f"model.start={random_nano}"))
     assert (networks.tokens, networks.factor, networks.assumed) == (32, 4, False)
     assert json.loads(networks.unet)["cross_attention_dim"] == 64
-    both = networks_of(recipe(tmp_path, f"model.start={random_nano}", "objective={kind: diffusion, train_text: both}"))
+    both = networks_of(
+        recipe(tmp_path, f"model.start={random_nano}", "objective={kind: diffusion, train_text_encoders: both}")
+    )
     assert networks.frozen - both.frozen == both.trained_text > 0
     absent = networks_of(recipe(tmp_path, "model.start=someone/something"))
     assert absent.assumed
-    assert absent.text_blocks == sum(map(in_blocks, sdxls_towers()))
-    text = load_components(random_nano).text
-    assert networks.text_blocks == in_blocks(text.tower_1) + in_blocks(text.tower_2)
+    assert absent.text_blocks == sum(map(in_blocks, sdxls_text_encoders()))
+    text = load_components(random_nano).text_encoders
+    assert networks.text_blocks == in_blocks(text.text_encoder_1) + in_blocks(text.text_encoder_2)
     assert absent.frozen == 123_060_480 + 694_659_840 + 83_653_863
 
 
-def in_blocks(tower: nn.Module) -> int:
-    return sum(weight.numel() for weight in frozen_weights(tower))
+def in_blocks(text_encoder: nn.Module) -> int:
+    return sum(weight.numel() for weight in frozen_weights(text_encoder))
 
 
-def sdxls_towers() -> list[nn.Module]:
+def sdxls_text_encoders() -> list[nn.Module]:
     configs = sdxl_configs()
     with torch.device("meta"):
-        return [make_tower(*TOWERS[name], configs[name], None, name) for name in ("text_encoder", "text_encoder_2")]
+        return [
+            make_text_encoder(*TEXT_ENCODERS[name], configs[name], None, name)
+            for name in ("text_encoder", "text_encoder_2")
+        ]
 
 
 def test_a_single_file_is_the_same_networks_as_its_folder(random_nano: Path, tmp_path: Path):
@@ -312,7 +322,7 @@ def test_a_single_file_is_the_same_networks_as_its_folder(random_nano: Path, tmp
     assert (file.tokens, file.factor, file.assumed) == (folder.tokens, folder.factor, False)
     assert file.text_blocks == folder.text_blocks > 0
     adapter = AdapterConfig(rank=4, targets="attention_and_feed_forward")
-    assert in_towers(file, adapter) == in_towers(folder, adapter) > 0
+    assert in_text_encoders(file, adapter) == in_text_encoders(folder, adapter) > 0
     assert json.loads(file.unet)["block_out_channels"] == json.loads(folder.unet)["block_out_channels"]
 
 
@@ -349,7 +359,7 @@ def test_the_plan_is_printed_and_is_json(tmp_path: Path, capsys: pytest.CaptureF
 def test_the_bound_is_the_bar_of_the_design(tmp_path: Path):
     from terminus.training.plan.planning import bound
 
-    settings = recipe(tmp_path, "training.checkpointing=none")
+    settings = recipe(tmp_path, "training.activation_checkpointing=none")
     own = own_cut(settings, 0.0)
     at = {share: bound(settings, own, GPUS["h100"], share) for share in (0.4, 0.5)}
     assert at[0.4].images_per_second == pytest.approx(15.6, abs=0.05)

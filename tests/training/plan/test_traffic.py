@@ -182,9 +182,11 @@ def test_memory_is_divided_as_the_recipe_says(tmp_path: Path, shard: str):
     assert one.total == one.state + one.compute + one.frozen + one.activations + one.exchange
 
 
-def test_adapters_and_towers_are_divided(tmp_path: Path, random_nano: Path):
+def test_adapters_and_text_encoders_are_divided(tmp_path: Path, random_nano: Path):
     def share(adapter: AdapterConfig | None, text: str) -> float:
-        settings = recipe(tmp_path, f"model.start={random_nano}", f"objective={{kind: diffusion, train_text: {text}}}")
+        settings = recipe(
+            tmp_path, f"model.start={random_nano}", f"objective={{kind: diffusion, train_text_encoders: {text}}}"
+        )
         networks = division._trained(networks_of(settings), adapter)
         assert len(networks) == (3 if text == "both" else 1)
         return divide(networks_of(settings), adapter, Parallel(), 2).state

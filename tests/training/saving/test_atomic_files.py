@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from terminus.errors import UserError
-from terminus.training.monitor.journal import Journal, Row, read_journal
+from terminus.training.monitor.journal import Journal, LogRow, read_journal
 from terminus.training.saving.atomic_files import DiskFull, whole_folder, writing
 
 
-def row(step: int) -> Row:
-    return Row(step, 4 * step, 0, 0.5, 0.5, 1e-3, float("nan") if step == 2 else 0.1, {}, 1.0, 4.0)
+def row(step: int) -> LogRow:
+    return LogRow(step, 4 * step, 0, 0.5, 0.5, 1e-3, float("nan") if step == 2 else 0.1, {}, 1.0, 4.0)
 
 
 def half_written(target: Path) -> None:

@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from terminus.errors import UserError
-from terminus.training.distributed.sharded_files import Stored, held, write
+from terminus.training.distributed.sharded_files import Stored, held, write_shards
 from terminus.training.guards import Health
 from terminus.training.saving import checkpoint
-from terminus.training.saving.checkpoint import Pieces, Position
+from terminus.training.saving.checkpoint import Pieces, RunPosition
 
 
 def tensors(value: float) -> Pieces:
@@ -32,7 +32,7 @@ def loaded(saved: checkpoint.Saved, part: str) -> dict[str, torch.Tensor]:
 
 
 def save(folder: Path, images: int, keep: int = 2) -> Path:
-    path = checkpoint.save(folder, Position(images // 4, images, 1.5), tensors(images))
+    path = checkpoint.save_checkpoint(folder, RunPosition(images // 4, images, 1.5), tensors(images))
     checkpoint.prune(folder, keep)
     return path
 
@@ -43,29 +43,29 @@ def test_round_trip_and_pruning(tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images-000000000008", "images-000000000012"]
     saved = checkpoint.latest(tmp_path)
     assert saved is not None
-    assert saved.position == Position(3, 12, 1.5)
+    assert saved.position == RunPosition(3, 12, 1.5)
     assert torch.equal(loaded(saved, "weights")["a"], torch.full((3,), 12.0))
 
 
 def test_milestones_stay(tmp_path: Path):
     """The first at or after each multiple of 10, and the newest two; a stop between two saves makes no more of them."""
     for images in (4, 8, 12, 16, 18, 20, 24, 36, 40):
-        checkpoint.save(tmp_path, Position(images // 4, images, 1.5), tensors(images))
+        checkpoint.save_checkpoint(tmp_path, RunPosition(images // 4, images, 1.5), tensors(images))
         checkpoint.prune(tmp_path, 2, milestones=10)
-    assert [checkpoint.images_of(path) for path in checkpoint.whole(tmp_path)] == [12, 20, 36, 40]
+    assert [checkpoint.images_of(path) for path in checkpoint.whole_checkpoints(tmp_path)] == [12, 20, 36, 40]
 
 
 def test_the_guards_memory_comes_back_bit_for_bit(tmp_path: Path):
     health = Health(2, ((0.1, 1 / 3), (1e-300, 7.0)), ((4, 9),))
-    checkpoint.save(tmp_path, Position(1, 4, 0.1, 2, health), tensors(4))
+    checkpoint.save_checkpoint(tmp_path, RunPosition(1, 4, 0.1, 2, health), tensors(4))
     saved = checkpoint.latest(tmp_path)
     assert saved is not None
-    assert saved.position == Position(1, 4, 0.1, 2, health)
+    assert saved.position == RunPosition(1, 4, 0.1, 2, health)
 
 
 def test_only_a_good_one_is_gone_back_to(tmp_path: Path):
     for step, failed in ((1, 0), (2, 0), (3, 1), (4, 0)):
-        checkpoint.save(tmp_path, Position(step, 4 * step, 1.0, health=Health(failed)), tensors(step))
+        checkpoint.save_checkpoint(tmp_path, RunPosition(step, 4 * step, 1.0, health=Health(failed)), tensors(step))
     steps = [saved.position.step for limit in (4, 3, 1) if (saved := checkpoint.latest(tmp_path, last_good=limit))]
     assert steps == [4, 2, 1]
     assert checkpoint.latest(tmp_path, last_good=0) is None
@@ -81,7 +81,7 @@ def test_a_checkpoint_of_before_there_were_guards(tmp_path: Path):
     (folder / "manifest.json").write_text(json.dumps(manifest))
     saved = checkpoint.latest(tmp_path)
     assert saved is not None
-    assert saved.position == Position(1, 4, 1.5)
+    assert saved.position == RunPosition(1, 4, 1.5)
 
 
 def test_none_yet_is_none(tmp_path: Path):
@@ -138,7 +138,7 @@ def test_a_failed_save_leaves_the_last_one(tmp_path: Path, monkeypatch: pytest.M
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.shards, "write", full)
+    monkeypatch.setattr(checkpoint.sharded_files, "write_shards", full)
     with pytest.raises(UserError, match="No space left"):
         save(tmp_path, 8)
     assert [path.name for path in tmp_path.iterdir()] == ["images-000000000004"]
@@ -147,7 +147,7 @@ def test_a_failed_save_leaves_the_last_one(tmp_path: Path, monkeypatch: pytest.M
 def test_the_tensors_of_another_network_are_refused_and_nothing_is_broadcast(tmp_path: Path):
     target = torch.zeros(3)
     for number, other in enumerate(({"a": torch.ones(1)}, {"b": torch.ones(3)}, {})):
-        write(tmp_path / f"{number}", {name: held(value) for name, value in other.items()})
+        write_shards(tmp_path / f"{number}", {name: held(value) for name, value in other.items()})
         with Stored([tmp_path / f"{number}"]) as stored, pytest.raises(UserError, match="of another network"):
             checkpoint.copy_into({"a": held(target)}, stored)
     assert not target.any()
@@ -176,9 +176,9 @@ def test_a_copy_beside_it_is_no_checkpoint(tmp_path: Path):
     backup = tmp_path / "images-000000000112-backup"
     shutil.copytree(tmp_path / "images-000000000112", backup)
     (tmp_path / "images-last").mkdir()
-    assert [checkpoint.images_of(path) for path in checkpoint.whole(tmp_path)] == [80, 112, 120]
+    assert [checkpoint.images_of(path) for path in checkpoint.whole_checkpoints(tmp_path)] == [80, 112, 120]
     checkpoint.prune(tmp_path, keep=1)
-    assert [checkpoint.images_of(path) for path in checkpoint.whole(tmp_path)] == [120]
+    assert [checkpoint.images_of(path) for path in checkpoint.whole_checkpoints(tmp_path)] == [120]
     assert (backup / "manifest.json").is_file()
     saved = checkpoint.latest(tmp_path)
     assert saved is not None
@@ -275,7 +275,7 @@ def test_old_ones_that_cannot_be_removed_stay(tmp_path: Path, monkeypatch, caplo
     monkeypatch.setattr(os, "rename", failing_once := Failing(os.rename, errno.EBUSY, times=1))
     checkpoint.prune(tmp_path, keep=1)
     assert failing_once.times == 0
-    assert [checkpoint.images_of(path) for path in checkpoint.whole(tmp_path)] == [4, 12]
+    assert [checkpoint.images_of(path) for path in checkpoint.whole_checkpoints(tmp_path)] == [4, 12]
     assert "images-000000000004 cannot be removed (Device or resource busy)" in caplog.text
 
 

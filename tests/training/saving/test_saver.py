@@ -16,23 +16,23 @@ import pytest
 import torch
 
 from terminus.errors import UserError
-from terminus.training.distributed.sharded_files import Held, held
-from terminus.training.monitor.journal import Journal, Row, read_journal
+from terminus.training.distributed.sharded_files import HeldRows, held
+from terminus.training.monitor.journal import Journal, LogRow, read_journal
 from terminus.training.recipe import Checkpoints
 from terminus.training.saving import atomic_files, checkpoint
 from terminus.training.saving import saver as saving
 from terminus.training.saving.atomic_files import DiskFull, Unwritten
-from terminus.training.saving.checkpoint import Position
+from terminus.training.saving.checkpoint import RunPosition
 from terminus.training.saving.saver import Saver, require_checkpoint_room
 
 MB = 1 << 20
 
 
-def position(images: int) -> Position:
-    return Position(images // 4, images, 1.0)
+def position(images: int) -> RunPosition:
+    return RunPosition(images // 4, images, 1.0)
 
 
-def tensors(value: float, size: int = 4) -> dict[str, dict[str, Held]]:
+def tensors(value: float, size: int = 4) -> dict[str, dict[str, HeldRows]]:
     return {"weights": {"a": held(torch.full((size,), value))}}
 
 
@@ -57,7 +57,7 @@ def test_what_is_written_is_the_state_of_the_moment_it_was_asked_for(tmp_path: P
     with saver(tmp_path, flush=waiting) as one:
         one.save(position(4), state)
         state["weights"]["a"].local.fill_(9.0)
-        assert checkpoint.whole(tmp_path) == []
+        assert checkpoint.whole_checkpoints(tmp_path) == []
         go.set()
     assert newest(tmp_path) == (4, 1.0)
 
@@ -66,7 +66,7 @@ def test_one_at_a_time_in_order_and_pruned(tmp_path: Path):
     with saver(tmp_path) as one:
         for images in (4, 8, 12):
             one.save(position(images), tensors(images))
-    assert [checkpoint.images_of(path) for path in checkpoint.whole(tmp_path)] == [8, 12]
+    assert [checkpoint.images_of(path) for path in checkpoint.whole_checkpoints(tmp_path)] == [8, 12]
 
 
 def test_without_memory_for_a_copy_training_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -134,7 +134,7 @@ def test_a_full_disk_is_waited_for(
         while "Trying again" not in caplog.text:
             one.check()
         one.save(position(12), tensors(3.0, size))  # takes the place of the one that waits
-        assert [checkpoint.images_of(path) for path in checkpoint.whole(folder)] == [4]
+        assert [checkpoint.images_of(path) for path in checkpoint.whole_checkpoints(folder)] == [4]
         with pytest.raises(DiskFull, match="What was saved before is untouched"):
             saver(folder).save(position(12), tensors(3.0, size), wait=True, patient=False)
         filler.unlink()
@@ -161,13 +161,13 @@ def test_room_for_all_checkpoints_is_asked_for_before_the_first_step(small_disk:
     require_checkpoint_room(folder, 2 * MB, keep=2, saves=1)  # a run that saves once
     require_checkpoint_room(folder, 99 * MB, keep=2, saves=0)  # one that is done but for its model
     for images in (4, 8):  # those that are there need no more room
-        checkpoint.save(folder, position(images), tensors(1.0))
+        checkpoint.save_checkpoint(folder, position(images), tensors(1.0))
     require_checkpoint_room(folder, 3 * MB, keep=2, saves=9)
 
 
 def test_the_log_goes_on_when_there_is_room_and_no_line_is_torn(small_disk: Path):
-    def row(step: int) -> Row:
-        return Row(step, 4 * step, 0, 0.5, 0.5, 1e-3, 0.1, {f"{i:03d}-band": 1 / 3 for i in range(40)}, 1.0, 4.0)
+    def row(step: int) -> LogRow:
+        return LogRow(step, 4 * step, 0, 0.5, 0.5, 1e-3, 0.1, {f"{i:03d}-band": 1 / 3 for i in range(40)}, 1.0, 4.0)
 
     with Journal(small_disk, 0) as journal:
         journal.write(row(1))
@@ -201,7 +201,7 @@ class Failing:
 
 CALLS = {
     "mkdir": (os, "mkdir"), "listdir": (os, "listdir"), "statvfs": (saving.checkpoint, "require_room"),
-    "tensors": (saving.checkpoint.shards, "save_file"), "fsync": (os, "fsync"), "rename": (os, "rename"),
+    "tensors": (saving.checkpoint.sharded_files, "save_file"), "fsync": (os, "fsync"), "rename": (os, "rename"),
     "text": (Path, "write_text"),
 }  # fmt: skip
 
@@ -289,8 +289,8 @@ def test_rows_wait_for_a_disk_that_fails(tmp_path: Path, caplog: pytest.LogCaptu
     assert [one["step"] for one in read_journal(tmp_path / "log.jsonl")] == [1, 2, 3]
 
 
-def row(step: int) -> Row:
-    return Row(step, 4 * step, 0, 0.5, 0.5, 1e-3, 0.1, {}, 1.0, 4.0)
+def row(step: int) -> LogRow:
+    return LogRow(step, 4 * step, 0, 0.5, 0.5, 1e-3, 0.1, {}, 1.0, 4.0)
 
 
 def test_the_error_of_a_full_disk_is_known_by_its_number():

@@ -63,7 +63,7 @@ class Answer:
 
 def caption_of(answer: Answer, max_tokens: int) -> str | Dropped:
     """The caption in an answer; `Dropped` with one of `REASONS` and the beginning of what was said."""
-    text = plain(answer.text)
+    text = clean_answer(answer.text)
     if answer.declined or _REFUSAL.match(text.replace("’", "'")):
         return Dropped("refused", _clipped(text))
     if answer.cut_short:
@@ -77,7 +77,7 @@ def caption_of(answer: Answer, max_tokens: int) -> str | Dropped:
     return text
 
 
-def plain(text: str) -> str:
+def clean_answer(text: str) -> str:
     """One line of valid Unicode, without thoughts, greetings, labels, quotes and mark-up around the caption."""
     text = unicodedata.normalize("NFC", text.encode("utf-8", "replace").decode())
     text = _THOUGHTS.sub("", text)

@@ -1,6 +1,6 @@
 """Asks a server that speaks OpenAI's chat-completions protocol (POST /v1/chat/completions).
 
-Pictures travel inside the request as base64, so the server fetches nothing: a server that is given addresses can be
+Images travel inside the request as base64, so the server fetches nothing: a server that is given addresses can be
 made to read its own network. What it sends back is bounded in bytes and time and is only ever text.
 """
 
@@ -49,7 +49,7 @@ class EndpointAsking:
         self.captioner, self.endpoint, self.seed = captioner, endpoint, seed
         self.at_once = endpoint.concurrency
         self._key = _key(endpoint)
-        self._pictures = ThreadPoolExecutor(max(1, os.cpu_count() or 1), thread_name_prefix="pictures")
+        self._images = ThreadPoolExecutor(max(1, os.cpu_count() or 1), thread_name_prefix="images")
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="captions", daemon=True)
         self._thread.start()
@@ -64,7 +64,7 @@ class EndpointAsking:
     def check(self) -> None:
         """UserError if nobody answers at the address, the key is refused, or the model is not among those served.
 
-        Known in a second, before any picture is decoded. A server without a list of models is taken at its word.
+        Known in a second, before any image is decoded. A server without a list of models is taken at its word.
         """
         url = f"{self.endpoint.url}/models"
         try:
@@ -92,7 +92,7 @@ class EndpointAsking:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-        self._pictures.shutdown(cancel_futures=True)
+        self._images.shutdown(cancel_futures=True)
 
     async def _end(self) -> None:
         others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
@@ -105,7 +105,7 @@ class EndpointAsking:
         return [await self._ask(question) for question in questions]
 
     async def _ask(self, question: Question) -> Answer | Failure:
-        body = await self._loop.run_in_executor(self._pictures, self._request, question)
+        body = await self._loop.run_in_executor(self._images, self._request, question)
         failure = Failure("no connection")
         for attempt in range(RETRIES + 1):
             wait = 0.0
@@ -131,7 +131,7 @@ class EndpointAsking:
         return failure
 
     def _request(self, question: Question) -> bytes:
-        picture = base64.b64encode(question.jpeg()).decode()
+        image = base64.b64encode(question.jpeg()).decode()
         return json.dumps(
             {
                 "model": self.endpoint.model,
@@ -139,7 +139,7 @@ class EndpointAsking:
                     {
                         "role": "user",
                         "content": [
-                            {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{picture}"}},
+                            {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{image}"}},
                             {"type": "text", "text": question.prompt},
                         ],
                     }
@@ -180,7 +180,7 @@ class EndpointAsking:
     def _no_chat(self, status: int, body: bytes) -> UserError:
         return self._error(
             f"no chat completions here (HTTP {status}{self._explained(body)})",
-            f"The url ends in /v1 and the server serves {self.endpoint.model!r} with pictures; correct one of them.",
+            f"The url ends in /v1 and the server serves {self.endpoint.model!r} with images; correct one of them.",
         )
 
     def _explanation(self, body: bytes) -> str:

@@ -30,7 +30,7 @@ _BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError
 class LocalAsking:
     """A vision-language model and its processor, in bf16 on a GPU and in float32 on a CPU."""
 
-    at_once = 2  # while one batch is answered, the pictures of the next are decoded
+    at_once = 2  # while one batch is answered, the images of the next are decoded
 
     def __init__(self, captioner: Captioner, local: Local, seed: int, device: str = "auto") -> None:
         self.captioner, self.local, self.seed = captioner, local, seed
@@ -39,24 +39,24 @@ class LocalAsking:
         self.processor, self.model = _loaded(local.model, self.device)
         self.revision = str(getattr(self.model.config, "_commit_hash", None) or local.model)
         tokenizer = self.processor.tokenizer
-        # An image's own description must not contain what the model takes for a picture or the end of the question.
+        # An image's own description must not contain what the model takes for an image or the end of the question.
         self._special = sorted(map(str, tokenizer.all_special_tokens), key=len, reverse=True)
         self._ends = _ends(self.model, tokenizer)
-        self._pictures = ThreadPoolExecutor(max(1, os.cpu_count() or 1), thread_name_prefix="pictures")
+        self._images = ThreadPoolExecutor(max(1, os.cpu_count() or 1), thread_name_prefix="images")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="captions")
 
     def submit(self, questions: Sequence[Question]) -> Future[list[Answer | Failure]]:
         """The answers of one batch; the same batch gives the same answers on the same machine."""
-        pictures = self._pictures.map(Question.picture, questions)
-        return self._thread.submit(self._ask, questions, pictures)
+        images = self._images.map(Question.image, questions)
+        return self._thread.submit(self._ask, questions, images)
 
     def close(self) -> None:
         """Waits for the batch under way; what waits behind it is dropped."""
         self._thread.shutdown(cancel_futures=True)
-        self._pictures.shutdown(cancel_futures=True)
+        self._images.shutdown(cancel_futures=True)
 
-    def _ask(self, questions: Sequence[Question], pictures: Iterator[Image.Image]) -> list[Answer | Failure]:
-        inputs = self._inputs(list(pictures), [self._text(question.prompt) for question in questions])
+    def _ask(self, questions: Sequence[Question], images: Iterator[Image.Image]) -> list[Answer | Failure]:
+        inputs = self._inputs(list(images), [self._text(question.prompt) for question in questions])
         drawn = self.captioner.temperature > 0
         if drawn:
             torch.manual_seed(runtime.key(self.seed, int(questions[0].key[:15], 16), "caption"))
@@ -70,7 +70,7 @@ class LocalAsking:
                 )
         except torch.OutOfMemoryError:
             raise UserError(
-                f"{len(questions)} pictures at once do not fit into the memory of {self.device}",
+                f"{len(questions)} images at once do not fit into the memory of {self.device}",
                 where="data.captioner.model.batch",
                 fix="Halve it; what was answered is kept, and the same command continues.",
             ) from None
@@ -84,9 +84,9 @@ class LocalAsking:
         message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
         return str(self.processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False))
 
-    def _inputs(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> dict[str, Any]:
+    def _inputs(self, images: Sequence[Image.Image], texts: Sequence[str]) -> dict[str, Any]:
         inputs = self.processor(
-            images=[[picture] for picture in pictures], text=list(texts), return_tensors="pt", padding=True
+            images=[[image] for image in images], text=list(texts), return_tensors="pt", padding=True
         )
         return dict(inputs.to(self.device, dtype=self.model.dtype))  # BatchFeature casts only what is not integers
 
@@ -119,7 +119,7 @@ def _loaded(model: str, device: torch.device) -> tuple[Any, Any]:
     if missing := sorted(report["missing_keys"]):
         raise _unusable(model, f"{len(missing)} of its weights are missing ({missing[0]}, ...)")
     if getattr(processor, "tokenizer", None) is None or getattr(processor, "image_processor", None) is None:
-        raise _unusable(model, "its processor does not take both a picture and a text")
+        raise _unusable(model, "its processor does not take both an image and a text")
     if not (getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)):
         raise _unusable(model, "it has no chat template, so how it is asked is unknown")
     processor.tokenizer.padding_side = "left"

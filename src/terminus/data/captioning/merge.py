@@ -22,7 +22,7 @@ PIECE = 200_000
 """Rows per commit: bounds the memory that their texts take."""
 
 
-def merge(store: Store) -> int:
+def merge_captions(store: Store) -> int:
     """Brings both tables up to date with the answers; returns how many images have other captions than before."""
     texts = generated(store)
     if not texts.origins:
@@ -56,7 +56,7 @@ def _differing(view: View, texts: Generated) -> Iterator[tuple[str, tuple[Captio
 def _outdated(images: View, latents: View) -> Iterator[tuple[str, tuple[Caption, ...]]]:
     """Images whose latents hold other captions than they do."""
     held = scratch()
-    # Several for one image, where several codecs encoded it, or it was cut several times.
+    # Several for one image, where several VAEs encoded it, or it was cut several times.
     held.execute("CREATE TABLE held (image BLOB, captions BLOB, PRIMARY KEY (image, captions)) WITHOUT ROWID")
     for batch in latents.batches(["image_key", *TEXTS]):
         rows = sorted((bytes.fromhex(row["image_key"]), _digest(captions_of(row))) for row in batch.to_pylist())

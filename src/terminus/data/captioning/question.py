@@ -1,7 +1,7 @@
 """A question about one image: the pixels that training will see, and the prompt with its placeholders filled.
 
 The model is shown the planned crop and not the whole file, so a caption never names what the crop has cut away. Only
-where an image has several crops (`data.crops`), which share its captions, is it shown the whole picture.
+where an image has several crops (`data.crops`), which share its captions, is it shown the whole image.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from PIL import Image
 from terminus.data import damage
 from terminus.data.captioning.answer import Answer
 from terminus.data.captioning.settings import MAX_SIDE
-from terminus.data.pixels import render, resized
+from terminus.data.pixels import resized, training_pixels
 from terminus.data.store import GEOMETRY, View, plan_of
 
 COLUMNS = (
@@ -42,24 +42,24 @@ class Question:
     """The columns that `render` needs."""
     prompt: str
     whole: bool = False
-    """Whether the picture is all of the image, and not the crop."""
+    """Whether the image is all of the image, and not the crop."""
 
     @property
     def name(self) -> str:
         """What people call the image."""
         return f"{self.source}/{self.source_id}"
 
-    def picture(self, max_side: int = MAX_SIDE) -> Image.Image:
+    def image(self, max_side: int = MAX_SIDE) -> Image.Image:
         """The training pixels, reduced to `max_side` where they are larger; never enlarged."""
-        pixels = resized(self.row, plan_of(self.row)) if self.whole else render(self.row)
-        picture = Image.fromarray(pixels)
-        picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
-        return picture
+        pixels = resized(self.row, plan_of(self.row)) if self.whole else training_pixels(self.row)
+        image = Image.fromarray(pixels)
+        image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+        return image
 
     def jpeg(self, max_side: int = MAX_SIDE) -> bytes:
-        """`picture` as a JPEG file: a few hundred kilobytes, without any of the original's metadata."""
+        """`image` as a JPEG file: a few hundred kilobytes, without any of the original's metadata."""
         file = BytesIO()
-        self.picture(max_side).save(file, "JPEG", quality=QUALITY)
+        self.image(max_side).save(file, "JPEG", quality=QUALITY)
         return file.getvalue()
 
 
@@ -101,7 +101,7 @@ def questions(
             cast(str, row["source"]),
             cast(str, row["source_id"]),
             row,
-            filled(prompt, own_texts(row, generated), cast("list[str] | None", row["tags"]) or []),
+            fill_template(prompt, own_texts(row, generated), cast("list[str] | None", row["tags"]) or []),
             whole,
         )
         for row in found
@@ -114,7 +114,7 @@ def own_texts(row: dict[str, object], generated: frozenset[str]) -> list[str]:
     return [text for text, origin in zip(texts, origins, strict=True) if origin not in generated]
 
 
-def filled(prompt: str, captions: Sequence[str], tags: Sequence[str]) -> str:
+def fill_template(prompt: str, captions: Sequence[str], tags: Sequence[str]) -> str:
     """The prompt with `{captions}` and `{tags}` replaced; what is put in is not searched for placeholders again."""
     pieces = prompt.split("{captions}")
     told, listed = "; ".join(captions)[:QUOTED], ", ".join(tags)[:QUOTED]

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from terminus.data.captioning import sheet
 from terminus.data.captioning.answer import Answer, caption_of
-from terminus.data.captioning.merge import merge
+from terminus.data.captioning.merge import merge_captions
 from terminus.data.captioning.question import Asking, Failure, Question, questions
 from terminus.data.captioning.settings import Captioner, Endpoint
 from terminus.data.captioning.stream import replies
@@ -35,7 +35,7 @@ COMMIT_SECONDS = 10.0
 TAKEN = 64
 """Rows that are read from the table at a time: their bytes are in memory while they wait."""
 FAILURES_IN_A_ROW = 16
-"""Without any answer between them; then the server is at fault, not the pictures."""
+"""Without any answer between them; then the server is at fault, not the images."""
 EXAMPLES = 3
 """Images that a trial asks about."""
 
@@ -64,7 +64,7 @@ class Captioned:
     """Place of the page that shows captions before and after."""
 
 
-def caption(
+def write_captions(
     data: DataConfig,
     captioner: Captioner,
     console: Console | None = None,
@@ -179,8 +179,8 @@ class _Run:
         self.answers.compact()
         chosen = self.captioner
         self.answers.weigh(chosen.name, self.request, chosen.weight, chosen.own_weight)
-        self.counts.merged = merge(self.store)
-        self.counts.sheet = sheet.write(self.store, self.data.transform.spec, dict(self.counts.failed))
+        self.counts.merged = merge_captions(self.store)
+        self.counts.sheet = sheet.write_sheet(self.store, self.data.transform.spec, dict(self.counts.failed))
         self._say()
         return self.counts
 

@@ -13,12 +13,12 @@ from pydantic import Field, field_validator
 from terminus.config.base import Config
 
 MAX_SIDE = 1024
-"""Longest side in pixels of the picture that a model sees: more costs tokens and tells a caption nothing."""
+"""Longest side in pixels of the image that a model sees: more costs tokens and tells a caption nothing."""
 PLACEHOLDERS = ("{captions}", "{tags}")
 """What a prompt may quote of an image's own description."""
 
 PROMPT = (
-    "Write one caption of at most 60 words for this picture. Name the subject, the medium or style, the setting, the "
+    "Write one caption of at most 60 words for this image. Name the subject, the medium or style, the setting, the "
     "colours and the light. Say only what can be seen. Answer with the caption alone."
 )
 
@@ -35,7 +35,7 @@ class Endpoint(Config):
     key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """Environment variable that holds the API key; the key itself never stands in a recipe."""
     concurrency: int = Field(default=16, ge=1, le=512)
-    """Pictures that are asked about at once."""
+    """Images that are asked about at once."""
 
     @field_validator("url")
     @classmethod
@@ -60,7 +60,7 @@ class Local(Config):
     model: str = Field(min_length=1)
     """Folder or hub id; safetensors only, and no code of the model's own is run."""
     batch: int = Field(default=8, ge=1, le=1024)
-    """Pictures per call of the model."""
+    """Images per call of the model."""
 
 
 Model = Annotated[Endpoint | Local, Field(discriminator="kind")]
@@ -106,7 +106,7 @@ class Captioner(Config):
             "max_tokens": self.max_tokens,
             "temperature": self.temperature,
             "max_side": MAX_SIDE,
-            "picture": "whole" if whole else "crop",
+            "image": "whole" if whole else "crop",
         }
         if self.temperature:
             deciding["seed"] = seed

@@ -1,7 +1,7 @@
 """What captioning did, for people (`captions.html`: before and after, side by side) and for programs (`captions.json`).
 
 The sample is the images with the smallest keys. Keys are hashes, so it is random; and it is the same after every run,
-so that two captioners, or two prompts, can be compared on the same pictures.
+so that two captioners, or two prompts, can be compared on the same images.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from terminus.data import damage
 from terminus.data.captioning.merge import TEXTS, captions_of
 from terminus.data.captioning.question import own_texts
 from terminus.data.captioning.table import Answers
-from terminus.data.pixels import render
+from terminus.data.pixels import training_pixels
 from terminus.data.record import Caption
-from terminus.data.report import save
+from terminus.data.report import save_beside_tables
 from terminus.data.store import Store, View, quoted
 
 SAMPLE = 32
@@ -32,7 +32,7 @@ SAMPLE = 32
 USELESS = 8
 """Answers of no use on the page, per captioner and reason."""
 SIDE = 320
-"""Of a picture on the page, in pixels at most."""
+"""Of an image on the page, in pixels at most."""
 
 
 @dataclass
@@ -79,11 +79,11 @@ class Shown:
     after: list[Told]
 
 
-def write(store: Store, transform: str, failed: Mapping[str, int]) -> str:
+def write_sheet(store: Store, transform: str, failed: Mapping[str, int]) -> str:
     """Both files, in the store; returns the page's place. `failed` are this run's images without an answer."""
     captioners = facts(store)
     content = {"captioners": [asdict(captioner) for captioner in captioners], "failed": dict(failed)}
-    save(store.location, "captions.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    save_beside_tables(store.location, "captions.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     images = store.images.required()
     origins = frozenset(captioner.name for captioner in captioners)
     environment = Environment(
@@ -97,7 +97,7 @@ def write(store: Store, transform: str, failed: Mapping[str, int]) -> str:
         useless=_useless(store, images, captioners),
         total=images.counted(f"transform = {quoted(transform)}"),
     )
-    return save(store.location, "captions.html", page)
+    return save_beside_tables(store.location, "captions.html", page)
 
 
 def facts(store: Store) -> list[CaptionerFacts]:
@@ -200,8 +200,8 @@ def _useless(store: Store, images: View, captioners: Sequence[CaptionerFacts]) -
 
 
 def _uri(row: dict[str, object]) -> str:
-    picture = Image.fromarray(render(row))
-    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    image = Image.fromarray(training_pixels(row))
+    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     file = BytesIO()
-    picture.save(file, "JPEG", quality=85)
+    image.save(file, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

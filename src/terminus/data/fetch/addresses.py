@@ -98,7 +98,7 @@ def is_global(address: Address) -> bool:
     return (int(address) >> 32) & 0xFFFFFFFF not in _ISATAP or is_global(low)
 
 
-def parse(url: str, base: WebAddress | None = None) -> WebAddress:
+def parse_url(url: str, base: WebAddress | None = None) -> WebAddress:
     """The URL taken apart, relative to `base` (for redirects); raises UnfitUrl.
 
     http and https only; no user or password; port 80, 443 or one from 1024 on that is no other known service.

@@ -28,7 +28,7 @@ from terminus.config.base import Config
 from terminus.data.fetch import addresses, optouts
 from terminus.data.fetch.addresses import Address, UnfitUrl, WebAddress, is_global
 from terminus.data.fetch.connections import CheckedConnections, HostNotFound, NotAllowed
-from terminus.data.fetch.politeness import NotNow, Traffic, pause_before, retry_after
+from terminus.data.fetch.politeness import NotNow, RequestLimits, pause_before, retry_after
 from terminus.images import Dropped
 
 Reason = Literal[
@@ -81,7 +81,7 @@ class Policy(Config):
 
 
 @dataclass(frozen=True)
-class Request:
+class DownloadRequest:
     """A file to download."""
 
     url: str
@@ -109,7 +109,7 @@ class Budget:
 
 
 def fetch_many(
-    requests: Sequence[Request],
+    requests: Sequence[DownloadRequest],
     policy: Policy,
     allow: Callable[[Address], bool] = is_global,
     budget: Budget | None = None,
@@ -170,7 +170,9 @@ class _Purse:
 class _Downloader:
     """The requests of one call: their connections are never used under another `allow`."""
 
-    def __init__(self, policy: Policy, traffic: Traffic, pool: httpcore2.AsyncConnectionPool, purse: _Purse) -> None:
+    def __init__(
+        self, policy: Policy, traffic: RequestLimits, pool: httpcore2.AsyncConnectionPool, purse: _Purse
+    ) -> None:
         self.policy, self.traffic, self.pool, self.purse = policy, traffic, pool, purse
         self.agent = re.split(r"[/ ]", policy.user_agent)[0]
         self.headers = [
@@ -179,7 +181,7 @@ class _Downloader:
             (b"Accept-Encoding", b"identity"),
         ]
 
-    async def fetch(self, request: Request) -> Downloaded | Dropped:
+    async def fetch(self, request: DownloadRequest) -> Downloaded | Dropped:
         """The file, after as many attempts as the policy grants."""
         if request.checksum is not None and not _CHECKSUM.fullmatch(request.checksum):
             return Dropped("checksum unreadable", "neither sha256:<64 hex> nor md5:<32 hex>")
@@ -199,8 +201,8 @@ class _Downloader:
             await asyncio.sleep(pause)
             attempt += 1
 
-    async def _attempt(self, request: Request) -> Downloaded:
-        address = addresses.parse(request.url)
+    async def _attempt(self, request: DownloadRequest) -> Downloaded:
+        address = addresses.parse_url(request.url)
         seconds = self.policy.timeout
         clock = asyncio.get_running_loop().time
         for _ in range(MAX_REDIRECTS + 1):
@@ -276,7 +278,7 @@ def _redirected(address: WebAddress, location: str) -> WebAddress:
     if not location:
         raise _Failure("unexpected answer", "a redirect to nowhere")
     try:
-        to = addresses.parse(location, base=address)
+        to = addresses.parse_url(location, base=address)
     except UnfitUrl as error:
         raise _Failure("not a web address", f"a redirect: {error}") from None
     if address.scheme == "https" and to.scheme == "http":
@@ -317,9 +319,9 @@ def _text(header: bytes) -> str:
 
 
 async def _fetch_all(
-    requests: Sequence[Request], policy: Policy, allow: Callable[[Address], bool], budget: Budget | None
+    requests: Sequence[DownloadRequest], policy: Policy, allow: Callable[[Address], bool], budget: Budget | None
 ) -> list[Downloaded | Dropped]:
-    traffic = _traffic.setdefault(policy, Traffic(policy.concurrency, policy.per_host, policy.max_wait))
+    traffic = _traffic.setdefault(policy, RequestLimits(policy.concurrency, policy.per_host, policy.max_wait))
     pool = httpcore2.AsyncConnectionPool(
         _certificates(),
         max_connections=policy.concurrency,
@@ -340,7 +342,7 @@ def _certificates() -> ssl.SSLContext:
 
 _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
-_traffic: dict[Policy, Traffic] = {}
+_traffic: dict[Policy, RequestLimits] = {}
 _purses: dict[Budget, _Purse] = {}
 _PURSES = 16
 """Budgets that are remembered, the newest."""

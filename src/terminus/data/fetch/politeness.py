@@ -30,7 +30,7 @@ class _Host:
         """Time of the event loop before which the host does not want to be asked."""
 
 
-class Traffic:
+class RequestLimits:
     """All requests of a process: how many there may be at a time, in all and per host. Lives on one event loop."""
 
     def __init__(self, concurrency: int, per_host: int, max_wait: float) -> None:

@@ -21,9 +21,9 @@ from typing import Literal, cast
 from terminus.conditioning import Size
 from terminus.config.base import Config
 from terminus.data import storage
-from terminus.data.record import Candidate, Caption, Said
+from terminus.data.record import Candidate, Caption, SourceMetadata
 from terminus.data.sources.columns import MAX_CAPTION_BYTES, one_line
-from terminus.data.sources.printable import printable
+from terminus.data.sources.printable import printable_caption
 from terminus.errors import UserError
 from terminus.images import Dropped
 
@@ -70,7 +70,7 @@ class CocoSource(Config):
         yield from _read(images) if folder is None and self.images else images
         for key, texts in notes.texts.items():
             if key not in notes.seen:
-                problem = Dropped("caption without image", printable(texts[:200]))
+                problem = Dropped("caption without image", printable_caption(texts[:200]))
                 yield Candidate(self.name, f"annotations of {key}", problem=problem)
 
     def _folder(self) -> Path | None:
@@ -128,7 +128,7 @@ class CocoSource(Config):
             self.name,
             key,
             captions,
-            said=Said(size=_size(values)),
+            metadata=SourceMetadata(size=_size(values)),
             licence=notes.licences.get(_key(values.get("license")) or ""),
         )
         return self._found(candidate, values)
@@ -145,7 +145,7 @@ class CocoSource(Config):
         if not isinstance(name, str) or not name:
             return replace(candidate, problem=Dropped("row names no image", "no file_name"))
         if not _below(name):
-            return replace(candidate, problem=Dropped("name leads out of the folder", printable(name[:200])))
+            return replace(candidate, problem=Dropped("name leads out of the folder", printable_caption(name[:200])))
         if storage.is_remote(self.images):
             return replace(candidate, url=f"{self.images.rstrip('/')}/{name}")
         root = Path(self.images).absolute()
@@ -155,7 +155,7 @@ class CocoSource(Config):
             missing = isinstance(error, FileNotFoundError)
             reason = "image is missing" if missing else "cannot be read"
             detail = f"{name[:200]}: {error.strerror or type(error).__name__}"
-            return replace(candidate, problem=Dropped(reason, printable(detail)))
+            return replace(candidate, problem=Dropped(reason, printable_caption(detail)))
         return replace(candidate, path=root / name, root=root, stamp=f"{status.st_size}-{status.st_mtime_ns}")
 
 
@@ -189,7 +189,7 @@ class _Notes:
         if isinstance(url, str) and (known := _CREATIVE_COMMONS.search(url)):
             self.licences[key] = f"CC-{known[1].upper()}-{known[2]}"
         elif text := next((text for text in (name, url) if isinstance(text, str) and text), None):
-            self.licences[key] = printable(text[:200])
+            self.licences[key] = printable_caption(text[:200])
 
 
 class _NotJson(ValueError):
@@ -283,7 +283,7 @@ def _with_data(candidate: Candidate) -> Candidate:
     except UserError as error:
         return replace(candidate, url=None, problem=Dropped("cannot be read", error.what[:200]))
     except OSError as error:
-        return replace(candidate, url=None, problem=Dropped("cannot be read", printable(str(error)[:200])))
+        return replace(candidate, url=None, problem=Dropped("cannot be read", printable_caption(str(error)[:200])))
 
 
 def _key(value: object) -> str | None:
@@ -292,7 +292,7 @@ def _key(value: object) -> str | None:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | str):
         return None
-    return printable(str(value))[:200] or None
+    return printable_caption(str(value))[:200] or None
 
 
 def _size(values: dict[str, object]) -> Size | None:

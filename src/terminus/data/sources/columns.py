@@ -14,8 +14,8 @@ from types import MappingProxyType
 from typing import cast
 
 from terminus.conditioning import Size
-from terminus.data.record import Caption, Said
-from terminus.data.sources.printable import printable
+from terminus.data.record import Caption, SourceMetadata
+from terminus.data.sources.printable import printable_caption
 from terminus.errors import UserError
 from terminus.images import Dropped
 
@@ -63,7 +63,7 @@ class Columns:
         absent = [name for role, name in self.chosen.items() if role not in found]
         absent += [" or ".join(group) for group in self.needed if not any(role in found for role in group)]
         if absent:
-            listed = ", ".join(printable(name) for name in present[:100]) or "none"
+            listed = ", ".join(printable_caption(name) for name in present[:100]) or "none"
             raise UserError(
                 f"there is no column for {', '.join(absent)}",
                 where=where,
@@ -96,7 +96,7 @@ class BadRow(ValueError):
 
 
 @dataclass(frozen=True)
-class Row:
+class ColumnRow:
     """One row, by roles. The readers of its values raise `BadRow` where one is not what the role needs."""
 
     id: str
@@ -153,7 +153,7 @@ class Row:
         several = cast("list[object]", value) if isinstance(value, list) else [value]
         found: list[str] = []
         for one in several:
-            text = Row(self.id, {role: one}, self.columns).text(role) or ""
+            text = ColumnRow(self.id, {role: one}, self.columns).text(role) or ""
             if len(text.encode()) > MAX_CAPTION_BYTES:
                 raise BadRow("caption cannot be read", f"it is longer than {MAX_CAPTION_BYTES} bytes")
             if line := one_line(text):
@@ -186,11 +186,15 @@ class Row:
     def licence(self) -> str | None:
         """None where it is unknown, which LAION writes as "?"."""
         text = self.text("licence")
-        return None if text is None or text.casefold() in _LICENCE_UNKNOWN else printable(text)
+        return None if text is None or text.casefold() in _LICENCE_UNKNOWN else printable_caption(text)
 
     def _wrong(self, role: str, value: object, wanted: str) -> BadRow:
-        shown = printable(repr(value) if len(repr(value)) <= 60 else f"{type(value).__name__} {repr(value)[:50]}...")
-        return BadRow("value of the wrong type", f"{printable(self.columns.get(role, role))} is {shown}, not {wanted}")
+        shown = printable_caption(
+            repr(value) if len(repr(value)) <= 60 else f"{type(value).__name__} {repr(value)[:50]}..."
+        )
+        return BadRow(
+            "value of the wrong type", f"{printable_caption(self.columns.get(role, role))} is {shown}, not {wanted}"
+        )
 
 
 def one_line(text: str) -> str:
@@ -200,9 +204,9 @@ def one_line(text: str) -> str:
     return line if any(letter.isprintable() and letter != " " for letter in line) else ""
 
 
-def said(row: Row) -> Said:
+def metadata(row: ColumnRow) -> SourceMetadata:
     """What the usual columns say of the image."""
-    return Said(
+    return SourceMetadata(
         watermark=row.number("watermark", 0.0, 1.0),
         unsafe=_unsafe(row),
         aesthetic=row.number("aesthetic"),
@@ -212,7 +216,7 @@ def said(row: Row) -> Said:
     )
 
 
-def checksum(row: Row) -> str | None:
+def checksum(row: ColumnRow) -> str | None:
     """ "sha256:..." or "md5:..." of the file's bytes, if there is such a column."""
     for role, digits in (("sha256", 64), ("md5", 32)):
         if text := row.text(role):
@@ -222,7 +226,7 @@ def checksum(row: Row) -> str | None:
     return None
 
 
-def _unsafe(row: Row) -> float | None:
+def _unsafe(row: ColumnRow) -> float | None:
     score = row.number("unsafe", 0.0, 1.0)
     if score is not None:
         return score

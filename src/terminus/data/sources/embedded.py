@@ -35,13 +35,15 @@ class EmbeddedSource(Config):
         """How many candidates there will be."""
         from terminus.data import emoji
 
-        return sum(1 for _ in emoji.rows(self.styles, self.backgrounds, 0, self.limit, self._colors(), self.groups))
+        return sum(
+            1 for _ in emoji.emoji_rows(self.styles, self.backgrounds, 0, self.limit, self._colors(), self.groups)
+        )
 
     def candidates(self, seed: int) -> Iterator[Candidate]:
         """One per drawing and background; the drawing decides the split, so no shape is in both."""
         from terminus.data import emoji
 
-        for row in emoji.rows(self.styles, self.backgrounds, seed, self.limit, self._colors(), self.groups):
+        for row in emoji.emoji_rows(self.styles, self.backgrounds, seed, self.limit, self._colors(), self.groups):
             yield Candidate(
                 self.name,
                 row.id,

@@ -19,9 +19,9 @@ from typing import Literal, cast
 from terminus.bounded_files import read_bounded
 from terminus.config.base import Config
 from terminus.data.record import Candidate, Caption
-from terminus.data.sources.columns import BadRow, Row
+from terminus.data.sources.columns import BadRow, ColumnRow
 from terminus.data.sources.metadata import Metadata
-from terminus.data.sources.printable import printable
+from terminus.data.sources.printable import printable_caption
 from terminus.errors import UserError
 from terminus.images import Dropped
 
@@ -75,7 +75,7 @@ class FolderSource(Config):
         except (OSError, ValueError) as error:
             raise UserError(
                 _said_of_root(error),
-                where=f"data.sources ({self.name}): {printable(str(self.path))}",
+                where=f"data.sources ({self.name}): {printable_caption(str(self.path))}",
                 rule="A folder source reads the images under `path`",
                 fix="Correct the path, which is relative to where the command runs, or the rights to read it.",
             ) from None
@@ -83,27 +83,29 @@ class FolderSource(Config):
     def _unread(self, root: Path, error: OSError) -> Candidate:
         below = os.path.relpath(os.fsdecode(error.filename), root)
         problem = Dropped("folder cannot be read", error.strerror or type(error).__name__)
-        return Candidate(self.name, f"{printable(below)}/", problem=problem)
+        return Candidate(self.name, f"{printable_caption(below)}/", problem=problem)
 
-    def _candidate(self, root: Path, path: Path, described: tuple[Caption, ...], said: str | None) -> Candidate:
-        identity = printable(str(path.relative_to(root)))
+    def _candidate(self, root: Path, path: Path, described: tuple[Caption, ...], metadata: str | None) -> Candidate:
+        identity = printable_caption(str(path.relative_to(root)))
         if os.path.islink(path) and os.path.isdir(path):
             return Candidate(self.name, identity, problem=Dropped("link to a folder"))
         if path.suffix.lower() not in IMAGE_SUFFIXES:
-            ending = f"the name ends in {printable(path.suffix)!r}" if path.suffix else "the name has no ending"
+            ending = f"the name ends in {printable_caption(path.suffix)!r}" if path.suffix else "the name has no ending"
             dropped = Dropped("not a JPEG, PNG or WebP image", ending)
             return Candidate(self.name, identity, problem=dropped)
         try:
             captions, licence, stamps = _sidecars(path, root)
         except _BadSidecar as error:
-            return Candidate(self.name, identity, problem=Dropped("caption cannot be read", printable(str(error))))
+            return Candidate(
+                self.name, identity, problem=Dropped("caption cannot be read", printable_caption(str(error)))
+            )
         return Candidate(
             self.name,
             identity,
             captions + described,
             path=path,
             root=root,
-            licence=licence or said,
+            licence=licence or metadata,
             stamp="|".join((_stamp(path), *stamps)),
         )
 
@@ -163,11 +165,11 @@ def _sidecars(path: Path, root: Path) -> tuple[tuple[Caption, ...], str | None, 
         stamps.append(_stamp(sidecar))
         content: dict[str, object] = {"caption": text} if suffix == ".txt" else _object(text, sidecar.name)
         try:
-            texts, said = _described(content, sidecar.name)
+            texts, metadata = _described(content, sidecar.name)
         except BadRow as error:
             raise _BadSidecar(f"{sidecar.name}: {error.dropped.detail}") from None
         captions += [Caption(one, "sidecar") for one in texts]
-        licence = said or licence
+        licence = metadata or licence
     return tuple(captions), licence, stamps
 
 
@@ -208,7 +210,7 @@ def _described(content: dict[str, object], name: str) -> tuple[list[str], str | 
     licence = content.get("licence", content.get("license"))
     if not all(isinstance(text, str) for text in texts) or not isinstance(licence, str | None):
         raise _BadSidecar(f"{name} holds a caption or licence that is not text")
-    row = Row(name, {"captions": texts, "licence": licence}, {})
+    row = ColumnRow(name, {"captions": texts, "licence": licence}, {})
     return row.texts("captions"), row.licence()
 
 

@@ -20,10 +20,10 @@ from pydantic import Field, model_validator
 
 from terminus.config.base import Config
 from terminus.data import storage
-from terminus.data.record import Candidate, Part
+from terminus.data.record import Candidate, SourcePart
 from terminus.data.sources import tables
-from terminus.data.sources.columns import FACTS, BadRow, Columns, Row, checksum, said
-from terminus.data.sources.printable import printable
+from terminus.data.sources.columns import FACTS, BadRow, ColumnRow, Columns, checksum, metadata
+from terminus.data.sources.printable import printable_caption
 from terminus.errors import UserError
 from terminus.images import Dropped
 
@@ -92,17 +92,17 @@ class HuggingfaceSource(Config):
         for part in self.parts():
             yield from part.candidates()
 
-    def parts(self) -> Iterator[Part]:
+    def parts(self) -> Iterator[SourcePart]:
         """The files. One that did not change since its rows were judged need not be read again."""
         root = self._root()
         licence = _card_licence(root)
         for number, uri in enumerate(self._files(root)):
-            name = printable(uri.removeprefix(root.rstrip("/") + "/"))
+            name = printable_caption(uri.removeprefix(root.rstrip("/") + "/"))
             try:
                 stamp = f"{storage.stamp(uri)} {licence}"
             except UserError:
                 stamp = ""
-            yield Part(name, stamp, partial(self._file, uri, root, licence, number == 0))
+            yield SourcePart(name, stamp, partial(self._file, uri, root, licence, number == 0))
 
     def _file(self, uri: str, root: str, licence: str | None, first: bool) -> Iterator[Candidate]:
         """The first must have the columns (`UserError`)."""
@@ -112,7 +112,7 @@ class HuggingfaceSource(Config):
         except UserError as error:
             if first:
                 raise
-            name = printable(uri.removeprefix(root.rstrip("/") + "/"))
+            name = printable_caption(uri.removeprefix(root.rstrip("/") + "/"))
             yield Candidate(self.name, f"{name}#0", problem=Dropped("table cannot be read", error.what))
 
     def _root(self) -> str:
@@ -121,15 +121,15 @@ class HuggingfaceSource(Config):
     def _files(self, root: str) -> list[str]:
         every = storage.files(root, ENDINGS)
         # The hub's rule: the split's name stands between separators, in the file's name or a folder's.
-        said = None if self.split is None else re.compile(rf"(?:^|[/._ -]){re.escape(self.split)}(?=[/._ -]|$)")
-        found = [uri for uri in every if said is None or said.search(uri[len(root) :])]
+        metadata = None if self.split is None else re.compile(rf"(?:^|[/._ -]){re.escape(self.split)}(?=[/._ -]|$)")
+        found = [uri for uri in every if metadata is None or metadata.search(uri[len(root) :])]
         named = any(
             re.search(r"(?:^|[/._ -])(train|test|validation|dev|val)(?=[/._ -])", uri[len(root) :]) for uri in every
         )
         if found or (every and not named and self.split == "train"):
             return found or every
         if every:
-            listed = ", ".join(printable(uri[len(root) :].lstrip("/")) for uri in every[:10])
+            listed = ", ".join(printable_caption(uri[len(root) :].lstrip("/")) for uri in every[:10])
             raise UserError(
                 f"there are no files of the split {self.split!r} here",
                 where=f"data.sources ({self.name}): {root}",
@@ -154,7 +154,7 @@ class HuggingfaceSource(Config):
         elif storage.is_remote(root):
             folder, before = "FOLDER", "Copy all of it to this machine, and write"
         return UserError(
-            f"there are no Parquet or Arrow files here, but {printable(beside[0][len(root) :].lstrip('/'))}",
+            f"there are no Parquet or Arrow files here, but {printable_caption(beside[0][len(root) :].lstrip('/'))}",
             where=where,
             rule="Images beside a metadata.csv or metadata.jsonl are a folder of images with captions",
             fix=f"{before} `{{kind: folder, name: {self.name}, path: {folder}}}`.",
@@ -167,14 +167,14 @@ class HuggingfaceSource(Config):
         if uri.lower().endswith(".arrow"):
             yield from self._arrow(uri, root)
             return
-        below = printable(uri.removeprefix(root.rstrip("/") + "/"))
+        below = printable_caption(uri.removeprefix(root.rstrip("/") + "/"))
         folder, slash, _ = below.rpartition("/")
         for candidate in tables.candidates(self.name, uri, self._columns(), self._candidate):
             yield replace(candidate, source_id=f"{folder}{slash}{candidate.source_id}")
 
     def _arrow(self, uri: str, root: str) -> Iterator[Candidate]:
         """Of an IPC stream, as `save_to_disk` writes it."""
-        name = printable(uri.removeprefix(root.rstrip("/") + "/"))
+        name = printable_caption(uri.removeprefix(root.rstrip("/") + "/"))
         number = 0
         with closing(storage.open_input(uri)) as file:
             try:
@@ -184,20 +184,20 @@ class HuggingfaceSource(Config):
                 for batch in reader:
                     batch.validate(full=True)
                     for row in _unpacked(batch, found):
-                        yield self._read(Row(f"{name}#{number}", row, found))
+                        yield self._read(ColumnRow(f"{name}#{number}", row, found))
                         number += 1
             except _BROKEN as error:
                 detail = (str(error).splitlines() or [type(error).__name__])[0]
-                problem = Dropped("table cannot be read", f"from this row on: {printable(detail[:300])}")
+                problem = Dropped("table cannot be read", f"from this row on: {printable_caption(detail[:300])}")
                 yield Candidate(self.name, f"{name}#{number}", problem=problem, stamp=storage.stamp(uri))
 
-    def _read(self, row: Row) -> Candidate:
+    def _read(self, row: ColumnRow) -> Candidate:
         try:
             return self._candidate(row)
         except BadRow as error:
             return Candidate(self.name, row.id, problem=error.dropped)
 
-    def _candidate(self, row: Row) -> Candidate:
+    def _candidate(self, row: ColumnRow) -> Candidate:
         data, url = row.image()
         return Candidate(
             self.name,
@@ -206,7 +206,7 @@ class HuggingfaceSource(Config):
             data=data,
             url=url,
             checksum=checksum(row),
-            said=said(row),
+            metadata=metadata(row),
             licence=row.licence(),
         )
 
@@ -264,7 +264,7 @@ def _refuse_damaged(folder: Path, names: list[str], where: str) -> None:
         (folder / name).unlink()
     if names:
         raise UserError(
-            f"what arrived as {', '.join(map(printable, names[:5]))} is not what the hub lists",
+            f"what arrived as {', '.join(map(printable_caption, names[:5]))} is not what the hub lists",
             where=f"data.sources: {where}",
             rule="The checksum of each file is that of the commit",
             fix="The damaged files are deleted; the same command fetches them again.",

@@ -13,9 +13,9 @@ from typing import Literal
 from pydantic import Field
 
 from terminus.config.base import Config
-from terminus.data.record import Candidate, Part
+from terminus.data.record import Candidate, SourcePart
 from terminus.data.sources import tables
-from terminus.data.sources.columns import FACTS, Columns, Row, checksum, said
+from terminus.data.sources.columns import FACTS, ColumnRow, Columns, checksum, metadata
 
 Role = Literal[
     "id", "url", "image", "caption", "width", "height", "similarity", "unsafe", "nsfw", "watermark", "aesthetic",
@@ -55,14 +55,14 @@ class LaionSource(Config):
         """One per row, files in the order of their names; unreadable tables and rows with the reason."""
         return tables.candidates(self.name, self.path, self._columns(), self._candidate)
 
-    def parts(self) -> Iterator[Part]:
+    def parts(self) -> Iterator[SourcePart]:
         """The tables. One that did not change since its rows were judged need not be read again."""
         return tables.parts(self.name, self.path, self._columns(), self._candidate)
 
     def _columns(self) -> Columns:
         return Columns(NAMES, {role: name for role, name in self.columns.items()}, (("url", "image"), ("caption",)))
 
-    def _candidate(self, row: Row) -> Candidate:
+    def _candidate(self, row: ColumnRow) -> Candidate:
         data, url = row.image()
         return Candidate(
             self.name,
@@ -71,6 +71,6 @@ class LaionSource(Config):
             data=data,
             url=url,
             checksum=checksum(row),
-            said=said(row),
+            metadata=metadata(row),
             licence=row.licence(),
         )

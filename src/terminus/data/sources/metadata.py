@@ -15,8 +15,8 @@ from pathlib import Path, PurePosixPath
 from terminus.data.duplicates import scratch
 from terminus.data.record import Candidate, Caption
 from terminus.data.sources import tables
-from terminus.data.sources.columns import FACTS, BadRow, Columns, Row
-from terminus.data.sources.printable import printable
+from terminus.data.sources.columns import FACTS, BadRow, ColumnRow, Columns
+from terminus.data.sources.printable import printable_caption
 from terminus.errors import UserError
 from terminus.images import Dropped
 
@@ -53,14 +53,14 @@ class Metadata:
         if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.root)):
             raise UserError(
                 "this link leads out of the folder",
-                where=printable(str(path)),
-                rule=f"Only what lies in {printable(str(self.root))} is read",
+                where=printable_caption(str(path)),
+                rule=f"Only what lies in {printable_caption(str(self.root))} is read",
                 fix="Put the file in place of the link, or remove it.",
             )
         folder = path.parent.relative_to(self.root)
         read, unread = 0, ""
         for row in _rows(path):
-            identity = f"{printable(folder.as_posix())}/{row.id}".removeprefix("./")
+            identity = f"{printable_caption(folder.as_posix())}/{row.id}".removeprefix("./")
             problem = row.problem
             if problem is None:
                 read += 1
@@ -91,7 +91,7 @@ class Metadata:
         for identity, path in self.database.execute("SELECT id, path FROM rows ORDER BY rowid"):
             yield Candidate(self.source, identity, problem=self._absent(Path(os.fsdecode(path))))
 
-    def _add(self, folder: Path, identity: str, row: Row) -> None:
+    def _add(self, folder: Path, identity: str, row: ColumnRow) -> None:
         name = row.text("file_name")
         if name is None:
             raise BadRow("row names no image", "no file_name")
@@ -99,13 +99,13 @@ class Metadata:
             raise BadRow("row names no image", f"a name of {len(name)} letters")
         parts = PurePosixPath(name)
         if parts.is_absolute() or ".." in parts.parts or "\\" in name or "\0" in name:
-            raise BadRow("name leads out of the folder", printable(name[:200]))
+            raise BadRow("name leads out of the folder", printable_caption(name[:200]))
         captions = [(one.text, one.origin) for role in CAPTIONS for one in row.captions(role)]
         values = (os.fsencode(folder / parts), identity, json.dumps(captions), row.licence())
         self.database.execute("INSERT INTO rows VALUES (?, ?, ?, ?)", values)
 
     def _absent(self, name: Path) -> Dropped:
-        shown = printable(name.as_posix()[:200])
+        shown = printable_caption(name.as_posix()[:200])
         if any(os.path.islink(self.root / folder) for folder in list(name.parents)[:-1]):
             return Dropped("link to a folder", shown)
         if os.path.lexists(self.root / name):
@@ -113,9 +113,9 @@ class Metadata:
         return Dropped("image is missing", shown)
 
 
-def _rows(path: Path) -> Iterator[Row]:
+def _rows(path: Path) -> Iterator[ColumnRow]:
     try:
-        for row in tables.rows(str(path), _COLUMNS):
+        for row in tables.table_rows(str(path), _COLUMNS):
             if row.problem is not None and row.problem.reason == "table cannot be read":
                 raise _broken(path, f"this file cannot be read ({row.problem.detail})")
             yield row
@@ -125,4 +125,4 @@ def _rows(path: Path) -> Iterator[Row]:
 
 def _broken(path: Path, what: str) -> UserError:
     rule = "It is CSV with a header, JSON Lines (an object a line) or Parquet, in UTF-8, with a column `file_name`"
-    return UserError(what, where=printable(str(path)), rule=rule, fix=_FIX)
+    return UserError(what, where=printable_caption(str(path)), rule=rule, fix=_FIX)

@@ -1,7 +1,7 @@
-"""Tables of prompts and pictures out of Midjourney and Niji: exports of its Discord channels, and sets made of them.
+"""Tables of prompts and images out of Midjourney and Niji: exports of its Discord channels, and sets made of them.
 
 The prompt becomes a caption (`prompts`), and what its parameters say becomes tags, by which anime can be chosen. Most
-of what the bot posts is a grid of four pictures; a model trained on grids draws grids, so they are told apart first.
+of what the bot posts is a grid of four images; a model trained on grids draws grids, so they are told apart first.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Literal
 from pydantic import Field
 
 from terminus.config.base import Config
-from terminus.data.record import Candidate, Caption, Part
+from terminus.data.record import Candidate, Caption, SourcePart
 from terminus.data.sources import prompts, tables
-from terminus.data.sources.columns import FACTS, BadRow, Columns, Row, checksum, said
-from terminus.data.sources.prompts import Prompt
+from terminus.data.sources.columns import FACTS, BadRow, ColumnRow, Columns, checksum, metadata
+from terminus.data.sources.prompts import ParsedPrompt
 
 Role = Literal[
     "id", "url", "image", "prompt", "parameters", "caption", "upscaled", "version", "width", "height", "similarity",
@@ -44,7 +44,7 @@ DRAWN = ("anime", "manga", "chibi", "cel shading", "cel shaded", "hand drawn", "
 """Words by which the prompts of Midjourney's general model ask for what Niji draws by itself."""
 
 GRID_PIXELS = 2_500_000
-"""Since version 5 one picture has about 1 megapixel before it is enlarged, and a grid about 4."""
+"""Since version 5 one image has about 1 megapixel before it is enlarged, and a grid about 4."""
 
 _GRID_NAME = re.compile(r"[/_]grid_\d", re.IGNORECASE)
 _SINGLE_NAME = re.compile(r"//cdn\.midjourney\.com/[^?#]*/\d_\d[^/?#]*\.(?:png|webp|jpe?g)", re.IGNORECASE)
@@ -54,10 +54,10 @@ _TRUTH = {"true": True, "1": True, "1.0": True, "yes": True, "false": False, "0"
 
 
 class MidjourneySource(Config):
-    """Midjourney or Niji prompts with their pictures, in Parquet, CSV or JSON Lines tables."""
+    """Midjourney or Niji prompts with their images, in Parquet, CSV or JSON Lines tables."""
 
     kind: Literal["midjourney"]
-    """Tables of prompts and pictures."""
+    """Tables of prompts and images."""
     name: str
     """What the rows of this source are called in the store; keep it when the tables move."""
     path: str
@@ -65,19 +65,19 @@ class MidjourneySource(Config):
     columns: dict[Role, str] = Field(default_factory=dict)
     """Which column is what, where it is not called as usual: {prompt: clean_prompts, id: message_id}."""
     only: Literal["upscaled", "not_grids", "any"] = "not_grids"
-    """upscaled: what is known to be one picture; not_grids: all but what seems to be a grid; any: believe the table."""
+    """upscaled: what is known to be one image; not_grids: all but what seems to be a grid; any: believe the table."""
     tags: tuple[str, ...] = DRAWN
     """Words that become tags where a caption has them, for `filters` to choose by; parameters always do ("niji")."""
 
     def count(self) -> int:
-        """About how many rows there are; a `UserError` if the tables have no prompts or no pictures."""
+        """About how many rows there are; a `UserError` if the tables have no prompts or no images."""
         return tables.estimate(self.path, self._columns())
 
     def candidates(self, seed: int) -> Iterator[Candidate]:
         """One per row, files in the order of their names; grids, unreadable tables and rows with the reason."""
         return tables.candidates(self.name, self.path, self._columns(), self._candidate)
 
-    def parts(self) -> Iterator[Part]:
+    def parts(self) -> Iterator[SourcePart]:
         """The tables. One that did not change since its rows were judged need not be read again."""
         return tables.parts(self.name, self.path, self._columns(), self._candidate)
 
@@ -85,7 +85,7 @@ class MidjourneySource(Config):
         chosen = {role: name for role, name in self.columns.items()}
         return Columns(NAMES, chosen, (("url", "image"), ("prompt",)))
 
-    def _candidate(self, row: Row) -> Candidate:
+    def _candidate(self, row: ColumnRow) -> Candidate:
         data, url = row.image()
         prompt = _prompt(row)
         if self.only != "any":
@@ -94,8 +94,8 @@ class MidjourneySource(Config):
         if prompt.caption and not prompt.alternatives:
             captions = (Caption(prompt.caption, "prompt"), *captions)
         elif prompt.alternatives and not captions:
-            raise BadRow("prompt stands for several", "it holds {this, that}, and which made the picture is unknown")
-        facts = said(row)
+            raise BadRow("prompt stands for several", "it holds {this, that}, and which made the image is unknown")
+        facts = metadata(row)
         words = prompts.mentions("\n".join(caption.text for caption in captions), self.tags)
         tags = tuple(dict.fromkeys((*prompt.tags, *words, *facts.tags)))
         return Candidate(
@@ -105,15 +105,15 @@ class MidjourneySource(Config):
             data=data,
             url=url,
             checksum=checksum(row),
-            said=replace(facts, tags=tags),
+            metadata=replace(facts, tags=tags),
             licence=row.licence(),
         )
 
 
-def _prompt(row: Row) -> Prompt:
+def _prompt(row: ColumnRow) -> ParsedPrompt:
     """What the columns of prompt, parameters and version say together."""
-    prompt = prompts.parse(" ".join(row.texts("prompt")))
-    more = prompts.parse(" ".join(row.texts("parameters")))
+    prompt = prompts.parse_prompt(" ".join(row.texts("prompt")))
+    more = prompts.parse_prompt(" ".join(row.texts("parameters")))
     parameters = dict(prompt.parameters) | dict(more.parameters)
     version = _VERSION.fullmatch(row.text("version") or "")
     if version and version[0] and not {"niji", "version"} & parameters.keys():
@@ -121,18 +121,18 @@ def _prompt(row: Row) -> Prompt:
     return replace(prompt, parameters=tuple(sorted(parameters.items())))
 
 
-def _refuse_grids(prompt: Prompt, row: Row, url: str | None, known: bool) -> None:
+def _refuse_grids(prompt: ParsedPrompt, row: ColumnRow, url: str | None, known: bool) -> None:
     """Raises `BadRow` for a grid, a preview, or (with `known`) what may be either."""
-    shows, evidence = pictures(prompt, row, url)
+    shows, evidence = images(prompt, row, url)
     if shows == "unfinished":
-        raise BadRow("picture is not finished", evidence)
+        raise BadRow("image is not finished", evidence)
     if shows == "four":
-        raise BadRow("grid of four pictures", evidence)
+        raise BadRow("grid of four images", evidence)
     if shows is None and known:
-        raise BadRow("not known to be one picture", evidence)
+        raise BadRow("not known to be one image", evidence)
 
 
-def pictures(prompt: Prompt, row: Row, url: str | None) -> tuple[prompts.Shows | None, str]:
+def images(prompt: ParsedPrompt, row: ColumnRow, url: str | None) -> tuple[prompts.Shows | None, str]:
     """What the image shows, with the evidence. The first that says something decides: a column, the bot's message,
     the file's name, its size (from version 5 on), and last that what lies on Discord is most often a grid."""
     upscaled = row.values.get("upscaled")
@@ -152,7 +152,7 @@ def pictures(prompt: Prompt, row: Row, url: str | None) -> tuple[prompts.Shows |
     return None, "neither columns, message, file name nor size tell"
 
 
-def _version(prompt: Prompt) -> float:
+def _version(prompt: ParsedPrompt) -> float:
     """Of the model; 0 where it is not said."""
     parameters = dict(prompt.parameters)
     number = re.match(r"\d+(?:\.\d+)?", parameters.get("niji") or parameters.get("version") or "")

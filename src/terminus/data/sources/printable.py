@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def printable(text: str) -> str:
+def printable_caption(text: str) -> str:
     """Valid Unicode for the store and harmless on a terminal: other bytes and control characters escaped."""
     valid = text.encode("utf-8", "backslashreplace" if _surrogates(text) else "strict").decode()
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in valid)

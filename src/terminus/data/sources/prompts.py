@@ -5,7 +5,7 @@
     parts      = text {"::" [weight] text} ["::" [weight]]   a part weighs 1 unless its weight follows the "::"
     parameter  = ("--" | "—" | "–") name [value]             the name decides what its value looks like
 
-Parts of positive weight, in their order, are the caption. What `--no` and negative weights name is not in the picture,
+Parts of positive weight, in their order, are the caption. What `--no` and negative weights name is not in the image,
 so it is no part of the caption. A text that is no such message is a prompt; a dash that begins no parameter is a dash.
 """
 
@@ -62,7 +62,7 @@ _TAIL = re.compile(
     )$""",
     re.VERBOSE | re.IGNORECASE | re.DOTALL,
 )
-"""What the bot adds after a prompt: a picture that was chosen and enlarged, or four to choose from."""
+"""What the bot adds after a prompt: an image that was chosen and enlarged, or four to choose from."""
 _PROGRESS = re.compile(r"\((?:\d?\d%|Waiting to start|Stopped|Paused)\)", re.IGNORECASE)
 _URL = re.compile(r"<?https?://[^\s<>]*>?", re.IGNORECASE)
 _DISCORD = re.compile(r"<(?:@[!&]?|\#|a?:\w+:)\d+>")
@@ -75,43 +75,43 @@ _EMPTY = re.compile(r"\s*,(?:\s*[,;])+")
 
 
 Shows = Literal["one", "four", "unfinished"]
-"""One picture, a grid of four to choose from, or the bot's work in progress."""
+"""One image, a grid of four to choose from, or the bot's work in progress."""
 
 
 @dataclass(frozen=True)
-class Prompt:
+class ParsedPrompt:
     """What a prompt says, taken apart."""
 
     caption: str
     """The description, on one line; empty where there is none."""
     negative: tuple[str, ...] = ()
-    """What it asks not to be in the picture."""
+    """What it asks not to be in the image."""
     parameters: tuple[tuple[str, str], ...] = ()
     """Name and value as written, of each the last, sorted: (("aspect", "2:3"), ("niji", "5"))."""
     images: int = 0
-    """How many image URLs it begins with: these shaped the picture, too."""
+    """How many image URLs it begins with: these shaped the image, too."""
     alternatives: bool = False
-    """Whether it holds `{this, that}`: it stands for several prompts, and which of them made a picture is unknown."""
+    """Whether it holds `{this, that}`: it stands for several prompts, and which of them made an image is unknown."""
     shows: Shows | None = None
     """What the bot's message says of the image, if it is one."""
 
     @property
     def tags(self) -> tuple[str, ...]:
         """What the parameters say, as tags: ("niji", "niji 5", "aspect 2:3"); "midjourney 5.2" without `--niji`."""
-        said = dict(self.parameters)
+        metadata = dict(self.parameters)
         tags: list[str] = []
-        if "niji" in said:
-            tags += ["niji", f"niji {said['niji']}".strip()]
-        elif said.get("version"):
-            tags += ["midjourney", f"midjourney {said['version']}"]
+        if "niji" in metadata:
+            tags += ["niji", f"niji {metadata['niji']}".strip()]
+        elif metadata.get("version"):
+            tags += ["midjourney", f"midjourney {metadata['version']}"]
         for name in ("aspect", "style"):
-            if said.get(name):
-                tags.append(f"{name} {said[name].casefold()}")
-        tags += [name for name in ("raw", "tile") if name in said]
+            if metadata.get(name):
+                tags.append(f"{name} {metadata[name].casefold()}")
+        tags += [name for name in ("raw", "tile") if name in metadata]
         return tuple(dict.fromkeys(tags))
 
 
-def parse(text: str) -> Prompt:
+def parse_prompt(text: str) -> ParsedPrompt:
     """Takes a prompt or a message apart. Never fails: what it does not understand stays in the caption, except that
     two hyphens before an unknown name make it a parameter, because the bot has always added some."""
     prompt, shows = _message(" ".join(text.split()))
@@ -127,7 +127,7 @@ def parse(text: str) -> Prompt:
     alternatives = any("," in found.replace("\\,", "") for found in _BRACES.findall(description))
     caption = ", ".join(part for part in (_plain(part).rstrip(",; ") for part in kept[:-1]) if part)
     last = _plain(kept[-1]) if kept else ""
-    return Prompt(
+    return ParsedPrompt(
         caption=f"{caption}, {last}" if caption and last else caption or last,
         negative=tuple(plain for part in negative if (plain := _plain(part))),
         parameters=tuple(sorted(parameters.items())),
@@ -148,7 +148,7 @@ def _folded(word: str) -> str:
 
 
 def _message(text: str) -> tuple[str, Shows | None]:
-    """The prompt in a message of the bot, and how many pictures the message shows."""
+    """The prompt in a message of the bot, and how many images the message shows."""
     start, end = text.find("**"), text.rfind("**")
     bold = 0 <= start < end and not _DISCORD.sub("", text[:start]).strip()
     after = text[end + 2 :] if bold else ""

@@ -24,9 +24,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from terminus.data import storage
-from terminus.data.record import Candidate, Part
-from terminus.data.sources.columns import BadRow, Columns, Row
-from terminus.data.sources.printable import printable
+from terminus.data.record import Candidate, SourcePart
+from terminus.data.sources.columns import BadRow, ColumnRow, Columns
+from terminus.data.sources.printable import printable_caption
 from terminus.errors import UserError
 from terminus.images import Dropped
 
@@ -64,29 +64,33 @@ class _Table:
     def is_a(self, *endings: str) -> bool:
         return self.uri.lower().removesuffix(".gz").endswith(endings)
 
-    def broken(self, number: int, detail: str, reason: str = "table cannot be read") -> Row:
+    def broken(self, number: int, detail: str, reason: str = "table cannot be read") -> ColumnRow:
         stamp = _stamp(self.uri) or "unreadable"
-        return Row(f"{printable(self.name)}#{number}", {}, {}, Dropped(reason, printable(detail[:300])), stamp)
+        return ColumnRow(
+            f"{printable_caption(self.name)}#{number}", {}, {}, Dropped(reason, printable_caption(detail[:300])), stamp
+        )
 
 
-def candidates(source: str, place: str, columns: Columns, build: Callable[[Row], Candidate]) -> Iterator[Candidate]:
+def candidates(
+    source: str, place: str, columns: Columns, build: Callable[[ColumnRow], Candidate]
+) -> Iterator[Candidate]:
     """What `build` makes of each row, and a candidate with a problem for each that cannot be read or used."""
     return itertools.chain.from_iterable(part.candidates() for part in parts(source, place, columns, build))
 
 
-def parts(source: str, place: str, columns: Columns, build: Callable[[Row], Candidate]) -> Iterator[Part]:
+def parts(source: str, place: str, columns: Columns, build: Callable[[ColumnRow], Candidate]) -> Iterator[SourcePart]:
     """The tables, with the same candidates. Ids that the recipe chooses may repeat: then all are read every time."""
     reading = _Reading(columns)
     for table in _tables(place):
         stamp = "" if "id" in columns.chosen else _stamp(table.uri)
         before = reading.begun
-        yield Part(printable(table.name), stamp, partial(_candidates, source, table, reading, build))
+        yield SourcePart(printable_caption(table.name), stamp, partial(_candidates, source, table, reading, build))
         # What is passed over was read by an earlier run, and had its columns.
         reading.settled = reading.settled or reading.begun == before
 
 
 def _candidates(
-    source: str, table: _Table, reading: _Reading, build: Callable[[Row], Candidate]
+    source: str, table: _Table, reading: _Reading, build: Callable[[ColumnRow], Candidate]
 ) -> Iterator[Candidate]:
     for row in reading.rows(table):
         if row.problem is not None:
@@ -99,7 +103,7 @@ def _candidates(
         yield candidate
 
 
-def rows(place: str, columns: Columns) -> Iterator[Row]:
+def table_rows(place: str, columns: Columns) -> Iterator[ColumnRow]:
     """Of all tables at a place, files in the order of their names, rows in that of the file."""
     reading = _Reading(columns)
     return itertools.chain.from_iterable(reading.rows(table) for table in _tables(place))
@@ -116,7 +120,7 @@ class _Reading:
     begun: int = 0
     """Tables so far."""
 
-    def rows(self, table: _Table) -> Iterator[Row]:
+    def rows(self, table: _Table) -> Iterator[ColumnRow]:
         """In the order of the file."""
         self.begun += 1
         try:
@@ -191,13 +195,13 @@ def _below(uri: str, place: str) -> str:
     return os.path.basename(uri) if name == os.curdir else name.replace(os.sep, "/")
 
 
-def _rows(table: _Table, columns: Columns) -> Iterator[Row]:
+def _rows(table: _Table, columns: Columns) -> Iterator[ColumnRow]:
     if table.is_a(*PARQUET):
         return _parquet(table, columns)
     return _csv(table, columns) if table.is_a(".csv", ".tsv") else _json_lines(table, columns)
 
 
-def _parquet(table: _Table, columns: Columns) -> Iterator[Row]:
+def _parquet(table: _Table, columns: Columns) -> Iterator[ColumnRow]:
     with closing(storage.open_input(table.uri)) as source:
         try:
             file = pq.ParquetFile(source, buffer_size=READ_BYTES, pre_buffer=False, page_checksum_verification=True)
@@ -207,7 +211,7 @@ def _parquet(table: _Table, columns: Columns) -> Iterator[Row]:
             return
         found = _found(columns, table, present)
         stored = {role: name for role, name in found.items() if name in present}
-        said = {role: table.partitions[name] for role, name in found.items() if role not in stored}
+        metadata = {role: table.partitions[name] for role, name in found.items() if role not in stored}
         first = 0
         for group in range(file.num_row_groups):
             number, end = first, first + max(0, file.metadata.row_group(group).num_rows)
@@ -216,7 +220,7 @@ def _parquet(table: _Table, columns: Columns) -> Iterator[Row]:
                     yield table.broken(number, f"rows {number} to {end - 1}: {batch}")
                     break
                 for row in _unpacked(batch, stored):
-                    yield Row(f"{printable(table.name)}#{number}", said | row, found)
+                    yield ColumnRow(f"{printable_caption(table.name)}#{number}", metadata | row, found)
                     number += 1
             else:
                 if number != end:
@@ -255,18 +259,18 @@ def _value(scalar: pa.Scalar) -> object:  # pyright: ignore[reportUnknownParamet
         return error  # of no type that a role accepts, so that its row is dropped and names it
 
 
-def _csv(table: _Table, columns: Columns) -> Iterator[Row]:
+def _csv(table: _Table, columns: Columns) -> Iterator[ColumnRow]:
     with closing(_open(table)) as file:
         records = _records(table, file)
         header = next(records, table.broken(0, "the file is empty"))
-        if isinstance(header, Row):
+        if isinstance(header, ColumnRow):
             yield header
             return
         header[:1] = [name.removeprefix("\ufeff") for name in header[:1]]
         found = _found(columns, table, header)
         for number, cells in enumerate(records):
-            if isinstance(cells, Row):
-                yield replace(cells, id=f"{printable(table.name)}#{number}")
+            if isinstance(cells, ColumnRow):
+                yield replace(cells, id=f"{printable_caption(table.name)}#{number}")
             elif len(cells) != len(header):
                 detail = f"{len(cells)} fields, the header has {len(header)}"
                 yield table.broken(number, detail, "row cannot be read")
@@ -276,7 +280,7 @@ def _csv(table: _Table, columns: Columns) -> Iterator[Row]:
                 yield _row(table, number, values, found)
 
 
-def _records(table: _Table, file: BufferedReader) -> Iterator[list[str] | Row]:
+def _records(table: _Table, file: BufferedReader) -> Iterator[list[str] | ColumnRow]:
     """The fields of each record that is not blank, or a row that says why there are none."""
     # Bytes that are not UTF-8 stay in their cell, and only a row that needs the cell is dropped.
     lines = (line.decode(errors="surrogateescape") for line in _lines(file))
@@ -296,16 +300,16 @@ def _records(table: _Table, file: BufferedReader) -> Iterator[list[str] | Row]:
                 yield cells
 
 
-def _json_lines(table: _Table, columns: Columns) -> Iterator[Row]:
+def _json_lines(table: _Table, columns: Columns) -> Iterator[ColumnRow]:
     with closing(_open(table)) as file:
         objects = _objects(table, file)
         # Writers leave out what is null, so that one object does not tell which columns there are.
         head = list(itertools.islice(objects, SAMPLED))
-        if keys := dict.fromkeys(key for _, values in head if not isinstance(values, Row) for key in values):
+        if keys := dict.fromkeys(key for _, values in head if not isinstance(values, ColumnRow) for key in values):
             _found(columns, table, list(keys))
         known: dict[tuple[str, ...], dict[str, str]] = {}
         for number, values in itertools.chain(head, objects):
-            if isinstance(values, Row):
+            if isinstance(values, ColumnRow):
                 yield values
                 continue
             values = table.partitions | values
@@ -317,7 +321,7 @@ def _json_lines(table: _Table, columns: Columns) -> Iterator[Row]:
             yield _row(table, number, values, known[present])
 
 
-def _objects(table: _Table, file: BufferedReader) -> Iterator[tuple[int, dict[str, object] | Row]]:
+def _objects(table: _Table, file: BufferedReader) -> Iterator[tuple[int, dict[str, object] | ColumnRow]]:
     """Of each line that is not blank its number and the object in it, or the row that says why there is none."""
     number = -1
     try:
@@ -339,9 +343,9 @@ def _objects(table: _Table, file: BufferedReader) -> Iterator[tuple[int, dict[st
         yield 0, table.broken(0, "the file is empty")
 
 
-def _row(table: _Table, number: int, values: Mapping[str, object], found: Mapping[str, str]) -> Row:
+def _row(table: _Table, number: int, values: Mapping[str, object], found: Mapping[str, str]) -> ColumnRow:
     chosen = {role: values.get(name) for role, name in found.items()}
-    return Row(f"{printable(table.name)}#{number}", chosen, found)
+    return ColumnRow(f"{printable_caption(table.name)}#{number}", chosen, found)
 
 
 def _open(table: _Table) -> BufferedReader:

@@ -22,10 +22,10 @@ from pydantic import Field
 
 from terminus.config.base import Config
 from terminus.data import storage, tar
-from terminus.data.record import Candidate, Caption, Part, Said
-from terminus.data.sources.columns import FACTS, BadRow, Columns, Row, said
+from terminus.data.record import Candidate, Caption, SourceMetadata, SourcePart
+from terminus.data.sources.columns import FACTS, BadRow, ColumnRow, Columns, metadata
 from terminus.data.sources.folder import MAX_SIDECAR_BYTES
-from terminus.data.sources.printable import printable
+from terminus.data.sources.printable import printable_caption
 from terminus.errors import UserError
 from terminus.images import Dropped
 
@@ -81,15 +81,15 @@ class WebdatasetSource(Config):
         for part in self.parts():
             yield from part.candidates()
 
-    def parts(self) -> Iterator[Part]:
+    def parts(self) -> Iterator[SourcePart]:
         """The archives. One that did not change since its samples were judged need not be fetched again."""
         for shard in dict.fromkeys(self._shards()):
             try:
                 stamp = storage.stamp(shard)
             except UserError:
                 stamp = ""
-            name = printable(_below(shard, self.path))
-            yield Part(name, stamp, partial(self._samples, shard, name, stamp))
+            name = printable_caption(_below(shard, self.path))
+            yield SourcePart(name, stamp, partial(self._samples, shard, name, stamp))
 
     def _shards(self) -> list[str]:
         expanded = _expanded(self.path)
@@ -117,7 +117,7 @@ class WebdatasetSource(Config):
                 if not sample.key:
                     yield Candidate(self.name, shard, problem=sample.problem, stamp=stamp)
                     continue
-                key = printable(sample.key)
+                key = printable_caption(sample.key)
                 met[key] = met.get(key, 0) + 1
                 if met[key] > 1:
                     sample.problem = Dropped("two samples have this key", key)
@@ -130,14 +130,14 @@ class WebdatasetSource(Config):
         image = ending in IMAGES if self.image is None else ending == self.image.lower()
         return MAX_IMAGE_BYTES if image or ending == MASK else 0
 
-    def _candidate(self, sample: tar.Sample, identity: str, stamp: str) -> Candidate:
+    def _candidate(self, sample: tar.TarSample, identity: str, stamp: str) -> Candidate:
         if sample.problem is not None:
             return Candidate(self.name, identity, problem=sample.problem, stamp=stamp)
         try:
             data = self._image(sample)
             row = self._row(sample, identity)
             captions = (*_text(sample), *row.captions("caption"))
-            facts = said(row) if row.values else Said()
+            facts = metadata(row) if row.values else SourceMetadata()
             licence, url = row.licence(), row.text("url")
         except BadRow as error:
             return Candidate(self.name, identity, problem=error.dropped, stamp=stamp)
@@ -148,13 +148,13 @@ class WebdatasetSource(Config):
             tuple(caption for caption in captions if unique[caption.text] is caption),
             data=data,
             url=url,
-            said=facts,
+            metadata=facts,
             mask=sample.fields.get(MASK),
             licence=licence,
             stamp=stamp,
         )
 
-    def _image(self, sample: tar.Sample) -> bytes:
+    def _image(self, sample: tar.TarSample) -> bytes:
         endings = IMAGES if self.image is None else (self.image.lower(),)
         present = [ending for ending in endings if ending in sample.fields]
         if not present:
@@ -163,10 +163,10 @@ class WebdatasetSource(Config):
             raise BadRow("several images in a sample", f"{', '.join(present)}; `image` of the source says which one")
         return sample.fields[present[0]]
 
-    def _row(self, sample: tar.Sample, identity: str) -> Row:
+    def _row(self, sample: tar.TarSample, identity: str) -> ColumnRow:
         text = sample.fields.get("json")
         if text is None:
-            return Row(identity, {}, {})
+            return ColumnRow(identity, {}, {})
         try:
             content: object = json.loads(text.decode("utf-8-sig"))
         except (ValueError, RecursionError):
@@ -175,14 +175,14 @@ class WebdatasetSource(Config):
             raise BadRow("caption cannot be read", "the .json is not an object")
         values = cast("dict[str, object]", content)
         found = Columns(NAMES, {role: name for role, name in self.columns.items()}).among(list(values))
-        return Row(identity, {role: values[name] for role, name in found.items()}, found)
+        return ColumnRow(identity, {role: values[name] for role, name in found.items()}, found)
 
 
-def _text(sample: tar.Sample) -> tuple[Caption, ...]:
+def _text(sample: tar.TarSample) -> tuple[Caption, ...]:
     if (raw := sample.fields.get("txt")) is None:
         return ()
     try:
-        row = Row(sample.key, {"txt": raw.decode("utf-8-sig")}, {"txt": "sidecar"})
+        row = ColumnRow(sample.key, {"txt": raw.decode("utf-8-sig")}, {"txt": "sidecar"})
     except UnicodeDecodeError:
         raise BadRow("caption cannot be read", "the .txt is not UTF-8") from None
     return row.captions("txt")

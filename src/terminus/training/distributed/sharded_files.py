@@ -28,7 +28,7 @@ _PLACES = "DCP_SHARDING_INFO"
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldRows:
     """What this process holds of a tensor: all of it, or rows from `start` on."""
 
     local: Tensor
@@ -41,15 +41,15 @@ class Held:
         """The rows of the whole that are here."""
         return slice(self.start, self.start + (len(self.local) if self.local.ndim else 0))
 
-    def of(self, other: Tensor) -> Held:
+    def of(self, other: Tensor) -> HeldRows:
         """Another tensor that belongs to the same rows if it has as many (an average, a moment), else to none."""
         if other.shape == self.local.shape:
-            return Held(other, self.start, self.shape)
-        return Held(other, 0, tuple(other.shape))
+            return HeldRows(other, self.start, self.shape)
+        return HeldRows(other, 0, tuple(other.shape))
 
-    def copied(self) -> Held:
+    def copied(self) -> HeldRows:
         """The same on the CPU, on its own."""
-        return Held(self.local.detach().to("cpu", copy=True), self.start, self.shape)
+        return HeldRows(self.local.detach().to("cpu", copy=True), self.start, self.shape)
 
     @property
     def size(self) -> int:
@@ -57,17 +57,17 @@ class Held:
         return self.local.numel() * self.local.element_size()
 
 
-def held(tensor: Tensor) -> Held:
+def held(tensor: Tensor) -> HeldRows:
     """What this process holds of `tensor`. The local tensor is no copy.
 
     Raises `ValueError` for a tensor that is cut along another dimension than the first.
     """
     if not isinstance(tensor, DTensor):
-        return Held(local(tensor), 0, tuple(tensor.shape))
+        return HeldRows(local(tensor), 0, tuple(tensor.shape))
     if any(not (place.is_replicate() or place.is_shard(0)) for place in tensor.placements):
         raise ValueError(f"cut along another dimension than the first: {tensor.placements}")
     _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-    return Held(local(tensor), offset[0] if offset else 0, tuple(tensor.shape))
+    return HeldRows(local(tensor), offset[0] if offset else 0, tuple(tensor.shape))
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ def local(tensor: Tensor) -> Tensor:
     return cast(DTensor, tensor.detach()).to_local() if isinstance(tensor, DTensor) else tensor.detach()
 
 
-def write(path: Path, pieces: Mapping[str, Held]) -> None:
+def write_shards(path: Path, pieces: Mapping[str, HeldRows]) -> None:
     """One safetensors file of whole tensors and pieces; those without rows are left out."""
     kept = {name: piece for name, piece in pieces.items() if piece.local.numel() or not piece.shape}
     places = {

@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor
 from terminus.config.base import Config
 from terminus.training.distributed.process_group import World
 from terminus.training.networks.execution import BLOCKS
-from terminus.training.networks.joint import Together
+from terminus.training.networks.joint import JointModel
 
 BUCKET_BYTES = 256 << 20
 """Tensors are sent together up to this size."""
@@ -133,7 +133,7 @@ class Sharded:
         mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
         self.writes = world.rank < shape[-1]
         # The networks, not what ties them together: that is never called, and FSDP acts on calls.
-        networks = [*module.children()] if isinstance(module, Together) else [module]
+        networks = [*module.children()] if isinstance(module, JointModel) else [module]
         for network in networks:
             for parameter in network.parameters():
                 if parameter.requires_grad:  # FSDP cuts plain memory alone, and channels last is not that

@@ -28,10 +28,10 @@ from terminus.errors import UserError
 from terminus.progress import logged_above
 from terminus.training.monitor.facts import finished_images
 from terminus.training.monitor.history import Follower, History, read_history
-from terminus.training.monitor.journal import Row
-from terminus.training.monitor.screen import Facts, number, picture, plural, span
+from terminus.training.monitor.journal import LogRow
+from terminus.training.monitor.screen import RunStatus, image, number, plural, span
 from terminus.training.objectives import Diffusion
-from terminus.training.plan.cost import count
+from terminus.training.plan.cost import count_cost
 from terminus.training.plan.gpus import find_gpu
 from terminus.training.plan.memory import shape_of
 from terminus.training.recipe import Recipe
@@ -66,7 +66,7 @@ class About:
     """FLOP/s of all devices together; None where it is not known."""
 
 
-def about(
+def about_run(
     recipe: Recipe, folder: Path, begun: int = 0, device: torch.device | None = None, processes: int = 1
 ) -> About:
     """Of a recipe; the work of an image is counted (seconds, for SDXL) where the device's peak is known.
@@ -79,7 +79,7 @@ def about(
     if device is not None and device.type == "cuda" and training.precision == "bf16" and recipe.model.adapter is None:
         with suppress(UserError):  # a device or a network that is not in our tables
             peak = processes * find_gpu(torch.cuda.get_device_name(device)).peak
-            flops = count(shape_of(recipe), "none").total if isinstance(recipe.objective, Diffusion) else None
+            flops = count_cost(shape_of(recipe), "none").total if isinstance(recipe.objective, Diffusion) else None
     return About(
         recipe.run.name, folder, images, begun, training.checkpoints.every_images, device, processes, flops, peak
     )
@@ -105,7 +105,7 @@ class Dashboard:
         )
         self._logged = logged_above(self._live)
 
-    def row(self, row: Row, before: dict[str, float] | None = None) -> None:
+    def row(self, row: LogRow, before: dict[str, float] | None = None) -> None:
         """A step is done; `before` is what was measured before the first one."""
         with self._lock:
             self.history.add(row, before)
@@ -131,7 +131,7 @@ class Dashboard:
         """The whole view, as wide as the terminal."""
         with self._lock:
             facts = self._facts()
-            return picture(self.what.name, facts, self.history, self.console.size, self.console.options.ascii_only)
+            return image(self.what.name, facts, self.history, self.console.size, self.console.options.ascii_only)
 
     def __enter__(self) -> Dashboard:
         if self.is_live:
@@ -147,12 +147,12 @@ class Dashboard:
             with suppress(OSError):  # a terminal that has gone away ends no run
                 self._logged.__exit__(None, None, None)
 
-    def _facts(self) -> Facts:
+    def _facts(self) -> RunStatus:
         what, last = self.what, self.history.last
         seen = max(what.begun, last.images_seen if last else 0)
         saved, age = _last_checkpoint(what.folder / "checkpoints")
         speed = self.history.speed
-        return Facts(
+        return RunStatus(
             folder=str(what.folder),
             images=what.images,
             seen=seen,
@@ -167,7 +167,7 @@ class Dashboard:
             saves_every=what.saves_every,
         )
 
-    def _line(self, row: Row) -> None:
+    def _line(self, row: LogRow) -> None:
         now = time.monotonic()
         wait = min(max(FIRST_SECONDS_BETWEEN_LINES, (now - self._start) / 60), MOST_SECONDS_BETWEEN_LINES)
         if now - self._spoken < wait and not row.validation and row.images_seen < self.what.images:
@@ -176,7 +176,7 @@ class Dashboard:
         with self._lock, suppress(OSError):
             self.console.print(Text(", ".join(self._words(row))), soft_wrap=True)
 
-    def _words(self, row: Row) -> Iterable[str]:
+    def _words(self, row: LogRow) -> Iterable[str]:
         facts = self._facts()
         yield f"train: {row.images_seen}/{self.what.images} images"
         yield f"{number(row.images_per_second)} images/s"
@@ -227,7 +227,7 @@ class _Pace:
 def _last_checkpoint(folder: Path) -> tuple[int | None, float]:
     """(Images, seconds ago) of the newest; None if there is none."""
     with suppress(OSError, ValueError, IndexError):
-        newest = checkpoint.whole(folder)[-1]
+        newest = checkpoint.whole_checkpoints(folder)[-1]
         return int(newest.name.rpartition("-")[2]), max(0.0, time.time() - newest.stat().st_mtime)
     return None, 0.0
 
@@ -259,7 +259,7 @@ def watch(folder: Path, console: Console, seconds: float = 1.0, is_over: Callabl
     recipe = load(folder / "recipe.yaml", Recipe).value
     follower = Follower(folder / "log.jsonl")
     fresh = follower.read()
-    with Dashboard(about(recipe, folder), console, follower.history) as dashboard:
+    with Dashboard(about_run(recipe, folder), console, follower.history) as dashboard:
         while True:
             dashboard.caught_up(follower.history, fresh)
             finished = finished_images(folder)
@@ -272,4 +272,4 @@ def watch(folder: Path, console: Console, seconds: float = 1.0, is_over: Callabl
 def dashboard(recipe: Recipe, folder: Path, begun: int, processes: int = 1) -> Dashboard:
     """Of the run that this process trains, on standard error."""
     device = runtime.pick_device(recipe.run.device)
-    return Dashboard(about(recipe, folder, begun, device, processes), Console(stderr=True, highlight=False))
+    return Dashboard(about_run(recipe, folder, begun, device, processes), Console(stderr=True, highlight=False))

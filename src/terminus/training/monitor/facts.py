@@ -18,20 +18,20 @@ from torch import Tensor
 from terminus import runtime
 from terminus.data.mixing import Mixed, epochs, order_of
 from terminus.model.weights import SHIPPED
-from terminus.training.assemble import Parts
+from terminus.training.assemble import TrainingSetup
 from terminus.training.monitor.journal import read_journal
 from terminus.training.monitor.sessions import Goodput, goodput
-from terminus.training.networks.adapter import is_adapter
+from terminus.training.networks.adapter import is_adapter_parameter
 from terminus.training.recipe import Recipe
 from terminus.training.saving import checkpoint
 from terminus.training.saving.atomic_files import write_whole
-from terminus.training.saving.checkpoint import Position
+from terminus.training.saving.checkpoint import RunPosition
 
 Begun = Literal["random weights", "shipped", "folder", "hub"]
 
 
 @dataclass(frozen=True)
-class Facts:
+class RunFacts:
     """Everything the card takes from a run beside its recipe and log."""
 
     steps: int
@@ -80,7 +80,7 @@ def finished_images(folder: Path) -> int | None:
         return None
 
 
-def write_facts(folder: Path, recipe: Recipe, parts: Parts, position: Position) -> None:
+def write_facts(folder: Path, recipe: Recipe, parts: TrainingSetup, position: RunPosition) -> None:
     """Collects and writes the facts of a finished run; those of a run that had finished there already stay."""
     if finished_images(folder) == position.images:
         return
@@ -89,8 +89,8 @@ def write_facts(folder: Path, recipe: Recipe, parts: Parts, position: Position) 
     measured = [cast(dict[str, float], row["validation"]) for row in rows if "validation" in row]
     order = order_of(parts.train, recipe.data, recipe.training.seed, recipe.training.micro_batch)
     train_rows = sum(parts.train.sizes)
-    saves = checkpoint.whole(folder / "checkpoints")
-    facts = Facts(
+    saves = checkpoint.whole_checkpoints(folder / "checkpoints")
+    facts = RunFacts(
         steps=position.step,
         images_seen=position.images,
         epochs=order.epochs(position.images) if isinstance(order, Mixed) else position.images / train_rows,
@@ -128,16 +128,17 @@ def _begun_from(start: str | None) -> Begun:
     return "folder" if Path(start).expanduser().is_dir() else "hub"
 
 
-def _parameters(parts: Parts) -> dict[str, int]:
+def _parameters(parts: TrainingSetup) -> dict[str, int]:
     components = parts.components
     if components is None:
         return {"trained": _count(parts.step.trained.parameters())}
+    text_encoders = components.text_encoders
     networks = {
-        "unet": components.unet, "vae": components.codec.vae,
-        "text_encoder": components.text.tower_1, "text_encoder_2": components.text.tower_2,
+        "unet": components.unet, "vae": components.vae.autoencoder,
+        "text_encoder": text_encoders.text_encoder_1, "text_encoder_2": text_encoders.text_encoder_2,
     }  # fmt: skip
     return {
-        name: _count(parameter for key, parameter in network.named_parameters() if not is_adapter(key))
+        name: _count(parameter for key, parameter in network.named_parameters() if not is_adapter_parameter(key))
         for name, network in networks.items()
     }
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from terminus.training.guards import Reason
-from terminus.training.monitor.journal import Row
+from terminus.training.monitor.journal import LogRow
 
 CURVES = ("loss", "error", "learning_rate", "gradient_norm", "images_per_second")
 """Fields of a row that are drawn."""
@@ -25,7 +25,7 @@ CURVES = ("loss", "error", "learning_rate", "gradient_norm", "images_per_second"
 RECENT = 100
 """Rows whose mean is called "now", since one row is noise."""
 
-_FIELDS = frozenset(field.name for field in fields(Row))
+_FIELDS = frozenset(field.name for field in fields(LogRow))
 _POINTS = 512
 
 
@@ -75,7 +75,7 @@ class History:
     """What the rows so far say together."""
 
     def __init__(self) -> None:
-        self.last: Row | None = None
+        self.last: LogRow | None = None
         self.curves = {name: Curve() for name in CURVES}
         self.bands: dict[str, Curve] = {}
         """Plain error by timestep band."""
@@ -85,13 +85,13 @@ class History:
         """(Images seen, validation error)."""
         self.left_out = 0
         """Steps that did not change the weights."""
-        self.last_left_out: Row | None = None
+        self.last_left_out: LogRow | None = None
         self.undone = 0
         """Steps that were taken back."""
         self.speeds: deque[float] = deque(maxlen=1001)
         """Images per second of the last steps that count."""
 
-    def add(self, row: Row, before: dict[str, float] | None = None) -> None:
+    def add(self, row: LogRow, before: dict[str, float] | None = None) -> None:
         """The next row; `before` is what was measured before the first."""
         self.last = row
         self.before = before or self.before
@@ -106,7 +106,7 @@ class History:
         for band, error in row.bands.items():
             self.bands.setdefault(band, Curve()).add(error)
 
-    def add_undone(self, row: Row, before: dict[str, float] | None = None) -> None:
+    def add_undone(self, row: LogRow, before: dict[str, float] | None = None) -> None:
         """A row whose work was taken back: it is where the run stands, and part of no curve."""
         self.last, self.undone = row, self.undone + 1
         self.before = before or self.before
@@ -166,7 +166,7 @@ def read_history(path: Path) -> History:
     return follower.history
 
 
-def parse_row(line: bytes) -> tuple[Row, dict[str, float] | None, bool] | None:
+def parse_row(line: bytes) -> tuple[LogRow, dict[str, float] | None, bool] | None:
     """A line of the log as (row, validation before the first step, whether it was undone); None if it is not one.
 
     Numbers that were not finite are NaN.
@@ -184,7 +184,7 @@ def parse_row(line: bytes) -> tuple[Row, dict[str, float] | None, bool] | None:
             return None
         for key in ("step", "images_seen", "epoch"):
             values[key] = int(values[key])
-        return Row(**values), _numbers(tree.get("validation_before")), "undone" in tree
+        return LogRow(**values), _numbers(tree.get("validation_before")), "undone" in tree
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
 

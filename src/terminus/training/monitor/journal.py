@@ -37,7 +37,7 @@ _CURVES = ("loss", "error", "learning_rate", "gradient_norm", "images_per_second
 
 
 @dataclass(frozen=True)
-class Row:
+class LogRow:
     """One optimizer step. `loss` is the weighted mean, `error` the plain one."""
 
     step: int
@@ -86,7 +86,7 @@ class Journal:
         if kept < resume_step:
             log.warning("%s has %d rows of %d steps: the others were lost with the file", self.path, kept, resume_step)
 
-    def write(self, row: Row, validation_before: dict[str, float] | None = None) -> None:
+    def write(self, row: LogRow, validation_before: dict[str, float] | None = None) -> None:
         """One line of JSON; numbers are written so that they read back bit for bit, and null where not finite.
 
         The first row also carries what was measured before the first step.
@@ -121,8 +121,8 @@ class Journal:
             _rewrite(self.path, lambda row: row | {"undone": number} if cast(int, row["step"]) > after else row)
             self._file = self.path.open("ab", buffering=0)
 
-    def picture(self, name: str, pixels: torch.Tensor, step: int) -> None:
-        """A picture [3, height, width] in 0..1 for TensorBoard."""
+    def image(self, name: str, pixels: torch.Tensor, step: int) -> None:
+        """An image [3, height, width] in 0..1 for TensorBoard."""
         self._on_board(lambda board: board.add_image(name, pixels, step))
 
     def __enter__(self) -> Journal:

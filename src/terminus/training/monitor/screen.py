@@ -26,7 +26,7 @@ _SILENT = 120.0
 
 
 @dataclass(frozen=True)
-class Facts:
+class RunStatus:
     """Where a run stands, for one drawing. Times are in seconds; None is what is not known."""
 
     folder: str
@@ -46,8 +46,8 @@ class Facts:
     saves_every: int
 
 
-def picture(
-    name: str, facts: Facts, history: History, size: ConsoleDimensions, ascii_only: bool = False
+def image(
+    name: str, facts: RunStatus, history: History, size: ConsoleDimensions, ascii_only: bool = False
 ) -> RenderableType:
     """The view for a terminal of this size; it is never higher than 22 lines."""
     blocks = _ASCII if ascii_only else _BLOCKS
@@ -65,7 +65,7 @@ def picture(
         if history.bands and size.height >= _LEAST_LINES:
             body += [Text(), *_bands(history, inner, 2 if inner >= 56 else 1, blocks)]
         body += below
-    title, folder = (Text(printable(text), no_wrap=True, overflow="ellipsis") for text in (name, facts.folder))
+    title, folder = (Text(without_controls(text), no_wrap=True, overflow="ellipsis") for text in (name, facts.folder))
     title.stylize("bold")
     folder.stylize("dim")
     if len(title) + len(folder) + 10 > size.width:
@@ -75,7 +75,7 @@ def picture(
     )
 
 
-def _bar(facts: Facts, width: int) -> RenderableType:
+def _bar(facts: RunStatus, width: int) -> RenderableType:
     grid = Table.grid(padding=(0, 1))
     done = facts.seen / facts.images if facts.images else 1.0
     bar = ProgressBar(total=max(1, facts.images), completed=facts.seen, width=width - 8, complete_style="cyan")
@@ -83,7 +83,7 @@ def _bar(facts: Facts, width: int) -> RenderableType:
     return grid
 
 
-def _progress(facts: Facts, history: History) -> Iterator[str]:
+def _progress(facts: RunStatus, history: History) -> Iterator[str]:
     yield f"{facts.seen:,} of {facts.images:,} images"
     if facts.seen >= facts.images:
         yield "all seen"
@@ -118,7 +118,7 @@ def _lines(parts: Iterable[str], width: int, style: str) -> Iterator[Text]:
         yield Text(said, style)
 
 
-def _curves(facts: Facts, history: History, width: int, blocks: str) -> Iterator[Text]:
+def _curves(facts: RunStatus, history: History, width: int, blocks: str) -> Iterator[Text]:
     curves, last = history.curves, history.last
     if last is None:
         yield Text("waiting for the first step", "dim")
@@ -182,7 +182,7 @@ def _bands(history: History, width: int, columns: int, blocks: str) -> Iterator[
         yield text
 
 
-def _below(facts: Facts, history: History, width: int) -> Iterator[Text]:
+def _below(facts: RunStatus, history: History, width: int) -> Iterator[Text]:
     parts: list[str] = []
     if facts.saved is not None:
         parts.append(f"saved at {facts.saved:,} images, {span(facts.saved_seconds)} ago")
@@ -258,6 +258,6 @@ def clock(now: datetime, then: datetime) -> str:
     )
 
 
-def printable(text: str) -> str:
+def without_controls(text: str) -> str:
     """What a terminal could obey left out."""
     return "".join(char if char.isprintable() else "?" for char in text)

@@ -1,6 +1,6 @@
 """W&B and trackio beside the run: the curves and previews of a run, for those who collect runs there.
 
-Each tracker lives in a process of its own, which is told rows and pictures through a pipe. So whatever it does (wait
+Each tracker lives in a process of its own, which is told rows and images through a pipe. So whatever it does (wait
 for a network, print, crash) happens to itself: the run goes on, and says once that it has given the tracker up. It is
 told the recipe, the rows of the log and the paths of previews, and nothing else.
 
@@ -28,7 +28,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 if TYPE_CHECKING:
-    from terminus.training.monitor.journal import Row
+    from terminus.training.monitor.journal import LogRow
 
 log = logging.getLogger("terminus")
 
@@ -56,7 +56,7 @@ class Trackers:
         begin = {"name": name, "folder": str(folder.resolve()), "config": dict(recipe)}
         self._all = [_Tracker(kind, folder / "trackers" / kind, begin | {"id": ids[kind]}) for kind in kinds]
 
-    def row(self, row: Row, before: Mapping[str, float] | None = None) -> None:
+    def row(self, row: LogRow, before: Mapping[str, float] | None = None) -> None:
         """A step, as it stands in the log; `before` is what was measured before the first one, and is step 0."""
         if before is not None:
             start = {f"validation/{band}": value for band, value in before.items() if isfinite(value)}
@@ -68,9 +68,9 @@ class Trackers:
         values = {key: value for key, value in curves.items() if value is not None and isfinite(value)}
         self._tell({"step": row.step, "values": values})
 
-    def picture(self, path: Path, step: int) -> None:
+    def image(self, path: Path, step: int) -> None:
         """A preview, which stays where it is."""
-        self._tell({"step": step, "picture": str(path.resolve())})
+        self._tell({"step": step, "image": str(path.resolve())})
 
     def close(self) -> None:
         """Ends the input of each, and waits a little for what is still to be sent."""
@@ -182,7 +182,7 @@ def _ids(path: Path, kinds: Sequence[Kind]) -> dict[str, str]:
 
 
 Tell = Callable[[dict[str, Any]], None]
-"""Passes on a row or a picture."""
+"""Passes on a row or an image."""
 
 
 def _wandb(begin: Mapping[str, Any]) -> tuple[Tell, Callable[[], object]]:
@@ -201,7 +201,7 @@ def _wandb(begin: Mapping[str, Any]) -> tuple[Tell, Callable[[], object]]:
 
     def tell(message: dict[str, Any]) -> None:
         # What a killed run does once more has the same step and the same numbers, and W&B leaves it out.
-        values = message.get("values") or {"preview": wandb.Image(message["picture"])}
+        values = message.get("values") or {"preview": wandb.Image(message["image"])}
         run.log(values, step=message["step"])
 
     return tell, run.finish
@@ -220,7 +220,7 @@ def _trackio(begin: Mapping[str, Any]) -> tuple[Tell, Callable[[], object]]:
     def tell(message: dict[str, Any]) -> None:
         if message["step"] <= known:  # a killed run does it once more, with the same numbers
             return
-        run.log(message.get("values") or {"preview": trackio.Image(message["picture"])}, step=message["step"])
+        run.log(message.get("values") or {"preview": trackio.Image(message["image"])}, step=message["step"])
 
     return tell, run.finish
 
@@ -229,7 +229,7 @@ def _last_trackio_step(run: Any) -> int:
     return int(getattr(run, "_next_step", 0)) - 1
 
 
-def main(kind: str) -> int:
+def tracker_main(kind: str) -> int:
     """The tracker's process: reads messages until its input ends."""
     messages: queue.Queue[dict[str, Any] | None] = queue.Queue()
 
@@ -254,4 +254,4 @@ def main(kind: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(tracker_main(sys.argv[1]))

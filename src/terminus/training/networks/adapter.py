@@ -42,7 +42,7 @@ class AdapterConfig(Config):
     alpha: float | None = Field(default=None, gt=0)
     """The change is multiplied by alpha / rank; null: the rank."""
     targets: Literal["attention", "attention_and_feed_forward", "all"] = "attention"
-    """Layers that change; `all` are every linear layer and convolution of the UNet. In text towers never more than
+    """Layers that change; `all` are every linear layer and convolution of the UNet. In text encoders never more than
     attention and feed-forward."""
 
 
@@ -58,7 +58,7 @@ class TrainedAdapter:
         """Leaves gradients to the adapter's own parameters."""
         for network in self._networks.values():
             for name, parameter in network.named_parameters():
-                parameter.requires_grad_(is_adapter(name))
+                parameter.requires_grad_(is_adapter_parameter(name))
 
     @contextmanager
     def merged(self) -> Generator[None]:
@@ -76,7 +76,10 @@ class TrainedAdapter:
                         weight = cast(Tensor, base.weight)
                         parent_path, _, name = path.rpartition(".")
                         parent = network.get_submodule(parent_path)
-                        home, factor = weight.device, next(p for key, p in layer.named_parameters() if is_adapter(key))
+                        home, factor = (
+                            weight.device,
+                            next(p for key, p in layer.named_parameters() if is_adapter_parameter(key)),
+                        )
                         undo.append((parent, name, layer, weight.detach().to("cpu", copy=True)))
                         weight.data = weight.data.to(factor.device, torch.float32)
                         layer.merge()
@@ -110,12 +113,12 @@ class TrainedAdapter:
         return {part: network for part, network in networks(self.components).items() if part in self.parts}
 
 
-def attach(components: Components, settings: AdapterConfig, text: bool, seed: int) -> TrainedAdapter:
-    """Puts a new adapter, which changes nothing yet, into the UNet, and into both text towers if `text`.
+def attach_adapter(components: Components, settings: AdapterConfig, text: bool, seed: int) -> TrainedAdapter:
+    """Puts a new adapter, which changes nothing yet, into the UNet, and into both text encoders if `text`.
 
     Its random numbers follow from the seed alone, if the networks are on the CPU.
     """
-    parts: tuple[Part, ...] = ("unet", "tower_1", "tower_2") if text else ("unet",)
+    parts: tuple[Part, ...] = ("unet", "text_encoder_1", "text_encoder_2") if text else ("unet",)
     found = networks(components)
     torch.manual_seed(runtime.key(seed, 0, "adapter"))
     for part in parts:
@@ -129,17 +132,17 @@ def inject(network: nn.Module, part: Part, settings: AdapterConfig) -> None:
     names = sorted(_targets(network, part, settings))
     peft.inject_adapter_in_model(_config(peft, settings, names), network, _NAME)
     for name, parameter in network.named_parameters():
-        parameter.requires_grad_(is_adapter(name))
+        parameter.requires_grad_(is_adapter_parameter(name))
 
 
-def is_adapter(name: str) -> bool:
+def is_adapter_parameter(name: str) -> bool:
     """Whether a parameter of this name is an adapter's."""
     return _OURS.search(f".{name}") is not None
 
 
 def _targets(network: nn.Module, part: Part, settings: AdapterConfig) -> Iterator[str]:
-    # The context is the state before the last layer of tower 1: a change there would never have a gradient.
-    unread = f"encoder.layers.{len(cast(Any, network).encoder.layers) - 1}." if part == "tower_1" else None
+    # The context is the state before the last layer of text encoder 1: a change there would never have a gradient.
+    unread = f"encoder.layers.{len(cast(Any, network).encoder.layers) - 1}." if part == "text_encoder_1" else None
     for name, module in network.named_modules():
         if not isinstance(module, nn.Linear | nn.Conv2d) or (unread and unread in name):
             continue
@@ -173,7 +176,7 @@ def _factors(layer: nn.Module) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name, parameter in layer.named_parameters():
         slot = name.partition(".")[0]
-        if is_adapter(name):
+        if is_adapter_parameter(name):
             found[_SLOTS.get(slot, slot)] = parameter.detach().to("cpu", torch.float32, copy=True).contiguous()
     return found
 

@@ -26,7 +26,7 @@ from terminus.model import execution
 Checkpointing = Literal["none", "selective", "selective_ff", "full"]
 
 BLOCKS = (*execution.REGIONS, "CLIPEncoderLayer")
-"""Classes that are checkpointed one by one: a transformer block, a residual block, a layer of a text tower."""
+"""Classes that are checkpointed one by one: a transformer block, a residual block, a layer of a text encoder."""
 VARIANTS = 256
 """Shapes of one class that are compiled: SDXL's residual blocks have 13 per bucket, and torch stops at 8."""
 
@@ -55,10 +55,10 @@ def trainable(module: nn.Module, device: torch.device) -> None:
 
 
 def run_as(module: nn.Module, mode: Checkpointing, compiled: bool) -> None:
-    """What a recipe says of how the trained module runs (`training.checkpointing`, `training.compile`)."""
+    """What a recipe says of how the trained module runs (`training.activation_checkpointing`, `training.compile`)."""
     recompute(module, mode)
     if compiled:
-        compile_regions(module, next(module.parameters()).device)
+        compile_for_training(module, next(module.parameters()).device)
 
 
 def recompute(module: nn.Module, mode: Checkpointing) -> None:
@@ -73,15 +73,15 @@ def recompute(module: nn.Module, mode: Checkpointing) -> None:
     blocks = list(_blocks(module, BLOCKS))
     if not blocks:
         raise UserError(
-            f"training.checkpointing is {mode}, and {type(module).__name__} has no blocks to compute again",
+            f"training.activation_checkpointing is {mode}, and {type(module).__name__} has no blocks to compute again",
             rule=f"Blocks are {', '.join(BLOCKS)}",
-            fix="Set training.checkpointing: none",
+            fix="Set training.activation_checkpointing: none",
         )
     for block in blocks:
         cast(Any, block).forward = _recomputed(block, mode)
 
 
-def compile_regions(module: nn.Module, device: torch.device) -> None:
+def compile_for_training(module: nn.Module, device: torch.device) -> None:
     """Compiles transformer and residual blocks one by one: most of the gain for a fraction of the compiling.
 
     Shapes are static, so every bucket has code of its own. UserError where torch's compiler does not work.
@@ -93,7 +93,7 @@ def compile_regions(module: nn.Module, device: torch.device) -> None:
             rule="It needs a C++ compiler on a CPU, and Triton as well on a GPU",
             fix="Install them, or set training.compile: false",
         )
-    execution.compile_regions(module, VARIANTS)
+    execution.compile_for_inference(module, VARIANTS)
 
 
 def _blocks(module: nn.Module, classes: tuple[str, ...]) -> Iterator[nn.Module]:

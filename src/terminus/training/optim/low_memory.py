@@ -19,7 +19,7 @@ from torch.optim.adamw import adamw
 
 from terminus.errors import UserError
 from terminus.training.distributed.sharded_files import held
-from terminus.training.optim.moment_formats import Moments, State
+from terminus.training.optim.moment_formats import MomentStorage, State
 from terminus.training.optim.stochastic_rounding import Dice, stochastic
 
 
@@ -51,7 +51,7 @@ class AdamWRule:
     beta1: float
     beta2: float
     epsilon: float
-    moments: Moments
+    moments: MomentStorage
     whole: bool = False
 
     def begin(self, name: str, state: State, weights: Float32[Tensor, "..."]) -> None:
@@ -122,7 +122,7 @@ class AdafactorRule:
         weights.mul_(1 - rate * decay).sub_(update, alpha=rate)
 
 
-class LeanOptimizer(torch.optim.Optimizer):
+class LowMemoryOptimizer(torch.optim.Optimizer):
     """A rule applied to each parameter in float32, whatever the parameter and its state are stored in.
 
     bfloat16 parameters are rounded stochastically, by a function of (seed, step, name, element). Gradients may be

@@ -29,7 +29,7 @@ SMALLEST = 4096
 
 
 @runtime_checkable
-class Moments(Protocol):
+class MomentStorage(Protocol):
     """One of the forms. A moment is called by its name in the state, where it may have more than one tensor."""
 
     def begin(self, state: State, name: str, like: Float32[Tensor, "..."]) -> None:
@@ -132,6 +132,6 @@ def levels(signed: bool) -> Float32[Tensor, " 256"]:
     return torch.cat(parts).sort().values
 
 
-def build_moments(form: MomentFormat) -> Moments:
+def build_moments(form: MomentFormat) -> MomentStorage:
     """The form by its name."""
     return {"fp32": Float, "bf16": Brain, "int8": Blocks}[form]()

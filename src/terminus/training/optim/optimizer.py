@@ -15,10 +15,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from terminus.config.base import Config, unsaid
-from terminus.training.distributed.sharded_files import Held, Stored, held, local
+from terminus.training.distributed.sharded_files import HeldRows, Stored, held, local
 from terminus.training.distributed.sharding import Alone, Engine
 from terminus.training.networks.joint import rate_factor
-from terminus.training.optim.low_memory import AdafactorRule, AdamWRule, LeanOptimizer
+from terminus.training.optim.low_memory import AdafactorRule, AdamWRule, LowMemoryOptimizer
 from terminus.training.optim.moment_formats import Float, MomentFormat, build_moments
 from terminus.training.optim.muon import MuonRule
 
@@ -114,15 +114,15 @@ def build_optimizer(
     """
     groups = _groups(module, settings.weight_decay, engine or Alone())
     if isinstance(settings, Adafactor):
-        return LeanOptimizer(groups, AdafactorRule(settings.beta2_decay, settings.clip_update), seed)
+        return LowMemoryOptimizer(groups, AdafactorRule(settings.beta2_decay, settings.clip_update), seed)
     if isinstance(settings, Muon):
-        return LeanOptimizer(groups, MuonRule(settings.momentum, AdamWRule(0.9, 0.99, 1e-8, Float())), seed)
+        return LowMemoryOptimizer(groups, MuonRule(settings.momentum, AdamWRule(0.9, 0.99, 1e-8, Float())), seed)
     betas = (settings.beta1, settings.beta2)
     stored = {parameter.dtype for group in groups for _, parameter in group["params"]}
     if settings.moments == "fp32" and stored <= {torch.float32}:
         return torch.optim.AdamW(groups, betas=betas, eps=settings.epsilon, fused=True)
     rule = AdamWRule(*betas, settings.epsilon, build_moments(settings.moments))
-    return LeanOptimizer(groups, rule, seed)
+    return LowMemoryOptimizer(groups, rule, seed)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -131,9 +131,9 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group["factor"]
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> dict[str, Held]:
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> dict[str, HeldRows]:
     """The optimizer's memory by parameter name ("unet.conv.weight/exp_avg"), exactly as it is kept."""
-    found: dict[str, Held] = {}
+    found: dict[str, HeldRows] = {}
     for parameter, state in optimizer.state.items():
         place = held(parameter)
         found |= {f"{names[parameter]}/{key}": place.of(local(value)) for key, value in state.items()}
@@ -146,7 +146,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, s
     for key in stored.names:
         name, _, part = key.rpartition("/")
         parts[name].append(part)
-    lean = isinstance(optimizer, LeanOptimizer)
+    lean = isinstance(optimizer, LowMemoryOptimizer)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             name, place = names[parameter], held(parameter)

@@ -90,7 +90,7 @@ def config_of(unet: UNet) -> str:
 
 
 @lru_cache(maxsize=256)
-def count(shape: Shape, mode: Checkpointing) -> Cost:
+def count_cost(shape: Shape, mode: Checkpointing) -> Cost:
     """Runs several samples on the meta device, which takes as long as one, and divides what is not fixed."""
     run = run_once(shape, mode, _SAMPLES)
     kept, peak, fixed = run.kept - run.kept_fixed, run.peak - run.peak_fixed, run.peak_fixed
@@ -111,7 +111,7 @@ def count(shape: Shape, mode: Checkpointing) -> Cost:
 
 
 @dataclass(frozen=True)
-class Run:
+class PassCost:
     """FLOPs and bytes of a forward and a backward pass, all samples together; see `Cost`."""
 
     parameters: int
@@ -125,7 +125,7 @@ class Run:
     peak_fixed: int
 
 
-def run_once(shape: Shape, mode: Checkpointing, samples: int) -> Run:
+def run_once(shape: Shape, mode: Checkpointing, samples: int) -> PassCost:
     """The second and every later micro-batch of a step: gradients are there already."""
     with torch.device("meta"):
         unet = make_module(UNet, cast(Mapping[str, Any], json.loads(shape.config)), "the network to be counted")
@@ -151,7 +151,7 @@ def run_once(shape: Shape, mode: Checkpointing, samples: int) -> Run:
         formats.copies = None
         forward, kept, kept_fixed = living.flops, living.now - loss.nbytes, living.fixed
         loss.backward()
-    return Run(
+    return PassCost(
         parameters, _numbers(trained), _numbers(narrow),
         forward, living.flops, kept, kept_fixed, living.peak, living.peak_fixed,
     )  # fmt: skip

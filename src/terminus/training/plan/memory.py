@@ -17,9 +17,9 @@ from terminus.errors import UserError
 from terminus.training.networks.execution import Checkpointing
 from terminus.training.objectives import Diffusion
 from terminus.training.optim.weight_formats import state_bytes
-from terminus.training.plan.cost import Cost, Shape, count
+from terminus.training.plan.cost import Cost, Shape, count_cost
 from terminus.training.plan.gpus import Gpu
-from terminus.training.plan.networks import Networks, in_towers, networks_of
+from terminus.training.plan.networks import Networks, in_text_encoders, networks_of
 from terminus.training.plan.traffic import Traffic, divide, traffic
 from terminus.training.recipe import Recipe
 
@@ -42,7 +42,7 @@ class Memory:
     compute: float
     """The copy of the weights in the format of the arithmetic, and what an adapter computes from weights alone."""
     frozen: float
-    """What is used and not trained: codec, text towers, and the network under an adapter."""
+    """What is used and not trained: VAE, text encoders, and the network under an adapter."""
     activations: float
     exchange: float = 0.0
     """What is on its way between several processes."""
@@ -65,7 +65,7 @@ class Cut:
     micro_batch: int
     accumulation: int
     """Micro-batches of a step, of all processes together."""
-    checkpointing: Checkpointing
+    activation_checkpointing: Checkpointing
     memory: Memory
     """Of the fullest process."""
     cost: Cost
@@ -79,13 +79,16 @@ class Cut:
 
     def __str__(self) -> str:
         several = f" on {self.processes} processes" if self.processes > 1 else ""
-        return f"micro-batch {self.micro_batch} × {self.accumulation}{several}, checkpointing {self.checkpointing}"
+        return (
+            f"micro-batch {self.micro_batch} × {self.accumulation}{several}, "
+            f"checkpointing {self.activation_checkpointing}"
+        )
 
 
 def own_cut(recipe: Recipe, room: float, processes: int = 1) -> Cut:
     """The recipe's own choice, on GPUs with `room` bytes."""
     training = recipe.training
-    return _cut(recipe, networks_of(recipe), training.checkpointing, training.micro_batch, room, processes)
+    return _cut(recipe, networks_of(recipe), training.activation_checkpointing, training.micro_batch, room, processes)
 
 
 def largest(recipe: Recipe, room: float, processes: int = 1) -> Iterator[Cut]:
@@ -177,7 +180,7 @@ def _advice(recipe: Recipe, room: float, processes: int) -> str:
     """The three knobs; the first two with the largest values that fit."""
     fitting = [
         f"training.micro_batch={cut.micro_batch} training.accumulation={cut.accumulation} "
-        f"training.checkpointing={cut.checkpointing} ({spoken(cut.memory.total)})"
+        f"training.activation_checkpointing={cut.activation_checkpointing} ({spoken(cut.memory.total)})"
         for cut in largest(recipe, room, processes)
     ]
     if not fitting:
@@ -195,9 +198,9 @@ def _knobs(recipe: Recipe, processes: int) -> str:
     networks = networks_of(recipe)
     size = recipe.training.micro_batch
     cuts = [_cut(recipe, networks, mode, size, 0.0, processes) for mode in MODES]
-    modes = [f"{cut.checkpointing} {spoken(cut.memory.total)}" for cut in cuts]
+    modes = [f"{cut.activation_checkpointing} {spoken(cut.memory.total)}" for cut in cuts]
     return (
-        f"Set training.checkpointing ({', '.join(modes)}), or lower training.micro_batch and raise "
+        f"Set training.activation_checkpointing ({', '.join(modes)}), or lower training.micro_batch and raise "
         "training.accumulation by as much, or lower data.resolution and prepare again"
     )
 
@@ -233,11 +236,11 @@ def trained_parameters(recipe: Recipe, cost: Cost) -> int:
     networks, adapter = networks_of(recipe), recipe.model.adapter
     if adapter is None or not networks.trained_text:
         return cost.trained + networks.trained_text
-    return cost.trained + in_towers(networks, adapter)
+    return cost.trained + in_text_encoders(networks, adapter)
 
 
 def _cost(recipe: Recipe, mode: Checkpointing) -> Cost:
-    return count(shape_of(recipe), mode)
+    return count_cost(shape_of(recipe), mode)
 
 
 def shape_of(recipe: Recipe) -> Shape:

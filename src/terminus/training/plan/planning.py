@@ -66,7 +66,7 @@ class Disk:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """The recipe on one GPU, or on several with a process each."""
 
     gpu: Gpu
@@ -82,7 +82,7 @@ class Plan:
     notes: tuple[str, ...]
 
 
-def make_plan(recipe: Recipe, gpu: Gpu, processes: int = 1) -> Plan:
+def plan_training(recipe: Recipe, gpu: Gpu, processes: int = 1) -> TrainingPlan:
     """Counts for up to a minute at the size of SDXL.
 
     Raises UserError for an objective other than diffusion, and for groups (`replicas`) of unequal size.
@@ -96,7 +96,7 @@ def make_plan(recipe: Recipe, gpu: Gpu, processes: int = 1) -> Plan:
         )
     own = own_cut(recipe, gpu.memory, processes)
     choices = tuple(largest(recipe, gpu.memory, processes))
-    return Plan(
+    return TrainingPlan(
         gpu, processes, own, traffic_of(recipe, own), choices, best_cut(recipe, gpu, processes=processes),
         tuple(bound(recipe, own, gpu, share) for share in EFFICIENCIES), _disk(recipe, own), _notes(recipe, gpu, own),
     )  # fmt: skip
@@ -115,17 +115,19 @@ def bound(recipe: Recipe, cut: Cut, gpu: Gpu, efficiency: float) -> Bound:
     return Bound(efficiency, rate, hours, gpu_hours, gpu_hours * gpu.watts / 1000)
 
 
-def stage_of(recipe: Recipe, gpu: Gpu) -> data_plan.Training:
+def stage_of(recipe: Recipe, gpu: Gpu) -> data_plan.TrainingEstimate:
     """Training as the last stage of `terminus prepare --plan`, on one GPU; what is not planned is None."""
     images = recipe.training.images
     if not isinstance(recipe.objective, Diffusion):
         stage = data_plan.Stage("train", images, None, 0.0, None, None)
-        return data_plan.Training(stage, SDXL.codec.factor, f"not known: the objective {recipe.objective.kind}'s time")
+        return data_plan.TrainingEstimate(
+            stage, SDXL.vae.factor, f"not known: the objective {recipe.objective.kind}'s time"
+        )
     own = own_cut(recipe, gpu.memory)
     at = bound(recipe, own, gpu, EFFICIENCIES[0])
     stage = data_plan.Stage("train", images, _disk(recipe, own).most, 0.0, at.gpu_hours, at.kwh)
     note = f"assumed: training at {at.efficiency:.0%} of the peak; `terminus train RECIPE --plan` has the parts"
-    return data_plan.Training(stage, networks_of(recipe).factor, note)
+    return data_plan.TrainingEstimate(stage, networks_of(recipe).factor, note)
 
 
 def _disk(recipe: Recipe, own: Cut) -> Disk:
@@ -154,14 +156,14 @@ def _notes(recipe: Recipe, gpu: Gpu, own: Cut) -> tuple[str, ...]:
     if gpu.measured is None:
         notes.append(f"no measured peak of {gpu.name}: the share of its sheet that an H100 reaches")
     if networks_of(recipe).assumed:
-        notes.append("the model or its text towers are not on this machine: SDXL's sizes stand in for them")
+        notes.append("the model or its text encoders are not on this machine: SDXL's sizes stand in for them")
     if networks_of(recipe).trained_text:
-        notes.append("activations and FLOPs of the trained text towers are not counted")
+        notes.append("activations and FLOPs of the trained text encoders are not counted")
     if recipe.model.adapter is not None and recipe.training.precision == "bf16":
         notes.append("what is frozen is stored in bf16, and waits on the CPU as it was loaded for the end of the run")
     if recipe.training.compile:
         notes.append("counted as uncompiled; compiled blocks keep less, by how much is not measured")
-    elif own.checkpointing.startswith("selective"):
+    elif own.activation_checkpointing.startswith("selective"):
         notes.append("uncompiled, selective checkpointing decides in Python for each operation: set training.compile")
     return tuple(notes)
 
@@ -171,11 +173,11 @@ def _links(processes: int, gpu: Gpu) -> str:
     return inside if processes <= MACHINE else f"{inside}, {NETWORK:.0f} GB/s for each GPU to others (assumed)"
 
 
-def show_plan(recipe: Recipe, gpu_name: str | None, as_json: bool, processes: int = 1) -> None:
+def show_training_plan(recipe: Recipe, gpu_name: str | None, as_json: bool, processes: int = 1) -> None:
     """Prints the plan: to standard output, as tables or as one JSON object."""
     gpu = chosen_gpu(gpu_name)
     with waiting(Console(stderr=True, highlight=False), "counting memory and FLOPs of every way to divide a step"):
-        plan = make_plan(recipe, gpu, processes)
+        plan = plan_training(recipe, gpu, processes)
     if as_json:
         print(json.dumps(_object(recipe, plan), indent=1))
         return
@@ -201,7 +203,7 @@ def chosen_gpu(name: str | None) -> Gpu:
     return GPUS["h100"]
 
 
-def _facts(recipe: Recipe, plan: Plan) -> list[str]:
+def _facts(recipe: Recipe, plan: TrainingPlan) -> list[str]:
     cost, gpu, shape = plan.own.cost, plan.gpu, shape_of(recipe)
     peak = f"{gpu.peak / 1e12:.0f} TFLOP/s ({'measured' if gpu.measured else 'assumed'}; sheet {gpu.sheet:.0f})"
     name = f"{plan.processes} × {gpu.name}" if plan.processes > 1 else gpu.name
@@ -230,7 +232,7 @@ def _facts(recipe: Recipe, plan: Plan) -> list[str]:
     return lines
 
 
-def _memory_table(plan: Plan) -> Table:
+def _memory_table(plan: TrainingPlan) -> Table:
     table = Table()
     table.add_column("part")
     table.add_column("", justify="right")
@@ -242,13 +244,13 @@ def _memory_table(plan: Plan) -> Table:
     return table
 
 
-def _cuts_table(recipe: Recipe, plan: Plan) -> Table:
+def _cuts_table(recipe: Recipe, plan: TrainingPlan) -> Table:
     table = Table()
-    for name in ("checkpointing", "micro-batch", "memory", "per image", "TFLOP", "images/s"):
-        table.add_column(name, justify="left" if name == "checkpointing" else "right")
+    for name in ("activation_checkpointing", "micro-batch", "memory", "per image", "TFLOP", "images/s"):
+        table.add_column(name, justify="left" if name == "activation_checkpointing" else "right")
     for cut in plan.choices:
         table.add_row(
-            cut.checkpointing,
+            cut.activation_checkpointing,
             f"{cut.micro_batch} × {cut.accumulation}",
             spoken(cut.memory.total),
             spoken(cut.cost.peak),
@@ -258,7 +260,7 @@ def _cuts_table(recipe: Recipe, plan: Plan) -> Table:
     return table
 
 
-def _verdict(plan: Plan) -> list[str]:
+def _verdict(plan: TrainingPlan) -> list[str]:
     own, best = plan.own, plan.best
     fits = "fits" if own.fits else "does NOT fit"
     whole = own.micro_batch * own.accumulation
@@ -272,17 +274,18 @@ def _verdict(plan: Plan) -> list[str]:
         lines.append(
             "nothing fits: lower data.resolution, or store less (training.optimizer.moments, training.weights)"
         )
-    elif (best.micro_batch, best.checkpointing) != (own.micro_batch, own.checkpointing):
+    elif (best.micro_batch, best.activation_checkpointing) != (own.micro_batch, own.activation_checkpointing):
         lines.append(
             f"fastest by the estimate: training.micro_batch={best.micro_batch} "
-            f"training.accumulation={best.accumulation} training.checkpointing={best.checkpointing}"
+            f"training.accumulation={best.accumulation} "
+            f"training.activation_checkpointing={best.activation_checkpointing}"
         )
     else:
         lines.append("it is the fastest by the estimate, too")
     return [*lines, *(f"note: {note}" for note in plan.notes), "counted and computed; nothing here was measured"]
 
 
-def _object(recipe: Recipe, plan: Plan) -> dict[str, object]:
+def _object(recipe: Recipe, plan: TrainingPlan) -> dict[str, object]:
     def cut(value: Cut) -> dict[str, object]:
         modelled = 1 / seconds_per_image(recipe, value, plan.gpu)
         return {

@@ -18,8 +18,8 @@ from torch import nn
 
 from terminus.model.adapter_keys import Part
 from terminus.model.foreign import sdxl_configs
-from terminus.model.parts import TOWERS
-from terminus.model.text_encoders import make_tower
+from terminus.model.parts import TEXT_ENCODERS
+from terminus.model.text_encoders import make_text_encoder
 from terminus.model.unet import UNet
 from terminus.model.weights import make_module
 from terminus.training.distributed.sharding import BUCKET_BYTES, Parallel, owners
@@ -153,20 +153,25 @@ def _ring(processes: int) -> float:
 
 
 def _trained(networks: Networks, adapter: AdapterConfig | None) -> tuple[Network, ...]:
-    towers: tuple[str, str] | None = None
+    text_encoders: tuple[str, str] | None = None
     if networks.trained_text:
         whole = sdxl_configs()
-        towers = networks.towers or (json.dumps(whole["text_encoder"]), json.dumps(whole["text_encoder_2"]))
-    return _networks(networks.unet, towers, adapter.model_dump_json() if adapter else None)
+        text_encoders = networks.text_encoders or (
+            json.dumps(whole["text_encoder"]),
+            json.dumps(whole["text_encoder_2"]),
+        )
+    return _networks(networks.unet, text_encoders, adapter.model_dump_json() if adapter else None)
 
 
 @lru_cache(maxsize=16)
-def _networks(unet: str, towers: tuple[str, str] | None, adapter: str | None) -> tuple[Network, ...]:
+def _networks(unet: str, text_encoders: tuple[str, str] | None, adapter: str | None) -> tuple[Network, ...]:
     """On the meta device, where they take no memory."""
     with torch.device("meta"):
         modules: dict[str, nn.Module] = {"unet": make_module(UNet, json.loads(unet), "the network to be counted")}
-        for place, (name, config) in enumerate(zip(TOWERS, towers or (), strict=False), start=1):
-            modules[f"tower_{place}"] = make_tower(*TOWERS[name], json.loads(config), None, "the tower to be counted")
+        for place, (name, config) in enumerate(zip(TEXT_ENCODERS, text_encoders or (), strict=False), start=1):
+            modules[f"tower_{place}"] = make_text_encoder(
+                *TEXT_ENCODERS[name], json.loads(config), None, "the text encoder to be counted"
+            )
         for part, module in modules.items():
             module.requires_grad_(True)
             if adapter is not None:

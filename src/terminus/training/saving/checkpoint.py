@@ -29,7 +29,7 @@ import torch
 from terminus.errors import UserError
 from terminus.training.distributed import sharded_files
 from terminus.training.distributed.process_group import World
-from terminus.training.distributed.sharded_files import Held, Stored
+from terminus.training.distributed.sharded_files import HeldRows, Stored
 from terminus.training.guards import Health
 from terminus.training.saving.atomic_files import fsync, reading, rename, require_room, writing
 
@@ -48,7 +48,7 @@ _PLACE = "position.json"
 
 
 @dataclass(frozen=True)
-class Position:
+class RunPosition:
     """Where a run stands; everything random and every schedule follows from it."""
 
     step: int
@@ -64,7 +64,7 @@ class Position:
 class Saved:
     """A verified checkpoint."""
 
-    position: Position
+    position: RunPosition
     folder: Path
     files: tuple[str, ...]
     """Those that its manifest names."""
@@ -75,18 +75,18 @@ class Saved:
         return Stored([self.folder / name for name in sorted(named)])
 
 
-Pieces = Mapping[str, Mapping[str, Held]]
+Pieces = Mapping[str, Mapping[str, HeldRows]]
 """What this process adds to a checkpoint: by part ("weights", ...) and name."""
 
 
-def save(folder: Path, position: Position, pieces: Pieces, world: World | None = None) -> Path:
+def save_checkpoint(folder: Path, position: RunPosition, pieces: Pieces, world: World | None = None) -> Path:
     """Writes a checkpoint of `folder`, unless it is there. All processes call it, each with what it holds.
 
     Raises `Unwritten`, in all of them, if one of them cannot write; nothing of it is left then.
     """
     world = world or World()
     target = folder / f"{_PREFIX}{position.images:012d}"
-    size = sum(world.gather(size_of(pieces)))
+    size = sum(world.gather(checkpoint_bytes(pieces)))
     temporary = world.once(lambda: _begin(target, pieces, size, world.size > 1))
     if temporary is None:
         return target
@@ -99,7 +99,7 @@ def save(folder: Path, position: Position, pieces: Pieces, world: World | None =
     return target
 
 
-def size_of(pieces: Pieces) -> int:
+def checkpoint_bytes(pieces: Pieces) -> int:
     """Bytes that this process adds to a checkpoint, near enough."""
     return sum(piece.size for some in pieces.values() for piece in some.values())
 
@@ -130,14 +130,14 @@ def _written(temporary: Path, pieces: Pieces, world: World) -> _Written:
     try:
         with writing("A checkpoint", temporary.parent):
             for name, some in zip(files, pieces.values(), strict=True):
-                sharded_files.write(temporary / name, some)
+                sharded_files.write_shards(temporary / name, some)
                 fsync(temporary / name)
             return {name: _fingerprint(temporary / name) for name in files}
     except UserError as error:
         return error
 
 
-def _finish(temporary: Path, target: Path, position: Position, written: list[_Written]) -> None:
+def _finish(temporary: Path, target: Path, position: RunPosition, written: list[_Written]) -> None:
     for one in written:
         if isinstance(one, UserError):
             raise one
@@ -167,7 +167,7 @@ def latest(folder: Path, last_good: int | None = None) -> Saved | None:
     for stale in _names(folder):
         if stale.startswith(_HALF):
             shutil.rmtree(folder / stale, ignore_errors=True)
-    for candidate in reversed(whole(folder)):
+    for candidate in reversed(whole_checkpoints(folder)):
         saved = _checked(candidate)
         if isinstance(saved, Saved):
             if last_good is None or _is_good(saved.position, last_good):
@@ -187,16 +187,16 @@ def latest(folder: Path, last_good: int | None = None) -> Saved | None:
     return None
 
 
-def _is_good(position: Position, last_good: int) -> bool:
+def _is_good(position: RunPosition, last_good: int) -> bool:
     return position.step <= last_good and position.health.failed == 0
 
 
-def _position(text: str, where: Path) -> Position:
+def _position(text: str, where: Path) -> RunPosition:
     try:
         fields = json.loads(text)
         health = fields.pop("health", {})  # checkpoints of before there were guards have none
         pairs = {key: tuple((one, two) for one, two in health.get(key, ())) for key in ("recent", "returns")}
-        return Position(**fields, health=Health(health.get("failed", 0), **pairs))
+        return RunPosition(**fields, health=Health(health.get("failed", 0), **pairs))
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"This checkpoint is whole and not as this version writes them ({error})",
@@ -243,7 +243,7 @@ def prune(folder: Path, keep: int, milestones: int | None = None) -> None:
     """
     spared: set[int] = set()
     try:
-        there = whole(folder)
+        there = whole_checkpoints(folder)
     except UserError as error:
         log.warning("%s Old checkpoints stay", error)
         return
@@ -267,7 +267,7 @@ def images_of(path: Path) -> int:
     return int(path.name.removeprefix(_PREFIX))
 
 
-def copy_into(targets: Mapping[str, Held], stored: Stored, some: bool = False) -> None:
+def copy_into(targets: Mapping[str, HeldRows], stored: Stored, some: bool = False) -> None:
     """Restores weights or averages in place, so that whatever points at them keeps doing so.
 
     With `some`, the targets are a part of what was stored. Raises `UserError` for a checkpoint of another network.
@@ -286,7 +286,7 @@ def copy_into(targets: Mapping[str, Held], stored: Stored, some: bool = False) -
             target.local.copy_(stored.read(name, target.rows))
 
 
-def whole(folder: Path) -> list[Path]:
+def whole_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints that were not set aside, oldest first; what is called otherwise is not ours.
 
     `UserError` if the disk cannot be read.

@@ -28,7 +28,7 @@ log = logging.getLogger("terminus")
 # another device.
 _MAY_CHANGE = (
     "run.", "training.images", "training.loader_threads", "training.checkpoints.", "training.preview.",
-    "training.checkpointing", "training.compile", "training.parallel.",
+    "training.activation_checkpointing", "training.compile", "training.parallel.",
 )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from terminus.training.distributed.process_group import World
 from terminus.training.recipe import Checkpoints
 from terminus.training.saving import checkpoint
 from terminus.training.saving.atomic_files import DiskFull, Unwritten, require_room, writing
-from terminus.training.saving.checkpoint import Pieces, Position
+from terminus.training.saving.checkpoint import Pieces, RunPosition
 
 log = logging.getLogger("terminus")
 
@@ -37,7 +37,7 @@ LIMIT_SECONDS = 6 * 3600.0
 """How long a run goes on without being able to save."""
 
 MARGIN_BYTES = 16 << 20
-"""Room for logs and pictures."""
+"""Room for logs and images."""
 
 MEMORY_SHARE = 0.5
 """The copy may take this share of the memory that is free; a larger one is not made, and training waits instead."""
@@ -60,7 +60,7 @@ class Saver:
         self._failing_since: float | None = None
 
     def save(
-        self, position: Position, pieces: Pieces, *, wait: bool = False, patient: bool = True, prune: bool = True
+        self, position: RunPosition, pieces: Pieces, *, wait: bool = False, patient: bool = True, prune: bool = True
     ) -> None:
         """Copies and writes; with `wait`, it is on the disk when this returns.
 
@@ -71,7 +71,7 @@ class Saver:
         self._give_way.clear()
         room = MEMORY_SHARE * free_memory() / self._world.local_size
         # Where one process has no memory for a copy all wait, or the others' next step would wait for its save.
-        if not self._world.any(wait or checkpoint.size_of(pieces) > room):
+        if not self._world.any(wait or checkpoint.checkpoint_bytes(pieces) > room):
             copies = {part: {name: piece.copied() for name, piece in some.items()} for part, some in pieces.items()}
             self._save = self._pool.submit(self._write, position, copies, patient, prune)
         else:
@@ -90,12 +90,12 @@ class Saver:
         if self._save is not None and self._world.any(self._save.done()):
             self.join()
 
-    def _write(self, position: Position, pieces: Pieces, patient: bool, prune: bool) -> None:
+    def _write(self, position: RunPosition, pieces: Pieces, patient: bool, prune: bool) -> None:
         tries = 0
         while True:
             try:
                 self._line.together(self._flush)
-                checkpoint.save(self.folder, position, pieces, self._line)
+                checkpoint.save_checkpoint(self.folder, position, pieces, self._line)
             except Unwritten as error:
                 pause = self._pause(error, tries, patient)
                 if self._line.any(pause is None):
@@ -115,7 +115,7 @@ class Saver:
 
     def _give_up(self) -> None:
         with suppress(UserError):
-            there = checkpoint.whole(self.folder)
+            there = checkpoint.whole_checkpoints(self.folder)
             newest = (
                 f"the newest checkpoint is at {checkpoint.images_of(there[-1])} images" if there else "there is none"
             )
@@ -148,7 +148,7 @@ def require_checkpoint_room(folder: Path, size: int, keep: int, saves: int) -> N
 
     While one is written there is one more than are kept.
     """
-    missing = min(saves, max(1, keep + 1 - len(checkpoint.whole(folder))))
+    missing = min(saves, max(1, keep + 1 - len(checkpoint.whole_checkpoints(folder))))
     if missing > 0:
         with writing("The checkpoints of this run", folder):
             folder.mkdir(parents=True, exist_ok=True)

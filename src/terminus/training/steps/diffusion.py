@@ -24,8 +24,8 @@ from terminus.errors import UserError
 from terminus.model.components import Components
 from terminus.model.record import noise_schedule
 from terminus.model.unet import predict
-from terminus.model.vae import Moments
-from terminus.training.networks.joint import Together
+from terminus.model.vae import Posterior
+from terminus.training.networks.joint import JointModel
 from terminus.training.objectives import Constant, Debiased, Diffusion, Huber, MinSnr, SoftMinSnr
 from terminus.training.recipe import Training
 from terminus.training.step import StepLoss
@@ -50,27 +50,27 @@ class DiffusionStep:
     """Spread of what is added to the noise of each image and channel."""
     input_perturbation: float = 0.0
     """Noise of the input that is not in the target, in units of the noise."""
-    together: nn.Module | None = None
-    """The UNet and the text towers, where these are trained as well."""
+    joint: nn.Module | None = None
+    """The UNet and the text encoders, where these are trained as well."""
 
     @property
     def trained(self) -> nn.Module:
         """The UNet, or what it is trained together with."""
-        return self.components.unet if self.together is None else self.together
+        return self.components.unet if self.joint is None else self.joint
 
     def loss(self, batch: Batch, step: int) -> StepLoss:
-        """The weighted error of each sample, of what its mask counts; the plain error is that of the whole picture."""
+        """The weighted error of each sample, of what its mask counts; the plain error is that of the whole image."""
         moments = runtime.sent(batch.values, self.device)
         shape = moments.shape[2:]
-        posterior = Moments(moments[:, 0], moments[:, 1])
-        x0 = self.components.codec.latents(posterior, self._normal(batch, "moments", shape))
+        posterior = Posterior(moments[:, 0], moments[:, 1])
+        x0 = self.components.vae.latents(posterior, self._normal(batch, "moments", shape))
         t = runtime.sent(self._timesteps(batch, step), self.device)
         ids = time_ids(batch.conditioning, self.device)
 
         def network(x: Tensor, t: Tensor) -> Tensor:
             with runtime.autocast(self.device, self.precision):
-                with torch.set_grad_enabled(self.together is not None and torch.is_grad_enabled()):
-                    text = self.components.text.encode(self._captions(batch))
+                with torch.set_grad_enabled(self.joint is not None and torch.is_grad_enabled()):
+                    text = self.components.text_encoders.encode(self._captions(batch))
                 return predict(self.components.unet, x, t, text, ids)
 
         epsilon = self._normal(batch, "noise", shape)
@@ -101,7 +101,7 @@ class DiffusionStep:
         u = torch.tensor(draws, dtype=torch.float64)
         count = self.objective.schedule.timesteps
         if not self.stratified:
-            return timesteps.uniform(u, count, self.density)
+            return timesteps.uniform_timesteps(u, count, self.density)
         slices = timesteps.slices(runtime.rng(self.seed, step, "timestep slices"), self.global_batch)
         place = torch.tensor([position % self.global_batch for position in batch.positions])
         return timesteps.stratified(u, slices[place], self.global_batch, count, self.density)
@@ -116,12 +116,12 @@ def diffusion_step(
 ) -> DiffusionStep:
     """The step that trains these networks, which are on `device`, by these settings; UserError for impossible bands.
 
-    Turns gradients of both text towers on where they are trained as well.
+    Turns gradients of both text encoders on where they are trained as well.
     """
-    schedule, text = noise_schedule(components.record.schedule), components.text
-    together = None
-    if objective.train_text == "both":
-        together = Together(components.unet, text.tower_1, text.tower_2, objective.text_rate)
+    schedule, text = noise_schedule(components.record.schedule), components.text_encoders
+    joint = None
+    if objective.train_text_encoders == "both":
+        joint = JointModel(components.unet, text.text_encoder_1, text.text_encoder_2, objective.text_encoder_rate)
     return DiffusionStep(
         components=components,
         objective=build_objective(objective, schedule),
@@ -134,7 +134,7 @@ def diffusion_step(
         density=_density(objective, schedule),
         offset_noise=objective.offset_noise,
         input_perturbation=objective.input_perturbation,
-        together=together,
+        joint=joint,
     )
 
 

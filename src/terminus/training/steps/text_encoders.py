@@ -1,4 +1,6 @@
-"""The towers' step: CLIP's symmetric contrastive loss (Radford et al. 2103.00020, figure 3) for each text tower."""
+"""The text encoders' step: CLIP's symmetric contrastive loss (Radford et al. 2103.00020, figure 3) for each text
+encoder.
+"""
 
 from __future__ import annotations
 
@@ -13,34 +15,36 @@ from transformers import CLIPVisionModelWithProjection
 
 from terminus import runtime
 from terminus.data.loader import Batch
-from terminus.model.text import TextTowers
+from terminus.model.text import TextEncoders
 from terminus.model.vae import to_signal
 from terminus.training.step import StepLoss
 from terminus.training.steps.captions import drawn_captions
 
 
 class ContrastiveModel(nn.Module):
-    """Both text towers, a vision tower, and what only training needs: a temperature, and tower 1's projection."""
+    """Both text encoders, a vision encoder, and what only training needs: a temperature, and text encoder 1's
+    projection.
+    """
 
-    def __init__(self, text: TextTowers, vision: CLIPVisionModelWithProjection, projection: int) -> None:
+    def __init__(self, text: TextEncoders, vision: CLIPVisionModelWithProjection, projection: int) -> None:
         super().__init__()
         self.text = text
-        self.tower_1, self.tower_2, self.vision = text.tower_1, text.tower_2, vision
-        self.projection_1 = nn.Linear(text.tower_1.config.hidden_size, projection, bias=False)
+        self.text_encoder_1, self.text_encoder_2, self.vision = text.text_encoder_1, text.text_encoder_2, vision
+        self.projection_1 = nn.Linear(text.text_encoder_1.config.hidden_size, projection, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(2.6593))  # ln(1 / 0.07), as in CLIP
 
     def features(self, captions: list[str], pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Unit vectors [batch, projection] of the captions by tower 1 and tower 2, and of the images."""
+        """Unit vectors [batch, projection] of the captions by text encoder 1 and text encoder 2, and of the images."""
         ids_1, ids_2 = (runtime.sent(ids, self.log_scale.device) for ids in self.text.tokens(captions))
-        first = self.projection_1(self.tower_1(input_ids=ids_1).pooler_output)
-        second = cast(Tensor, self.tower_2(input_ids=ids_2).text_embeds)
+        first = self.projection_1(self.text_encoder_1(input_ids=ids_1).pooler_output)
+        second = cast(Tensor, self.text_encoder_2(input_ids=ids_2).text_embeds)
         image = cast(Tensor, self.vision(pixel_values=pixels).image_embeds)
         vectors = [normalize(vector.float(), dim=-1) for vector in (first, second, image)]
         return vectors[0], vectors[1], vectors[2]
 
 
 @dataclass(frozen=True)
-class TowersStep:
+class TextEncodersStep:
     """Captions against images within the micro-batch."""
 
     model: ContrastiveModel
@@ -50,11 +54,11 @@ class TowersStep:
 
     @property
     def trained(self) -> nn.Module:
-        """All three towers."""
+        """All three text encoders."""
         return self.model
 
     def loss(self, batch: Batch, step: int) -> StepLoss:
-        """`error` is 1 where an image's nearest caption (tower 2) is not one of its own."""
+        """`error` is 1 where an image's nearest caption (text encoder 2) is not one of its own."""
         pixels = runtime.sent(to_signal(batch.values), self.device)
         captions = drawn_captions(batch, self.seed)
         with runtime.autocast(self.device, self.precision):
@@ -66,7 +70,7 @@ class TowersStep:
         wrong = ~same.gather(1, (image @ second.T).argmax(1, keepdim=True)).squeeze(1)
         return StepLoss(loss, wrong.float())
 
-    def seeded(self, seed: int) -> TowersStep:
+    def seeded(self, seed: int) -> TextEncodersStep:
         """The same step, drawing other random numbers."""
         return replace(self, seed=seed)
 

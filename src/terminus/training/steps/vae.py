@@ -1,4 +1,4 @@
-"""The codec's step: an autoencoder that keeps edges, at the resolution of the data."""
+"""The VAE's step: an autoencoder that keeps edges, at the resolution of the data."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from torch import Tensor, nn
 
 from terminus import runtime
 from terminus.data.loader import Batch
-from terminus.model.vae import Codec, to_signal
+from terminus.model.vae import VAE, to_signal
 from terminus.training.step import StepLoss
 
 
 @dataclass(frozen=True)
-class CodecStep:
+class VAEStep:
     """Absolute and squared error of pixels, absolute error of their differences, and the moments' divergence.
 
     The absolute errors keep edges sharp; the squared one is what teaches colour early, where absolute error settles
     for the median gray.
     """
 
-    codec: Codec
+    vae: VAE
     squared_weight: float
     edge_weight: float
     kl_weight: float
@@ -32,28 +32,28 @@ class CodecStep:
     @property
     def trained(self) -> nn.Module:
         """The autoencoder."""
-        return self.codec.vae
+        return self.vae.autoencoder
 
     def loss(self, batch: Batch, step: int) -> StepLoss:
         """Per image; `error` is the mean absolute error of pixels in [-1, 1]."""
         pixels = runtime.sent(to_signal(batch.values), self.device)
         with runtime.autocast(self.device, self.precision):
-            moments = self.codec.encode(pixels)
+            posterior = self.vae.encode(pixels)
             noise = [
-                torch.randn(moments.mean.shape[1:], generator=runtime.rng(self.seed, position, "moments"))
+                torch.randn(posterior.mean.shape[1:], generator=runtime.rng(self.seed, position, "moments"))
                 for position in batch.positions
             ]
-            decoded = self.codec.decode(self.codec.latents(moments, runtime.sent(torch.stack(noise), self.device)))
+            decoded = self.vae.decode(self.vae.latents(posterior, runtime.sent(torch.stack(noise), self.device)))
         error = (decoded - pixels).abs().flatten(1).mean(1)
         squared = (decoded - pixels).square().flatten(1).mean(1)
         edges = sum(
             (_differences(decoded, axis) - _differences(pixels, axis)).abs().flatten(1).mean(1) for axis in (2, 3)
         )
-        divergence = 0.5 * (moments.mean.square() + moments.logvar.exp() - 1 - moments.logvar).flatten(1).sum(1)
+        divergence = 0.5 * (posterior.mean.square() + posterior.logvar.exp() - 1 - posterior.logvar).flatten(1).sum(1)
         weighted = self.squared_weight * squared + self.edge_weight * edges + self.kl_weight * divergence
         return StepLoss(error + weighted, error)
 
-    def seeded(self, seed: int) -> CodecStep:
+    def seeded(self, seed: int) -> VAEStep:
         """The same step, drawing other random numbers."""
         return replace(self, seed=seed)
 
