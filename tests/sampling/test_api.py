@@ -144,9 +144,9 @@ def test_many_images_of_one_prompt_are_asked_for_at_once(model: Terminus, monkey
     from terminus.sampling import api
 
     read: list[str] = []
-    chunks = api.chunks
+    chunks = api.prompt_chunks
     monkeypatch.setattr(
-        api, "chunks", lambda components, one, how: read.append(one.prompt) or chunks(components, one, how)
+        api, "prompt_chunks", lambda components, one, how: read.append(one.prompt) or chunks(components, one, how)
     )
     stream = model.stream(["a dog", "a cat"], count=20_000)
     next(stream)

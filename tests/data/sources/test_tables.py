@@ -164,7 +164,7 @@ def test_a_flipped_bit_of_a_page_with_a_checksum_costs_its_row_group(tmp_path: P
     )
     whole = path.read_bytes()
     flipped = bytearray(whole)
-    flipped[whole.index(b"picture 7") + 8] ^= 1  # another digit
+    flipped[whole.index(b"image 7") + 8] ^= 1  # another digit
     path.write_bytes(flipped)
     parquet(tmp_path / "y.parquet", table(1))
     assert seen(tmp_path) == {"x.parquet#0": "table cannot be read", "y.parquet#0": "image 0"}
