@@ -47,7 +47,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return match[0]
         if not target.exists():
             raise PluginError(f"{page.file.src_uri} links to {match[3]}, which does not exist")
-        return f"`{target.relative_to(ROOT)}`"
+        place = f"`{target.relative_to(ROOT)}{(match[4] or '').replace('#L', ':')}`"
+        return f"{match[2]} ({place})" if match[2].startswith("`terminus.") else place
 
     return LINK.sub(named, markdown)
 
