@@ -254,6 +254,4 @@ def _looking(draft: Draft, keys: Keys, size: meaning.GlobalBatch) -> None:
     if "wandb" in services:
         draft.set("run.trackers", ["wandb"], "report_to")
     if [word for word in services if word not in ("wandb", "none", "")]:
-        draft.leave(
-            keys, "report_to", "run.trackers has wandb and trackio; log.jsonl and TensorBoard's files have all without"
-        )
+        draft.leave(keys, "report_to", "run.trackers has wandb; log.jsonl and TensorBoard's files have all without")

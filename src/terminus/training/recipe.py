@@ -36,7 +36,7 @@ class RunConfig(Config):
     """Grams of CO2 per kWh where the run took place; null leaves the emissions "not measured" on the card."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
-    trackers: tuple[Literal["wandb", "trackio"], ...] = ()
+    trackers: tuple[Literal["wandb"], ...] = ()
     """Services that get curves and previews as well; each must be installed. `log.jsonl` has all without them."""
 
 

@@ -23,9 +23,6 @@ from terminus.training.monitor.trackers import PYTHON, Trackers
 WANDB = pytest.mark.skipif(
     not (os.environ.get(PYTHON) or importlib.util.find_spec("wandb")), reason="wandb is not installed"
 )
-TRACKIO = pytest.mark.skipif(
-    not (os.environ.get(PYTHON) or importlib.util.find_spec("trackio")), reason="trackio is not installed"
-)
 SECRET = "do-not-send-this"
 
 
@@ -64,29 +61,6 @@ def test_wandb_offline_gets_every_row_and_image_once(tmp_path: Path, monkeypatch
     assert b"seed" in written
     assert SECRET.encode() not in written
     assert len(list(runs[0].rglob("media/images/*.png"))) == 1
-
-
-@TRACKIO
-def test_trackio_gets_every_row_once_though_a_kill_repeats_some(tmp_path: Path, monkeypatch, caplog):
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "store"))
-    Image.new("RGB", (8, 8), "teal").save(tmp_path / "preview.png")
-    with Trackers(tmp_path, ("trackio",), "nano", {"training": {"seed": 7}}) as all_of_them:
-        for step in (1, 2, 3):
-            all_of_them.row(row(step))
-        all_of_them.image(tmp_path / "preview.png", 3)
-    with Trackers(tmp_path, ("trackio",), "nano", {"training": {"seed": 7}}) as all_of_them:
-        for step in (2, 3, 4):
-            all_of_them.row(row(step))
-    assert caplog.messages == []
-    assert logged_by_trackio(tmp_path / "store") == [1, 2, 3, 3, 4]
-
-
-def logged_by_trackio(store: Path) -> list[int]:
-    import sqlite3
-
-    (base,) = store.glob("*.db")
-    with sqlite3.connect(base) as connection:
-        return sorted(step for (step,) in connection.execute("SELECT step FROM metrics"))
 
 
 def test_the_start_is_a_point_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -165,6 +139,6 @@ def test_a_process_that_stands_still_is_given_up(tmp_path: Path, monkeypatch, ca
 
 def test_a_python_that_is_not_there_is_one_warning(tmp_path: Path, monkeypatch, caplog):
     monkeypatch.setenv(PYTHON, str(tmp_path / "nowhere" / "python"))
-    with Trackers(tmp_path, ("wandb", "trackio"), "nano", {}) as all_of_them:
+    with Trackers(tmp_path, ("wandb",), "nano", {}) as all_of_them:
         all_of_them.row(row(1))
-    assert [message.split()[0] for message in caplog.messages] == ["wandb", "trackio"]
+    assert [message.split()[0] for message in caplog.messages] == ["wandb"]

@@ -1,4 +1,4 @@
-"""W&B and trackio beside the run: the curves and previews of a run, for those who collect runs there.
+"""Weights & Biases beside the run: the curves and previews of a run, for those who collect runs there.
 
 Each tracker lives in a process of its own, which is told rows and images through a pipe. So whatever it does (wait
 for a network, print, crash) happens to itself: the run goes on, and says once that it has given the tracker up. It is
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("terminus")
 
-Kind = Literal["wandb", "trackio"]
+Kind = Literal["wandb"]
 
 PYTHON = "TERMINUS_TRACKERS_PYTHON"
 """Environment variable: the Python that has the trackers, if it is not the one that trains."""
@@ -207,28 +207,6 @@ def _wandb(begin: Mapping[str, Any]) -> tuple[Tell, Callable[[], object]]:
     return tell, run.finish
 
 
-def _trackio(begin: Mapping[str, Any]) -> tuple[Tell, Callable[[], object]]:
-    """Into trackio's own folder on this machine, or where its environment variables say."""
-    trackio: Any = import_module("trackio")
-    name = f"{begin['name']} {begin['id']}"
-    run = trackio.init(
-        project=os.environ.get("TRACKIO_PROJECT", PROJECT), name=name, resume="allow", config=begin["config"],
-        embed=False, auto_log_gpu=False, auto_log_cpu=False,
-    )  # fmt: skip
-    known = _last_trackio_step(run)
-
-    def tell(message: dict[str, Any]) -> None:
-        if message["step"] <= known:  # a killed run does it once more, with the same numbers
-            return
-        run.log(message.get("values") or {"preview": trackio.Image(message["image"])}, step=message["step"])
-
-    return tell, run.finish
-
-
-def _last_trackio_step(run: Any) -> int:
-    return int(getattr(run, "_next_step", 0)) - 1
-
-
 def tracker_main(kind: str) -> int:
     """The tracker's process: reads messages until its input ends."""
     messages: queue.Queue[dict[str, Any] | None] = queue.Queue()
@@ -246,7 +224,7 @@ def tracker_main(kind: str) -> int:
     begin = messages.get()
     if begin is None:
         return 0
-    tell, finish = {"wandb": _wandb, "trackio": _trackio}[kind](begin)
+    tell, finish = {"wandb": _wandb}[kind](begin)
     while (message := messages.get()) is not None:
         tell(message)
     finish()
