@@ -176,7 +176,7 @@ def check_again(given: Sequence[str]) -> None:
 def check_prompts(prompts: Sequence[str]) -> None:
     """UserError where nothing is asked for."""
     if not prompts:
-        raise UserError("Missing option '--prompt'", fix="Say what to draw; or --again PICTURE draws an image again")
+        raise UserError("Missing option '--prompt'", fix="Say what to draw; or --again IMAGE draws an image again")
 
 
 def check_folder(out: Path) -> None:

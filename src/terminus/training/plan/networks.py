@@ -111,8 +111,8 @@ def _networks(start: str | None, architecture: str, vae: str | None, text: str |
         shapes = ARCHITECTURES[architecture]
         with torch.device("meta"):
             config = config_of(build_unet(shapes))
-        text_encoders, codecs = _folder(text), _folder(vae)
-        in_vae = _parameters(codecs, ("vae",)) if codecs else SDXL_VAE
+        text_encoders, autoencoder = _folder(text), _folder(vae)
+        in_vae = _parameters(autoencoder, ("vae",)) if autoencoder else SDXL_VAE
         in_text = _text_encoders(text_encoders) if text_encoders else _SDXLS
         return _made(config, shapes.positions, shapes.vae.factor, in_text, in_vae, trained, text_encoders is None)
     folder = _folder(start)

@@ -169,7 +169,7 @@ def _networks(unet: str, text_encoders: tuple[str, str] | None, adapter: str | N
     with torch.device("meta"):
         modules: dict[str, nn.Module] = {"unet": make_module(UNet, json.loads(unet), "the network to be counted")}
         for place, (name, config) in enumerate(zip(TEXT_ENCODERS, text_encoders or (), strict=False), start=1):
-            modules[f"tower_{place}"] = make_text_encoder(
+            modules[f"text_encoder_{place}"] = make_text_encoder(
                 *TEXT_ENCODERS[name], json.loads(config), None, "the text encoder to be counted"
             )
         for part, module in modules.items():
