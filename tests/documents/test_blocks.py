@@ -25,7 +25,7 @@ from tests.house.test_command_line import SURFACE
 BLOCKS = list(blocks())
 LANGUAGES = {"python", "bash", "sh", "yaml", "text", "bibtex"}
 NOT_RUN = {
-    "installs packages": 8,
+    "installs packages": 9,
     "another program": 4,
     "sets up an environment": 3,
     "a synopsis": 3,
