@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from terminus import cli
+from terminus import cli, cli_config
 
 FULL = Path("/dev/full")
 VERBS = [
@@ -53,7 +53,7 @@ def fails_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> int:
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "load_recipe", fail)
+    monkeypatch.setattr(cli_config, "load_recipe", fail)
     return cli.main(["config", "show", "nano"])
 
 
