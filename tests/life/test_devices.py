@@ -258,7 +258,7 @@ def test_a_training_step_waits_once_for_its_loss(pretend: PretendGPU, random_nan
         pretend.waits.clear()
         trainer.run(1)
     of_loss = {"training/step.py on_cpu: a copy from the GPU": 3 * 3}
-    assert pretend.waits == {"training/clipping.py clip: _local_scalar_dense": 1, **of_loss}
+    assert pretend.waits == {"training/optim/clipping.py clip: _local_scalar_dense": 1, **of_loss}
 
 
 def test_leaving_the_device_copies_nothing_back(pretend: PretendGPU, there: Load, steering: Path):
@@ -268,7 +268,7 @@ def test_leaving_the_device_copies_nothing_back(pretend: PretendGPU, there: Load
         pretend.waits.clear()
         model.text2img("a dog", steps=1)
         back = {place: count for place, count in pretend.waits.items() if place.endswith("from the GPU")}
-    position_ids = {"model/running.py _send_home: a copy from the GPU": 2}  # of the text encoders, which are no weights
+    position_ids = {"model/execution.py _send_home: a copy from the GPU": 2}  # of the text encoders, which are no weights
     assert back == {"sampling/tasks.py to_bytes: a copy from the GPU": 1, **position_ids}
 
 
