@@ -206,7 +206,7 @@ def test_a_kill_between_the_tables_is_mended(
     prepared: DataConfig, captioner: Make, monkeypatch: pytest.MonkeyPatch, server: Server
 ):
     encode_all(prepared, random_vae(0))
-    real = run.merge
+    real = run.merge_captions
 
     def die(store: Store) -> int:
         with monkeypatch.context() as patch:
@@ -240,7 +240,7 @@ from terminus.data.captioning.settings import Captioner
 from terminus.data.settings import DataConfig
 run.COMMIT_ROWS = 2
 data = DataConfig.model_validate_json(open(sys.argv[1]).read())
-run.caption(data, Captioner.model_validate_json(open(sys.argv[2]).read()))
+run.write_captions(data, Captioner.model_validate_json(open(sys.argv[2]).read()))
 """
 
 
