@@ -268,7 +268,7 @@ def test_leaving_the_device_copies_nothing_back(pretend: PretendGPU, there: Load
         pretend.waits.clear()
         model.text2img("a dog", steps=1)
         back = {place: count for place, count in pretend.waits.items() if place.endswith("from the GPU")}
-    position_ids = {"model/execution.py _send_home: a copy from the GPU": 2}  # of the text encoders, which are no weights
+    position_ids = {"model/execution.py _send_home: a copy from the GPU": 2}  # of the text encoders: no weights
     assert back == {"sampling/tasks.py to_bytes: a copy from the GPU": 1, **position_ids}
 
 
