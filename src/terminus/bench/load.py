@@ -288,8 +288,8 @@ def _report(result: Loading, side: int, micro_batch: int, out: Path | None) -> N
 
 
 def _table(result: Loading) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 1))
-    for name in ("", "rows", "rows/s", "slowest", "per CPU s", "first ms", "far ms", "memory"):
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("", "rows", "rows/s", "slowest", "/CPU s", "first ms", "far ms", "memory"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for one in (result.few, result.many):
         rate = one.rows_per_second
