@@ -27,7 +27,7 @@ def test_the_weights_fit_into_the_package():
     assert sum(file.stat().st_size for file in files) <= 25 * 10**6
 
 
-@pytest.mark.parametrize("stage", ["vae", "text_encoders", "unet", "focus"])
+@pytest.mark.parametrize("stage", ["vae", "text-encoders", "unet", "focus"])
 def test_its_recipes_and_logs_are_beside_it(stage: str):
     folder = NANO / "training" / stage
     recipe = load(folder / "recipe.yaml", Recipe).value
