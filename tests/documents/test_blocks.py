@@ -1,6 +1,6 @@
 """Every code block of the documents, read without running it: languages, options, settings, syntax.
 
-Blocks that could not run anywhere near a test say why, and the reasons are counted.
+Which of them are run, and with what, is `test_running.py`; the others say why not, and the reasons are counted.
 """
 
 from __future__ import annotations
