@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from terminus.config.load import Loaded, load
 from terminus.errors import Stopped, UserError
-from terminus.training import guards, run
+from terminus.training import guards, run, run_hooks
 from terminus.training.recipe import Recipe
 from terminus.training.saving.checkpoint import whole_checkpoints
 
@@ -120,7 +120,7 @@ def test_stopped_around_a_return(
 ):
     """A stop within the trouble saves without being a place to return to."""
     poison(monkeypatch, 6, 7, 8)
-    real = run._Watch.record
+    real = run_hooks.RunHooks.record
 
     def record(self, row):
         real(self, row)
@@ -128,7 +128,7 @@ def test_stopped_around_a_return(
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run._Watch, "record", record)
+        patch.setattr(run_hooks.RunHooks, "record", record)
         with pytest.raises(Stopped):
             run.train(recipe())
     assert len(losses(tmp_path / "run")) == step

@@ -1,6 +1,6 @@
 """The only training loop.
 
-What is trained is a `Step`; what happens every N images is a plain callable beside the loop.
+What is trained is a `TrainingStep`; what happens every N images is a plain callable beside the loop.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import torch
-from torch import Tensor
 
 from terminus.data.loader import Batch, Loader
 from terminus.errors import Stopped, UserError
@@ -21,7 +21,7 @@ from terminus.training.distributed.process_group import World
 from terminus.training.distributed.sharding import Alone, Engine
 from terminus.training.guards import Health, Reason
 from terminus.training.monitor.journal import LogRow, by_band
-from terminus.training.optim.clipping import clip
+from terminus.training.optim.clipping import clip_gradient_norm
 from terminus.training.optim.ema import Average
 from terminus.training.optim.optimizer import learning_rate, set_rate
 from terminus.training.recipe import Training
@@ -45,7 +45,7 @@ class State:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the run wants to know and do; all but `alive` are called after the step they are told about."""
+    """The run's callables beside the loop; all but `alive` are called after the step they are told about."""
 
     validate: Callable[[RunPosition], dict[str, float] | None]
     record: Callable[[LogRow], None]
@@ -58,43 +58,67 @@ class Hooks:
     """A micro-batch is done."""
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """What the micro-batches of one step gave, gathered from all processes."""
+
+    losses: list[StepLoss]
+    loss: float
+    """Mean of the weighted losses."""
+    norm: float
+    """Norm of the gradient before it was clipped."""
+    damaged: tuple[str, ...]
+    """Rows of the store that could not be used."""
+
+
 def run_loop(step: TrainingStep, state: State, loader: Loader, settings: Training, hooks: Hooks) -> None:
     """Trains until `settings.images` have been seen. Raises `Stopped` when asked to, with everything saved."""
     last = -(-settings.images // settings.global_batch)
-    said: set[str] = set()
+    reported: set[str] = set()
     step.trained.train()
     with closing(loader.steps(state.position.step, last)) as stream:
         started = time.perf_counter()
         for batches in _or_saved(stream, state, hooks):
+            # Forward and backward: the gradients of this process's micro-batches add up.
             rate = learning_rate(state.position.images, settings.learning_rate, settings.images)
             own = _accumulate(step, batches, state.position.step, hooks.alive)
+
+            # One gradient for all processes, clipped to the norm that is allowed.
             state.engine.average_gradients()
-            norm = _gradient_norm(step, settings.optimizer.clip_norm)
+            norm = clip_gradient_norm(step.trained.parameters(), settings.optimizer.clip_norm)
+
             # From here on every process knows what one alone would know, and so decides alike.
-            losses = state.world.interleaved([part.on_cpu() for part in own])
-            told = state.world.gather((norm, [name for batch in batches for name in batch.damaged]))
-            norm, damaged = told[0][0], tuple(sorted({name for _, names in told for name in names}))
-            loss = torch.cat([part.weighted for part in losses]).double().mean().item()
-            reason = guards.judge(loss, norm, state.position.health, settings.guards)
+            measured = _gathered(state.world, own, norm, batches)
+            reason = guards.judge(measured.loss, measured.norm, state.position.health, settings.guards)
+
+            # The optimizer's step. A bad one is left out: it changes no weight, no moment and no average.
             if reason is None:
                 _apply(state, rate)
             step.trained.zero_grad(set_to_none=True)  # also what another process's optimizer moves
             seconds = time.perf_counter() - started
-            skipped = _culprits(state.world.interleaved([batch.keys for batch in batches]), losses) if reason else ()
-            health = guards.after(state.position.health, loss, norm, reason, settings.guards)
+
+            # Progress counts either way, so that rate, order and random numbers stay functions of it.
+            health = guards.after(state.position.health, measured.loss, measured.norm, reason, settings.guards)
             state.position = _advance(state.position, settings.global_batch, seconds, health)
-            if reason:
-                _left_out(state.position, reason, skipped)
-            else:
+            skipped: tuple[str, ...] = ()
+            if reason is None:
                 state.average.update(state.position.images, settings.global_batch)
+            else:
+                skipped = _culprits(state.world.interleaved([batch.keys for batch in batches]), measured.losses)
+                _warn_skipped(state.position, reason, skipped)
+
+            # Held-out loss where it is due, and the row of the log.
             validation = hooks.validate(state.position)
             epoch = loader.order[state.position.step * loader.accumulation - 1].epoch
-            row = _row(state.position, epoch, losses, loss, rate, norm, validation, seconds)
-            processes = state.world.size if state.world.size > 1 else None
-            hooks.record(replace(row, skipped=skipped, reason=reason, processes=processes, damaged=damaged))
-            _say_damaged(damaged, said)
+            row = _row(state, measured, epoch, rate, seconds, validation)
+            hooks.record(replace(row, skipped=skipped, reason=reason))
+            _warn_damaged(measured.damaged, reported)
+
+            # Too many bad steps in a row: the last good weights again.
             if guards.must_go_back(health):
                 hooks.go_back(state)
+
+            # Previews and checkpoints where they are due; after a signal, a checkpoint at once and then the end.
             stop = state.world.any(hooks.stop_asked()) and state.position.step < last
             hooks.checkpoint(state.position, stop or state.position.step == last)
             if stop:
@@ -115,23 +139,33 @@ def _or_saved(stream: Iterator[list[Batch]], state: State, hooks: Hooks) -> Iter
         raise
 
 
+def _gathered(world: World, own: list[StepLoss], norm: float, batches: list[Batch]) -> _Measured:
+    losses = world.interleaved([part.on_cpu() for part in own])
+    damaged_here = [name for batch in batches for name in batch.damaged]
+    norms, damaged = zip(*world.gather((norm, damaged_here)), strict=True)
+    loss = torch.cat([part.weighted for part in losses]).double().mean().item()
+    # The norm is that of the averaged gradient: every process has the same, and the first one's is taken.
+    return _Measured(losses, loss, norms[0], tuple(sorted(set(chain.from_iterable(damaged)))))
+
+
 def _culprits(batches: list[tuple[str, ...]], losses: list[StepLoss]) -> tuple[str, ...]:
+    """Keys of the samples whose loss is not finite; of all samples if that is true of none."""
     keys = [key for batch in batches for key in batch]
     finite = torch.cat([part.weighted for part in losses]).isfinite().tolist()
     return tuple(key for key, good in zip(keys, finite, strict=True) if not good) or tuple(keys)
 
 
-def _left_out(position: RunPosition, reason: Reason, skipped: tuple[str, ...]) -> None:
+def _warn_skipped(position: RunPosition, reason: Reason, skipped: tuple[str, ...]) -> None:
     named = ", ".join(skipped[:3]) + (", ..." if len(skipped) > 3 else "")
     what = "is not finite" if reason == "not finite" else "is far above the steps before"
     log.warning("step %d is left out: loss or gradient %s; samples: %s", position.step, what, named)
 
 
-def _say_damaged(damaged: Iterable[str], said: set[str]) -> None:
-    """Once for each row: it comes again in every epoch."""
+def _warn_damaged(damaged: Iterable[str], reported: set[str]) -> None:
+    """Once for each row, which comes again in every epoch."""
     for name in damaged:
-        if name not in said:
-            said.add(name)
+        if name not in reported:
+            reported.add(name)
             log.warning("damaged in the store, so that another row takes its place: %s", name)
 
 
@@ -139,14 +173,11 @@ def _accumulate(step: TrainingStep, batches: list[Batch], number: int, alive: Ca
     losses: list[StepLoss] = []
     for batch in batches:
         result = step.loss(batch, number)
+        # Micro-batches are equally large, so the mean of their means is the mean over the global batch.
         (result.weighted.mean() / len(batches)).backward()
         losses.append(StepLoss(result.weighted.detach(), result.error.detach(), result.t))
         alive()
     return losses
-
-
-def _gradient_norm(step: TrainingStep, limit: float) -> float:
-    return clip(step.trained.parameters(), limit)
 
 
 def _apply(state: State, rate: float) -> None:
@@ -167,22 +198,22 @@ def _advance(position: RunPosition, images: int, seconds: float, health: Health)
 
 
 def _row(
-    position: RunPosition, epoch: int, losses: list[StepLoss], loss: float, rate: float, norm: float,
-    validation: dict[str, float] | None, seconds: float,
-) -> LogRow:  # fmt: skip
-    error = torch.cat([part.error for part in losses])
-    steps: Iterator[Tensor] = (part.t for part in losses if part.t is not None)
-    t = list(steps)
+    state: State, measured: _Measured, epoch: int, rate: float, seconds: float, validation: dict[str, float] | None
+) -> LogRow:
+    error = torch.cat([part.error for part in measured.losses])
+    t = [part.t for part in measured.losses if part.t is not None]
     return LogRow(
-        step=position.step,
-        images_seen=position.images,
+        step=state.position.step,
+        images_seen=state.position.images,
         epoch=epoch,
-        loss=loss,
+        loss=measured.loss,
         error=error.double().mean().item(),
         learning_rate=rate,
-        gradient_norm=norm,
+        gradient_norm=measured.norm,
         bands=by_band(error, torch.cat(t)) if t else {},
         seconds=seconds,
         images_per_second=len(error) / seconds,
         validation=validation,
+        processes=state.world.size if state.world.size > 1 else None,
+        damaged=measured.damaged,
     )

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from terminus.training.optim.clipping import clip
+from terminus.training.optim.clipping import clip_gradient_norm
 from terminus.training.optim.weight_formats import store_weights
 
 
@@ -22,7 +22,7 @@ def test_clipping_is_torchs():
     for module in (one, two):
         module(torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))).square().sum().backward()
     norm = float(torch.nn.utils.clip_grad_norm_(two.parameters(), 0.5))
-    assert clip(one.parameters(), 0.5) == norm > 0.5
+    assert clip_gradient_norm(one.parameters(), 0.5) == norm > 0.5
     for mine, theirs in zip(one.parameters(), two.parameters(), strict=True):
         assert mine.grad is not None
         assert torch.equal(mine.grad, theirs.grad)
@@ -34,6 +34,6 @@ def test_clipping_of_bf16_weights_measures_in_float32():
     with torch.autocast("cpu", torch.bfloat16):
         module(images).float().square().sum().backward()
     expected = sum(p.grad.double().square().sum() for p in module.parameters() if p.grad is not None) ** 0.5
-    assert clip(module.parameters(), 1e-3) == pytest.approx(float(expected), rel=1e-6)
+    assert clip_gradient_norm(module.parameters(), 1e-3) == pytest.approx(float(expected), rel=1e-6)
     after = sum(p.grad.double().square().sum() for p in module.parameters() if p.grad is not None) ** 0.5
     assert float(after) == pytest.approx(1e-3, rel=1e-3)

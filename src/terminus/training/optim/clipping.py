@@ -9,8 +9,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 
-def clip(parameters: Iterable[nn.Parameter], limit: float) -> float:
-    """The norm of all gradients as one vector, which are then scaled down to `limit` if they exceed it.
+def clip_gradient_norm(parameters: Iterable[nn.Parameter], limit: float) -> float:
+    """Scales all gradients down so that their joint norm is at most `limit`; returns the norm they had before.
 
     Gradients that are sharded over processes count whole: every process gets the same norm and must take part.
     """
