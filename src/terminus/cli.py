@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import select
 import shlex
 import sys
 from collections.abc import Sequence
@@ -20,8 +18,8 @@ from terminus import cli_data, options
 from terminus.cli_bench import bench_app
 from terminus.cli_config import config_app
 from terminus.cli_data import check_gpu, load_recipe, loading
-from terminus.cli_system import log_to_stderr, prepare_streams, refusal, unwritten
-from terminus.errors import EXIT_DEFECT, EXIT_DONE, EXIT_INPUT, EXIT_STOPPED, Stopped, UserError, printable
+from terminus.cli_system import fail, log_to_stderr, prepare_streams, reader_is_gone, refusal, unwritten
+from terminus.errors import EXIT_DEFECT, EXIT_DONE, EXIT_INPUT, EXIT_STOPPED, Stopped, UserError
 
 if TYPE_CHECKING:
     from terminus.sampling import arguments
@@ -60,8 +58,8 @@ def _root(
 
 
 @app.command()
-def demo(out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/demo")) -> None:
-    """The whole life of a tiny model in minutes: prepare, train, sample, evaluate, card."""
+def demo(out: Annotated[Path, typer.Option(help="Folder of data, run and report.")] = Path("runs/demo")) -> None:
+    """Prepare data, then train, sample and evaluate a tiny model, and write its card: minutes on a CPU."""
     from terminus.sampling.arguments import check_folder
 
     check_folder(out)
@@ -85,7 +83,11 @@ def train(
     as_json: options.PlanJson = False,
     watch: options.Watch = False,
 ) -> None:
-    """Train, or continue: the same command picks up where the run was stopped."""
+    """Train the model that a recipe describes, or continue its run.
+
+    The run's folder (run.dir) keeps recipe, log, checkpoints and the finished model. After Ctrl-C, SIGTERM or a crash
+    the same command continues from the newest checkpoint. With torchrun several processes train one model.
+    """
     if not plan and (gpu is not None or as_json or processes > 1):
         raise UserError(
             "--gpu, --processes and --json belong to --plan",
@@ -122,18 +124,8 @@ def sample(
     model: options.ModelName,
     prompt: options.Prompts = None,
     *,
-    out: options.ImagesOut,
     negative: options.Negative = "",
-    seed: options.Seed = 0,
-    steps: options.Steps = 28,
     count: options.Count = 1,
-    size: options.ImageSize = None,
-    guidance: options.Guidance = 4.0,
-    rescale: options.Rescale = None,
-    interval: options.Interval = "0:1",
-    solver: options.Solver = "dpmpp_2m",
-    spacing: options.Spacing = "trailing",
-    variation: options.Variation = 0.0,
     image: options.StartImage = None,
     strength: options.Strength = None,
     mask: options.MaskImage = None,
@@ -144,8 +136,18 @@ def sample(
     feather: options.Feather = None,
     padding: options.Padding = None,
     again: options.Again = None,
+    size: options.SampleSize = None,
+    steps: options.SampleSteps = 28,
+    guidance: options.Guidance = 4.0,
+    rescale: options.Rescale = None,
+    interval: options.Interval = "0:1",
+    solver: options.Solver = "dpmpp_2m",
+    spacing: options.Spacing = "trailing",
+    seed: options.SampleSeed = 0,
+    variation: options.Variation = 0.0,
     lora: options.Loras = None,
     control: options.Controls = None,
+    out: options.ImagesOut,
     file_format: options.Format = "png",
     private: options.Private = False,
     sign: options.Sign = None,
@@ -153,7 +155,10 @@ def sample(
     offload: options.Offload = "none",
     device: options.Device = "auto",
 ) -> None:
-    """Draw images from prompts, or from prompts and an image; or an image of ours again."""
+    """Draw images: from text, from text and an image, or again from an image's own metadata.
+
+    PNG, JPEG and WebP files carry their prompt, seed, settings and model, unless --private is given.
+    """
     # Everything that can be said of the arguments is said before torch is imported.
     from terminus.sampling import arguments, limits, shapes
 
@@ -206,7 +211,7 @@ def inspect(
     decided: options.Decided = None,
     probe: options.Probe = False,
 ) -> None:
-    """Say what a file or folder is, and how we know."""
+    """Identify a model, adapter, run or image, and give the evidence."""
     if fix is None and decided is not None:
         raise UserError("--as without --fix", fix="Name the corrected copy: --fix TARGET")
     if fix is not None and (as_json or probe):
@@ -238,7 +243,7 @@ def convert(
     ema: options.TakeEma = False,
     onto: options.Onto = None,
 ) -> None:
-    """Turn a diffusers folder into a single file, or back; with --onto an adapter into plain differences."""
+    """Convert a diffusers folder to a single file or back; with --onto, an adapter to plain weight differences."""
     from terminus.model.choices import check_target
     from terminus.model.naming import find_local
 
@@ -266,7 +271,7 @@ def evaluate(
     steps: options.Steps = 28,
     seed: options.Seed = 0,
 ) -> None:
-    """Measure a model on its own held-out data, and by a contrast probe: metrics.json, report.html, samples.png."""
+    """Evaluate a model on held-out data and by the contrast probe: metrics.json, report.html, samples.png."""
     from terminus.evaluation.prompt_file import read_prompts
     from terminus.judged import find_judged, trained_by
     from terminus.sampling import limits
@@ -289,10 +294,10 @@ def evaluate(
 
 @app.command()
 def card(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a run.")],
-    check: Annotated[bool, typer.Option("--check", help="Only say whether README.md is what the run says.")] = False,
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run.")],
+    check: Annotated[bool, typer.Option("--check", help="Only check that README.md agrees with the run.")] = False,
 ) -> None:
-    """Write the model card, README.md, from what the run recorded."""
+    """Write the model card, README.md, from the records of a run."""
     from terminus.card.command import card as run_card
 
     print(run_card(run_dir, check=check))
@@ -315,37 +320,33 @@ def _main(given: list[str]) -> int:
     log_to_stderr()
     code = _run(given, debug)
     if (problem := unwritten()) is not None and code in (EXIT_DONE, EXIT_DEFECT):
-        return _fail(problem, EXIT_INPUT, debug)
+        return fail(problem, EXIT_INPUT, debug)
     return code
 
 
 def _run(given: list[str], debug: bool) -> int:
     try:
         # without standalone mode typer raises its complaints instead of printing them, and returns exit codes (130)
-        code = app([word for word in given if word != "--debug"] or ["--help"], "terminus", standalone_mode=False)
+        code = app(_without_debug(given) or ["--help"], "terminus", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else EXIT_DONE
     except UserError as error:
-        return EXIT_INPUT if error.told else _fail(str(error), EXIT_INPUT, debug)
+        return EXIT_INPUT if error.told else fail(str(error), EXIT_INPUT, debug)
     except Stopped as stopped:
-        if not _answers():
-            return EXIT_STOPPED
-        reason = str(stopped) or "Stopped; everything is saved."
-        return _fail(f"{reason} The same command continues: {_command(given)}", EXIT_STOPPED, debug)
+        return _stopped(stopped, given, debug)
     except typer.TyperException as error:
-        return _fail(_usage(error, given), EXIT_INPUT, debug)
+        return fail(_usage(error, given), EXIT_INPUT, debug)
     except (BrokenPipeError, SystemExit) as error:
-        # typer and rich turn a broken pipe into SystemExit; a pipe other than stdout (a worker's) is a defect
-        if not _reader_is_gone():
-            return _defect(error.__context__ or error, given, debug)
-        # what is left in the buffer must not raise again when the interpreter flushes it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_PIPE_CLOSED
+        return _pipe_closed(error, given, debug)
     except OSError as error:
         told = unwritten() or refusal(error)
-        return _defect(error, given, debug) if told is None else _fail(told, EXIT_INPUT, debug)
+        return _defect(error, given, debug) if told is None else fail(told, EXIT_INPUT, debug)
     except Exception as error:  # noqa: BLE001 - the process boundary: the only place that may catch everything
         return _defect(error, given, debug)
+
+
+def _without_debug(given: Sequence[str]) -> list[str]:
+    return [word for word in given if word != "--debug"]
 
 
 def _answers() -> bool:
@@ -353,33 +354,26 @@ def _answers() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _fail(paragraph: str, code: int, debug: bool) -> int:
-    """Print to stderr without wrapping, which would break `file:line:column` apart, and without markup."""
-    from rich.console import Console
-    from rich.text import Text
+def _stopped(stopped: Stopped, given: Sequence[str], debug: bool) -> int:
+    if not _answers():
+        return EXIT_STOPPED
+    reason = str(stopped) or "Stopped; everything is saved."
+    return fail(f"{reason} The same command continues: {_command(given)}", EXIT_STOPPED, debug)
 
-    console = Console(stderr=True, highlight=False)
-    text = Text.assemble(("error: ", "bold red") if code != EXIT_STOPPED else "", printable(paragraph))
-    with contextlib.suppress(OSError):  # nowhere to say it: the code still does
-        if debug:
-            console.print_exception()
-        console.print(text, soft_wrap=True)
-    return code
+
+def _pipe_closed(error: BaseException, given: Sequence[str], debug: bool) -> int:
+    # typer and rich turn a broken pipe into SystemExit; a pipe other than stdout (a worker's) is a defect
+    if not reader_is_gone():
+        return _defect(error.__context__ or error, given, debug)
+    # what is left in the buffer must not raise again when the interpreter flushes it
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return EXIT_PIPE_CLOSED
 
 
 def _defect(error: BaseException, given: Sequence[str], debug: bool) -> int:
     hint = "" if debug else f" To see where: {_command([*given, '--debug'])}"
-    what = f"A defect of ours, not of your input: {type(error).__name__}: {error}."
-    return _fail(what + hint, EXIT_DEFECT, debug)
-
-
-def _reader_is_gone() -> bool:
-    stdout = sys.stdout.fileno()
-    poll = select.poll()
-    poll.register(stdout, 0)
-    broken = any(event & select.POLLERR for _, event in poll.poll(0))
-    # rich has already put the null device there when it meets a closed pipe
-    return broken or os.path.samestat(os.fstat(stdout), os.stat(os.devnull))
+    what = f"Internal error (a bug in Terminus, not in your input): {type(error).__name__}: {error}."
+    return fail(what + hint, EXIT_DEFECT, debug)
 
 
 def _usage(error: typer.TyperException, given: Sequence[str]) -> str:
@@ -387,9 +381,15 @@ def _usage(error: typer.TyperException, given: Sequence[str]) -> str:
     message = (error.message if near else error.format_message()).rstrip(".")
     if near:
         message += f". Did you mean {' or '.join(f'`{option}`' for option in sorted(near))}?"
+    end = "" if message.endswith("?") else "."
+    return f"{message}{end} See `terminus {_verb(given)}--help`."
+
+
+def _verb(given: Sequence[str]) -> str:
+    """The command that was given, with a space; "" if there is none."""
     verbs = [command.callback.__name__ for command in app.registered_commands if command.callback]
-    verb = next((f"{word} " for word in given if word in (*verbs, "config", "data")), "")
-    return f"{message}{'' if message.endswith('?') else '.'} See `terminus {verb}--help`."
+    verbs += ["config", "data"]
+    return next((f"{word} " for word in given if word in verbs), "")
 
 
 def _command(given: Sequence[str]) -> str:

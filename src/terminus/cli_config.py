@@ -11,12 +11,12 @@ from terminus import options
 from terminus.cli_data import load_recipe
 from terminus.errors import printable
 
-config_app = typer.Typer(help="Read a recipe: what is in force, and what may be set.")
+config_app = typer.Typer(help="Show, explain and import recipes.")
 
 
 @config_app.command("show")
 def config_show(recipe: options.RecipeName, overrides: options.Overrides = None) -> None:
-    """Every value in force, and who set it: a file's line, the command line, or the default."""
+    """Show every value, and where it comes from: a line of a file, the command line, or the default."""
     from terminus.config.show import show_settings
 
     _print_lines(show_settings(load_recipe(recipe, overrides)))
@@ -24,7 +24,7 @@ def config_show(recipe: options.RecipeName, overrides: options.Overrides = None)
 
 @config_app.command("explain")
 def config_explain(recipe: options.RecipeName, overrides: options.Overrides = None) -> None:
-    """Every setting there is: type, default, meaning; `*` marks those that the recipe sets."""
+    """Explain every setting: type, default, meaning; `*` marks those that the recipe sets."""
     from terminus.config.show import explain
 
     _print_lines(explain(load_recipe(recipe, overrides)))
@@ -32,7 +32,7 @@ def config_explain(recipe: options.RecipeName, overrides: options.Overrides = No
 
 @config_app.command("import")
 def config_import(source: options.ImportSource, out: options.ImportOut) -> None:
-    """A recipe from settings of sd-scripts or SimpleTuner, or a folder of img2dataset."""
+    """Make a recipe from settings of sd-scripts or SimpleTuner, or from a folder of img2dataset."""
     from terminus.importing.arguments import check_import
 
     check_import(source, out)
@@ -48,7 +48,7 @@ def config_schema(
     recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A recipe to check as well.")] = None,
     overrides: options.Overrides = None,
 ) -> None:
-    """The JSON Schema of recipes, for editors and programs."""
+    """Print the JSON Schema of recipes, for editors and programs."""
     import json
 
     if recipe is not None:

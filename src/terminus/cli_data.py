@@ -56,7 +56,11 @@ def prepare(
     price_core: options.PriceCore = None,
     as_json: options.PlanJson = False,
 ) -> None:
-    """Turn the recipe's sources into a store of latents, with a report of every image."""
+    """Filter, resize and encode the recipe's images into the store that training reads.
+
+    Reports why each image was kept or dropped. The same command continues an interrupted preparation, and adds what is
+    new in the sources.
+    """
     if not plan and (as_json or any(option is not None for option in (images, gpu, price_gpu, price_core))):
         raise UserError("--images, --gpu, --price-gpu, --price-core and --json belong to --plan", fix="Add --plan")
     check_gpu(gpu)
@@ -86,13 +90,13 @@ def caption(
     limit: options.CaptionLimit = None,
     trial: options.CaptionTrial = False,
 ) -> None:
-    """Have a vision-language model write captions for prepared images."""
+    """Caption prepared images with a vision-language model (data.captioner)."""
     loaded = load_recipe(recipe, overrides).value
     if loaded.data.captioner is None:
         raise UserError(
-            "Nobody is named to write captions",
+            "No captioner is set",
             where="data.captioner",
-            rule="It names the model and how it is reached",
+            rule="It names the vision-language model and how to reach it",
             fix="Set data.captioner, as in recipes/caption.yaml",
         )
     from terminus.data.captioning.run import write_captions as run_caption
@@ -110,12 +114,12 @@ class DataGroup(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-data_app = typer.Typer(cls=DataGroup, help="What a store holds: `terminus data RECIPE` lists it.")
+data_app = typer.Typer(cls=DataGroup, help="List or verify prepared data; `terminus data RECIPE` lists it.")
 
 
 @data_app.command("verify")
 def verify_data(store: options.StorePlace, remove: options.RemoveDamaged = False) -> None:
-    """Compare every row with its checksum; exit 0 only if all are what was written."""
+    """Compare every row with its checksum; exit code 0 only if all are intact."""
     if "://" not in store and not Path(store).expanduser().is_dir():
         raise UserError(
             "There is no prepared data here",

@@ -6,11 +6,15 @@ meets it ends as for any other wrong input.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import logging
 import os
+import select
 import sys
+
+from terminus.errors import EXIT_STOPPED, printable
 
 _REFUSALS = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE,
@@ -61,10 +65,37 @@ def prepare_streams() -> None:
 
 
 def log_to_stderr() -> None:
-    """What the rooms log is for the user: plain lines on stderr, so that stdout stays a result."""
+    """Sends log messages, which are for the user, to stderr as plain lines: stdout holds results alone."""
     logger = logging.getLogger("terminus")
     if not logger.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
+
+
+def fail(paragraph: str, code: int, debug: bool) -> int:
+    """Prints the paragraph to stderr and returns `code`.
+
+    Without wrapping, which would break `file:line:column` apart, and without markup.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, highlight=False)
+    text = Text.assemble(("error: ", "bold red") if code != EXIT_STOPPED else "", printable(paragraph))
+    with contextlib.suppress(OSError):  # nowhere to say it: the code still does
+        if debug:
+            console.print_exception()
+        console.print(text, soft_wrap=True)
+    return code
+
+
+def reader_is_gone() -> bool:
+    """Whether whoever read stdout has closed it."""
+    stdout = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(stdout, 0)
+    broken = any(event & select.POLLERR for _, event in poll.poll(0))
+    # rich has already put the null device there when it meets a closed pipe
+    return broken or os.path.samestat(os.fstat(stdout), os.stat(os.devnull))

@@ -7,83 +7,154 @@ from typing import Annotated
 
 import typer
 
-_START, _FURTHER, _FILES, _MACHINE = "From an image", "Further networks", "Files", "Machine"
+_TASK, _LOOK, _NETWORKS, _FILES, _SPEED = "Task", "Look", "Adapters and control", "Files", "Speed"
+"""Panels of `sample --help`."""
 
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or a shipped recipe's name.")]
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a recipe that comes with Terminus.")
+]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY.PATH=VALUE", help="Settings that replace the recipe's.", show_default=False),
+    typer.Argument(
+        metavar="KEY.PATH=VALUE", help="Settings in place of the recipe's, as in training.seed=7.", show_default=False
+    ),
 ]
 ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help='A model folder, a .safetensors file, a hub id, or "nano".')
 ]
-
-Prompts = Annotated[
-    list[str] | None, typer.Option("--prompt", help="What to draw; may be given again, for more images.")
-]
-ImagesOut = Annotated[Path, typer.Option("--out", help="Folder of the images; nothing in it is overwritten.")]
-Negative = Annotated[str, typer.Option(help="What to steer away from.")]
-Seed = Annotated[int, typer.Option(help="The same seed gives the same images.")]
-Count = Annotated[int, typer.Option(help="Images per prompt, with seeds SEED, SEED + 1, ...")]
-
+Seed = Annotated[int, typer.Option(help="Random seed; the same seed gives the same images.")]
 Steps = Annotated[int, typer.Option(help="Solver steps.")]
 ImageSize = Annotated[
-    str | None,
-    typer.Option(
-        "--size", metavar="WxH", help="Pixels, W:H, or a shape such as landscape.", show_default="the model's"
-    ),
+    str | None, typer.Option("--size", metavar="WxH", help="Image size in pixels.", show_default="the model's")
 ]
-Guidance = Annotated[float, typer.Option(help="How closely to follow the prompt.")]
-Rescale = Annotated[
-    float | None, typer.Option(help="Guidance rescale, 0..1.", show_default="0.7 on zero-terminal-SNR models")
-]
-Interval = Annotated[
-    str, typer.Option(metavar="LOW:HIGH", help="Part of the timesteps that is guided; 1 is pure noise.")
-]
-Solver = Annotated[
-    str,
-    typer.Option(help="dpmpp_2m, dpmpp_2m_sde, euler, euler_ancestral, ddim, unipc; lcm and tcd for distilled models."),
-]
-Spacing = Annotated[
-    str, typer.Option(help="trailing; karras, exponential and beta for models without zero terminal SNR.")
-]
-Variation = Annotated[float, typer.Option(help="0..1: images near the seed's, instead of further seeds.")]
 
-StartImage = Annotated[Path | None, typer.Option("--image", help="Start from this image.", rich_help_panel=_START)]
+# What to draw, and from what.
+Prompts = Annotated[
+    list[str] | None,
+    typer.Option("--prompt", help="Text to draw; repeat it for several prompts.", rich_help_panel=_TASK),
+]
+Negative = Annotated[str, typer.Option(help="Text to steer away from.", rich_help_panel=_TASK)]
+Count = Annotated[int, typer.Option(help="Images per prompt, with seeds SEED, SEED + 1, ...", rich_help_panel=_TASK)]
+StartImage = Annotated[
+    Path | None, typer.Option("--image", help="Start from this image (image to image).", rich_help_panel=_TASK)
+]
 Strength = Annotated[
     float | None,
     typer.Option(
-        help="How much of it is drawn anew, above 0 to 1.",
-        rich_help_panel=_START,
+        help="How much of the start image is redrawn: above 0, up to 1.",
+        rich_help_panel=_TASK,
         show_default="0.6; with --mask 1, with --upscale 0.3, less in tiles",
     ),
 ]
 MaskImage = Annotated[
-    Path | None, typer.Option("--mask", help="White is drawn anew, black stays.", rich_help_panel=_START)
+    Path | None,
+    typer.Option(
+        "--mask", help="Inpainting mask of the start image: white is redrawn, black stays.", rich_help_panel=_TASK
+    ),
 ]
 Outpaint = Annotated[
-    str | None, typer.Option(metavar="L,T,R,B", help="Pixels to add on each side.", rich_help_panel=_START)
+    str | None,
+    typer.Option(
+        metavar="L,T,R,B",
+        help="Extend the start image by so many pixels at the left, top, right and bottom.",
+        rich_help_panel=_TASK,
+    ),
 ]
-Upscale = Annotated[float | None, typer.Option(help="Times as large, up to 8.", rich_help_panel=_START)]
+Upscale = Annotated[
+    float | None, typer.Option(help="Enlarge the start image by this factor, up to 8.", rich_help_panel=_TASK)
+]
 Hires = Annotated[
-    str | None, typer.Option(metavar="FACTOR[:STRENGTH]", help="Draw once more, enlarged.", rich_help_panel=_START)
+    str | None,
+    typer.Option(
+        metavar="FACTOR[:STRENGTH]",
+        help="Draw, enlarge by FACTOR, and redraw with STRENGTH (hires fix).",
+        rich_help_panel=_TASK,
+    ),
 ]
 Fill = Annotated[
-    str | None, typer.Option(help="Behind the mask: surroundings, original or grey.", rich_help_panel=_START)
+    str | None,
+    typer.Option(
+        help="Content under the mask before it is redrawn: surroundings, original or grey.", rich_help_panel=_TASK
+    ),
 ]
-Feather = Annotated[int | None, typer.Option(help="Soft edge inside the mask, in pixels.", rich_help_panel=_START)]
+Feather = Annotated[
+    int | None, typer.Option(help="Width of the mask's soft edge, inside it, in pixels.", rich_help_panel=_TASK)
+]
 Padding = Annotated[
-    int | None, typer.Option(help="Draw only the mask and so many pixels around it.", rich_help_panel=_START)
+    int | None,
+    typer.Option(help="Redraw only the masked region and this many pixels around it.", rich_help_panel=_TASK),
 ]
 Again = Annotated[
     Path | None,
-    typer.Option("--again", metavar="IMAGE", help="Draw an image of ours as it says itself.", rich_help_panel=_START),
+    typer.Option(
+        "--again", metavar="IMAGE", help="Regenerate an image from its embedded metadata.", rich_help_panel=_TASK
+    ),
+]
+
+# How it is drawn.
+SampleSize = Annotated[
+    str | None,
+    typer.Option(
+        "--size",
+        metavar="WxH",
+        help="Image size in pixels, a ratio such as 3:2, or square, portrait, landscape, tall, wide.",
+        show_default="the model's",
+        rich_help_panel=_LOOK,
+    ),
+]
+SampleSteps = Annotated[
+    int, typer.Option("--steps", help="Solver steps: more are slower and more exact.", rich_help_panel=_LOOK)
+]
+Guidance = Annotated[
+    float, typer.Option(help="Guidance scale (CFG): how closely to follow the prompt.", rich_help_panel=_LOOK)
+]
+Rescale = Annotated[
+    float | None,
+    typer.Option(
+        help="Guidance rescale, 0..1: keeps strong guidance from overexposing.",
+        show_default="0.7 on zero-terminal-SNR models",
+        rich_help_panel=_LOOK,
+    ),
+]
+Interval = Annotated[
+    str,
+    typer.Option(
+        metavar="LOW:HIGH", help="Part of the timesteps that is guided; 1 is pure noise.", rich_help_panel=_LOOK
+    ),
+]
+Solver = Annotated[
+    str,
+    typer.Option(
+        help="dpmpp_2m, dpmpp_2m_sde, euler, euler_ancestral, ddim, unipc; lcm and tcd for distilled models.",
+        rich_help_panel=_LOOK,
+    ),
+]
+Spacing = Annotated[
+    str,
+    typer.Option(
+        help="Timestep spacing: trailing; karras, exponential and beta for models without zero terminal SNR.",
+        rich_help_panel=_LOOK,
+    ),
+]
+SampleSeed = Annotated[
+    int,
+    typer.Option("--seed", help="Random seed; the same seed and settings give the same image.", rich_help_panel=_LOOK),
+]
+Variation = Annotated[
+    float,
+    typer.Option(
+        help="0..1: keep the seed for all images of a prompt, and change this much of the noise.",
+        rich_help_panel=_LOOK,
+    ),
 ]
 
 Loras = Annotated[
     list[str] | None,
     typer.Option(
-        "--lora", metavar="FILE[:WEIGHT]", help="A LoRA or its kin; may be given again.", rich_help_panel=_FURTHER
+        "--lora",
+        metavar="FILE[:WEIGHT]",
+        help="A LoRA or LyCORIS file; repeat it for several.",
+        rich_help_panel=_NETWORKS,
     ),
 ]
 Controls = Annotated[
@@ -91,12 +162,15 @@ Controls = Annotated[
     typer.Option(
         "--control",
         metavar="KIND:FOLDER:IMAGE[:SCALE]",
-        help="controlnet, t2i or ip; may be given again.",
-        rich_help_panel=_FURTHER,
+        help="A ControlNet (controlnet), T2I-Adapter (t2i) or IP-Adapter (ip) and its image; repeat it for several.",
+        rich_help_panel=_NETWORKS,
     ),
 ]
 
-Format = Annotated[str, typer.Option("--format", help="png, jpeg or webp.", rich_help_panel=_FILES)]
+ImagesOut = Annotated[
+    Path, typer.Option("--out", help="Folder of the images; nothing in it is overwritten.", rich_help_panel=_FILES)
+]
+Format = Annotated[str, typer.Option("--format", help="File format: png, jpeg or webp.", rich_help_panel=_FILES)]
 Private = Annotated[
     bool, typer.Option("--private", help="Leave prompt and settings out of the files.", rich_help_panel=_FILES)
 ]
@@ -106,46 +180,62 @@ Sign = Annotated[
 ]
 
 Compile = Annotated[
-    str, typer.Option("--compile", help="off, blocks, or graphs (GPU): slower to start.", rich_help_panel=_MACHINE)
+    str,
+    typer.Option(
+        "--compile",
+        help="Compile the networks: off, blocks, or graphs (GPU); slower to start, faster per image.",
+        rich_help_panel=_SPEED,
+    ),
 ]
 Offload = Annotated[
-    str, typer.Option("--offload", help="none, or model: one network at a time on a GPU.", rich_help_panel=_MACHINE)
+    str,
+    typer.Option("--offload", help="none, or model: only the network in use is on the GPU.", rich_help_panel=_SPEED),
 ]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", rich_help_panel=_MACHINE)]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", rich_help_panel=_SPEED)]
 
 ModelOrRun = Annotated[
     str, typer.Argument(metavar="MODEL_OR_RUN", help='The folder of a run; or a model folder, file, hub id, or "nano".')
 ]
 EvaluationOut = Annotated[
-    Path | None, typer.Option("--out", help="Folder of the report.", show_default="evaluation/ in the run's")
+    Path | None, typer.Option("--out", help="Folder of the report.", show_default="evaluation/ in the run's folder")
 ]
 JudgedRecipe = Annotated[
     str | None,
-    typer.Option("--recipe", metavar="RECIPE", help="The recipe that trained it.", show_default="the run's own"),
+    typer.Option(
+        "--recipe", metavar="RECIPE", help="The recipe that the model was trained with.", show_default="the run's own"
+    ),
 ]
 PromptsFile = Annotated[
     Path | None,
-    typer.Option("--prompts", metavar="FILE", help="Draw these, one a line, in place of held-out captions."),
+    typer.Option(
+        "--prompts", metavar="FILE", help="A text file of prompts, one a line, in place of held-out captions."
+    ),
 ]
 JudgedCount = Annotated[
     int | None,
-    typer.Option(min=1, help="Captions, and images of the probe on black and on white.", show_default="32"),
+    typer.Option(min=1, help="Held-out captions to draw, and probe images on black and on white.", show_default="32"),
 ]
 
 AnyPath = Annotated[str, typer.Argument(metavar="PATH", help="A model, adapter, run or image; a hub id, or nano.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object.")]
-FixTarget = Annotated[Path | None, typer.Option(metavar="TARGET", help="Write a copy whose labels agree.")]
-Decided = Annotated[str | None, typer.Option("--as", help="With --fix: it is v-ztsnr, v or epsilon.")]
-Probe = Annotated[bool, typer.Option("--probe", help="Run the model, and say what its answers look like.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+FixTarget = Annotated[Path | None, typer.Option(metavar="TARGET", help="Write a copy with consistent labels here.")]
+Decided = Annotated[str | None, typer.Option("--as", help="With --fix: label it v-ztsnr, v or epsilon.")]
+Probe = Annotated[bool, typer.Option("--probe", help="Run the model, and judge by its outputs what it predicts.")]
 ConvertSource = Annotated[
     str, typer.Argument(metavar="SOURCE", help="A model folder, .safetensors file, hub id, or nano.")
 ]
 ConvertTarget = Annotated[Path, typer.Argument(metavar="TARGET", help="A new folder, or NAME-vpred.safetensors.")]
-StoredPrecision = Annotated[str, typer.Option("--precision", help="keep, fp16, bf16 or fp32.")]
-ShardSize = Annotated[str | None, typer.Option(metavar="SIZE", help="Split large files of a folder, as in 5GB.")]
-TakeEma = Annotated[bool, typer.Option("--ema", help="Take the moving average that a file holds.")]
+StoredPrecision = Annotated[
+    str, typer.Option("--precision", help="Number format of the written weights: keep, fp16, bf16 or fp32.")
+]
+ShardSize = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Split a folder's large files into pieces of this size, such as 5GB.")
+]
+TakeEma = Annotated[
+    bool, typer.Option("--ema", help="Take the averaged weights (EMA) that the file holds beside the others.")
+]
 Onto = Annotated[
-    str | None, typer.Option(metavar="MODEL", help="Write out what the adapter SOURCE adds to this model's weights.")
+    str | None, typer.Option(metavar="MODEL", help="Write what the adapter SOURCE adds to the weights of this model.")
 ]
 Against = Annotated[str | None, typer.Option(metavar="OTHER", help="Measure this beside it: diffusers.")]
 BenchBatch = Annotated[int, typer.Option(help="Images drawn at once.")]
@@ -159,20 +249,29 @@ BenchText = Annotated[str, typer.Option("--text", help="cached, or online: throu
 BenchAverage = Annotated[str, typer.Option("--average", help="both, or none: keep a moving average of the weights.")]
 BenchRows = Annotated[int, typer.Option("--rows", help="Rows whose order is drawn.")]
 BenchStored = Annotated[int, typer.Option("--stored", help="Rows that are written and read, 262 kB each.")]
-StorePlace = Annotated[str, typer.Argument(metavar="STORE", help="A folder or URI: what data.store names.")]
-RemoveDamaged = Annotated[bool, typer.Option("--remove", help="Take damaged rows out, for prepare to make anew.")]
-CaptionLimit = Annotated[int | None, typer.Option("--limit", min=0, help="Ask about at most this many images.")]
-CaptionTrial = Annotated[bool, typer.Option("--trial", help="Ask about a few, show the answers, write nothing.")]
-Plan = Annotated[bool, typer.Option("--plan", help="Only say what it needs: memory, time, energy.")]
-PlanGpu = Annotated[
-    str | None, typer.Option("--gpu", metavar="NAME", help="With --plan: h100, h200, a100, l40s, 4090.")
+StorePlace = Annotated[
+    str, typer.Argument(metavar="STORE", help="Folder or URI of the prepared data (data.store in the recipe).")
 ]
-PreparePlan = Annotated[bool, typer.Option("--plan", help="Only say what it takes: disk, hours, energy.")]
-PlanImages = Annotated[int | None, typer.Option("--images", min=1, help="With --plan: as if there were so many.")]
-PriceGpu = Annotated[float | None, typer.Option(min=0, help="With --plan: what an hour of the GPU costs.")]
-PriceCore = Annotated[float | None, typer.Option(min=0, help="With --plan: what an hour of a core costs.")]
-PlanProcesses = Annotated[int, typer.Option("--processes", min=1, help="With --plan: on so many such GPUs.")]
-ImportSource = Annotated[Path, typer.Argument(metavar="SOURCE", help="A file or folder of another program.")]
+RemoveDamaged = Annotated[
+    bool, typer.Option("--remove", help="Remove damaged rows; the next prepare makes them again.")
+]
+CaptionLimit = Annotated[int | None, typer.Option("--limit", min=0, help="Caption at most this many images.")]
+CaptionTrial = Annotated[bool, typer.Option("--trial", help="Caption a few images, print the captions, write nothing.")]
+Plan = Annotated[bool, typer.Option("--plan", help="Only estimate memory, time and energy; train nothing.")]
+PlanGpu = Annotated[
+    str | None,
+    typer.Option("--gpu", metavar="NAME", help="With --plan: the GPU to plan for (h100, h200, a100, l40s, 4090)."),
+]
+PreparePlan = Annotated[
+    bool, typer.Option("--plan", help="Only estimate disk space, time and energy; prepare nothing.")
+]
+PlanImages = Annotated[int | None, typer.Option("--images", min=1, help="With --plan: assume this many images.")]
+PriceGpu = Annotated[float | None, typer.Option(min=0, help="With --plan: price of a GPU hour.")]
+PriceCore = Annotated[float | None, typer.Option(min=0, help="With --plan: price of a CPU core hour.")]
+PlanProcesses = Annotated[
+    int, typer.Option("--processes", min=1, help="With --plan: number of GPUs, one process each.")
+]
+ImportSource = Annotated[Path, typer.Argument(metavar="SOURCE", help="Settings file or folder of another trainer.")]
 ImportOut = Annotated[Path, typer.Option("--out", metavar="RECIPE", help="The recipe to write; it must be new.")]
-PlanJson = Annotated[bool, typer.Option("--json", help="With --plan: one JSON object.")]
-Watch = Annotated[bool, typer.Option("--watch", help="Only look on while another process trains this run.")]
+PlanJson = Annotated[bool, typer.Option("--json", help="With --plan: print one JSON object.")]
+Watch = Annotated[bool, typer.Option("--watch", help="Show the progress of a run that another process trains.")]

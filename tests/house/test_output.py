@@ -72,7 +72,7 @@ def test_what_the_machine_refuses_is_no_defect(number: int, name: str | None, mo
 
 def test_a_file_of_ours_that_is_missing_is_a_defect(monkeypatch, capfd):
     assert fails_with(FileNotFoundError(errno.ENOENT, "No such file or directory", "ours"), monkeypatch) == 1
-    assert "A defect of ours" in capfd.readouterr().err
+    assert "Internal error (a bug in Terminus" in capfd.readouterr().err
 
 
 def test_a_name_that_no_file_can_have_is_input(capfd):
