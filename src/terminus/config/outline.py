@@ -9,6 +9,7 @@ from __future__ import annotations
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -30,21 +31,31 @@ class Setting:
 
 
 def leaf_settings(schema: type[BaseModel], prefix: str = "") -> Iterator[Setting]:
-    """Every leaf setting, in the order of declaration; of a tagged choice first the choice, then its variants'."""
+    """Every leaf setting in the order of declaration; a tagged choice comes before the settings of its variants."""
     for name, field in schema.model_fields.items():
-        if name == "kind":
-            continue  # told where the choice is made
-        inner = models(field.annotation)
-        key = f"{prefix}{name}{'.*' if inner and _is_collection(field.annotation) else ''}"
-        kinds = [kind for kind in map(kind_of, inner) if kind]
-        if kinds:
-            chosen = kind_of(type(field.default)) if isinstance(field.default, BaseModel) else None
-            yield Setting(f"{key}.kind", " | ".join(kinds), chosen or "required", field.description or "")
-        if not inner:
-            yield Setting(key, type_name(field.annotation), default_text(field), field.description or "")
-        for member in inner:
-            kind = kind_of(member)
-            yield from leaf_settings(member, f"{key}[{kind}]." if kind else f"{key}.")
+        if name != "kind":  # told where the choice is made
+            yield from _settings_at(f"{prefix}{name}", field)
+
+
+def _settings_at(key: str, field: FieldInfo) -> Iterator[Setting]:
+    description = field.description or ""
+    variants = models(field.annotation)
+    if not variants:
+        yield Setting(key, type_name(field.annotation), default_text(field), description)
+        return
+    if _is_collection(field.annotation):
+        key += ".*"
+    kinds = [kind for kind in map(kind_of, variants) if kind]
+    if kinds:
+        yield Setting(f"{key}.kind", " | ".join(kinds), _default_kind(field), description)
+    for variant in variants:
+        kind = kind_of(variant)
+        yield from leaf_settings(variant, f"{key}[{kind}]." if kind else f"{key}.")
+
+
+def _default_kind(field: FieldInfo) -> str:
+    kind = kind_of(type(field.default)) if isinstance(field.default, BaseModel) else None
+    return kind or "required"
 
 
 def models(annotation: Any) -> tuple[type[BaseModel], ...]:
@@ -55,7 +66,7 @@ def models(annotation: Any) -> tuple[type[BaseModel], ...]:
         return models(get_args(annotation)[0])
     if get_origin(annotation) is Literal:
         return ()
-    return tuple(model for argument in get_args(annotation) for model in models(argument))
+    return tuple(chain.from_iterable(models(argument) for argument in get_args(annotation)))
 
 
 def kind_of(model: type[BaseModel]) -> str | None:
@@ -98,14 +109,18 @@ def type_name(annotation: Any) -> str:
     if origin is Literal:
         return " | ".join(str(value) for value in arguments)
     if origin in (Union, types.UnionType):
-        return " | ".join(dict.fromkeys(type_name(argument) for argument in arguments))
+        return " | ".join(dict.fromkeys(map(type_name, arguments)))
+    if origin in (dict, list, tuple, frozenset, set):
+        return _collection_name(origin, arguments)
+    return str(getattr(annotation, "__name__", annotation)).lower()
+
+
+def _collection_name(origin: Any, arguments: tuple[Any, ...]) -> str:
     if origin is dict:
         return f"mapping of {type_name(arguments[1])}"
     if origin is tuple and Ellipsis not in arguments:
-        return f"[{', '.join(type_name(argument) for argument in arguments)}]"
-    if origin in (list, tuple, frozenset, set):
-        return f"list of {type_name(arguments[0])}"
-    return str(getattr(annotation, "__name__", annotation)).lower()
+        return f"[{', '.join(map(type_name, arguments))}]"
+    return f"list of {type_name(arguments[0])}"
 
 
 def _is_collection(annotation: Any) -> bool:

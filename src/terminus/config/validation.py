@@ -75,25 +75,37 @@ class _Place:
         for part in location:
             annotation = _bare(annotation)
             if _is_union(annotation):
-                chosen = next((member for member in models(annotation) if kind_of(member) == part), None)
-                union = None if chosen else annotation
-                annotation = chosen or object
+                # pydantic names the kind of a tagged choice here, or a plain type: neither is a key of the user's.
+                variant = _variant(annotation, part)
+                union = None if variant else annotation
+                annotation = variant or object
                 continue
             path.append(part)
             parent, annotation = annotation, _child(annotation, part)
-            key = str(part)
-            if isinstance(node, MappingTree) and key in node.entries:
-                key_origin, node = node.keys[key], node.entries[key]
+            entry = _entry(node, part)
+            if entry is not None:
+                key_origin, node = entry
                 value_origin = node.origin
-            elif isinstance(node, Items) and isinstance(part, int) and part < len(node.entries):
-                node = node.entries[part]
-                key_origin = value_origin = node.origin
         return cls(tuple(path), parent, key_origin, value_origin, node, _choices(annotation), union)
 
 
+def _variant(union: Any, kind: str | int) -> type[BaseModel] | None:
+    return next((variant for variant in models(union) if kind_of(variant) == kind), None)
+
+
+def _entry(node: Node, part: str | int) -> tuple[Origin, Node] | None:
+    """The entry of this key or number, after the origin of its key; None if the user's text has none."""
+    key = str(part)
+    if isinstance(node, MappingTree) and key in node.entries:
+        return node.keys[key], node.entries[key]
+    if isinstance(node, Items) and isinstance(part, int) and part < len(node.entries):
+        entry = node.entries[part]
+        return entry.origin, entry
+    return None
+
+
 def _problem(detail: ErrorDetails, place: _Place) -> Problem:
-    name, context = dotted(place.path), detail.get("ctx", {})
-    inside = dotted(place.path[:-1])
+    name, inside = dotted(place.path), dotted(place.path[:-1])
     holder = f" in `{inside}`" if inside else ""
     last = str(place.path[-1]) if place.path else ""
     if place.union is not None:
@@ -109,19 +121,23 @@ def _problem(detail: ErrorDetails, place: _Place) -> Problem:
             return Problem(place.value_origin, what)
         case "missing":
             return Problem(place.key_origin, f"The key `{last}` is missing{holder}.", "It has no default.")
-        case "union_tag_not_found":
-            rule = f"Say which: `kind` is {_one_of(place.choices)}."
-            return Problem(place.key_origin, f"`{name}` has no `kind`.", rule)
-        case "union_tag_invalid":
-            origin = place.node.entries["kind"].origin if isinstance(place.node, MappingTree) else place.value_origin
-            tag = str(context.get("tag"))
-            rule = f"{did_you_mean(tag, place.choices)} `kind` is {_one_of(place.choices)}."
-            return Problem(origin, f"`{name}` has no kind `{tag}`.", rule.strip())
-        case "literal_error":
-            rule = f"{did_you_mean(str(detail['input']), place.choices)} It is {_one_of(place.choices)}."
-            return Problem(place.value_origin, f"`{name}` is {_shown(detail['input'])}.", rule.strip())
+        case "union_tag_not_found" | "union_tag_invalid" | "literal_error":
+            return _wrong_choice(detail, place, name)
         case _:
-            return _other(detail, place, name, context)
+            return _other(detail, place, name, detail.get("ctx", {}))
+
+
+def _wrong_choice(detail: ErrorDetails, place: _Place, name: str) -> Problem:
+    one_of = _one_of(place.choices)
+    if detail["type"] == "union_tag_not_found":
+        return Problem(place.key_origin, f"`{name}` has no `kind`.", f"Say which: `kind` is {one_of}.")
+    if detail["type"] == "union_tag_invalid":
+        origin = place.node.entries["kind"].origin if isinstance(place.node, MappingTree) else place.value_origin
+        tag = str(detail.get("ctx", {}).get("tag"))
+        rule = f"{did_you_mean(tag, place.choices)} `kind` is {one_of}."
+        return Problem(origin, f"`{name}` has no kind `{tag}`.", rule.strip())
+    rule = f"{did_you_mean(str(detail['input']), place.choices)} It is {one_of}."
+    return Problem(place.value_origin, f"`{name}` is {_shown(detail['input'])}.", rule.strip())
 
 
 def _other(detail: ErrorDetails, place: _Place, name: str, context: Mapping[str, Any]) -> Problem:
@@ -148,7 +164,7 @@ def _remedy(kind: str, value: object) -> str:
 
 
 def dotted(path: Path) -> str:
-    """`data.sources.0.path`."""
+    """The path as users write it: `data.sources.0.path`."""
     return ".".join(str(part) for part in path)
 
 
@@ -173,15 +189,12 @@ def _child(annotation: Any, part: str | int) -> Any:
         field = annotation.model_fields.get(str(part))
         return field.annotation if field else object
     arguments = get_args(annotation)
-    match get_origin(annotation):
-        case origin if origin is dict:
-            return arguments[1]
-        case origin if origin is tuple and Ellipsis not in arguments:
-            return arguments[part] if isinstance(part, int) and part < len(arguments) else object
-        case origin if origin in (list, tuple):
-            return arguments[0]
-        case _:
-            return object
+    origin = get_origin(annotation)
+    if origin is dict:
+        return arguments[1]
+    if origin is tuple and Ellipsis not in arguments:
+        return arguments[part] if isinstance(part, int) and part < len(arguments) else object
+    return arguments[0] if origin in (list, tuple) else object
 
 
 def _keys(annotation: Any) -> tuple[str, ...]:

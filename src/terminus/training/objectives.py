@@ -1,10 +1,11 @@
-"""What a network can be asked to learn, as settings; the steps beside this file do it.
+"""Settings of the objectives: what a network is trained to do. `steps/` computes their losses.
 
 A choice is tagged by its `kind`, and each kind has only the settings that mean something for it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Literal
 
@@ -20,11 +21,11 @@ class MinSnr(Config):
     kind: Literal["min_snr"] = "min_snr"
     """Min-SNR weighting."""
     gamma: float = Field(default=5.0, gt=0)
-    """Where the weight is clipped, in units of SNR."""
+    """SNR at which the weight is clipped."""
     form: Literal["augmented", "paper"] = "augmented"
     """min(SNR+1, gamma)/(SNR+1), or min(SNR, gamma)/(SNR+1)."""
     floor: float = Field(default=0.0, ge=0, le=1)
-    """No timestep weighs less than this."""
+    """Smallest weight of any timestep."""
 
 
 class SoftMinSnr(Config):
@@ -37,7 +38,7 @@ class SoftMinSnr(Config):
 
 
 class Constant(Config):
-    """Every timestep weighs 1."""
+    """Weight 1 at every timestep."""
 
     kind: Literal["constant"]
     """Unweighted loss."""
@@ -51,7 +52,7 @@ class Debiased(Config):
 
 
 class Squared(Config):
-    """The error counts by its square."""
+    """Squared error of every element."""
 
     kind: Literal["squared"] = "squared"
     """Squared error."""
@@ -63,13 +64,13 @@ class Huber(Config):
     kind: Literal["huber"]
     """Squared below c, linear above it."""
     c: float = Field(default=0.1, gt=0, le=1)
-    """Where the square ends, in units of the latents' spread."""
+    """Error at which the square turns into a line, in units of the latents' standard deviation."""
     schedule: Literal["constant", "snr"] = "snr"
     """c at every timestep, or from 1 at the first down to c at the last."""
 
 
 class TimestepBand(Config):
-    """A run of timesteps that are drawn equally often."""
+    """Consecutive timesteps that are drawn equally often."""
 
     low: int = Field(ge=0)
     """First timestep."""
@@ -80,10 +81,10 @@ class TimestepBand(Config):
 
 
 class Diffusion(Config):
-    """The noise is learned that was added to an image: the UNet is trained."""
+    """Denoising objective: trains the UNet to undo the noise that was added to an image."""
 
     kind: Literal["diffusion"] = "diffusion"
-    """Trains the UNet."""
+    """Denoising objective: trains the UNet."""
     prediction: Literal["velocity", "epsilon"] = "velocity"
     """What the network predicts; must agree with the checkpoint."""
     zero_terminal_snr: bool = True
@@ -91,17 +92,17 @@ class Diffusion(Config):
     weighting: Annotated[MinSnr | SoftMinSnr | Constant | Debiased, Field(discriminator="kind")] = MinSnr()
     """Weight of each timestep in the loss."""
     loss: Annotated[Squared | Huber, Field(discriminator="kind")] = Squared()
-    """How an error counts."""
+    """Per-element loss: squared or pseudo-Huber."""
     timesteps: Literal["stratified", "uniform"] = "stratified"
-    """`stratified` spreads each global batch evenly over the timesteps."""
+    """`uniform` draws each sample's timestep independently, `stratified` spreads a global batch evenly over them."""
     timestep_bands: tuple[TimestepBand, ...] = ()
-    """Timesteps to draw more often than others; those in no band are never drawn. Empty: all alike."""
+    """Ranges of timesteps to draw more often; timesteps outside of all of them are never drawn. Empty: all alike."""
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
-    """Share of samples trained with the empty caption, the unconditional input of guidance."""
+    """Share of samples trained with an empty caption, which classifier-free guidance needs."""
     offset_noise: float = Field(default=0.0, ge=0)
-    """Spread of a number added to the noise per image and channel. A remedy for schedules without zero terminal SNR."""
+    """Standard deviation of the offset per image and channel; a remedy for schedules without zero terminal SNR."""
     input_perturbation: float = Field(default=0.0, ge=0)
-    """Noise that the input has and the target has not, relative to the noise (Ning et al. 2301.11706 use 0.1)."""
+    """Extra noise of the input that the target lacks, relative to the noise (Ning et al. 2301.11706 use 0.1)."""
     train_text_encoders: Literal["none", "both"] = "none"
     """Whether both text encoders are trained with the UNet."""
     text_encoder_rate: float = Field(default=0.1, gt=0)
@@ -114,44 +115,47 @@ class Diffusion(Config):
                 "prediction epsilon cannot be trained with zero_terminal_snr true: the last latent is nothing but the "
                 "noise; set prediction velocity, or zero_terminal_snr false"
             )
-        ordered = sorted(self.bands)
-        for band in ordered:
-            if band.low > band.high:
-                raise ValueError(f"timestep_bands: low {band.low} is above high {band.high}")
-        for before, after in pairwise(ordered):
-            if after.low <= before.high:
-                raise ValueError(f"timestep_bands: {after.low} is in two bands")
-        if ordered and not any(band.weight > 0 for band in ordered):
-            raise ValueError("timestep_bands: no band has a weight above 0")
+        _check_bands(sorted(self.bands))
         return self
 
     @property
     def bands(self) -> tuple[Band, ...]:
-        """`timestep_bands`, as the mathematics takes them."""
+        """`timestep_bands`, in the form that `diffusion.timesteps` takes."""
         return tuple(Band(band.low, band.high, band.weight) for band in self.timestep_bands)
 
 
+def _check_bands(ordered: Sequence[Band]) -> None:
+    for band in ordered:
+        if band.low > band.high:
+            raise ValueError(f"timestep_bands: low {band.low} is above high {band.high}")
+    for before, after in pairwise(ordered):
+        if after.low <= before.high:
+            raise ValueError(f"timestep_bands: {after.low} is in two bands")
+    if ordered and not any(band.weight > 0 for band in ordered):
+        raise ValueError("timestep_bands: no band has a weight above 0")
+
+
 class Autoencoding(Config):
-    """Reconstruction: the VAE is trained."""
+    """Reconstruction objective: trains the VAE."""
 
     kind: Literal["vae"]
-    """Trains the VAE."""
+    """Reconstruction objective: trains the VAE."""
     squared_weight: float = Field(default=2.0, ge=0)
-    """Weight of the squared error next to the absolute error, which has weight 1."""
+    """Weight of the squared error; the absolute error has weight 1."""
     edge_weight: float = Field(default=0.5, ge=0)
-    """Weight of the error of the image's gradients, which keeps edges sharp."""
+    """Weight of the error of differences between neighbouring pixels, which keeps edges sharp."""
     kl_weight: float = Field(default=1e-6, ge=0)
-    """Weight of the divergence of the moments from a standard normal."""
+    """Weight of the posterior's KL divergence from a standard normal."""
 
 
 class Contrastive(Config):
-    """CLIP's contrastive loss: both text encoders and a vision encoder are trained."""
+    """CLIP's contrastive objective: trains both text encoders and a vision encoder."""
 
     kind: Literal["text_encoders"]
-    """Trains the text encoders."""
+    """Contrastive objective: trains the text encoders."""
     tokenizers: str
-    """Folder with `tokenizer` and `tokenizer_2`."""
+    """Folder that holds `tokenizer` and `tokenizer_2`."""
 
 
 Objective = Annotated[Diffusion | Autoencoding | Contrastive, Field(discriminator="kind")]
-"""What is trained, and how it is asked."""
+"""The objective of a run, chosen by `kind`."""

@@ -10,8 +10,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from terminus.data.loader import Batch, Rows
 from terminus.data.mixing import Sourced
@@ -22,7 +25,7 @@ from terminus.training.step import TrainingStep
 log = logging.getLogger("terminus")
 
 SEED = 0
-"""Of every validation, whatever the run's."""
+"""Seed of every validation, whatever the run's."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,11 @@ class HeldOutSet:
 
     batches: tuple[Batch, ...]
     sources: tuple[str, ...] = ()
-    """Of each image in them."""
+    """The source of each image in them."""
 
     @property
     def count(self) -> int:
-        """Held-out images."""
+        """Number of held-out images."""
         return sum(len(batch.keys) for batch in self.batches)
 
     @torch.no_grad()
@@ -53,6 +56,7 @@ class HeldOutSet:
         ("source NAME"). Processes share the work."""
         world = world or World()
         step.trained.eval()
+        # Always the same random numbers, and every timestep equally often.
         fixed = step.seeded(SEED)
         # All call the network equally often, as shards need; what was repeated for that is not counted.
         turns = -(-len(self.batches) // world.size)
@@ -60,13 +64,21 @@ class HeldOutSet:
         measured = [fixed.loss(batch, step=0) for batch in own]
         losses = world.interleaved([loss.on_cpu() for loss in measured])[: len(self.batches)]
         step.trained.train()
+
+        # The mean of all, then of each part of the timesteps and of each source.
         error = torch.cat([loss.error for loss in losses])
         result = {"all": error.double().mean().item()}
         if losses[0].t is not None:
             t = torch.cat([loss.t for loss in losses if loss.t is not None])
             result |= by_band(error, t)
+        return result | self._by_source(error)
+
+    def _by_source(self, error: Float[Tensor, " images"]) -> dict[str, float]:
         names = sorted(set(self.sources))
-        for name in names if len(names) > 1 else ():
+        if len(names) < 2:
+            return {}
+        result: dict[str, float] = {}
+        for name in names:
             mine = torch.tensor([source == name for source in self.sources])
             result[f"source {name}"] = error[mine].double().mean().item()
         return result
@@ -74,6 +86,20 @@ class HeldOutSet:
 
 def build_validation(rows: Rows, images: int, micro_batch: int) -> HeldOutSet:
     """About `images` held-out rows, of each source by its part of them and at least one; positions count from 0."""
+    picked = _picked(rows, images)
+    batches: list[Batch] = []
+    sources: list[str] = []
+    for bucket in range(len(rows.sizes)):
+        for chunk in _chunks(sorted(row for place, row in picked if place == bucket), micro_batch):
+            numbers = range(len(sources), len(sources) + len(chunk))
+            batches.append(rows.read(bucket, chunk, numbers, epoch=0))
+            sources += [picked[bucket, row] for row in chunk]
+    _warn_damaged(batches)
+    return HeldOutSet(tuple(_first_caption(batch) for batch in batches), tuple(sources))
+
+
+def _picked(rows: Rows, images: int) -> dict[tuple[int, int], str]:
+    """(Bucket, row) to the name of its source."""
     total = sum(rows.sizes)
     wanted = min(images, total)
     picked: dict[tuple[int, int], str] = {}
@@ -82,21 +108,19 @@ def build_validation(rows: Rows, images: int, micro_batch: int) -> HeldOutSet:
         share = min(count, max(1, round(wanted * count / total)))
         # Evenly spaced rows, so that a small share still sees every part of the data.
         picked |= {_row(spans, i * count // share): name for i in range(share)}
-    batches: list[Batch] = []
-    sources: list[str] = []
-    for bucket in range(len(rows.sizes)):
-        for chunk in _chunks(sorted(row for place, row in picked if place == bucket), micro_batch):
-            numbers = range(len(sources), len(sources) + len(chunk))
-            batches.append(rows.read(bucket, chunk, numbers, epoch=0))
-            sources += [picked[bucket, row] for row in chunk]
-    for name in dict.fromkeys(name for batch in batches for name in batch.damaged):
+    return picked
+
+
+def _warn_damaged(batches: Sequence[Batch]) -> None:
+    damaged = chain.from_iterable(batch.damaged for batch in batches)
+    for name in dict.fromkeys(damaged):  # each once
         log.warning("held-out row damaged in the store, so that another takes its place: %s", name)
-    return HeldOutSet(tuple(_first_caption(batch) for batch in batches), tuple(sources))
 
 
 def _by_source(rows: Rows) -> dict[str, list[_Span]]:
     spans: dict[str, list[_Span]] = {}
-    for bucket, sources in enumerate(rows.sources if isinstance(rows, Sourced) else [{"": n} for n in rows.sizes]):
+    unnamed = [{"": count} for count in rows.sizes]
+    for bucket, sources in enumerate(rows.sources if isinstance(rows, Sourced) else unnamed):
         first = 0
         for name, count in sources.items():
             spans.setdefault(name, []).append(_Span(bucket, first, count))

@@ -19,7 +19,7 @@ from typing import Literal, Protocol, cast, runtime_checkable
 import torch
 from pydantic import Field
 from torch import Tensor, distributed, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -119,7 +119,7 @@ class Replicated:
                     _unpack(flat, pieces)
 
     def whole(self) -> AbstractContextManager[None]:
-        """They are."""
+        """The weights are whole at any time."""
         return nullcontext()
 
 
@@ -135,24 +135,9 @@ class Sharded:
         # The networks, not what ties them together: that is never called, and FSDP acts on calls.
         networks = [*module.children()] if isinstance(module, JointModel) else [module]
         for network in networks:
-            for parameter in network.parameters():
-                if parameter.requires_grad:  # FSDP cuts plain memory alone, and channels last is not that
-                    parameter.data = parameter.data.contiguous()
-            # What is not trained stays whole; it may be stored in another format, and a group has one.
-            frozen = {parameter for parameter in network.parameters() if not parameter.requires_grad}
-            for block in list(network.modules()):
-                if type(block).__name__ in BLOCKS:
-                    fully_shard(block, mesh=mesh, reshard_after_forward=True, ignored_params=frozen)
-            # Also the outermost: its parameters are looked at between steps.
-            fully_shard(network, mesh=mesh, reshard_after_forward=True, ignored_params=frozen)
+            _shard(network, mesh)
+        _keep_class_names(module)
         self._module, self._first = module, world.first
-        for unit in module.modules():
-            if isinstance(unit, FSDPModule):
-                # transformers finds what it records by the class's name, and configurations are written with it.
-                shell, plain = type(unit), type(unit).__bases__[1]
-                shell.__module__, shell.__name__, shell.__qualname__ = (
-                    plain.__module__, plain.__name__, plain.__qualname__,
-                )  # fmt: skip
 
     def mine(self, name: str) -> bool:
         """Some rows of everything are."""
@@ -166,13 +151,12 @@ class Sharded:
 
     @contextmanager
     def whole(self) -> Generator[None]:
-        """Gathers them one by one, for the first process alone, into its machine's memory."""
-        shards = [
-            (module, name, parameter)
-            for module in self._module.modules()
-            for name, parameter in module.named_parameters(recurse=False)
-            if isinstance(parameter, DTensor)
-        ]
+        """Gathers the weights one by one, for the first process alone, into its machine's memory."""
+        shards: list[tuple[nn.Module, str, nn.Parameter]] = []
+        for module in self._module.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                if isinstance(parameter, DTensor):
+                    shards.append((module, name, parameter))
         for module, name, parameter in shards:
             full = cast(DTensor, parameter.detach()).full_tensor()
             if self._first:
@@ -182,6 +166,28 @@ class Sharded:
         finally:
             for module, name, parameter in shards:
                 module.register_parameter(name, parameter)
+
+
+def _shard(network: nn.Module, mesh: DeviceMesh) -> None:
+    for parameter in network.parameters():
+        if parameter.requires_grad:  # FSDP cuts plain memory alone, and channels last is not that
+            parameter.data = parameter.data.contiguous()
+    # What is not trained stays whole; it may be stored in another format, and a group has one.
+    frozen = {parameter for parameter in network.parameters() if not parameter.requires_grad}
+    blocks = [block for block in network.modules() if type(block).__name__ in BLOCKS]
+    # The network comes last, and like its blocks gives the gathered weights back: shards are looked at between steps.
+    for unit in (*blocks, network):
+        fully_shard(unit, mesh=mesh, reshard_after_forward=True, ignored_params=frozen)
+
+
+def _keep_class_names(module: nn.Module) -> None:
+    """Undoes FSDP's renaming: transformers finds what it records by the class's name, and configurations hold it."""
+    for unit in module.modules():
+        if isinstance(unit, FSDPModule):
+            shell, plain = type(unit), type(unit).__bases__[1]
+            shell.__module__ = plain.__module__
+            shell.__name__ = plain.__name__
+            shell.__qualname__ = plain.__qualname__
 
 
 def engage(module: nn.Module, settings: Parallel, world: World, device: torch.device) -> Engine:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,7 +45,7 @@ class RunFacts:
     undone_steps: int
     """Of these, the ones that were undone by going back to a checkpoint."""
     damaged_rows: int
-    """Rows of the store that were not what had been written; others took their places."""
+    """_Rows of the store that were not what had been written; others took their places."""
     train_rows: int
     validation_rows: int
     data_version: int
@@ -85,11 +85,9 @@ def write_facts(folder: Path, recipe: Recipe, parts: TrainingSetup, position: Ru
     if finished_images(folder) == position.images:
         return
     rows = list(read_journal(folder / "log.jsonl"))
-    rates = [cast(float, row["images_per_second"]) for row in rows]
-    measured = [cast(dict[str, float], row["validation"]) for row in rows if "validation" in row]
+    before, after = _validation(rows)
     order = order_of(parts.train, recipe.data, recipe.training.seed, recipe.training.micro_batch)
     train_rows = sum(parts.train.sizes)
-    saves = checkpoint.whole_checkpoints(folder / "checkpoints")
     facts = RunFacts(
         steps=position.step,
         images_seen=position.images,
@@ -97,27 +95,62 @@ def write_facts(folder: Path, recipe: Recipe, parts: TrainingSetup, position: Ru
         epochs_of=epochs(order, parts.train, recipe.data, position.images),
         skipped_steps=position.skipped,
         undone_steps=position.health.undone,
-        damaged_rows=len({name for row in rows for name in cast("list[str]", row.get("damaged", ()))}),
+        damaged_rows=len(_damaged(rows)),
         train_rows=train_rows,
         validation_rows=sum(parts.held_out.sizes),
         data_version=int(json.loads((folder / "data.json").read_text(encoding="utf-8"))["version"]),
         train_seconds=position.seconds,
-        processes=max((cast(int, row.get("processes", 1)) for row in rows), default=1),
-        device_seconds=sum(
-            cast(float, row["seconds"]) * cast(int, row.get("processes", 1)) for row in rows if "undone" not in row
-        ),
-        images_per_second_median=statistics.median(rates) if rates else 0.0,
+        processes=max(map(_processes, rows), default=1),
+        device_seconds=_device_seconds(rows),
+        images_per_second_median=_median_rate(rows),
         parameters=_parameters(parts),
         model_bytes=_size(folder / "model"),
-        checkpoint_bytes=_size(saves[-1]) if saves else 0,
-        validation_before=cast("dict[str, float] | None", rows[0].get("validation_before") if rows else None),
-        validation_after=measured[-1] if measured else None,
+        checkpoint_bytes=_newest_checkpoint_size(folder / "checkpoints"),
+        validation_before=before,
+        validation_after=after,
         environment=asdict(runtime.environment(runtime.pick_device(recipe.run.device))),
         goodput=goodput(folder, position.seconds),
         begun_from=_begun_from(recipe.model.start),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     write_whole(folder / "facts.json", json.dumps(asdict(facts), indent=1) + "\n")
+
+
+_Rows = Sequence[Mapping[str, object]]
+"""_Rows of the log, as `read_journal` gives them."""
+
+
+def _validation(rows: _Rows) -> tuple[dict[str, float] | None, dict[str, float] | None]:
+    """Held-out loss before the first step, and the last one measured; None where there is none."""
+    before = rows[0].get("validation_before") if rows else None
+    measured = [row["validation"] for row in rows if "validation" in row]
+    last = measured[-1] if measured else None
+    return cast("dict[str, float] | None", before), cast("dict[str, float] | None", last)
+
+
+def _damaged(rows: _Rows) -> set[str]:
+    found: set[str] = set()
+    for row in rows:
+        found.update(cast("list[str]", row.get("damaged", ())))
+    return found
+
+
+def _processes(row: Mapping[str, object]) -> int:
+    return cast(int, row.get("processes", 1))
+
+
+def _device_seconds(rows: _Rows) -> float:
+    return sum(cast(float, row["seconds"]) * _processes(row) for row in rows if "undone" not in row)
+
+
+def _median_rate(rows: _Rows) -> float:
+    rates = [cast(float, row["images_per_second"]) for row in rows]
+    return statistics.median(rates) if rates else 0.0
+
+
+def _newest_checkpoint_size(folder: Path) -> int:
+    saves = checkpoint.whole_checkpoints(folder)
+    return _size(saves[-1]) if saves else 0
 
 
 def _begun_from(start: str | None) -> Begun:

@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from math import isfinite
@@ -54,11 +54,11 @@ class LogRow:
     validation: dict[str, float] | None = None
     """Validation error by band, and "all", where it was measured."""
     skipped: tuple[str, ...] = ()
-    """Of a step that was left out: keys of the samples whose loss is not finite; all, if it is for another reason."""
+    """Keys of the samples whose loss is not finite, in a step that was left out; all, if it is for another reason."""
     reason: Reason | None = None
     """Why it was left out."""
     processes: int | None = None
-    """That shared it; None, one alone."""
+    """Processes that shared the step; None, one alone."""
     damaged: tuple[str, ...] = ()
     """Rows of the store that are not what was written, and whose places in this step others took."""
 
@@ -101,12 +101,11 @@ class Journal:
                 self._push()
             except OSError as error:
                 self._wait(error)
-        curves = {key: getattr(row, key) for key in _CURVES}
-        curves |= {f"validation/{band}": value for band, value in (row.validation or {}).items()}
+        # TensorBoard's copy; step 0 is what was measured before the first step.
         if validation_before is not None:
-            start = {f"validation/{band}": value for band, value in validation_before.items()}
-            self._on_board(lambda board: [board.add_scalar(key, value, 0) for key, value in start.items()])
-        self._on_board(lambda board: [board.add_scalar(key, value, row.step) for key, value in curves.items()])
+            self._curves(validation_curves(validation_before), 0)
+        curves = {key: getattr(row, key) for key in _CURVES}
+        self._curves(curves | validation_curves(row.validation), row.step)
 
     def sync(self) -> None:
         """Forces the rows to the disk: a checkpoint may not be newer than its log."""
@@ -147,6 +146,13 @@ class Journal:
             self._spoken = time.monotonic()
             log.warning("the log cannot be written (%s): its rows wait in memory", error.strerror or error)
 
+    def _curves(self, values: Mapping[str, float], step: int) -> None:
+        def add(board: SummaryWriter) -> None:
+            for name, value in values.items():
+                board.add_scalar(name, value, step)
+
+        self._on_board(add)
+
     def _on_board(self, do: Callable[[SummaryWriter], object]) -> None:
         if self._board is None:
             return
@@ -184,6 +190,11 @@ def _parsed(line: bytes) -> dict[str, object] | None:
         return None
     fields = cast("dict[str, object]", row)
     return fields if type(fields.get("step")) is int else None
+
+
+def validation_curves(validation: Mapping[str, float] | None) -> dict[str, float]:
+    """Held-out losses by the names of their curves: {"validation/all": ...}."""
+    return {f"validation/{band}": value for band, value in (validation or {}).items()}
 
 
 def by_band(errors: torch.Tensor, t: torch.Tensor) -> dict[str, float]:

@@ -10,7 +10,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from terminus.training.monitor.trackers import Trackers
 from terminus.training.recipe import Recipe
 
 
+@runtime_checkable
 class Outputs(Protocol):
     """What a run tells while it trains."""
 

@@ -1,11 +1,11 @@
-"""What the dashboard looks like: lines of text from the facts of a run, for terminals of every width."""
+"""The dashboard's drawing: lines of text from the facts of a run, for terminals of every width."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from math import isfinite
+from math import isfinite, nan
 
 from rich.box import ROUNDED
 from rich.console import ConsoleDimensions, Group, RenderableType
@@ -65,14 +65,18 @@ def image(
         if history.bands and size.height >= _LEAST_LINES:
             body += [Text(), *_bands(history, inner, 2 if inner >= 56 else 1, blocks)]
         body += below
-    title, folder = (Text(without_controls(text), no_wrap=True, overflow="ellipsis") for text in (name, facts.folder))
+    title = _title(name, facts.folder, size.width)
+    return Panel(Group(*body), title=title, title_align="left", box=ROUNDED, width=size.width)
+
+
+def _title(name: str, folder: str, width: int) -> Text:
+    """The run's name, and as much of its folder as there is room for."""
+    title, place = (Text(without_controls(text), no_wrap=True, overflow="ellipsis") for text in (name, folder))
     title.stylize("bold")
-    folder.stylize("dim")
-    if len(title) + len(folder) + 10 > size.width:
-        folder.right_crop(max(0, len(folder) - max(0, size.width - len(title) - 10)))
-    return Panel(
-        Group(*body), title=Text.assemble(title, "  ", folder), title_align="left", box=ROUNDED, width=size.width
-    )
+    place.stylize("dim")
+    if len(title) + len(place) + 10 > width:
+        place.right_crop(max(0, len(place) - max(0, width - len(title) - 10)))
+    return Text.assemble(title, "  ", place)
 
 
 def _bar(facts: RunStatus, width: int) -> RenderableType:
@@ -142,13 +146,14 @@ def _validation(history: History, width: int, blocks: str) -> Text:
     if best is None:
         said = "not measured yet" if before is None else f"not measured yet, before the first step {before:.4f}"
         return Text.assemble((f"{'validation':<11}", "dim"), said)
-    now = history.validations[-1][1].get("all", float("nan"))
+    errors = [error.get("all", nan) for _, error in history.validations]
+    now = errors[-1]
     note = f"before {before:.4f} ({100 * (now / before - 1):+.0f} %)" if before else ""
     if best[1] < now:
-        note = f"best {best[1]:.4f}" + (f", before {before:.4f}" if before else "")
+        note = f"best {best[1]:.4f}, before {before:.4f}" if before else f"best {best[1]:.4f}"
     curve = Curve()
-    for value in (before, *(error.get("all", float("nan")) for _, error in history.validations)):
-        curve.add(float("nan") if value is None else value)
+    for value in (nan if before is None else before, *errors):
+        curve.add(value)
     return _entry("validation", f"{now:.4f}", curve, width, blocks, note)
 
 
@@ -183,28 +188,32 @@ def _bands(history: History, width: int, columns: int, blocks: str) -> Iterator[
 
 
 def _below(facts: RunStatus, history: History, width: int) -> Iterator[Text]:
-    parts: list[str] = []
+    yield from _lines(_state(facts), width, "dim")
+    yield from _lines(_alarms(facts, history), width, "yellow")
+
+
+def _state(facts: RunStatus) -> Iterator[str]:
     if facts.saved is not None:
-        parts.append(f"saved at {facts.saved:,} images, {span(facts.saved_seconds)} ago")
+        yield f"saved at {facts.saved:,} images, {span(facts.saved_seconds)} ago"
     elif facts.saves_every:
         due = (facts.seen // facts.saves_every + 1) * facts.saves_every
-        parts.append(f"not saved yet, due at {min(due, facts.images):,} images")
+        yield f"not saved yet, due at {min(due, facts.images):,} images"
     if facts.memory:
-        parts.append(f"memory up to {facts.memory}")
+        yield f"memory up to {facts.memory}"
     if facts.processes > 1:
-        parts.append(f"{facts.processes} processes")
+        yield f"{facts.processes} processes"
     if facts.session_seconds is not None:
-        parts.append(f"running for {span(facts.session_seconds)}")
-    yield from _lines(parts, width, "dim")
-    alarms: list[str] = []
+        yield f"running for {span(facts.session_seconds)}"
+
+
+def _alarms(facts: RunStatus, history: History) -> Iterator[str]:
     if history.last_left_out:
         last = history.last_left_out
-        alarms.append(f"{plural(history.left_out, 'step')} left out, the last is {last.step:,} ({last.reason})")
+        yield f"{plural(history.left_out, 'step')} left out, the last is {last.step:,} ({last.reason})"
     if history.undone:
-        alarms.append(f"{plural(history.undone, 'step')} undone")
+        yield f"{plural(history.undone, 'step')} undone"
     if facts.silent_seconds > _SILENT and facts.seen < facts.images:
-        alarms.append(f"no step for {span(facts.silent_seconds)}")
-    yield from _lines(alarms, width, "yellow")
+        yield f"no step for {span(facts.silent_seconds)}"
 
 
 def plural(count: int, noun: str) -> str:
@@ -249,15 +258,11 @@ def span(seconds: float) -> str:
 
 def clock(now: datetime, then: datetime) -> str:
     """A moment in local time, with its date if that is another day."""
-    return (
-        f"{then:%H:%M}"
-        if then.date() == now.date()
-        else f"{then:%d %b %H:%M}"
-        if then.year == now.year
-        else f"{then:%Y-%m-%d}"
-    )
+    if then.date() == now.date():
+        return f"{then:%H:%M}"
+    return f"{then:%d %b %H:%M}" if then.year == now.year else f"{then:%Y-%m-%d}"
 
 
 def without_controls(text: str) -> str:
-    """What a terminal could obey left out."""
+    """The text with a question mark for every character that a terminal could obey."""
     return "".join(char if char.isprintable() else "?" for char in text)

@@ -29,7 +29,7 @@ class Session:
 
     started: float
     step: int
-    """Of the checkpoint that it continued."""
+    """Step of the checkpoint that it continued."""
     lost_steps: int
     """Steps that the session before had made beyond it."""
     ended_before: float | None
@@ -44,7 +44,7 @@ class Session:
 
 @dataclass(frozen=True)
 class Goodput:
-    """What the sessions say together."""
+    """How much of a run's time was of use, over all of its sessions."""
 
     sessions: int
     lost_steps: int
@@ -62,11 +62,11 @@ def begin_session(
     before, gap = _read(file)
     if gap or any(one.gap for one in before):
         log.warning("%s was damaged: what interruptions cost is no longer known; the run is as it was", file)
-    # A session that did not reach its first row left no trace of its end.
-    ended, last = before[-1].started if before else None, step
+    # A session that did not reach its first row left no trace of its end but its beginning.
+    ended = before[-1].started if before else None
     if journal.is_file():
         ended = max(journal.stat().st_mtime, ended or 0.0)
-        last = max((cast(int, row["step"]) for row in read_journal(journal)), default=step)
+    last = max((cast(int, row["step"]) for row in read_journal(journal)), default=step)
     session = Session(started, step, max(0, last - step), ended, dict(data) if data else None, recipe, gap)
     write_whole(file, "".join(json.dumps(asdict(one)) + "\n" for one in [*before, session]))
 
@@ -107,9 +107,13 @@ _FIELDS = frozenset(field.name for field in fields(Session))
 def goodput(folder: Path, useful_seconds: float, now: float | None = None) -> Goodput | None:
     """The account of a run that is ending now; None if not all of its sessions are known, from its beginning on."""
     sessions, gap = _read(folder / "sessions.jsonl")
-    if gap or not sessions or sessions[0].step > 0 or any(one.gap for one in sessions):
+    known = not gap and not any(one.gap for one in sessions)
+    if not sessions or sessions[0].step > 0 or not known:
         return None
-    ends = [*(one.ended_before or one.started for one in sessions[1:]), time.time() if now is None else now]
+    # Each session ended when the next one found it to have; the last one ends now.
+    ends = [one.ended_before or one.started for one in sessions[1:]]
+    ends.append(time.time() if now is None else now)
     wall = sum(max(0.0, end - one.started) for one, end in zip(sessions, ends, strict=True))
     lost = sum(one.lost_steps for one in sessions)
-    return Goodput(len(sessions), lost, wall, min(1.0, useful_seconds / wall) if wall else 0.0)
+    share = min(1.0, useful_seconds / wall) if wall else 0.0
+    return Goodput(len(sessions), lost, wall, share)

@@ -144,11 +144,17 @@ def _targets(network: nn.Module, part: Part, settings: AdapterConfig) -> Iterato
     # The context is the state before the last layer of text encoder 1: a change there would never have a gradient.
     unread = f"encoder.layers.{len(cast(Any, network).encoder.layers) - 1}." if part == "text_encoder_1" else None
     for name, module in network.named_modules():
-        if not isinstance(module, nn.Linear | nn.Conv2d) or (unread and unread in name):
-            continue
-        wide = settings.targets != "attention" and _FEED_FORWARD.search(name)
-        if _ATTENTION.search(name) or wide or (settings.targets == "all" and part == "unet"):
+        is_read = unread is None or unread not in name
+        if isinstance(module, nn.Linear | nn.Conv2d) and is_read and _is_target(name, part, settings):
             yield name
+
+
+def _is_target(name: str, part: Part, settings: AdapterConfig) -> bool:
+    if settings.targets == "all" and part == "unet":
+        return True
+    if settings.targets != "attention" and _FEED_FORWARD.search(name):
+        return True
+    return _ATTENTION.search(name) is not None
 
 
 def _config(peft: Any, settings: AdapterConfig, names: list[str]) -> Any:

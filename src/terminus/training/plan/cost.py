@@ -1,4 +1,4 @@
-"""What one step of a UNet costs, counted and not estimated: FLOPs, and the bytes that live between two passes.
+"""The cost of one step of a UNet, counted and not estimated: FLOPs, and the bytes that live between two passes.
 
 The real network runs on the meta device, where tensors have shapes and no contents, so SDXL is counted in seconds and
 in no memory. Autocast does not reach the meta device; its rules for a GPU and for a CPU are applied here.
@@ -37,7 +37,7 @@ _SAMPLES = 8
 
 @dataclass(frozen=True)
 class Shape:
-    """What is counted: a UNet, what it reads, and how it runs."""
+    """The case to count: a UNet, the shapes of its inputs, and how it runs."""
 
     config: str
     """The UNet's `config.json`."""
@@ -127,24 +127,27 @@ class PassCost:
 
 def run_once(shape: Shape, mode: Checkpointing, samples: int) -> PassCost:
     """The second and every later micro-batch of a step: gradients are there already."""
+    # The network as it is trained, in the formats it is stored in.
     with torch.device("meta"):
         unet = make_module(UNet, cast(Mapping[str, Any], json.loads(shape.config)), "the network to be counted")
         parameters = _numbers(unet.requires_grad_(True).train().parameters())
         if shape.adapter is not None:
             inject(unet, "unet", AdapterConfig.model_validate_json(shape.adapter))
     store_weights(unet, shape.weights)
-    narrow = list(frozen_weights(unet)) if shape.precision == "bf16" else []
-    for parameter in narrow:
-        parameter.data = parameter.data.to(torch.bfloat16)
+    narrow = _narrowed(unet, shape.precision)
     trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.grad = torch.empty_like(parameter, dtype=torch.float32)
+
+    # What counts: every tensor that lives, and the conversions that autocast would make.
     living = Living([*unet.parameters(), *(cast(Tensor, parameter.grad) for parameter in trained)])
     formats = _Formats(shape.kind, shape.precision, living)
     for block in unet.modules():
         if type(block).__name__ in BLOCKS:
             cast(Any, block).forward = formats.again(block.forward)
     recompute(unet, mode)
+
+    # One forward and one backward pass.
     with living:
         with formats:
             loss = _loss(unet, shape, samples)
@@ -155,6 +158,16 @@ def run_once(shape: Shape, mode: Checkpointing, samples: int) -> PassCost:
         parameters, _numbers(trained), _numbers(narrow),
         forward, living.flops, kept, kept_fixed, living.peak, living.peak_fixed,
     )  # fmt: skip
+
+
+def _narrowed(unet: UNet, precision: str) -> list[nn.Parameter]:
+    """The frozen weights, stored in bfloat16 where the recipe's precision is that; none otherwise."""
+    if precision != "bf16":
+        return []
+    narrow = list(frozen_weights(unet))
+    for parameter in narrow:
+        parameter.data = parameter.data.to(torch.bfloat16)
+    return narrow
 
 
 def _numbers(tensors: Iterable[Tensor]) -> int:

@@ -56,7 +56,7 @@ class Bound:
 
 @dataclass(frozen=True)
 class Disk:
-    """What the run writes."""
+    """Bytes that the run writes, and how many checkpoints."""
 
     saves: int
     checkpoint: float
@@ -73,7 +73,7 @@ class TrainingPlan:
     processes: int
     own: Cut
     traffic: Traffic
-    """Of the recipe's own choice."""
+    """What the processes send in a step, as the recipe divides it."""
     choices: tuple[Cut, ...]
     """For each way of checkpointing, the largest micro-batch that fits."""
     best: Cut | None
@@ -145,14 +145,29 @@ def _disk(recipe: Recipe, own: Cut) -> Disk:
 
 
 def _notes(recipe: Recipe, gpu: Gpu, own: Cut) -> tuple[str, ...]:
-    several = ", divided among the processes" if own.processes > 1 else ""
-    notes = [f"the average is kept on the CPU ({spoken(4.0 * trained_parameters(recipe, own.cost))}{several})"]
+    return (_average_note(recipe, own), *_process_notes(recipe, gpu, own), *_counting_notes(recipe, gpu, own))
+
+
+def _average_note(recipe: Recipe, own: Cut) -> str:
     if own.memory.average:
-        notes = [f"training.ema.device=cpu would free {spoken(own.memory.average)}"]
-    if own.processes > 1 and recipe.training.parallel.shard == "full" and (problem := cannot_shard(recipe)):
+        return f"training.ema.device=cpu would free {spoken(own.memory.average)}"
+    several = ", divided among the processes" if own.processes > 1 else ""
+    return f"the average is kept on the CPU ({spoken(4.0 * trained_parameters(recipe, own.cost))}{several})"
+
+
+def _process_notes(recipe: Recipe, gpu: Gpu, own: Cut) -> list[str]:
+    notes: list[str] = []
+    if own.processes == 1:
+        return notes
+    if recipe.training.parallel.shard == "full" and (problem := cannot_shard(recipe)):
         notes.append(f"training.parallel.shard: full will be refused, since {problem}")
-    if own.processes > 1:
-        notes.append(f"taken for sending, as if nothing ran beside it: {_links(own.processes, gpu)}")
+    notes.append(f"taken for sending, as if nothing ran beside it: {_links(own.processes, gpu)}")
+    return notes
+
+
+def _counting_notes(recipe: Recipe, gpu: Gpu, own: Cut) -> list[str]:
+    """What was assumed where the recipe does not decide it, and what is not counted."""
+    notes: list[str] = []
     if gpu.measured is None:
         notes.append(f"no measured peak of {gpu.name}: the share of its sheet that an H100 reaches")
     if networks_of(recipe).assumed:
@@ -165,7 +180,7 @@ def _notes(recipe: Recipe, gpu: Gpu, own: Cut) -> tuple[str, ...]:
         notes.append("counted as uncompiled; compiled blocks keep less, by how much is not measured")
     elif own.activation_checkpointing.startswith("selective"):
         notes.append("uncompiled, selective checkpointing decides in Python for each operation: set training.compile")
-    return tuple(notes)
+    return notes
 
 
 def _links(processes: int, gpu: Gpu) -> str:
@@ -261,28 +276,28 @@ def _cuts_table(recipe: Recipe, plan: TrainingPlan) -> Table:
 
 
 def _verdict(plan: TrainingPlan) -> list[str]:
-    own, best = plan.own, plan.best
-    fits = "fits" if own.fits else "does NOT fit"
-    whole = own.micro_batch * own.accumulation
-    lines = [f"the recipe's {own} {fits}"]
+    own = plan.own
+    first = f"the recipe's {own} {'fits' if own.fits else 'does NOT fit'}"
     if not own.shared:
-        lines = [f"{lines[0]} and can NOT be shared: {own.accumulation} is no multiple of {own.processes}"]
+        first += f" and can NOT be shared: {own.accumulation} is no multiple of {own.processes}"
+    notes = [f"note: {note}" for note in plan.notes]
+    return [first, _best(own, plan.best), *notes, "counted and computed; nothing here was measured"]
+
+
+def _best(own: Cut, best: Cut | None) -> str:
+    whole = own.micro_batch * own.accumulation
     if best is None and whole % own.processes:
         fewer = max(number for number in range(1, own.processes) if whole % number == 0)
-        lines.append(f"{whole} images cannot be divided among {own.processes} processes; {fewer} of them could")
-    elif best is None:
-        lines.append(
-            "nothing fits: lower data.resolution, or store less (training.optimizer.moments, training.weights)"
-        )
-    elif (best.micro_batch, best.activation_checkpointing) != (own.micro_batch, own.activation_checkpointing):
-        lines.append(
-            f"fastest by the estimate: training.micro_batch={best.micro_batch} "
-            f"training.accumulation={best.accumulation} "
-            f"training.activation_checkpointing={best.activation_checkpointing}"
-        )
-    else:
-        lines.append("it is the fastest by the estimate, too")
-    return [*lines, *(f"note: {note}" for note in plan.notes), "counted and computed; nothing here was measured"]
+        return f"{whole} images cannot be divided among {own.processes} processes; {fewer} of them could"
+    if best is None:
+        return "nothing fits: lower data.resolution, or store less (training.optimizer.moments, training.weights)"
+    if (best.micro_batch, best.activation_checkpointing) == (own.micro_batch, own.activation_checkpointing):
+        return "it is the fastest by the estimate, too"
+    return (
+        f"fastest by the estimate: training.micro_batch={best.micro_batch} "
+        f"training.accumulation={best.accumulation} "
+        f"training.activation_checkpointing={best.activation_checkpointing}"
+    )
 
 
 def _object(recipe: Recipe, plan: TrainingPlan) -> dict[str, object]:
@@ -313,6 +328,6 @@ def _object(recipe: Recipe, plan: TrainingPlan) -> dict[str, object]:
 
 
 def _time(hours: float) -> str:
-    return (
-        f"{hours / 24:,.1f} days" if hours >= 48 else f"{hours:,.1f} hours" if hours >= 1 else f"{hours * 60:.1f} min"
-    )
+    if hours >= 48:
+        return f"{hours / 24:,.1f} days"
+    return f"{hours:,.1f} hours" if hours >= 1 else f"{hours * 60:.1f} min"

@@ -62,15 +62,15 @@ class RunPosition:
 
 @dataclass(frozen=True)
 class Saved:
-    """A verified checkpoint."""
+    """A checkpoint whose files agree with its manifest."""
 
     position: RunPosition
     folder: Path
     files: tuple[str, ...]
-    """Those that its manifest names."""
+    """Names of the files in its manifest."""
 
     def tensors(self, part: str) -> Stored:
-        """Those of "weights", "average" or "optimizer"."""
+        """The tensors of one part: "weights", "average" or "optimizer"."""
         named = (name for name in self.files if name == f"{part}.safetensors" or name.startswith(f"{part}/"))
         return Stored([self.folder / name for name in sorted(named)])
 
@@ -164,19 +164,14 @@ def latest(folder: Path, last_good: int | None = None) -> Saved | None:
     With `last_good`, the newest that was saved after a good step up to that one, or None. `UserError` if the disk
     cannot be read, or if every checkpoint is damaged.
     """
-    for stale in _names(folder):
-        if stale.startswith(_HALF):
-            shutil.rmtree(folder / stale, ignore_errors=True)
+    _remove_half_written(folder)
     for candidate in reversed(whole_checkpoints(folder)):
         saved = _checked(candidate)
         if isinstance(saved, Saved):
             if last_good is None or _is_good(saved.position, last_good):
                 return saved
-            continue
-        aside = candidate.with_name(f"{candidate.name}-{uuid.uuid4().hex[:6]}.bad")
-        with writing("A damaged checkpoint's other name", candidate):
-            rename(candidate, aside)
-        log.warning("checkpoint %s is damaged (%s); set aside as %s", candidate.name, saved, aside.name)
+        else:
+            _set_aside(candidate, saved)
     if last_good is None and any(_DAMAGED.fullmatch(name) for name in _names(folder)):
         raise UserError(
             "Every checkpoint of this run is damaged",
@@ -185,6 +180,20 @@ def latest(folder: Path, last_good: int | None = None) -> Saved | None:
             fix="Restore a checkpoint, or give the new run another run.dir",
         )
     return None
+
+
+def _remove_half_written(folder: Path) -> None:
+    for name in _names(folder):
+        if name.startswith(_HALF):
+            shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _set_aside(damaged: Path, problem: str) -> None:
+    """Renames it, for the user to look at."""
+    aside = damaged.with_name(f"{damaged.name}-{uuid.uuid4().hex[:6]}.bad")
+    with writing("A damaged checkpoint's other name", damaged):
+        rename(damaged, aside)
+    log.warning("checkpoint %s is damaged (%s); set aside as %s", damaged.name, problem, aside.name)
 
 
 def _is_good(position: RunPosition, last_good: int) -> bool:

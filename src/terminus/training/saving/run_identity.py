@@ -1,4 +1,4 @@
-"""What a run keeps from its beginning to its end: its recipe, and the version of its data.
+"""A run's identity, which it keeps from beginning to end: its recipe, and the version of its data.
 
 `recipe.yaml` and `data.json` say it, and `sessions.jsonl` says it again, so that a lost one of them is found out, or
 written anew.
@@ -41,11 +41,10 @@ def same_run(folder: Path, recipe: Recipe, over: bool) -> bool:
     old, new = _settings(begun), _settings(recipe)
     if over:  # how the rate would go on no longer matters
         new[_PERIOD] = old[_PERIOD]
-    changed = [
-        f"{key} was {old.get(key)!r} and is now {new.get(key)!r}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.startswith(_MAY_CHANGE)
-    ]
+    changed: list[str] = []
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key) and not key.startswith(_MAY_CHANGE):
+            changed.append(f"{key} was {old.get(key)!r} and is now {new.get(key)!r}")
     if changed and _digest_of_begun(folder) == recipe_digest(recipe):
         log.warning("%s was damaged; sessions.jsonl says that this is the recipe, and it is written anew", path)
         return False
@@ -53,7 +52,7 @@ def same_run(folder: Path, recipe: Recipe, over: bool) -> bool:
         raise UserError(
             f"This run was begun with another recipe: {'; '.join(changed)}",
             where=str(path),
-            rule="A run keeps its recipe, or its record would be untrue",
+            rule="The recipe of a run cannot change: its log would no longer describe it",
             fix="Undo the change, or give the new run another run.dir",
         )
     return begun.run == recipe.run
@@ -76,20 +75,20 @@ def _begun(path: Path, recipe: Recipe) -> Recipe | None:
     raise UserError(
         f"The recipe of this run is not readable ({problem.rstrip('.')})",
         where=str(path),
-        rule="A run keeps its recipe, and continues with no other",
+        rule="A run continues only with the recipe that it was begun with",
         fix="Restore it; or, if you know that this recipe is the same, remove it and sessions.jsonl",
     )
 
 
 def _digest_of_begun(folder: Path) -> str | None:
-    """Of the settings that the newest session had; None before they were recorded."""
+    """Digest of the newest session's settings; None for runs of before it was recorded."""
     with reading("The run's folder", folder):
         said = [session.recipe for session in read_sessions(folder) if session.recipe is not None]
     return said[-1] if said else None
 
 
 def recipe_digest(recipe: Recipe) -> str:
-    """Of the settings that must not change while a run lasts."""
+    """Digest of the settings that must not change while a run lasts."""
     kept = {key: value for key, value in _settings(recipe).items() if not key.startswith(_MAY_CHANGE)}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -110,7 +109,10 @@ def _leaves(tree: object, prefix: str = "") -> dict[str, object]:
         items = [(f"{prefix}{i}.", value) for i, value in enumerate(tree)]
     else:
         return {prefix.rstrip("."): tree}
-    return {key: value for start, child in items for key, value in _leaves(child, start).items()}
+    leaves: dict[str, object] = {}
+    for start, child in items:
+        leaves |= _leaves(child, start)
+    return leaves
 
 
 def at_version(recipe: Recipe, version: int) -> View:
