@@ -21,7 +21,7 @@ from terminus.sizes import Size as Size
 
 @dataclass(frozen=True)
 class MicroConditioning:
-    """What the UNet is told of one image: its size before resizing, its crop, and its size now."""
+    """The sizes and the crop that condition the UNet: size before resizing, crop corner, size now; in pixels."""
 
     original: Size
     crop: Crop

@@ -51,7 +51,7 @@ WORSE = 0.05
 
 
 def demo(out: Path) -> None:
-    """Everything into the folder `out`; run again, it continues where it was interrupted."""
+    """Runs prepare, train, sample, evaluate and card into the folder `out`; run again, it continues."""
     console = Console(stderr=True, highlight=False)
     started = time.monotonic()
     loaded = load(RECIPE, Recipe, [f"run.dir={_quoted(out)}", f"data.store={_quoted(out / 'data')}"])
@@ -79,13 +79,10 @@ def _chapter(console: Console, number: int, title: str) -> None:
 
 
 def _before_and_after(start: str, model: Path, target: Path) -> None:
-    images = [
-        image
-        for which in (start, model)
-        for image in Terminus.load(which).text2img(PROMPTS, seed=0)
-    ]  # fmt: skip
+    before = Terminus.load(start).text2img(PROMPTS, seed=0)
+    after = Terminus.load(model).text2img(PROMPTS, seed=0)
     titles = (f"before: {start}", "after this run")
-    sheet(images, [*PROMPTS, *PROMPTS], columns=len(PROMPTS), row_titles=titles).save(target)
+    sheet([*before, *after], [*PROMPTS, *PROMPTS], columns=len(PROMPTS), row_titles=titles).save(target)
 
 
 def _evaluate(model: Path, out: Path) -> None:
@@ -125,7 +122,7 @@ def _closing(console: Console, loaded: Loaded[Recipe], out: Path, seconds: float
 
 
 def colors(before: Mapping[str, float], after: Mapping[str, float]) -> list[RenderableType]:
-    """Of every background the error of its colour, the parent's beside the run's, and in words what that shows."""
+    """Table of each background's colour error (RGB, 0..1), before and after the run, with its summary in words."""
     table = Table("background", "error before", "after", "", box=None, pad_edge=False)
     for name in after:
         table.add_row(name, f"{before[name]:.3f}", f"{after[name]:.3f}", _verdict(before[name], after[name]))

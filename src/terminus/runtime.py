@@ -78,7 +78,7 @@ def _has_bf16() -> bool:
 
 @dataclass(frozen=True)
 class Environment:
-    """What the model card says about the machine."""
+    """The machine and the versions of its software, for the model card."""
 
     hardware: str
     cpu_count: int

@@ -1,4 +1,4 @@
-"""What a user is shown when settings are wrong: every problem at once, each in its place in their text."""
+"""Messages about wrong settings: every problem at once, each in its place in their text."""
 
 from __future__ import annotations
 

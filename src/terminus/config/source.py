@@ -36,7 +36,7 @@ Locate: TypeAlias = Callable[[int, int], Origin]
 @final
 @dataclass(frozen=True)
 class Leaf:
-    """One value."""
+    """A single value of the user's text, with its origin."""
 
     value: Scalar
     origin: Origin
@@ -45,7 +45,7 @@ class Leaf:
 @final
 @dataclass(frozen=True)
 class Items:
-    """A list."""
+    """A list of the user's text, with its origin."""
 
     entries: tuple[Node, ...]
     origin: Origin
@@ -134,7 +134,7 @@ def _kind_changes(below: MappingTree, above: MappingTree) -> bool:
 
 
 class _Unbounded(Exception):
-    """What is being read has too many values, or too deep ones."""
+    """Raised for text with too many values, or values nested too deep."""
 
     def __init__(self, line: int, column: int, deep: bool) -> None:
         self.line, self.column, self.deep = line, column, deep

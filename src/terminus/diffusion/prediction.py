@@ -1,4 +1,4 @@
-"""What a network may predict, and the exact conversions between those quantities.
+"""The quantities that a network may predict, and the exact conversions between them.
 
 All follow from two lines (Salimans & Ho 2202.00512, appendix D), a rotation by the angle whose cosine is
 alpha, so none of the velocity forms divides by anything:

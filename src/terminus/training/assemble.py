@@ -40,7 +40,7 @@ from terminus.training.steps.vae import VAEStep
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """What the loop and its hooks need."""
+    """The parts of a run that the loop and its hooks need."""
 
     step: TrainingStep
     train: Rows

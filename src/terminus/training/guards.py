@@ -1,4 +1,4 @@
-"""What keeps a bad step from spoiling a run: it is left out, and many in a row take the run back.
+"""Guards against bad steps: one is left out, and many in a row take the run back to a checkpoint.
 
 A step whose loss or gradient is not finite changes nothing. `PATIENCE` of them in a row say that the weights
 themselves have gone wrong: the run returns to its last good checkpoint and leaves out everything since, data included,
@@ -34,12 +34,12 @@ class Guards(Config):
     """Which steps are left out, beyond those that are not finite."""
 
     spike_sigmas: float | None = Field(default=None, gt=0)
-    """Leave out a step whose loss or gradient norm is this many deviations above the last 128; null, none. OLMo: 6."""
+    """Skip a step whose loss or gradient norm is so many standard deviations above the last 128; null: none. OLMo: 6."""
 
 
 @dataclass(frozen=True)
 class Health:
-    """What the guards remember. It is part of a run's position, so that a continued run judges as it would have."""
+    """The guards' memory; part of a run's position, so that a continued run judges as it would have."""
 
     failed: int = 0
     """Steps in a row that were left out, up to now."""
@@ -71,7 +71,7 @@ def judge(loss: float, norm: float, health: Health, settings: Guards) -> Reason 
 
 
 def after(health: Health, loss: float, norm: float, reason: Reason | None, settings: Guards) -> Health:
-    """What is remembered once a step is judged. A spike is remembered as well, or a new level would never be one."""
+    """The health after a judged step. A spike is remembered as well, or the run could never get used to a new level."""
     recent = health.recent
     if settings.spike_sigmas is not None and reason != "not finite":
         recent = (*recent, (loss, norm))[-WINDOW:]
@@ -95,7 +95,7 @@ def good_before(step: int, health: Health) -> int:
 
 
 def no_way_back(step: int, health: Health) -> UserError:
-    """What a user reads when going back is over."""
+    """The error that ends a run which can go back no further."""
     times = f", and the run went back {len(health.returns)} times before" if health.returns else ""
     return UserError(
         f"{health.failed} steps in a row were left out, the last is step {step}{times}",

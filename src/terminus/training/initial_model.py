@@ -1,4 +1,4 @@
-"""What a diffusion run begins from: a checkpoint that agrees with the recipe, one that it converts, or random weights.
+"""The initial model of a diffusion run: a checkpoint that fits the recipe, one that it converts, or random weights.
 
 What trains is what samples, so prediction and schedule are read from the checkpoint. A recipe that wants others must
 say that it knows what the checkpoint is (`model.convert_from`): then they change, and the finished model says so.

@@ -1,4 +1,4 @@
-"""What must be true before several processes train together, checked before the first step."""
+"""Checks before several processes train together: recipe, weights, data and the shared folder."""
 
 from __future__ import annotations
 
@@ -83,18 +83,15 @@ def check_agreement(world: World, parts: TrainingSetup) -> None:
 
 
 def _digest(parts: TrainingSetup) -> str:
-    """Of all weights that take part, by their sums."""
-    whole = parts.components
-    modules = [
-        parts.step.trained,
-        *(networks(whole).values() if whole else ()),
-        *([whole.vae.autoencoder] if whole else ()),
-    ]
-    sums = [
-        (name, float(one.detach().double().sum()), float(one.detach().double().square().sum()))
-        for module in modules
-        for name, one in module.named_parameters()
-    ]
+    """Digest of all weights that take part: of their sums, and of the sums of their squares."""
+    modules = [parts.step.trained]
+    if parts.components is not None:
+        modules += [*networks(parts.components).values(), parts.components.vae.autoencoder]
+    sums: list[tuple[str, float, float]] = []
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            exact = parameter.detach().double()
+            sums.append((name, float(exact.sum()), float(exact.square().sum())))
     return hashlib.sha256(repr(sums).encode()).hexdigest()
 
 

@@ -22,14 +22,14 @@ from terminus.training.optim.optimizer import AdamW, LearningRate, Optimizer
 
 
 class RunConfig(Config):
-    """Where a run lives and what its model card says of it."""
+    """Folder and device of a run, and what its model card states."""
 
     dir: str = "runs/nano"
-    """Folder of the run: log, checkpoints, the finished model. The same command on the same folder continues it."""
+    """Folder of the run: log, checkpoints, finished model. Training again with the same folder continues the run."""
     name: str = "Terminus nano"
     """Name of the model on its card."""
     licence: str | None = None
-    """Licence id of the finished model, as the Hugging Face Hub spells it; null: that of `model.start`, if it says."""
+    """Licence id of the finished model, as on the Hugging Face Hub; null: that of `model.start`, if it names one."""
     developer: str | None = None
     """Who made the model; "not stated" on the card if null."""
     grid_co2: float | None = Field(default=None, ge=0)
@@ -37,24 +37,24 @@ class RunConfig(Config):
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     trackers: tuple[Literal["wandb"], ...] = ()
-    """Services that get curves and previews as well; each must be installed. `log.jsonl` has all without them."""
+    """Tracking services that get curves and previews too; each must be installed. `log.jsonl` has everything anyway."""
 
 
 class ModelConfig(Config):
     """The networks that training begins from."""
 
     start: str | None = "nano"
-    """Model to continue: a folder, a hub id or `nano`. Null builds `architecture` with random weights."""
+    """Model to fine-tune: a folder, a hub id or `nano`. Null: random weights in the shapes of `architecture`."""
     convert_from: Literal["epsilon", "velocity"] | None = None
-    """What `start` is, without zero terminal SNR: consent to training it into what the objective says."""
+    """Prediction type of a `start` without zero terminal SNR, as consent to train it into what the objective says."""
     architecture: Literal["nano", "nano128", "sdxl"] = "nano"
-    """Shapes of what is built with random weights."""
+    """Network shapes for training from random weights."""
     vae: str | None = None
     """Folder whose `vae` is used where `start` is null."""
     text_encoders: str | None = None
     """Folder whose tokenizers and text encoders are used where `start` is null."""
     adapter: AdapterConfig | None = None
-    """A small change to train in place of the networks, which stay as they are; null trains these."""
+    """Adapter (LoRA or LyCORIS) to train while the networks stay frozen; null trains the networks themselves."""
 
     @model_validator(mode="after")
     def _has_what_it_adapts(self) -> ModelConfig:
@@ -70,19 +70,19 @@ class ModelConfig(Config):
 
     @property
     def vae_from(self) -> str | None:
-        """The folder that has the VAE; null if there is none yet."""
+        """Folder or hub id of the model whose VAE is used; None if there is none yet."""
         return self.vae or self.start
 
 
 class Checkpoints(Config):
-    """When the run is saved."""
+    """Settings of the checkpoints that a run continues from."""
 
     every_images: int = Field(default=50_000, gt=0)
-    """Images between saves; a kill loses at most these."""
+    """Images between checkpoints; a killed run loses at most these."""
     keep: int = Field(default=2, ge=2)
-    """Checkpoints on disk. The new one is complete before the oldest goes."""
+    """Newest checkpoints to keep; a new one is complete before the oldest is removed."""
     milestone_images: int | None = Field(default=None, gt=0)
-    """Beside those, the first checkpoint after each multiple of this is kept for good; null, none."""
+    """The first checkpoint after each multiple of this many images is kept for good; null: none."""
 
 
 class Validation(Config):
@@ -91,16 +91,16 @@ class Validation(Config):
     every_images: int = Field(default=50_000, gt=0)
     """Images between measurements; the first and the last step are always measured."""
     images: int = Field(default=256, gt=0)
-    """Held-out images used."""
+    """Number of held-out images."""
 
 
 class Preview(Config):
-    """Images of fixed prompts, by the schedule that is trained."""
+    """Images of fixed prompts, drawn with the schedule that is trained."""
 
     every_images: int = Field(default=100_000, gt=0)
     """Images between previews."""
     prompts: tuple[str, ...] = ()
-    """One image each; none, no previews."""
+    """Prompts of the previews, one image each; empty: no previews."""
     steps: int = Field(default=20, ge=1)
     """Solver steps."""
     guidance: float = Field(default=4.0, ge=1)
@@ -108,43 +108,43 @@ class Preview(Config):
 
 
 class Training(Config):
-    """The loop."""
+    """Settings of the training loop."""
 
     images: int = Field(default=200_000, gt=0)
-    """Images to have seen at the end, repeats counted; rounded up to a whole step."""
+    """Length of the run in images seen, repeats included; rounded up to a whole step."""
     seed: int = Field(default=0, ge=0)
-    """Decides weights, order, noise, timesteps and dropped captions."""
+    """Random seed of initial weights, order of the data, noise, timesteps and caption dropout."""
     micro_batch: int = Field(default=32, gt=0)
-    """Images per forward pass."""
+    """Images per forward pass on one device."""
     accumulation: int = Field(default=1, gt=0)
-    """Micro-batches per optimizer step, over all processes: a recipe means the same on any number of them."""
+    """Micro-batches per optimizer step over all processes, so that the global batch does not depend on their number."""
     precision: Literal["bf16", "fp32"] = "bf16"
-    """Number format of the networks' arithmetic; loss and averages are float32."""
+    """Number format of the networks' arithmetic (autocast); the loss and the weights' average are float32."""
     weights: Literal["fp32", "bf16"] = "fp32"
-    """Number format in which what is trained is stored; `bf16` rounds each step stochastically."""
+    """Number format of the trained weights; `bf16` rounds each update stochastically."""
     activation_checkpointing: Checkpointing = "none"
-    """What the backward pass computes again instead of keeping: nothing; norms and activation functions (`selective`);
-    the wide feed-forward layers as well (`selective_ff`); everything inside a block (`full`). Same gradients."""
+    """Activations that the backward pass computes again to save memory: `none`; norms and activation functions
+    (`selective`); the wide feed-forward layers as well (`selective_ff`); everything in a block (`full`)."""
     compile: bool = False
-    """Whether transformer and residual blocks are compiled: minutes at the start, one variant for each bucket."""
+    """Compile transformer and residual blocks with torch.compile: minutes at the start, once for each bucket."""
     loader_threads: int = Field(default=2, ge=0)
-    """Threads that read ahead; 0 reads in the loop. No influence on the numbers."""
+    """Threads that read data ahead; 0 reads in the loop. The results do not depend on it."""
     learning_rate: LearningRate = LearningRate()
-    """Learning rate by images seen."""
+    """Learning rate schedule, in images seen."""
     optimizer: Optimizer = AdamW()
-    """How gradients become steps."""
+    """Optimizer: AdamW, Adafactor or Muon."""
     ema: Ema = ConstantEma()
-    """The averaged weights."""
+    """Exponential moving average of the weights; the finished model is the average."""
     guards: Guards = Guards()
-    """Steps that are left out."""
+    """Which steps are skipped as bad, beyond those that are not finite."""
     parallel: Parallel = Parallel()
-    """What several processes divide between them."""
+    """How several processes share the run."""
     checkpoints: Checkpoints = Checkpoints()
-    """Saving."""
+    """When checkpoints are saved."""
     validation: Validation = Validation()
-    """Measuring."""
+    """When held-out loss is measured."""
     preview: Preview = Preview()
-    """Looking."""
+    """When preview images are rendered."""
 
     @model_validator(mode="after")
     def _formats_agree(self) -> Training:
@@ -159,18 +159,18 @@ class Training(Config):
 
 
 class Recipe(Config):
-    """Everything a run depends on."""
+    """All settings of a run."""
 
     run: RunConfig = RunConfig()
-    """Where the run lives."""
+    """Folder, name and device of the run."""
     model: ModelConfig = ModelConfig()
-    """What it begins from."""
+    """Model that training starts from."""
     data: DataConfig
-    """What it learns from."""
+    """Images and captions, and how they are prepared."""
     objective: Objective = Diffusion()
-    """What it is asked to do."""
+    """Training objective: denoising, or training the VAE or the text encoders."""
     training: Training = Training()
-    """How it gets there."""
+    """Length, batch, optimizer, checkpoints."""
 
     @model_validator(mode="after")
     def _adapts_a_unet(self) -> Recipe:

@@ -31,7 +31,7 @@ class StepLoss:
 
 @runtime_checkable
 class TrainingStep(Protocol):
-    """What is trained, and how its loss is computed. The loop knows nothing else."""
+    """The module that is trained, and its loss: all that the loop knows of either."""
 
     @property
     def trained(self) -> nn.Module:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import chain
 from typing import TypeVar, cast
 
 import torch
@@ -43,7 +44,7 @@ class World:
         return self.rank == 0
 
     def gather(self, mine: T) -> list[T]:
-        """What every process gave, by rank."""
+        """The values of all processes, by rank."""
         if self.size == 1:
             return [mine]
         found: list[T | None] = [None] * self.size
@@ -51,8 +52,8 @@ class World:
         return cast("list[T]", found)
 
     def interleaved(self, mine: Sequence[T]) -> list[T]:
-        """What all processes gave, in the order in which one alone would have made it: rank by rank, turn by turn."""
-        return [one for turn in zip(*self.gather(list(mine)), strict=True) for one in turn]
+        """The values of all processes in the order in which one alone would have made them: by turn, then by rank."""
+        return [*chain.from_iterable(zip(*self.gather(list(mine)), strict=True))]
 
     def any(self, mine: bool) -> bool:
         """Whether it is true for any process."""

@@ -29,12 +29,12 @@ _PLACES = "DCP_SHARDING_INFO"
 
 @dataclass(frozen=True)
 class HeldRows:
-    """What this process holds of a tensor: all of it, or rows from `start` on."""
+    """The part of a tensor that this process holds: all of it, or rows from `start` on."""
 
     local: Tensor
     start: int
     shape: tuple[int, ...]
-    """Of the whole tensor."""
+    """Shape of the whole tensor."""
 
     @property
     def rows(self) -> slice:
@@ -53,12 +53,12 @@ class HeldRows:
 
     @property
     def size(self) -> int:
-        """Bytes held here."""
+        """Size of the held part in bytes."""
         return self.local.numel() * self.local.element_size()
 
 
 def held(tensor: Tensor) -> HeldRows:
-    """What this process holds of `tensor`. The local tensor is no copy.
+    """The part of `tensor` that this process holds. The local tensor is no copy.
 
     Raises `ValueError` for a tensor that is cut along another dimension than the first.
     """
@@ -71,20 +71,22 @@ def held(tensor: Tensor) -> HeldRows:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this process holds of `tensor`, in the tensor's own memory."""
+    """The part of `tensor` that this process holds, in the tensor's own memory."""
     return cast(DTensor, tensor.detach()).to_local() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def write_shards(path: Path, pieces: Mapping[str, HeldRows]) -> None:
     """One safetensors file of whole tensors and pieces; those without rows are left out."""
     kept = {name: piece for name, piece in pieces.items() if piece.local.numel() or not piece.shape}
-    places = {
-        name: {"saved_offsets": [piece.start, *[0] * (len(piece.shape) - 1)] if piece.shape else []}
-        for name, piece in kept.items()
-    }
+    places = {name: {"saved_offsets": _offsets(piece)} for name, piece in kept.items()}
     whole = all(tuple(piece.local.shape) == piece.shape for piece in kept.values())
     header = None if whole else {_PLACES: json.dumps(places)}
     save_file({name: piece.local.detach().cpu().contiguous() for name, piece in kept.items()}, path, header)
+
+
+def _offsets(piece: HeldRows) -> list[int]:
+    """Where the piece begins in the whole, along each dimension."""
+    return [piece.start, *[0] * (len(piece.shape) - 1)] if piece.shape else []
 
 
 class Stored:
@@ -120,11 +122,11 @@ class Stored:
 
     @property
     def names(self) -> list[str]:
-        """Of all tensors, sorted."""
+        """Names of all tensors, sorted."""
         return sorted(self._pieces)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of the whole tensor."""
+        """Shape of the whole tensor."""
         start, rows, part = self._pieces[name][-1]
         return () if isinstance(part, Tensor) else (start + rows, *part.get_shape()[1:])
 
@@ -144,5 +146,5 @@ class Stored:
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def items(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor, whole."""
+        """Name and value of every tensor, whole."""
         return ((name, self.read(name)) for name in self.names)

@@ -33,17 +33,17 @@ BUCKET_BYTES = 256 << 20
 
 
 class Parallel(Config):
-    """How several processes (torchrun) share a run; alone, none of it matters."""
+    """How several processes (torchrun) share a run; no effect on a single one."""
 
     shard: Literal["optimizer", "full"] = "optimizer"
-    """What is divided: the optimizer's memory and the average, or (FSDP2) weights and gradients as well."""
+    """What is sharded: optimizer state and average, or with `full` (FSDP2) weights and gradients as well."""
     replicas: int = Field(default=1, gt=0)
     """With `full`: groups that each hold the whole model, one per machine where the network between them is slow."""
 
 
 @runtime_checkable
 class Engine(Protocol):
-    """What a run does with its trained module, whatever this process holds of it."""
+    """The exchange of gradients and weights between processes, whatever this one holds of the trained module."""
 
     @property
     def writes(self) -> bool:
@@ -73,17 +73,17 @@ class Alone:
     writes = True
 
     def mine(self, name: str) -> bool:
-        """Everything is."""
+        """True: every parameter belongs to this process."""
         return True
 
     def average_gradients(self) -> None:
-        """They are the mean."""
+        """Does nothing: there are no other processes."""
 
     def share_weights(self) -> None:
-        """Nobody else wants them."""
+        """Does nothing: there are no other processes."""
 
     def whole(self) -> AbstractContextManager[None]:
-        """They are whole."""
+        """The weights are whole at any time."""
         return nullcontext()
 
 
@@ -98,7 +98,7 @@ class Replicated:
         self._owner = owners({name: one.numel() for name, one in self._parameters.items()}, world.size)
 
     def mine(self, name: str) -> bool:
-        """What this process owns."""
+        """Whether this process owns the parameter."""
         return self._owner[name] == self._world.rank
 
     def average_gradients(self) -> None:
@@ -140,14 +140,14 @@ class Sharded:
         self._module, self._first = module, world.first
 
     def mine(self, name: str) -> bool:
-        """Some rows of everything are."""
+        """True: some rows of every parameter belong to this process."""
         return True
 
     def average_gradients(self) -> None:
-        """FSDP did, block by block."""
+        """Does nothing: FSDP has averaged them block by block."""
 
     def share_weights(self) -> None:
-        """Every block is gathered anew when it computes."""
+        """Does nothing: every block is gathered anew when it computes."""
 
     @contextmanager
     def whole(self) -> Generator[None]:

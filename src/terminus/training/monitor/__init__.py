@@ -1,1 +1,1 @@
-"""What a run tells while it trains: journal, screen, dashboard, trackers, watchdog."""
+"""A run's reports while it trains: journal, screen, dashboard, trackers, watchdog."""

@@ -46,7 +46,7 @@ _WARM_UP = 3
 
 @dataclass(frozen=True)
 class About:
-    """What a run is, beside its log."""
+    """Facts of a run that its log does not hold."""
 
     name: str
     folder: Path
@@ -59,9 +59,9 @@ class About:
     device: torch.device | None = None
     """What this process trains on; None if another process does."""
     processes: int = 1
-    """That train together, with one device each."""
+    """Processes that train together, with one device each."""
     flops: float | None = None
-    """Of an image, nothing computed twice; None where it is not known."""
+    """FLOPs of an image, without what is computed again; None where it is not known."""
     peak: float | None = None
     """FLOP/s of all devices together; None where it is not known."""
 
@@ -69,7 +69,7 @@ class About:
 def about_run(
     recipe: Recipe, folder: Path, begun: int = 0, device: torch.device | None = None, processes: int = 1
 ) -> About:
-    """Of a recipe; the work of an image is counted (seconds, for SDXL) where the device's peak is known.
+    """The facts of a recipe's run; FLOPs are counted (seconds, for SDXL) where the device's peak is known.
 
     The largest bucket counts, and of an adapter's steps nothing is said: their work is not counted.
     """
@@ -270,6 +270,6 @@ def watch(folder: Path, console: Console, seconds: float = 1.0, is_over: Callabl
 
 
 def dashboard(recipe: Recipe, folder: Path, begun: int, processes: int = 1) -> Dashboard:
-    """Of the run that this process trains, on standard error."""
+    """The dashboard of the run that this process trains, on standard error."""
     device = runtime.pick_device(recipe.run.device)
     return Dashboard(about_run(recipe, folder, begun, device, processes), Console(stderr=True, highlight=False))

@@ -72,7 +72,7 @@ def resample(values: Sequence[float], count: int) -> list[float]:
 
 
 class History:
-    """What the rows so far say together."""
+    """Curves and totals of the rows so far."""
 
     def __init__(self) -> None:
         self.last: LogRow | None = None
@@ -160,7 +160,7 @@ class Follower:
 
 
 def read_history(path: Path) -> History:
-    """Of a log as it stands; an empty history if there is none."""
+    """The history of a log as it stands; an empty one if there is no log."""
     follower = Follower(path)
     follower.read()
     return follower.history

@@ -128,13 +128,13 @@ class _Tracker:
             self._give_up("it ended")
 
     def end(self) -> None:
-        """No more will come."""
+        """Closes the pipe: nothing more will come."""
         if self._process is not None and self._process.stdin is not None:
             with suppress(OSError):
                 self._process.stdin.close()
 
     def wait(self, seconds: float) -> None:
-        """Until it is done."""
+        """Waits until the tracker has sent everything, at most so long."""
         if self._process is None:
             return
         try:
@@ -168,7 +168,7 @@ def _last_words(path: Path) -> str:
 
 
 def _ids(path: Path, kinds: Sequence[Kind]) -> dict[str, str]:
-    """Of the run at each tracker, made at the first start."""
+    """The run's id at each tracker, made at the first start."""
     known: dict[str, str] = {}
     with suppress(OSError, ValueError):
         known = {str(key): str(value) for key, value in json.loads(path.read_text(encoding="utf-8")).items()}

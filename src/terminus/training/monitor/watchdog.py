@@ -43,7 +43,7 @@ class Watchdog:
         self._seen: float | None = None
 
     def alive(self) -> None:
-        """A micro-batch is done."""
+        """Starts the count anew: a micro-batch is done."""
         now = time.monotonic()
         if self._seen is not None:
             self._later = max(self._later, 10 * (now - self._seen))
@@ -51,7 +51,7 @@ class Watchdog:
 
     @contextmanager
     def patient(self, forever: bool = False) -> Generator[None]:
-        """What is done within may take as long as a first step, or as long as it likes."""
+        """Allows the time of a first step within the context, or any time."""
         self._ticks, self._limit = 0, float("inf") if forever else FIRST_SECONDS
         try:
             yield

@@ -1,4 +1,4 @@
-"""What a run says before its first step: how the loss is spread over the timesteps.
+"""The table that a run prints before its first step: how the loss is spread over the timesteps.
 
 The weighting decides whether the terminal step is trained at all, and nothing else shows it: two forms of min-SNR give
 it 11 % and 0.03 % of the loss.

@@ -55,7 +55,7 @@ def trainable(module: nn.Module, device: torch.device) -> None:
 
 
 def run_as(module: nn.Module, mode: Checkpointing, compiled: bool) -> None:
-    """What a recipe says of how the trained module runs (`training.activation_checkpointing`, `training.compile`)."""
+    """Applies `training.activation_checkpointing` and `training.compile` to the trained module."""
     recompute(module, mode)
     if compiled:
         compile_for_training(module, next(module.parameters()).device)
@@ -127,7 +127,7 @@ def _contexts(
 
 
 class _Policy:
-    """What selective checkpointing keeps of one call of a block."""
+    """The decision of selective checkpointing which results of a block to keep."""
 
     def __init__(self, feed_forward: bool, convolutions: int) -> None:
         self.feed_forward = feed_forward

@@ -25,8 +25,7 @@ class JointModel(nn.Module):
         for text_encoder in (text_encoder_1, text_encoder_2):
             text_encoder.requires_grad_(True)
         # The context is the state before the last layer, and nothing else of this text encoder is read. What has no
-        # gradient
-        # may not be listed as trained: processes that share the work would wait for it.
+        # gradient may not be listed as trained: processes that share the work would wait for it.
         unread = cast(Any, text_encoder_1)
         unread.encoder.layers[-1].requires_grad_(False)
         unread.final_layer_norm.requires_grad_(False)

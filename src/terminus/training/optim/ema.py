@@ -134,7 +134,7 @@ class Average:
             live[name].copy_(tensor)
 
     def _live(self) -> dict[str, Tensor]:
-        """What is averaged here, in the parameters' own memory."""
+        """The parameters that this process averages, in their own memory."""
         return {name: local(p) for name, p in self.trained.items() if self.engine.mine(name)}
 
 
@@ -163,7 +163,7 @@ class _Mail:
         self._moving = self._thread.submit(_move, average, self._letter, weight, arrived)
 
     def wait(self) -> None:
-        """Until the average has moved; raises what went wrong there."""
+        """Waits until the average has moved; raises what went wrong there."""
         if self._moving is not None:
             moving, self._moving = self._moving, None
             moving.result()

@@ -162,7 +162,7 @@ class LowMemoryOptimizer(torch.optim.Optimizer):
             stored.copy_(weights)
 
     def _held(self, name: str, tensor: Tensor) -> tuple[Tensor, int]:
-        """What this process holds of a tensor, and the number of its first element in the whole."""
+        """The part of a tensor that this process holds, and the number of its first element in the whole."""
         problem = f"{name} is sharded"
         if self.rule.whole and isinstance(tensor, DTensor) and not all(one.is_replicate() for one in tensor.placements):
             raise _cannot_follow(problem)

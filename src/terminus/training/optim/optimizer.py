@@ -1,4 +1,4 @@
-"""How gradients become steps: the optimizers there are, what they remember, and the learning rate.
+"""The optimizers, their state in checkpoints, and the learning rate.
 
 The learning rate is a pure function of the images seen.
 """
@@ -24,7 +24,7 @@ from terminus.training.optim.muon import MuonRule
 
 
 class LearningRate(Config):
-    """A cosine between two bounds, counted in images."""
+    """Cosine schedule of the learning rate, counted in images."""
 
     max: float = Field(default=1e-4, gt=0)
     """Highest learning rate, reached after the warm-up."""
@@ -43,31 +43,31 @@ class LearningRate(Config):
 
 
 class _Steps(Config):
-    """What every optimizer does with gradient and weights."""
+    """The settings that all optimizers share."""
 
     weight_decay: float = Field(default=0.01, ge=0)
     """Decoupled weight decay on matrices and kernels; biases and norms have none."""
     clip_norm: float = Field(default=1.0, gt=0)
-    """Gradients are scaled down to this global norm."""
+    """Gradients whose global norm exceeds this are scaled down to it."""
 
 
 class AdamW(_Steps):
-    """Loshchilov & Hutter 1711.05101."""
+    """AdamW (Loshchilov & Hutter 1711.05101)."""
 
     kind: Literal["adamw"] = "adamw"
-    """A mean gradient and a mean squared gradient for each weight."""
+    """Two moments for each weight: mean gradient and mean squared gradient."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
     """Decay of the mean gradient."""
     beta2: float = Field(default=0.99, ge=0, lt=1)
     """Decay of the mean squared gradient."""
     epsilon: float = Field(default=1e-8, gt=0)
-    """Added to the root of the mean squared gradient."""
+    """Added to the root of the mean squared gradient, against division by 0."""
     moments: MomentFormat = "fp32"
-    """Format of both means between steps: 8, 4 or 2 bytes per weight."""
+    """Number format of both moments between steps: 8, 4 or 2 bytes per weight."""
 
 
 class Adafactor(_Steps):
-    """Shazeer & Stern 1804.04235, at the recipe's learning rate: no relative steps."""
+    """Adafactor (Shazeer & Stern 1804.04235) at the recipe's learning rate: no relative steps."""
 
     kind: Literal["adafactor"]
     """A mean squared gradient for each row and each column: almost no memory."""
@@ -78,7 +78,7 @@ class Adafactor(_Steps):
 
 
 class Muon(_Steps):
-    """Jordan et al. 2024, for networks from random weights. The root mean square of a step is 0.2 learning rates."""
+    """Muon (Jordan et al. 2024), for training from random weights. A step's root mean square is 0.2 learning rates."""
 
     kind: Literal["muon"]
     """Orthogonalised momentum for matrices and kernels; AdamW (0.9, 0.99) for biases, norms and embedding tables."""
@@ -179,7 +179,9 @@ def _groups(module: nn.Module, decay: float, engine: Engine) -> list[dict[str, A
             # DoRA's magnitudes of a convolution have four dimensions; decayed, they would shrink what is not trained.
             vector = parameter.ndim < 2 or "magnitude" in name
             groups[rate_factor(module, name), vector].append((name, parameter))
+    if not groups:  # this process owns no parameter, and torch wants a group
+        return [{"params": [], "weight_decay": 0.0, "factor": 1.0}]
     return [
         {"params": members, "weight_decay": 0.0 if vector else decay, "factor": factor}
         for (factor, vector), members in sorted(groups.items(), key=lambda item: item[0])
-    ] or [{"params": [], "weight_decay": 0.0, "factor": 1.0}]
+    ]

@@ -45,7 +45,7 @@ class StateBytes:
 
 
 def state_bytes(optimizer: Optimizer, weights: WeightFormat, precision: Literal["bf16", "fp32"] = "bf16") -> StateBytes:
-    """What training holds for each parameter. Adafactor's is rows and columns, less than a hundredth: counted as 0."""
+    """Bytes of state for each parameter. Adafactor's rows and columns are less than a hundredth, and count as 0."""
     stored = 4.0 if weights == "fp32" else 2.0
     compute = 2.0 if weights == "fp32" and precision == "bf16" else 0.0
     if isinstance(optimizer, Adafactor):

@@ -1,1 +1,1 @@
-"""What a recipe will cost, before anything is built: memory, time, traffic."""
+"""The planner: memory, time and traffic of a recipe, before anything is built."""

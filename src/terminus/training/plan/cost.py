@@ -63,7 +63,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a forward and a backward pass. Weights and their gradients are not among the bytes."""
+    """FLOPs and bytes of a forward and a backward pass, without the bytes of weights and their gradients."""
 
     parameters: int
     """Of the UNet, without an adapter's."""

@@ -31,7 +31,7 @@ class Gpu:
 
     @property
     def memory(self) -> float:
-        """Bytes."""
+        """Usable memory in bytes."""
         return self.gib * 2**30
 
     @property

@@ -1,6 +1,6 @@
-"""What a recipe needs before anything is loaded: memory by part, and which cut of the global batch fits a GPU.
+"""The memory that a recipe needs, by part, and which cut of the global batch fits a GPU.
 
-Bytes and FLOPs are counted (`counting`) and those of the state follow from the recipe; nothing here is measured on a
+Bytes and FLOPs are counted (`cost`) and those of the state follow from the recipe; nothing here is measured on a
 GPU. What a step costs in time stands in `planning`.
 """
 
@@ -49,12 +49,12 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """All parts."""
+        """Bytes of all parts together."""
         return self.state + self.compute + self.frozen + self.activations + self.exchange
 
     @property
     def state(self) -> float:
-        """What lives as long as the run."""
+        """Bytes that live as long as the run."""
         return self.weights + self.gradients + self.moments + self.average
 
 
@@ -112,7 +112,7 @@ def best_cut(recipe: Recipe, gpu: Gpu, room: float | None = None, processes: int
 
 
 def traffic_of(recipe: Recipe, cut: Cut) -> Traffic:
-    """What each process sends in a step."""
+    """The bytes that each process sends in a step."""
     training = recipe.training
     trained = trained_parameters(recipe, cut.cost)
     weights = state_bytes(training.optimizer, training.weights, training.precision).weights * trained
@@ -155,7 +155,7 @@ def refuse_what_cannot_fit(recipe: Recipe, device: torch.device, processes: int 
 
 
 def out_of_memory(recipe: Recipe, error: torch.OutOfMemoryError, processes: int = 1) -> UserError:
-    """What to raise when the GPU is full all the same: the knobs there are, with the planner's numbers."""
+    """The error for a GPU that ran out of memory all the same: which settings help, with the planner's numbers."""
     first = str(error).split(". ")[0].rstrip(".")
     if not isinstance(recipe.objective, Diffusion):
         return UserError(
@@ -232,7 +232,7 @@ def _cut(
 
 
 def trained_parameters(recipe: Recipe, cost: Cost) -> int:
-    """What has gradients and an optimizer: the networks, or an adapter in them."""
+    """Number of trained parameters: those of the networks, or of an adapter in them."""
     networks, adapter = networks_of(recipe), recipe.model.adapter
     if adapter is None or not networks.trained_text:
         return cost.trained + networks.trained_text
@@ -244,7 +244,7 @@ def _cost(recipe: Recipe, mode: Checkpointing) -> Cost:
 
 
 def shape_of(recipe: Recipe) -> Shape:
-    """What one sample of the largest bucket is to the UNet."""
+    """The UNet's case to count for one sample of the largest bucket."""
     networks = networks_of(recipe)
     transform = recipe.data.transform
     size = max(buckets(transform.resolution, transform.step), key=lambda size: size.height * size.width)

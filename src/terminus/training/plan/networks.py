@@ -38,7 +38,7 @@ _TEXT = ("text_encoder", "text_encoder_2")
 
 @dataclass(frozen=True)
 class Networks:
-    """What training has on the device beside its own state."""
+    """Sizes of the networks on the device: the UNet, and those that are frozen."""
 
     unet: str
     """The UNet's `config.json`."""
@@ -59,7 +59,7 @@ class Networks:
 
 
 def networks_of(recipe: Recipe) -> Networks:
-    """Of a recipe with the objective `diffusion`; UserError for another, whose networks are small."""
+    """The networks of a recipe with the objective `diffusion`; UserError for another, whose networks are small."""
     objective, model = recipe.objective, recipe.model
     if not isinstance(objective, Diffusion):
         raise UserError(
@@ -149,7 +149,7 @@ def _made(
 
 
 def _text_encoders(folder: Path) -> _TextEncoders:
-    """Of a model folder, or a single file that the text encoders are taken from."""
+    """The text encoders of a model folder, or of a single file."""
     if folder.is_file():
         return _text_encoders_of_file(read_header(folder), None)
     headers = [read_header(file) for file in _files(folder, _TEXT)]

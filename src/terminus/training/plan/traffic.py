@@ -1,6 +1,6 @@
-"""What each of several processes holds of a training and what they send one another: counted, before any is started.
+"""The share of a training that each of several processes holds, and what they send: counted before any is started.
 
-Sizes come from the real networks on the meta device, divided by the rules of `parallel`. The fullest process counts.
+Sizes come from the real networks on the meta device, divided by the rules of `sharding`. The fullest process counts.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import chain, pairwise
 from math import prod
 from typing import cast
 
@@ -36,7 +36,7 @@ NETWORK = 50.0
 
 @dataclass(frozen=True)
 class Network:
-    """What is trained of one network, in the order of its parameters."""
+    """The trained parameters of one network, in their order."""
 
     shapes: tuple[tuple[int, ...], ...]
     block: int
@@ -55,7 +55,7 @@ class Traffic:
     """To another machine. Rings that leave a machine do so once, each at another of its GPUs."""
 
     def seconds(self, gpu: Gpu) -> float:
-        """Of a step, at the speeds of `Gpu.link` and `NETWORK`, as if nothing were hidden behind anything."""
+        """Seconds of sending in a step at the speeds of `Gpu.link` and `NETWORK`, as if nothing ran beside it."""
         return self.inside / (1e9 * gpu.link) + self.across / (1e9 * NETWORK)
 
 
@@ -76,11 +76,11 @@ ALONE = Division(1.0, 1.0, 0.0)
 
 
 def divide(networks: Networks, adapter: AdapterConfig | None, settings: Parallel, processes: int) -> Division:
-    """What the fullest of so many processes holds."""
+    """The share that the fullest of so many processes holds."""
     if processes == 1:
         return ALONE
     trained = _trained(networks, adapter)
-    shapes = [shape for network in trained for shape in network.shapes]
+    shapes = [*chain.from_iterable(network.shapes for network in trained)]
     share = max(held_numbers(shapes, settings, processes)) / sum(map(prod, shapes))
     if settings.shard == "optimizer":
         return Division(share, 1.0, exchanged(shapes))
@@ -88,7 +88,7 @@ def divide(networks: Networks, adapter: AdapterConfig | None, settings: Parallel
 
 
 def held_numbers(shapes: Iterable[tuple[int, ...]], settings: Parallel, processes: int) -> list[int]:
-    """Of how many numbers each process has moments: whole parameters, or rows of each (torch's `chunk`)."""
+    """How many numbers each process has moments of: whole parameters, or rows of each (torch's `chunk`)."""
     if settings.shard == "optimizer":
         sizes = {f"{place:06}": prod(shape) for place, shape in enumerate(shapes)}
         held = [0] * processes
@@ -127,7 +127,7 @@ def gathered(network: Network) -> float:
 
 
 def traffic(weights: float, trained: int, settings: Parallel, processes: int, micro_batches: float) -> Traffic:
-    """Of a step with so many micro-batches on each process; `weights` are the bytes of all that is trained.
+    """The traffic of a step with so many micro-batches on each process; `weights` are the bytes of all that is trained.
 
     Around a ring of n, n-1 of n parts pass each process when something is sent to all, or summed in parts; twice
     that when all get the sum. Gradients are float32.

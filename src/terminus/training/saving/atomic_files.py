@@ -26,7 +26,7 @@ class Unwritten(UserError):
 
 
 class DiskFull(Unwritten):
-    """There is no room."""
+    """Raised where the disk is full."""
 
 
 @contextmanager
@@ -73,7 +73,7 @@ def number_of(error: OSError | SafetensorError) -> int | None:
 
 
 def is_full(error: OSError | SafetensorError) -> bool:
-    """Whether room would help."""
+    """Whether the error is that of a full disk or quota."""
     return number_of(error) in _FULL
 
 

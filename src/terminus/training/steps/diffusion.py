@@ -17,7 +17,7 @@ from terminus import runtime
 from terminus.conditioning import time_ids
 from terminus.data.loader import Batch
 from terminus.diffusion import timesteps, weighting
-from terminus.diffusion.objective import Objective, huber_widths
+from terminus.diffusion.objective import Network, Objective, huber_widths
 from terminus.diffusion.schedule import NoiseSchedule
 from terminus.diffusion.timesteps import density
 from terminus.errors import UserError
@@ -34,7 +34,7 @@ from terminus.training.steps.captions import drawn_captions
 
 @dataclass(frozen=True)
 class DiffusionStep:
-    """Trains the UNet to predict velocity, or noise, from cached moments."""
+    """Trains the UNet to predict velocity, or noise, from cached posteriors of the VAE."""
 
     components: Components
     objective: Objective
@@ -45,11 +45,11 @@ class DiffusionStep:
     device: torch.device
     precision: runtime.Precision
     density: Float64[Tensor, " timesteps"] | None = None
-    """How often each timestep is drawn; None: all alike."""
+    """Probability of each timestep; None: all alike."""
     offset_noise: float = 0.0
-    """Spread of what is added to the noise of each image and channel."""
+    """Standard deviation of the number that is added to the noise of each image and channel."""
     input_perturbation: float = 0.0
-    """Noise of the input that is not in the target, in units of the noise."""
+    """Standard deviation of the noise that the input has and the target has not."""
     joint: nn.Module | None = None
     """The UNet and the text encoders, where these are trained as well."""
 
@@ -59,29 +59,41 @@ class DiffusionStep:
         return self.components.unet if self.joint is None else self.joint
 
     def loss(self, batch: Batch, step: int) -> StepLoss:
-        """The weighted error of each sample, of what its mask counts; the plain error is that of the whole image."""
-        moments = runtime.sent(batch.values, self.device)
-        shape = moments.shape[2:]
-        posterior = Posterior(moments[:, 0], moments[:, 1])
+        """Per-sample weighted loss over the unmasked area; the plain error is that of the whole image."""
+        # x0: a sample of the VAE's posterior, drawn anew in every epoch, as a scaled latent.
+        stored = runtime.sent(batch.values, self.device)
+        shape = stored.shape[2:]
+        posterior = Posterior(mean=stored[:, 0], logvar=stored[:, 1])
         x0 = self.components.vae.latents(posterior, self._normal(batch, "moments", shape))
+
+        # t, spread evenly over the global batch: the low-discrepancy sampler of Kingma et al. 2107.00630.
         t = runtime.sent(self._timesteps(batch, step), self.device)
-        ids = time_ids(batch.conditioning, self.device)
 
-        def network(x: Tensor, t: Tensor) -> Tensor:
-            with runtime.autocast(self.device, self.precision):
-                with torch.set_grad_enabled(self.joint is not None and torch.is_grad_enabled()):
-                    text = self.components.text_encoders.encode(self._captions(batch))
-                return predict(self.components.unet, x, t, text, ids)
-
+        # epsilon, with one more number for each channel where offset noise is asked for; and what only the input has.
         epsilon = self._normal(batch, "noise", shape)
         if self.offset_noise:
             epsilon = epsilon + self.offset_noise * self._normal(batch, "offset noise", (shape[0], 1, 1))
         perturbation = None
-        if self.input_perturbation:
+        if self.input_perturbation:  # Ning et al. 2301.11706
             perturbation = self.input_perturbation * self._normal(batch, "input perturbation", shape)
+
+        # L = w(t) · mean ρ(f(x_t, t) − target): noising, target and weight are the objective's.
         mask = None if batch.mask is None else runtime.sent(batch.mask, self.device)
-        losses = self.objective.loss(network, x0, epsilon, t, perturbation, mask)
+        losses = self.objective.loss(self._network(batch), x0, epsilon, t, perturbation, mask)
         return StepLoss(losses.weighted, losses.unweighted, t)
+
+    def _network(self, batch: Batch) -> Network:
+        """f(x_t, t): the UNet, conditioned on this batch's captions, sizes and crops."""
+        ids = time_ids(batch.conditioning, self.device)  # Podell et al. 2307.01952, section 2.2
+
+        def network(x: Tensor, t: Tensor) -> Tensor:
+            with runtime.autocast(self.device, self.precision):
+                # Text encoders that are not trained need no graph.
+                with torch.set_grad_enabled(self.joint is not None and torch.is_grad_enabled()):
+                    text = self.components.text_encoders.encode(self._captions(batch))
+                return predict(self.components.unet, x, t, text, ids)
+
+        return network
 
     def seeded(self, seed: int) -> DiffusionStep:
         """Other random numbers, every timestep equally often and evenly, and plain noise: what held-out data meet.
@@ -91,22 +103,27 @@ class DiffusionStep:
         return replace(self, seed=seed, stratified=True, density=None, offset_noise=0.0, input_perturbation=0.0)
 
     def _captions(self, batch: Batch) -> list[str]:
-        return [
-            "" if runtime.uniform(self.seed, position, "caption dropout") < self.caption_dropout else caption
-            for position, caption in zip(batch.positions, drawn_captions(batch, self.seed), strict=True)
-        ]
+        """One caption for each sample; some are empty, for guidance (Ho & Salimans 2207.12598, algorithm 1)."""
+        captions = drawn_captions(batch, self.seed)
+        for place, position in enumerate(batch.positions):
+            if runtime.uniform(self.seed, position, "caption dropout") < self.caption_dropout:
+                captions[place] = ""
+        return captions
 
     def _timesteps(self, batch: Batch, step: int) -> Int[Tensor, " batch"]:
+        """The timestep of each sample, as likely as `density` says."""
         draws = [runtime.uniform(self.seed, position, "timestep") for position in batch.positions]
         u = torch.tensor(draws, dtype=torch.float64)
         count = self.objective.schedule.timesteps
         if not self.stratified:
             return timesteps.uniform_timesteps(u, count, self.density)
+        # Each place in the global batch has a slice of the timesteps to itself, another one in every step.
         slices = timesteps.slices(runtime.rng(self.seed, step, "timestep slices"), self.global_batch)
         place = torch.tensor([position % self.global_batch for position in batch.positions])
         return timesteps.stratified(u, slices[place], self.global_batch, count, self.density)
 
     def _normal(self, batch: Batch, purpose: str, shape: Sequence[int]) -> Float[Tensor, "batch *shape"]:
+        """Standard normal numbers, which follow from seed, sample and purpose alone."""
         rows = [torch.randn(shape, generator=runtime.rng(self.seed, position, purpose)) for position in batch.positions]
         return runtime.sent(torch.stack(rows), self.device)
 

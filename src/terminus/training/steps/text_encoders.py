@@ -54,7 +54,7 @@ class TextEncodersStep:
 
     @property
     def trained(self) -> nn.Module:
-        """All three text encoders."""
+        """Both text encoders and the vision encoder, as one module."""
         return self.model
 
     def loss(self, batch: Batch, step: int) -> StepLoss:

@@ -15,7 +15,7 @@ from terminus.training.step import StepLoss
 
 @dataclass(frozen=True)
 class VAEStep:
-    """Absolute and squared error of pixels, absolute error of their differences, and the moments' divergence.
+    """Absolute and squared error of pixels, absolute error of their differences, and the posterior's divergence.
 
     The absolute errors keep edges sharp; the squared one is what teaches colour early, where absolute error settles
     for the median gray.
@@ -31,7 +31,7 @@ class VAEStep:
 
     @property
     def trained(self) -> nn.Module:
-        """The autoencoder."""
+        """The VAE's autoencoder, encoder and decoder."""
         return self.vae.autoencoder
 
     def loss(self, batch: Batch, step: int) -> StepLoss:
@@ -39,6 +39,7 @@ class VAEStep:
         pixels = runtime.sent(to_signal(batch.values), self.device)
         with runtime.autocast(self.device, self.precision):
             posterior = self.vae.encode(pixels)
+            # A sample of the posterior, so that the decoder learns to decode what training will show it.
             noise = [
                 torch.randn(posterior.mean.shape[1:], generator=runtime.rng(self.seed, position, "moments"))
                 for position in batch.positions
@@ -49,6 +50,7 @@ class VAEStep:
         edges = sum(
             (_differences(decoded, axis) - _differences(pixels, axis)).abs().flatten(1).mean(1) for axis in (2, 3)
         )
+        # KL divergence from a standard normal (Kingma & Welling 1312.6114, appendix B).
         divergence = 0.5 * (posterior.mean.square() + posterior.logvar.exp() - 1 - posterior.logvar).flatten(1).sum(1)
         weighted = self.squared_weight * squared + self.edge_weight * edges + self.kl_weight * divergence
         return StepLoss(error + weighted, error)
