@@ -17,7 +17,7 @@ import typer
 from terminus import cli_data, options
 from terminus.cli_bench import bench_app
 from terminus.cli_config import config_app
-from terminus.cli_data import check_gpu, load_recipe, loading
+from terminus.cli_data import check_plan, load_recipe, loading
 from terminus.cli_system import fail, log_to_stderr, prepare_streams, reader_is_gone, refusal, unwritten
 from terminus.errors import EXIT_DEFECT, EXIT_DONE, EXIT_INPUT, EXIT_STOPPED, Stopped, UserError
 
@@ -88,23 +88,13 @@ def train(
     The run's folder (run.dir) keeps recipe, log, checkpoints and the finished model. After Ctrl-C, SIGTERM or a crash
     the same command continues from the newest checkpoint. With torchrun several processes train one model.
     """
-    if not plan and (gpu is not None or as_json or processes > 1):
-        raise UserError(
-            "--gpu, --processes and --json belong to --plan",
-            fix="Add --plan; to train on a device set run.device, and on several start the command with torchrun",
-        )
-    if plan and watch:
-        raise UserError(
-            "--plan and --watch", rule="A plan is made before a run, and a run is watched", fix="Leave out either"
-        )
-    check_gpu(gpu)
+    check_plan(plan, gpu, processes, as_json, watch)
     loaded = load_recipe(recipe, overrides)
     if plan:
         from terminus.training.plan.planning import show_training_plan
 
         show_training_plan(loaded.value, gpu, as_json, processes)
-        return
-    if watch:
+    elif watch:
         from rich.console import Console
 
         from terminus.training.monitor.dashboard import watch as watch_run
@@ -212,17 +202,9 @@ def inspect(
     probe: options.Probe = False,
 ) -> None:
     """Identify a model, adapter, run or image, and give the evidence."""
-    if fix is None and decided is not None:
-        raise UserError("--as without --fix", fix="Name the corrected copy: --fix TARGET")
-    if fix is not None and (as_json or probe):
-        raise UserError("--fix writes a copy and looks at nothing else", fix="Leave out --json and --probe")
-    from terminus.model.choices import DECISIONS, check_choice, check_target
     from terminus.model.naming import at_home, find_local
 
-    if decided is not None:
-        check_choice("--as", decided, DECISIONS)
-    if fix is not None:
-        check_target(fix)
+    _check_fix(fix, decided, as_json or probe)
     if fix is not None or not at_home(path).exists():
         find_local(path)
     with loading():
@@ -232,6 +214,19 @@ def inspect(
         command.fix_command(path, str(fix), decided)
     else:
         command.inspect(path, as_json, probe)
+
+
+def _check_fix(fix: Path | None, decided: str | None, other: bool) -> None:
+    if fix is None and decided is not None:
+        raise UserError("--as needs --fix", fix="Name the corrected copy: --fix TARGET")
+    if fix is not None and other:
+        raise UserError("--fix only writes a copy", fix="Leave out --json and --probe")
+    from terminus.model.choices import DECISIONS, check_choice, check_target
+
+    if decided is not None:
+        check_choice("--as", decided, DECISIONS)
+    if fix is not None:
+        check_target(fix)
 
 
 @app.command()

@@ -17,7 +17,7 @@ bench_app = typer.Typer(help="How fast, against what, on this machine.")
 
 
 def _check(against: str | None, out: Path | None, **counts: int) -> None:
-    """What the verbs have in common."""
+    """Checks the options that the verbs share."""
     from terminus.model.choices import check_choice
     from terminus.sampling.arguments import check_folder
 

@@ -46,6 +46,20 @@ def check_gpu(name: str | None) -> None:
         find_gpu(name)
 
 
+def check_plan(plan: bool, gpu: str | None, processes: int, as_json: bool, watch: bool) -> None:
+    """UserError for options of `train` that do not go together, and for a GPU that is not in the table."""
+    if not plan and (gpu is not None or as_json or processes > 1):
+        raise UserError(
+            "--gpu, --processes and --json need --plan",
+            fix="Add --plan; to train on a device set run.device, and on several start the command with torchrun",
+        )
+    if plan and watch:
+        raise UserError(
+            "--plan and --watch", rule="--plan only estimates, and --watch shows a run that exists", fix="Leave out one"
+        )
+    check_gpu(gpu)
+
+
 def prepare(
     recipe: options.RecipeName,
     overrides: options.Overrides = None,
@@ -62,7 +76,7 @@ def prepare(
     new in the sources.
     """
     if not plan and (as_json or any(option is not None for option in (images, gpu, price_gpu, price_core))):
-        raise UserError("--images, --gpu, --price-gpu, --price-core and --json belong to --plan", fix="Add --plan")
+        raise UserError("--images, --gpu, --price-gpu, --price-core and --json need --plan", fix="Add --plan")
     check_gpu(gpu)
     loaded = load_recipe(recipe, overrides)
     if plan:

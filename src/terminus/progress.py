@@ -108,13 +108,8 @@ def logged_above(display: _Display) -> Generator[None]:
     """
     stream = sys.stderr
     display.start()
-    loggers = (logging.getLogger(), logging.getLogger("terminus"))
-    handlers = [
-        handler
-        for logger in loggers
-        for handler in logger.handlers
-        if isinstance(handler, logging.StreamHandler) and handler.stream is stream
-    ]
+    ours = (*logging.getLogger().handlers, *logging.getLogger("terminus").handlers)
+    handlers = [one for one in ours if isinstance(one, logging.StreamHandler) and one.stream is stream]
     try:
         for handler in handlers:
             handler.setStream(sys.stderr)

@@ -154,7 +154,7 @@ def test_the_command_says_it_and_writes_nothing(
 
 def test_options_of_the_plan_need_it(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["prepare", "nano", "--images", "5"]) == 2
-    assert "belong to --plan" in capsys.readouterr().err
+    assert "need --plan" in capsys.readouterr().err
 
 
 def test_the_cards_numbers_are_in_the_recipes():

@@ -169,7 +169,7 @@ def _pixels(data: DataConfig, view: View) -> Callable[[str], Rows]:
         raise UserError(
             f"data.crops is {data.crops}, and this objective reads pixels",
             where="data.crops",
-            rule="Only latents are made of several cuts of an image; a VAE and text encoders see one of each",
+            rule="Several crops of an image are made for latents only; a VAE and text encoders train on one of each",
             fix="Set data.crops to 1.",
         )
     return lambda split: PixelRows(view, data.transform.spec, split)
@@ -201,7 +201,7 @@ def _splits(data: DataConfig, rows: Callable[[str], Rows]) -> tuple[Rows, Rows]:
         raise UserError(
             f"No image is held out of training (data.validation_fraction is {data.validation_fraction})",
             where=data.store,
-            rule="Every run is measured on images that it does not learn",
+            rule="Every run measures its loss on images that it does not train on",
             fix="Raise data.validation_fraction and run `terminus prepare` with this recipe",
         )
     return train, held_out

@@ -34,7 +34,7 @@ class Guards(Config):
     """Which steps are left out, beyond those that are not finite."""
 
     spike_sigmas: float | None = Field(default=None, gt=0)
-    """Skip a step whose loss or gradient norm is so many standard deviations above the last 128; null: none. OLMo: 6."""
+    """Skip a step whose loss or gradient norm is this many deviations above the last 128; null: none. OLMo: 6."""
 
 
 @dataclass(frozen=True)

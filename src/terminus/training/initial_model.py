@@ -75,7 +75,7 @@ def _agree(start: str, stored: Schedule, objective: Diffusion) -> None:
         raise UserError(
             f"The recipe and its checkpoint disagree ({'; '.join(conflicts)})",
             where=start,
-            rule="Prediction and schedule are read from the checkpoint and never silently overridden",
+            rule="Prediction type and schedule come from the checkpoint and are never overridden silently",
             fix=f"Change the recipe to what the checkpoint is, or start from another model{convert}",
         )
 
@@ -87,7 +87,7 @@ def _consent(start: str, stored: Schedule, wanted: Schedule, known: str) -> None
         raise UserError(
             f"The checkpoint is {_spoken(stored)}, and model.convert_from says {_spoken(expected)}",
             where=start,
-            rule="A checkpoint is converted once, from what it is",
+            rule="model.convert_from names what the checkpoint is now, and a converted one needs none",
             fix="Remove model.convert_from to go on with a converted model, or correct it",
         )
     if wanted.prediction == "epsilon" or wanted == stored:

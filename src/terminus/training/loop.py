@@ -60,7 +60,7 @@ class Hooks:
 
 @dataclass(frozen=True)
 class _Measured:
-    """What the micro-batches of one step gave, gathered from all processes."""
+    """Numbers of one step, gathered from all processes."""
 
     losses: list[StepLoss]
     loss: float
@@ -141,7 +141,7 @@ def _or_saved(stream: Iterator[list[Batch]], state: State, hooks: Hooks) -> Iter
 
 def _gathered(world: World, own: list[StepLoss], norm: float, batches: list[Batch]) -> _Measured:
     losses = world.interleaved([part.on_cpu() for part in own])
-    damaged_here = [name for batch in batches for name in batch.damaged]
+    damaged_here = [*chain.from_iterable(batch.damaged for batch in batches)]
     norms, damaged = zip(*world.gather((norm, damaged_here)), strict=True)
     loss = torch.cat([part.weighted for part in losses]).double().mean().item()
     # The norm is that of the averaged gradient: every process has the same, and the first one's is taken.
@@ -150,7 +150,7 @@ def _gathered(world: World, own: list[StepLoss], norm: float, batches: list[Batc
 
 def _culprits(batches: list[tuple[str, ...]], losses: list[StepLoss]) -> tuple[str, ...]:
     """Keys of the samples whose loss is not finite; of all samples if that is true of none."""
-    keys = [key for batch in batches for key in batch]
+    keys = [*chain.from_iterable(batches)]
     finite = torch.cat([part.weighted for part in losses]).isfinite().tolist()
     return tuple(key for key, good in zip(keys, finite, strict=True) if not good) or tuple(keys)
 

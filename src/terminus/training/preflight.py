@@ -29,7 +29,7 @@ def _check(recipe: Recipe, world: World) -> None:
     if training.accumulation % world.size:
         raise UserError(
             f"training.accumulation is {training.accumulation}, and {world.size} processes were started",
-            rule="A step's micro-batches are shared equally: a recipe means the same on any number of processes",
+            rule="A step's micro-batches are divided equally, so that results do not depend on the number of processes",
             fix=f"Make it a multiple of {world.size} (and micro_batch smaller by as much), or start fewer processes",
         )
     parallel = training.parallel
@@ -44,7 +44,7 @@ def _check(recipe: Recipe, world: World) -> None:
         raise UserError(
             f"training.parallel.shard is full, and {problem}",
             rule="FSDP2 divides the rows of float32 weights, and acts when the UNet is called",
-            fix="Set training.parallel.shard: optimizer, or undo the other",
+            fix="Set training.parallel.shard: optimizer, or change that setting",
         )
 
 
@@ -54,13 +54,13 @@ def cannot_shard(recipe: Recipe) -> str | None:
     if not isinstance(recipe.objective, Diffusion):
         return f"the objective is {recipe.objective.kind}"
     if recipe.model.adapter is not None:
-        return "an adapter is trained, which is small enough to be everywhere"
+        return "an adapter is trained, which is too small to need it"
     if training.weights != "fp32":
         return f"training.weights is {training.weights}"
     if not isinstance(training.optimizer, AdamW):
         return f"the optimizer is {training.optimizer.kind}, which needs whole matrices"
     if training.optimizer.moments == "int8":
-        return "the moments are int8, in blocks that rows cut apart"
+        return "the moments are int8, in blocks that would be cut apart"
     return None
 
 

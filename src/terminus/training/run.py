@@ -113,8 +113,8 @@ def check_recipe(recipe: Recipe) -> None:
     if held_out.every_images < recipe.training.global_batch:
         raise UserError(
             f"training.validation.every_images is {held_out.every_images}",
-            rule=f"Measuring happens between steps, and a step is {recipe.training.global_batch} images",
-            fix="Raise it",
+            rule=f"Held-out loss is measured between steps, and a step is {recipe.training.global_batch} images",
+            fix="Set it to that or more",
         )
 
 

@@ -353,7 +353,7 @@ def test_the_plan_is_printed_and_is_json(tmp_path: Path, capsys: pytest.CaptureF
     assert plan["gpu"]["watts"] == 450
     assert not Path("runs/nano").exists()
     assert cli.main(["train", "nano", "--gpu", "4090"]) == 2
-    assert "belong to --plan" in capsys.readouterr().err
+    assert "need --plan" in capsys.readouterr().err
 
 
 def test_the_bound_is_the_bar_of_the_design(tmp_path: Path):

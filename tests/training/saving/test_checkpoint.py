@@ -264,7 +264,7 @@ def test_one_of_a_newer_version_is_no_damage(tmp_path: Path):
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["position.json"] = checkpoint._fingerprint(folder / "position.json")
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="is whole and not as this version writes them"):
+    with pytest.raises(UserError, match="is intact, but this version cannot read its position"):
         checkpoint.latest(tmp_path)
     assert folder.is_dir()
 

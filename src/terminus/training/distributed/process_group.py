@@ -175,6 +175,6 @@ def _check_slurm() -> None:
     if tasks > 1:
         raise UserError(
             f"srun started {tasks} tasks, and WORLD_SIZE is not set",
-            rule="Slurm's variables do not say where processes meet",
+            rule="Slurm's variables do not name the address at which processes meet",
             fix="Start as docs/distributed.md shows, or with --ntasks 1",
         )

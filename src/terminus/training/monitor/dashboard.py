@@ -251,9 +251,9 @@ def watch(folder: Path, console: Console, seconds: float = 1.0, is_over: Callabl
     """
     if not (folder / "recipe.yaml").is_file():
         raise UserError(
-            "This is not the folder of a run",
+            "This is not a run's folder",
             where=str(folder),
-            rule="A run keeps its recipe.yaml in its folder, run.dir",
+            rule="The folder of a run (run.dir) holds its recipe.yaml",
             fix="Correct run.dir, or start the run first",
         )
     recipe = load(folder / "recipe.yaml", Recipe).value

@@ -24,7 +24,7 @@ from terminus.training.recipe import Recipe
 
 @runtime_checkable
 class Outputs(Protocol):
-    """What a run tells while it trains."""
+    """Places that a run reports to while it trains."""
 
     @property
     def shown(self) -> bool:

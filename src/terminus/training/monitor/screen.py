@@ -174,7 +174,7 @@ def _bands(history: History, width: int, columns: int, blocks: str) -> Iterator[
     each = width // columns - (2 if columns > 1 else 0)
     checked = columns == 1 and each >= 40 and bool(latest)
     names = sorted(history.bands)
-    lines = -(-len(names) // columns)
+    lines = -(-len(names) // columns)  # rounded up
     points = max(0, min(40, each - 17 - (20 if checked else 0)))
     for line in range(lines):
         text = Text(no_wrap=True, overflow="ellipsis")

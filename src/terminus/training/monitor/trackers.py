@@ -59,14 +59,11 @@ class Trackers:
     def row(self, row: LogRow, before: Mapping[str, float] | None = None) -> None:
         """A step, as it stands in the log; `before` is what was measured before the first one, and is step 0."""
         if before is not None:
-            start = {f"validation/{band}": value for band, value in before.items() if isfinite(value)}
-            self._tell({"step": 0, "values": {"images_seen": 0.0} | start})
+            self._tell({"step": 0, "values": {"images_seen": 0.0} | _finite(_named("validation", before))})
         curves: dict[str, float | None] = {key: getattr(row, key) for key in _CURVES}
-        curves |= {f"band/{band}": value for band, value in row.bands.items()}
-        curves |= {f"validation/{band}": value for band, value in (row.validation or {}).items()}
+        curves |= _named("band", row.bands) | _named("validation", row.validation or {})
         curves["left_out"] = float(row.reason is not None)
-        values = {key: value for key, value in curves.items() if value is not None and isfinite(value)}
-        self._tell({"step": row.step, "values": values})
+        self._tell({"step": row.step, "values": _finite(curves)})
 
     def image(self, path: Path, step: int) -> None:
         """A preview, which stays where it is."""
@@ -91,6 +88,15 @@ class Trackers:
     def _tell(self, message: Mapping[str, object]) -> None:
         for one in self._all:
             one.tell(message)
+
+
+def _named(kind: str, values: Mapping[str, float]) -> dict[str, float | None]:
+    return {f"{kind}/{name}": value for name, value in values.items()}
+
+
+def _finite(curves: Mapping[str, float | None]) -> dict[str, float]:
+    """Only numbers that a tracker can draw."""
+    return {name: value for name, value in curves.items() if value is not None and isfinite(value)}
 
 
 class _Tracker:

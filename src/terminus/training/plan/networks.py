@@ -63,7 +63,7 @@ def networks_of(recipe: Recipe) -> Networks:
     objective, model = recipe.objective, recipe.model
     if not isinstance(objective, Diffusion):
         raise UserError(
-            f"A plan is made for the objective diffusion, and this is {objective.kind}",
+            f"--plan needs the objective diffusion, and this recipe has {objective.kind}",
             where="objective.kind",
             rule="The VAE and the text encoders are small beside the UNet",
         )

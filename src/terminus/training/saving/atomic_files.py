@@ -59,8 +59,8 @@ def reading(what: str, where: Path) -> Generator[None]:
         raise UserError(
             f"{what} cannot be read ({_reason(error)})",
             where=str(where),
-            rule="An error of the disk is no damage: nothing was renamed, removed or begun anew",
-            fix="Mend the disk, or allow reading there; the same command then continues",
+            rule="A read error does not mean damage, so nothing was renamed, removed or restarted",
+            fix="Repair the disk or the permissions; the same command then continues",
         ) from error
 
 

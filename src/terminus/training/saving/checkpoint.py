@@ -176,7 +176,7 @@ def latest(folder: Path, last_good: int | None = None) -> Saved | None:
         raise UserError(
             "Every checkpoint of this run is damaged",
             where=str(folder),
-            rule="A run never starts anew over an older one",
+            rule="A run is never restarted over the checkpoints of an older one",
             fix="Restore a checkpoint, or give the new run another run.dir",
         )
     return None
@@ -208,7 +208,7 @@ def _position(text: str, where: Path) -> RunPosition:
         return RunPosition(**fields, health=Health(health.get("failed", 0), **pairs))
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(
-            f"This checkpoint is whole and not as this version writes them ({error})",
+            f"This checkpoint is intact, but this version cannot read its position ({error})",
             where=str(where / _PLACE),
             rule="A run continues with the version of terminus that it was begun with, or a newer one",
             fix="Install that version, or move the checkpoint away to continue from the one before it",

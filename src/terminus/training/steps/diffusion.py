@@ -185,6 +185,6 @@ def _density(settings: Diffusion, schedule: NoiseSchedule) -> Float64[Tensor, " 
             f"A band of timesteps goes to {max(beyond)}",
             where="objective.timestep_bands",
             rule=f"The checkpoint's timesteps are 0 to {last}",
-            fix=f"Let no band end after {last}",
+            fix=f"End every band at {last} or before",
         )
     return density(settings.bands, schedule.timesteps) if settings.bands else None
