@@ -85,8 +85,9 @@ def train(
 ) -> None:
     """Train the model that a recipe describes, or continue its run.
 
-    The run's folder (run.dir) keeps recipe, log, checkpoints and the finished model. After Ctrl-C, SIGTERM or a crash
-    the same command continues from the newest checkpoint. With torchrun several processes train one model.
+    The run's folder (run.dir) keeps recipe, log, checkpoints and the finished
+    model. After Ctrl-C, SIGTERM or a crash the same command continues from
+    the newest checkpoint. With torchrun several processes train one model.
     """
     check_plan(plan, gpu, processes, as_json, watch)
     loaded = load_recipe(recipe, overrides)
@@ -147,7 +148,8 @@ def sample(
 ) -> None:
     """Draw images: from text, from text and an image, or again from an image's own metadata.
 
-    PNG, JPEG and WebP files carry their prompt, seed, settings and model, unless --private is given.
+    The files carry their prompt, seed, settings and model, unless --private
+    is given.
     """
     # Everything that can be said of the arguments is said before torch is imported.
     from terminus.sampling import arguments, limits, shapes

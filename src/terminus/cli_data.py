@@ -72,8 +72,8 @@ def prepare(
 ) -> None:
     """Filter, resize and encode the recipe's images into the store that training reads.
 
-    Reports why each image was kept or dropped. The same command continues an interrupted preparation, and adds what is
-    new in the sources.
+    Reports why each image was kept or dropped. The same command continues an
+    interrupted preparation, and adds what is new in the sources.
     """
     if not plan and (as_json or any(option is not None for option in (images, gpu, price_gpu, price_core))):
         raise UserError("--images, --gpu, --price-gpu, --price-core and --json need --plan", fix="Add --plan")
