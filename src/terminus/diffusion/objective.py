@@ -70,7 +70,9 @@ class Objective:
         """
         x0, epsilon = x0.float(), epsilon.float()
         alpha, sigma = self.schedule.at(t, x0.ndim)
+        # target = v = alpha ε − sigma x0 (Salimans & Ho 2202.00512, appendix D), or ε
         target = velocity(x0, epsilon, alpha, sigma) if self.prediction == "velocity" else epsilon
+        # x_t = alpha x0 + sigma ε, with a disturbed ε where there is a perturbation
         disturbed = epsilon if perturbation is None else epsilon + perturbation.float()
         error = model(noised(x0, disturbed, alpha, sigma), t).float() - target
         return _losses(error, t, self.weights, self.huber, mask)

@@ -72,9 +72,12 @@ def assemble(recipe: Recipe, view: View) -> TrainingSetup:
 
 
 def _diffusion(recipe: Recipe, objective: Diffusion, view: View, device: torch.device) -> TrainingSetup:
+    # The networks, with an adapter in them if one is trained.
     components = begin(recipe.model, objective)
     adapter = _adapter(recipe, objective, components)
     components = components.to(device)
+
+    # Gradients of all networks that are trained; an adapter's run takes them back from all but the adapter.
     trainable(components.unet, device)
     step = diffusion_step(components, objective, recipe.training, device)
     if adapter is not None:
@@ -84,6 +87,7 @@ def _diffusion(recipe: Recipe, objective: Diffusion, view: View, device: torch.d
     parent = (recipe.model.start,) if recipe.model.start else ()
 
     def export(folder: Path, images: int) -> None:
+        # The finished model's record: that of the model it began from, with what this run adds.
         record = replace(
             before,
             weighting=objective.weighting.model_dump(),
