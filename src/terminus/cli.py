@@ -146,11 +146,7 @@ def sample(
     offload: options.Offload = "none",
     device: options.Device = "auto",
 ) -> None:
-    """Draw images: from text, from text and an image, or again from an image's own metadata.
-
-    The files carry their prompt, seed, settings and model, unless --private
-    is given.
-    """
+    """Draw images: from text, from text and an image, or again from an image's own metadata."""
     # Everything that can be said of the arguments is said before torch is imported.
     from terminus.sampling import arguments, limits, shapes
 
