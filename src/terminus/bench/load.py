@@ -1,12 +1,11 @@
 """`terminus bench load`: how many rows a process reads, and what a data set of a thousand million rows costs it.
 
 Three questions: the order alone at that size (time to the first micro-batch, memory, rate), order and reading of
-moments from a real Lance table whose rows stand in for all of them, and what opening a table costs per row.
+posteriors from a real Lance table whose rows stand in for all of them, and what opening a table costs per row.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -15,7 +14,6 @@ import tracemalloc
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from terminus import runtime
-from terminus.bench.measure import Spread, resident_bytes
+from terminus.bench.measure import Spread, resident_bytes, save_result
 from terminus.conditioning import Crop, Size
 from terminus.data.geometry import CropPlan
 from terminus.data.loader import Batch, LatentRows, Loader
@@ -47,7 +45,7 @@ _NARROW = 2
 
 @dataclass(frozen=True)
 class Ordering:
-    """Of the order alone."""
+    """What the order alone costs."""
 
     rows: int
     first: float
@@ -62,12 +60,12 @@ class Ordering:
 
 @dataclass(frozen=True)
 class LoaderMeasurement:
-    """Of order and moments together."""
+    """Speed of order and posteriors together."""
 
     rows: int
-    """That the order believes in."""
+    """Rows that the order believes in."""
     stored: int
-    """In the table, each of which stands in for many."""
+    """Rows in the table, each of which stands in for many."""
     threads: int
     rows_per_second: Spread
     """Not seconds: a rate, of several turns."""
@@ -75,17 +73,17 @@ class LoaderMeasurement:
     """The same by the process's own time, which says what it costs where other work shares the machine."""
     mib_per_second: float
     growth_mib: float | None
-    """Of the process, from the end of the first turn to that of the last; None where the system does not tell."""
+    """How much the process grew from the end of the first turn to that of the last; None where it cannot be read."""
 
 
 @dataclass(frozen=True)
 class Opening:
-    """Of a table with this many rows."""
+    """What opening a table with this many rows costs."""
 
     rows: int
     seconds: float
     bytes_per_row: float
-    """That are kept as long as the table is read."""
+    """Bytes that are kept as long as the table is read."""
     bytes_per_row_meanwhile: float
     """The most that Python held for it, Arrow's own memory not counted."""
 
@@ -113,7 +111,7 @@ class _StandIn:
         return (self.count,)
 
     def read(self, bucket: int, rows: Sequence[int], positions: Sequence[int], epoch: int) -> Batch:
-        """The rows that stand in for these."""
+        """A batch of the rows that stand in for these."""
         stored = self.rows.sizes[0]
         return self.rows.read(bucket, [row % stored for row in rows], positions, epoch)
 
@@ -130,7 +128,7 @@ def bench_load(
 ) -> Loading:
     """Makes its own tables in a temporary folder; prints a table last, and writes `out` as JSON.
 
-    `stored` moments of 4 x side x side are on the disk (262 kB each at 128), `opened` tiny ones in a second table;
+    `stored` posteriors of 4 x side x side are on the disk (262 kB each at 128), `opened` tiny ones in a second table;
     a turn reads `batches` micro-batches.
     """
     if min(rows, stored, side, micro_batch, batches, opened) < 1 or not threads or min(threads) < 0:
@@ -217,7 +215,7 @@ def _opening(folder: Path, rows: int) -> Opening:
 
 
 def _made(folder: Path, count: int, side: int) -> View:
-    """A table of random moments; the folder is the caller's to remove."""
+    """A table of random posteriors; the folder is the caller's to remove."""
     table, size = Store(str(folder)).latents, Size(8 * side, 8 * side)
     generator = np.random.default_rng(0)
     values = pack_posterior(generator.standard_normal((2, 4, side, side)).astype(np.float16))
@@ -267,7 +265,6 @@ def _report(result: Loading, side: int, micro_batch: int, out: Path | None) -> N
     environment = runtime.environment()
     if out is not None:
         content = {
-            "date": datetime.now(UTC).date().isoformat(),
             "latent": [2, 4, side, side],
             "micro_batch": micro_batch,
             "bar_rows_per_second": BAR,
@@ -275,13 +272,12 @@ def _report(result: Loading, side: int, micro_batch: int, out: Path | None) -> N
             "load_average": os.getloadavg()[0],
             **asdict(result),
         }
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        save_result(out, content)
     console = Console(highlight=False)
     console.print(
-        f"micro-batches of {micro_batch} rows, moments 2 x 4 x {side} x {side} in float16, {environment.hardware}, "
+        f"micro-batches of {micro_batch} rows, posteriors 2 x 4 x {side} x {side} in float16, {environment.hardware}, "
         f"pylance {environment.packages['pylance']}; the bar is {BAR:,.0f} rows/s per process. The order alone, "
-        "order and moments by the number of threads, and what it takes to open a table:",
+        "order and posteriors by the number of threads, and what it takes to open a table:",
         soft_wrap=True,
     )
     console.print(_table(result))

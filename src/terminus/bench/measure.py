@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,7 +24,7 @@ _PRODUCT = {"cuda": 8192, "cpu": 1024}
 
 @dataclass(frozen=True)
 class Spread:
-    """Of several runs, in seconds."""
+    """Median and range of several runs, in seconds."""
 
     median: float
     low: float
@@ -74,6 +76,27 @@ def comparison(names: Sequence[str]) -> Table:
     if len(names) == 2:
         table.add_column("ratio", justify="right")
     return table
+
+
+def add_row(table: Table, label: str, form: str, values: Sequence[float | None], *, with_ratio: bool = True) -> None:
+    """Adds one number of each contender to a `comparison`, and the ratio if there are two."""
+    cells = ["-" if value is None else format(value, form) for value in values]
+    if len(values) == 2:
+        cells.append(_ratio(*values) if with_ratio else "-")
+    table.add_row(label, *cells)
+
+
+def _ratio(first: float | None, second: float | None) -> str:
+    if first is None or not second:
+        return "-"
+    return f"{first / second:.2f}"
+
+
+def save_result(path: Path, content: Mapping[str, object]) -> None:
+    """Writes what was measured as JSON, with today's date, and makes the folder."""
+    dated = {"date": datetime.now(UTC).date().isoformat(), **content}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(dated, indent=1) + "\n", encoding="utf-8")
 
 
 def timed(run: Callable[[], object], device: torch.device) -> float:

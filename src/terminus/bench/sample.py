@@ -5,10 +5,9 @@ The contenders take turns (A B A B ...), so that a machine that slows down slows
 
 from __future__ import annotations
 
-import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
@@ -19,7 +18,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from terminus import runtime
 from terminus.bench.contenders import Contender, Work, components_of, diffusers, ours
-from terminus.bench.measure import NetworkSeconds, Spread, comparison, parts_of, peak_bytes, timed
+from terminus.bench.measure import (
+    NetworkSeconds,
+    Spread,
+    add_row,
+    comparison,
+    parts_of,
+    peak_bytes,
+    save_result,
+    timed,
+)
 from terminus.conditioning import Size
 from terminus.errors import UserError
 from terminus.model.components import Components
@@ -34,7 +42,7 @@ _WARM_UP = 1
 
 @dataclass(frozen=True)
 class SampleResult:
-    """Of one contender. Seconds are of a run of `batch` images."""
+    """What one contender reached. Seconds are of a run of `batch` images."""
 
     name: str
     run: Spread
@@ -82,7 +90,7 @@ def bench_sample(
 
 
 def unet_flops(components: Components, work: Work) -> int:
-    """Of one call on all images of the work, conditional and unconditional; counted, not run."""
+    """FLOPs of one call on all images of the work, conditional and unconditional; counted, not run."""
     factor, rows, config = components.vae.factor, 2 * work.batch, components.unet.config
     tokens = components.text_encoders.tokenizer_1.model_max_length
     projection = cast(int, components.text_encoders.text_encoder_2.config.projection_dim)
@@ -105,6 +113,7 @@ def _alternate(
     parts: dict[str, list[NetworkSeconds]] = {one.name: [] for one in contenders}
     peaks: dict[str, int | None] = {}
     with Meter(Console(stderr=True), "runs", (1 + _WARM_UP + 2 * runs) * len(contenders)) as meter:
+        # Whole runs; those that warm up are not counted.
         for index in range(1 + _WARM_UP + runs):
             for one in contenders:
                 took = timed(one.run, device)
@@ -112,23 +121,27 @@ def _alternate(
                 if index > _WARM_UP:
                     seconds[one.name].append(took)
                 meter.advance(1)
+
+        # The networks inside a run, in runs of their own: the device is waited for around each.
         for _ in range(runs):
             for one in contenders:
                 with parts_of(one.networks, device) as measured:
                     measured.whole = timed(one.run, device)
                 parts[one.name].append(measured)
                 meter.advance(1)
+
         for one in contenders:
             peaks[one.name] = peak_bytes(one.run, one.networks, device)
-    return [
-        _result(
-            one, Spread.of(seconds[one.name]), _middle(parts[one.name]), peaks[one.name], first[one.name], work, flops
-        )
-        for one in contenders
-    ]
+
+    results: list[SampleResult] = []
+    for one in contenders:
+        run, middle = Spread.of(seconds[one.name]), _middle(parts[one.name])
+        results.append(_result(one, run, middle, peaks[one.name], first[one.name], work, flops))
+    return results
 
 
 def _middle(parts: list[NetworkSeconds]) -> NetworkSeconds:
+    """The run of median length, whose parts add up; medians of each part would not."""
     return sorted(parts, key=lambda one: one.whole)[len(parts) // 2]
 
 
@@ -159,7 +172,6 @@ def _report(
     environment = runtime.environment(device)
     if out is not None:
         content = {
-            "date": datetime.now(UTC).date().isoformat(),
             "model": model,
             "work": asdict(work),
             "running": asdict(running),
@@ -168,8 +180,7 @@ def _report(
             "load_average": os.getloadavg()[0],
             "results": [asdict(one) for one in results],
         }
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        save_result(out, content)
     title = (
         f"{model}: {work.batch} x {work.size.width}x{work.size.height}, {work.steps} steps, guidance {work.guidance:g},"
         f" {running.precision}, {environment.hardware}, torch {environment.packages['torch']}"
@@ -179,26 +190,25 @@ def _report(
     console.print(_table(results))
 
 
+_ROWS: tuple[tuple[str, str, Callable[[SampleResult], float | None]], ...] = (
+    ("seconds per image", ".3f", lambda one: one.seconds_per_image),
+    ("images per second", ".3f", lambda one: one.images_per_second),
+    ("run: median", ".3f", lambda one: one.run.median),
+    ("     fastest", ".3f", lambda one: one.run.low),
+    ("     slowest", ".3f", lambda one: one.run.high),
+    ("in it: text", ".3f", lambda one: one.text),
+    ("       UNet", ".3f", lambda one: one.unet),
+    ("       decoding", ".3f", lambda one: one.decode),
+    ("       the rest", ".3f", lambda one: one.rest),
+    ("UNet, TFLOP/s", ".3g", lambda one: one.tflops),
+    ("peak memory, GiB", ".2f", lambda one: one.peak_gib),
+    ("first run", ".2f", lambda one: one.first_run),
+)
+"""Label, format and number of each row."""
+
+
 def _table(results: list[SampleResult]) -> Table:
-    table, ratio = comparison([one.name for one in results]), len(results) == 2
-    rows: list[tuple[str, str, list[float | None]]] = [
-        ("seconds per image", ".3f", [one.seconds_per_image for one in results]),
-        ("images per second", ".3f", [one.images_per_second for one in results]),
-        ("run: median", ".3f", [one.run.median for one in results]),
-        ("     fastest", ".3f", [one.run.low for one in results]),
-        ("     slowest", ".3f", [one.run.high for one in results]),
-        ("in it: text", ".3f", [one.text for one in results]),
-        ("       UNet", ".3f", [one.unet for one in results]),
-        ("       decoding", ".3f", [one.decode for one in results]),
-        ("       the rest", ".3f", [one.rest for one in results]),
-        ("UNet, TFLOP/s", ".3g", [one.tflops for one in results]),
-        ("peak memory, GiB", ".2f", [one.peak_gib for one in results]),
-        ("first run", ".2f", [one.first_run for one in results]),
-    ]
-    for name, form, values in rows:
-        cells = ["-" if value is None else format(value, form) for value in values]
-        first, second = values[0], values[-1]
-        if ratio:
-            cells.append(f"{first / second:.2f}" if first is not None and second else "-")
-        table.add_row(name, *cells)
+    table = comparison([one.name for one in results])
+    for label, form, number in _ROWS:
+        add_row(table, label, form, [number(one) for one in results])
     return table

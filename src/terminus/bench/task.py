@@ -20,12 +20,12 @@ PARTS = ("data", "text", "prepare", "forward", "backward", "optimizer", "rest")
 """`prepare`: latents, noise, timesteps, sizes. `backward`: and the loss. `optimizer`: and clipping, and the average."""
 _ROWS = 64
 _NO_SPREAD = -30.0
-"""Log variance of the rows: the VAE's least, so that a latent drawn from moments is their mean."""
+"""Log variance of the rows: the VAE's least, so that a latent sampled from a posterior is its mean."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained, by whichever of the two."""
+    """The training that both contenders do."""
 
     recipe: Recipe
     networks: Callable[[], Components]
@@ -58,7 +58,7 @@ class Task:
 
 
 class MadeRows:
-    """Rows of random moments with invented captions, in memory."""
+    """Rows of random posteriors with invented captions, in memory."""
 
     def __init__(self, pixels: int, components: Components) -> None:
         vae, side = components.vae, pixels // components.vae.factor
@@ -96,5 +96,5 @@ class Trainer(Protocol):
     def run(self, steps: int) -> object: ...
 
     def state_bytes(self) -> int:
-        """On the device between two steps: networks, moments and average."""
+        """Bytes on the device between two steps: networks, optimizer state and average."""
         ...

@@ -7,12 +7,10 @@ medians are compared. Nothing is read from a disk and nothing is written but the
 from __future__ import annotations
 
 import gc
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
@@ -23,7 +21,7 @@ from rich.table import Table
 
 from terminus import runtime
 from terminus.bench.contenders import RANDOM, components_of
-from terminus.bench.measure import Spread, comparison, peak_above, product_peak, timed
+from terminus.bench.measure import Spread, add_row, comparison, peak_above, product_peak, save_result, timed
 from terminus.bench.task import PARTS, Task, Trainer
 from terminus.bench.trainers import Ours, Theirs
 from terminus.config.load import load
@@ -42,13 +40,14 @@ _STATE = 20
 """Bytes for each parameter of a contender, by which it is guessed whether two fit on one GPU."""
 _WORTH = 0.01
 """Parts of a step below this share are shown and not compared."""
+_RATE = "images per second"
 _BASE = "nano"
 """The recipe whose settings are those of random:NAME, apart from the network and its resolution."""
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Of one contender. Seconds are of one optimizer step."""
+    """What one contender reached. Seconds are of one optimizer step."""
 
     name: str
     step: Spread
@@ -209,22 +208,30 @@ def _group(task: Task, makers: list[Callable[[Task], Trainer]], turns: BenchLeng
     for maker in makers:
         trainer = maker(task)
         pairs.append((trainer, _Measured(trainer.name)))
+
+    # Warm up: the first step compiles and allocates, and is reported alone.
     for trainer, measured in pairs:
         measured.first = timed(lambda one=trainer: one.run(1), task.device)
         trainer.run(min(2, turns.steps))
         meter.advance(1)
+
+    # Whole steps, nothing waited for inside them.
     for _ in range(turns.runs):
         for trainer, measured in pairs:
             before = time.process_time()
             measured.seconds.append(timed(lambda one=trainer: one.run(turns.steps), task.device) / turns.steps)
             measured.processor.append((time.process_time() - before) / turns.steps)
             meter.advance(1)
+
+    # The parts of a step, in runs of their own: the device is waited for at every border, which costs time.
     for _ in range(turns.runs):
         for trainer, measured in pairs:
             with trainer.laps.on():
                 trainer.run(turns.steps)
             measured.parts.append({name: value / turns.steps for name, value in trainer.laps.seconds.items()})
             meter.advance(1)
+
+    # One more step for the peak of memory.
     for trainer, measured in pairs:
         above = peak_above(lambda one=trainer: one.run(1), task.device)
         measured.peak = None if above is None else above + trainer.state_bytes()
@@ -258,27 +265,7 @@ def _report(
 ) -> None:  # fmt: skip
     environment, training = runtime.environment(task.device), task.recipe.training
     if out is not None:
-        content = {
-            "date": datetime.now(UTC).date().isoformat(),
-            "what": what,
-            "pixels": task.recipe.data.resolution,
-            "text": "cached" if task.cached_text else "online",
-            "average": "both" if task.keep_average else "none",
-            "turns": asdict(turns),
-            "training": training.model_dump(mode="json", exclude={"checkpoints", "validation", "preview", "images"}),
-            "environment": asdict(environment),
-            "threads": torch.get_num_threads(),
-            "load_average": os.getloadavg()[0],
-            "product_tflops": yardstick.peak / 1e12,
-            "tflop_per_image": {"model": yardstick.cost.total / 1e12, "computed": yardstick.again.total / 1e12},
-            "parameters": yardstick.cost.parameters,
-            "planned_gib": _planned(task),
-            "results": [asdict(one) for one in results],
-            "ratio": results[0].images_per_second / results[1].images_per_second if len(results) == 2 else None,
-            "ratio_of_turns": asdict(of_turns(results)) if len(results) == 2 else None,
-        }
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        save_result(out, _content(results, what, task, turns, yardstick))
     compiled = ", compiled" if training.compile else ""
     console = Console(highlight=False)
     console.print(
@@ -292,42 +279,73 @@ def _report(
     console.print(_table(results))
 
 
+def _content(
+    results: list[TrainResult], what: str, task: Task, turns: BenchLength, yardstick: Yardstick
+) -> dict[str, object]:
+    """Everything that was measured, and what it was measured on, for the JSON file."""
+    training = task.recipe.training
+    content: dict[str, object] = {
+        "what": what,
+        "pixels": task.recipe.data.resolution,
+        "text": "cached" if task.cached_text else "online",
+        "average": "both" if task.keep_average else "none",
+        "turns": asdict(turns),
+        "training": training.model_dump(mode="json", exclude={"checkpoints", "validation", "preview", "images"}),
+        "environment": asdict(runtime.environment(task.device)),
+        "threads": torch.get_num_threads(),
+        "load_average": os.getloadavg()[0],
+        "product_tflops": yardstick.peak / 1e12,
+        "tflop_per_image": {"model": yardstick.cost.total / 1e12, "computed": yardstick.again.total / 1e12},
+        "parameters": yardstick.cost.parameters,
+        "planned_gib": _planned(task),
+        "results": [asdict(one) for one in results],
+        "ratio": None,
+        "ratio_of_turns": None,
+    }
+    if len(results) == 2:
+        ours, theirs = results
+        content["ratio"] = ours.images_per_second / theirs.images_per_second
+        content["ratio_of_turns"] = asdict(of_turns(results))
+    return content
+
+
 def of_turns(results: list[TrainResult]) -> Spread:
-    """How many times as fast the first is as the second, turn by turn: what slows a whole machine is in both."""
+    """The first contender's speed over the second's, turn by turn: what slows a whole machine slows both."""
     return Spread.of([second / first for first, second in zip(results[0].turns, results[1].turns, strict=True)])
 
 
 def _planned(task: Task) -> float | None:
-    """What the planner says of our peak, where it speaks of the same device."""
+    """GiB that the planner expects at our peak; None on a CPU, which it does not plan for."""
     if task.device.type != "cuda":
         return None
     return own_cut(task.recipe, float("inf")).memory.total / 2**30
 
 
+_SPEED: tuple[tuple[str, str, Callable[[TrainResult], float]], ...] = (
+    (_RATE, ".2f", lambda one: one.images_per_second),
+    ("UNet, TFLOP/s", ".3g", lambda one: one.tflops),
+    ("MFU, %", ".1f", lambda one: 100 * one.mfu),
+    ("HFU, %", ".1f", lambda one: 100 * one.hfu),
+    ("step: median, s", ".4f", lambda one: one.step.median),
+    ("      fastest", ".4f", lambda one: one.step.low),
+    ("      slowest", ".4f", lambda one: one.step.high),
+    ("processor time, s", ".4f", lambda one: one.processor.median),
+)
+"""Label, format and number of each row above the parts of a step."""
+
+
 def _table(results: list[TrainResult]) -> Table:
-    table, ratio = comparison([one.name for one in results]), len(results) == 2
-    rows: list[tuple[str, str, list[float | None]]] = [
-        ("images per second", ".2f", [one.images_per_second for one in results]),
-        ("UNet, TFLOP/s", ".3g", [one.tflops for one in results]),
-        ("MFU, %", ".1f", [100 * one.mfu for one in results]),
-        ("HFU, %", ".1f", [100 * one.hfu for one in results]),
-        ("step: median, s", ".4f", [one.step.median for one in results]),
-        ("      fastest", ".4f", [one.step.low for one in results]),
-        ("      slowest", ".4f", [one.step.high for one in results]),
-        ("processor time, s", ".4f", [one.processor.median for one in results]),
-        *((f"{'in it: ' if name == PARTS[0] else '       '}{name}", ".4f", [one.parts[name] for one in results])
-          for name in PARTS),
-        ("peak memory, GiB", ".2f", [one.peak_gib for one in results]),
-        ("first step", ".2f", [one.first_step for one in results]),
-    ]  # fmt: skip
-    for name, form, values in rows:
-        cells = ["-" if value is None else format(value, form) for value in values]
-        first, second = values[0], values[-1]
-        if ratio:
-            small = name[7:] in PARTS and max(value or 0.0 for value in values) < _WORTH * results[0].step.median
-            cells.append("-" if first is None or not second or small else f"{first / second:.2f}")
-        table.add_row(name, *cells)
-        if ratio and name == "images per second":
-            pairs = of_turns(results)
-            table.add_row("  turn by turn", "", "", f"{pairs.low:.2f} .. {pairs.median:.2f} .. {pairs.high:.2f}")
+    table = comparison([one.name for one in results])
+    for label, form, number in _SPEED:
+        add_row(table, label, form, [number(one) for one in results])
+        if label == _RATE and len(results) == 2:
+            ratio = of_turns(results)
+            table.add_row("  turn by turn", "", "", f"{ratio.low:.2f} .. {ratio.median:.2f} .. {ratio.high:.2f}")
+    worth = _WORTH * results[0].step.median
+    for name in PARTS:
+        label = f"in it: {name}" if name == PARTS[0] else f"       {name}"
+        seconds = [one.parts[name] for one in results]
+        add_row(table, label, ".4f", seconds, with_ratio=max(seconds) >= worth)
+    add_row(table, "peak memory, GiB", ".2f", [one.peak_gib for one in results])
+    add_row(table, "first step", ".2f", [one.first_step for one in results])
     return table

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -13,7 +11,7 @@ from rich.table import Table
 
 from terminus import runtime
 from terminus.bench.contenders import components_of
-from terminus.bench.measure import NetworkProbes, peak_bytes, timed
+from terminus.bench.measure import NetworkProbes, peak_bytes, save_result, timed
 from terminus.conditioning import Size
 from terminus.model.execution import Running, prepare_for_inference
 from terminus.model.tiling import Tiling
@@ -86,22 +84,22 @@ def _report(rows: list[DecodeMeasurement], model: str, pixels: Size, device: tor
     environment = runtime.environment(device)
     if out is not None:
         content = {
-            "date": datetime.now(UTC).date().isoformat(),
             "model": model,
             "pixels": {"height": pixels.height, "width": pixels.width},
             "environment": asdict(environment),
             "rows": [asdict(row) for row in rows],
         }
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        save_result(out, content)
     title = f"{model}: decoding {pixels.width}x{pixels.height} on {environment.hardware}"
     table = Table(box=None, pad_edge=False)
     for name in ("", "seconds", "peak memory, GiB", "levels from whole"):
         table.add_column(name, justify="right" if name else "left")
     for row in rows:
-        numbers = ((row.seconds, ".2f"), (row.peak_gib, ".2f"), (row.levels_from_whole, ".2f"))
-        cells = ["-" if number is None else format(number, form) for number, form in numbers]
-        table.add_row(row.way, *(["out of memory", "-", "-"] if row.seconds is None else cells))
+        if row.seconds is None:
+            table.add_row(row.way, "out of memory", "-", "-")
+        else:
+            numbers = (row.seconds, row.peak_gib, row.levels_from_whole)
+            table.add_row(row.way, *("-" if number is None else f"{number:.2f}" for number in numbers))
     console = Console(highlight=False)
     console.print(title, soft_wrap=True)
     console.print(table)
