@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 from rich.console import Console
 
 from terminus.inspection.findings import AdapterFinding
 from terminus.inspection.tensors import about_tensors, clipped, hashes, other_keys, part
-from terminus.model.detect import metadata_evidence, weigh
+from terminus.model.detect import Evidence, metadata_evidence, weigh
 from terminus.model.header import Header, read_numbers
+from terminus.model.record import Prediction
 
 _METHODS = {
     "LoRA": re.compile(r"[._]lora(?:_down|_up|_A|_B|\.down|\.up|_linear_layer\.)"),
@@ -57,33 +58,61 @@ def looks_like_adapter(header: Header) -> bool:
 
 
 def adapter_finding(header: Header, console: Console) -> AdapterFinding:
-    """Of one file."""
+    """The facts of one adapter file."""
     stored = header.metadata
     evidence = tuple(metadata_evidence(stored))
-    decided = weigh(evidence).schedule
-    ranks = {info.shape[0] for name, info in header.tensors.items() if _RANK.search(name) and info.shape}
-    version, name = stored.get("ss_base_model_version"), stored.get("ss_sd_model_name")
-    base = ", ".join(clipped(text, 120) for text in (version, name) if text)
+    prediction, zero_terminal = _trained_on(evidence)
     return AdapterFinding(
         kind="adapter",
         path=str(header.path),
-        method=tuple(kind for kind, form in _METHODS.items() if any(form.search(name) for name in header.tensors)),
+        method=_methods(header),
         naming=_naming(header),
         modules=_modules(header),
-        ranks=tuple(sorted(ranks)),
+        ranks=_ranks(header),
         alphas=_alphas(header),
-        prediction=decided.prediction if any(e.prediction for e in evidence) else None,
-        zero_terminal=decided.zero_terminal if any(e.zero_terminal is not None for e in evidence) else None,
+        prediction=prediction,
+        zero_terminal=zero_terminal,
         evidence=evidence,
-        base_model=base or stored.get("modelspec.architecture"),
-        training={key.removeprefix("ss_"): clipped(stored[key], 300) for key in _TRAINING
-                  if stored.get(key) not in (None, "", "None")},
+        base_model=_base_model(stored),
+        training=_training(stored),
         tags=_tags(stored.get("ss_tag_frequency", "")),
         tensors=part(header.tensors.values()),
         hashes=hashes([header], console),
         about=about_tensors(stored),
         other_metadata=other_keys(stored),
-    )  # fmt: skip
+    )
+
+
+def _trained_on(evidence: Sequence[Evidence]) -> tuple[Prediction | None, bool | None]:
+    """Prediction and zero terminal SNR of the model it was trained on; None where the metadata do not say."""
+    decided = weigh(evidence).schedule
+    says_prediction = any(one.prediction for one in evidence)
+    says_terminal = any(one.zero_terminal is not None for one in evidence)
+    return decided.prediction if says_prediction else None, decided.zero_terminal if says_terminal else None
+
+
+def _methods(header: Header) -> tuple[str, ...]:
+    return tuple(kind for kind, form in _METHODS.items() if any(form.search(name) for name in header.tensors))
+
+
+def _ranks(header: Header) -> tuple[int, ...]:
+    ranks = {info.shape[0] for name, info in header.tensors.items() if _RANK.search(name) and info.shape}
+    return tuple(sorted(ranks))
+
+
+def _base_model(stored: Mapping[str, str]) -> str | None:
+    named = (stored.get("ss_base_model_version"), stored.get("ss_sd_model_name"))
+    base = ", ".join(clipped(text, 120) for text in named if text)
+    return base or stored.get("modelspec.architecture")
+
+
+def _training(stored: Mapping[str, str]) -> dict[str, str]:
+    """kohya's record of the training, without what it left empty."""
+    found: dict[str, str] = {}
+    for key in _TRAINING:
+        if stored.get(key) not in (None, "", "None"):
+            found[key.removeprefix("ss_")] = clipped(stored[key], 300)
+    return found
 
 
 def _naming(header: Header) -> str:
@@ -116,7 +145,12 @@ def _tags(stored: str) -> tuple[str, ...]:
     except (ValueError, RecursionError):
         return ()
     counts: Counter[str] = Counter()
-    for tags in cast(Mapping[str, object], folders).values() if isinstance(folders, dict) else ():
-        for tag, count in cast(Mapping[str, object], tags).items() if isinstance(tags, dict) else ():
+    for tags in _entries(folders).values():
+        for tag, count in _entries(tags).items():
             counts[tag] += count if isinstance(count, int) else 0
     return tuple(clipped(tag.strip(), 60) for tag, _ in counts.most_common(10))
+
+
+def _entries(value: object) -> Mapping[str, object]:
+    """The entries of a JSON object; none of anything else."""
+    return cast(Mapping[str, object], value) if isinstance(value, dict) else {}

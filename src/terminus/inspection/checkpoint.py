@@ -32,11 +32,13 @@ _LABELS = ("v_pred", "ztsnr", "alphas_cumprod")
 """Tensors that say what the networks are: evidence, and part of none."""
 _NEEDED = ("unet", "vae", "text_encoder", "text_encoder_2")
 _NETWORKS = (*_NEEDED, "vision", "image_encoder", "unet_ema", "safety_checker")
+_WITH_SIZES = {(320, 2048): "SDXL", (384, 1280): "SDXL refiner"}
+"""Families whose UNet reads image sizes, by its first channels and the width of its context."""
 _TASKS = {4: "text to image", 5: "depth to image, or an upscaler's", 8: "edits by instruction", 9: "inpainting"}
 
 
 def file_finding(header: Header, console: Console) -> Checkpoint:
-    """Of one file that holds a UNet in the layout of Stability's files."""
+    """The facts of one file that holds a UNet in the layout of Stability's files."""
     groups: dict[str, list[TensorInfo]] = {}
     for name, info in header.tensors.items():
         if name.startswith(_LABELS):
@@ -65,27 +67,34 @@ def unet_in_file(header: Header) -> dict[str, TensorInfo]:
 
 
 def folder_finding(folder: Path, console: Console) -> Checkpoint:
-    """Of a folder with `model_index.json`."""
-    headers = {name: network_headers(folder / name) for name in _NETWORKS if (folder / name).is_dir()}
-    headers = {name: found for name, found in headers.items() if found}
+    """The facts of a folder with `model_index.json`."""
+    headers: dict[str, list[Header]] = {}
+    for name in _NETWORKS:
+        if (folder / name).is_dir() and (files := network_headers(folder / name)):
+            headers[name] = files
     if "unet" not in headers:
         raise UserError("This model has no UNet in safetensors files", where=str(folder / "unet"))
-    components = {
-        name: part(info for header in found for info in header.tensors.values()) for name, found in headers.items()
-    }
-    unet: dict[str, TensorInfo] = {}
-    for header in headers["unet"]:
-        unet |= header.tensors
+    tensors = {name: _tensors(files) for name, files in headers.items()}
+    components = {name: part(found.values()) for name, found in tensors.items()}
     detection = weigh(*read_evidence(folder))
     found = hashes(headers["unet"], console)
     metadata = headers["unet"][0].metadata
-    return _finding("model folder", folder, unet, detection, load_record(folder), components, found, metadata)
+    return _finding(
+        "model folder", folder, tensors["unet"], detection, load_record(folder), components, found, metadata
+    )
+
+
+def _tensors(headers: Iterable[Header]) -> dict[str, TensorInfo]:
+    """The tensors of one network, whole or in shards."""
+    found: dict[str, TensorInfo] = {}
+    for header in headers:
+        found |= header.tensors
+    return found
 
 
 def network_headers(folder: Path) -> list[Header]:
-    """Of the files that hold one network, and that loading it would read: not of other variants beside them."""
-    stems = ("diffusion_pytorch_model", "model")
-    paths = next((files for stem in stems if (files := weight_files(folder, stem))), None)
+    """Headers of the files that loading the network would read, without other variants beside them."""
+    paths = weight_files(folder, "diffusion_pytorch_model") or weight_files(folder, "model")
     return [read_header(path) for path in paths or sorted(folder.glob("*.safetensors"))]
 
 
@@ -100,9 +109,8 @@ def _finding(
     metadata: Mapping[str, str],
 ) -> Checkpoint:
     stated, averaged = about_tensors(metadata), "unet_ema" in components
-    wrong = ("modelspec.hash_sha256 is not the hash of these tensors",) if found.stated == "wrong" else ()
-    impossible = detection.schedule.prediction == "epsilon" and detection.schedule.zero_terminal
-    said = ("epsilon prediction at zero terminal SNR: no such model exists, one label is wrong",) if impossible else ()
+    # A UNet that is there as its moving average alone is there.
+    present = components.keys() | ({"unet"} if averaged else set[str]())
     return Checkpoint(
         kind="single file" if kind == "single file" else "model folder",
         path=str(path),
@@ -112,10 +120,10 @@ def _finding(
         zero_terminal=detection.schedule.zero_terminal,
         spacing=_spacing(path, metadata),
         evidence=detection.evidence,
-        conflicts=(*detection.conflicts, *said, *wrong),
+        conflicts=_conflicts(detection, found),
         native_pixels=record.native_pixels,
         components=components,
-        missing=tuple(name for name in _NEEDED if name not in components and (name != "unet" or not averaged)),
+        missing=tuple(name for name in _NEEDED if name not in present),
         ema=averaged and "unet" in components,
         hashes=found,
         licence=record.licence or stated.get("license"),
@@ -126,6 +134,15 @@ def _finding(
         about=stated,
         other_metadata=other_keys(metadata),
     )
+
+
+def _conflicts(detection: Detection, found: Hashes) -> tuple[str, ...]:
+    conflicts = list(detection.conflicts)
+    if detection.schedule.prediction == "epsilon" and detection.schedule.zero_terminal:
+        conflicts.append("epsilon prediction at zero terminal SNR: no such model exists, one label is wrong")
+    if found.stated == "wrong":
+        conflicts.append("modelspec.hash_sha256 is not the hash of these tensors")
+    return tuple(conflicts)
 
 
 def _record(header: Header, detection: Detection) -> Record:
@@ -153,25 +170,22 @@ def _spacing(path: Path, metadata: Mapping[str, str]) -> str | None:
 
 
 def architecture(unet: Mapping[str, TensorInfo]) -> str:
-    """By the shapes of the UNet, under either naming."""
+    """The model family, by the shapes of the UNet under either naming."""
     first = _shape(unet, ("input_blocks.0.0.weight", UNET_IN_FOLDER))
     context = next((info.shape for name, info in unet.items() if name.endswith("attn2.to_k.weight")), ())
     sizes = any(name.startswith(("label_emb.", "add_embedding.")) for name in unet)
     if len(first) != 4 or len(context) != 2:
         return "not a UNet of Stable Diffusion"
     channels, width = first[0], context[1]
-    if (channels, width, sizes) == (320, 2048, True):
-        return "SDXL"
-    if (channels, width, sizes) == (384, 1280, True):
-        return "SDXL refiner"
-    if not sizes and channels == 320 and width in CONTEXTS:
-        return CONTEXTS[width]
-    kind = "SDXL's classes in other sizes" if sizes else "not SDXL's: it takes no image sizes"
-    return f"{kind} ({channels} channels, context of {width})"
+    found = f"{channels} channels, context of {width}"
+    if not sizes:
+        known = CONTEXTS.get(width) if channels == 320 else None
+        return known or f"not SDXL's: it takes no image sizes ({found})"
+    return _WITH_SIZES.get((channels, width)) or f"SDXL's classes in other sizes ({found})"
 
 
 def input_channels(unet: Mapping[str, TensorInfo]) -> int:
-    """What its first convolution reads; 0 where there is none."""
+    """Channels that the UNet's first convolution reads; 0 where there is none."""
     first = _shape(unet, ("input_blocks.0.0.weight", UNET_IN_FOLDER))
     return first[1] if len(first) == 4 else 0
 

@@ -1,4 +1,4 @@
-"""What `terminus inspect` can find, one class per kind of thing; the fields are the keys of `--json`, in this order."""
+"""The findings of `terminus inspect`: a class per kind of thing, whose fields are the keys of `--json`, in this order."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Hashes:
     """SHA-256, in hex."""
 
     sha256: str
-    """Of the file; in a folder of the UNet's file or files, one after the other."""
+    """SHA-256 of the file; in a folder of the UNet's file or files, one after the other."""
     model_hash: str
     """Its first 10 digits: what galleries and A1111 call the model."""
     tensors_sha256: str
-    """Of the bytes behind the header, which no change of metadata changes."""
+    """SHA-256 of the bytes behind the header, which no change of metadata changes."""
     stated: str | None = None
-    """What `modelspec.hash_sha256` says of the tensors: "right", "wrong", or None where it says nothing."""
+    """Whether `modelspec.hash_sha256` is the hash of the tensors: "right", "wrong", or None where it says nothing."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Checkpoint:
     prediction: str
     zero_terminal: bool
     spacing: str | None
-    """Of the timesteps, as the scheduler's configuration names it."""
+    """Spacing of the timesteps, as the scheduler's configuration names it."""
     evidence: tuple[Evidence, ...]
     conflicts: tuple[str, ...]
     native_pixels: int | None
@@ -62,9 +62,9 @@ class Checkpoint:
     images_seen: int | None
     caption_dropout: float | None
     about: Mapping[str, str]
-    """Title, author, description, words that trigger it: what `modelspec.*` says."""
+    """Title, author, description, trigger words, ... of `modelspec.*`."""
     other_metadata: tuple[str, ...]
-    """Keys of the rest."""
+    """Keys of the other metadata."""
 
 
 @dataclass(frozen=True)
@@ -75,19 +75,19 @@ class AdapterFinding:
     path: str
     method: tuple[str, ...]
     naming: str
-    """Whose key layout it is."""
+    """The program whose key layout it is."""
     modules: Mapping[str, int]
-    """How many are changed, by network."""
+    """Number of modules that are changed, by network."""
     ranks: tuple[int, ...]
     alphas: tuple[float, ...]
     prediction: str | None
-    """Of the model it was trained on, where the metadata says so."""
+    """What the model predicts that it was trained on, where the metadata says so."""
     zero_terminal: bool | None
     evidence: tuple[Evidence, ...]
     base_model: str | None
     training: Mapping[str, str]
     tags: tuple[str, ...]
-    """The most frequent of its captions."""
+    """The most frequent tags of its captions."""
     tensors: NetworkFinding
     hashes: Hashes
     about: Mapping[str, str]
@@ -96,14 +96,14 @@ class AdapterFinding:
 
 @dataclass(frozen=True)
 class Tensors:
-    """A safetensors file that is neither: a single network, an embedding, or nothing that is known."""
+    """A safetensors file that is neither model nor adapter: a single network, an embedding, or unknown."""
 
     kind: Literal["tensors"]
     path: str
     what: str
     tensors: NetworkFinding
     names: tuple[str, ...]
-    """The first few."""
+    """The first few names of tensors."""
     hashes: Hashes
     about: Mapping[str, str]
     other_metadata: tuple[str, ...]
@@ -122,7 +122,7 @@ class RunFinding:
     images_seen: int | None
     images_asked: int | None
     last_step: Mapping[str, Scalar]
-    """Of `log.jsonl`."""
+    """The last row of `log.jsonl`."""
     checkpoints: tuple[str, ...]
     data_version: int | None
     model: Checkpoint | None
@@ -147,9 +147,9 @@ class Probe:
     path: str
     looks_like: str
     slope: float
-    """Of the answer on the noise: 1 for epsilon, near 0 for velocity."""
+    """Slope of the answer on the noise: 1 for epsilon, near 0 for velocity."""
     slopes: tuple[float, ...]
-    """Of each seed."""
+    """The slope for each seed."""
     leak: float | None
     """How much of a brightness hidden in the noise a velocity network answers with, 0 to 1."""
     prediction: Prediction | None
@@ -157,7 +157,7 @@ class Probe:
     zero_terminal: bool | None
     """None where it cannot be told."""
     conflicts: tuple[str, ...]
-    """With what the labels say."""
+    """Where the answers contradict the labels."""
 
 
 Finding = Checkpoint | AdapterFinding | Tensors | RunFinding | ImageFinding

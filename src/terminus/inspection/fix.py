@@ -42,7 +42,7 @@ _LABELS = ("v_pred", "ztsnr", "alphas_cumprod")
 
 @dataclass(frozen=True)
 class Fixed:
-    """What was written, and what was wrong before."""
+    """The corrected copy, and what was wrong before."""
 
     target: Path
     problems: tuple[str, ...]
@@ -97,14 +97,15 @@ def _decide(detection: Detection, decided: str | None, path: Path) -> Schedule:
         return replace(found, prediction=prediction, zero_terminal=zero_terminal)
     if found.prediction == "epsilon" and found.zero_terminal:
         raise UserError(
-            "Its labels say epsilon prediction at zero terminal SNR, which no model is",
+            "Its labels say epsilon prediction at zero terminal SNR, which no model can have",
             where=str(path), fix="Say what it is: `--as v-ztsnr`, or `--as epsilon` for the schedule of SDXL base",
         )  # fmt: skip
-    if found.prediction == "velocity" and any(e.source == DEFAULT and not e.prediction for e in detection.evidence):
+    assumed = any(e.source == DEFAULT and not e.prediction for e in detection.evidence)
+    if found.prediction == "velocity" and assumed:
         raise UserError(
             "Nothing says whether this velocity model has zero terminal SNR", where=str(path),
             rule="A label that is not known is not made up",
-            fix="Ask the network with `--probe`, and say it: `--as v-ztsnr` or `--as v`",
+            fix="Find out with `--probe`, and give the answer: `--as v-ztsnr` or `--as v`",
         )  # fmt: skip
     return found
 
@@ -134,45 +135,65 @@ def _disagreeing(evidence: Iterator[Evidence] | list[Evidence], schedule: Schedu
 
 
 def _problems(path: Path, evidence: list[Evidence], schedule: Schedule) -> Iterator[str]:
+    """One line for each label that is wrong, missing or harmful."""
     right = f"{schedule.prediction}, {'' if schedule.zero_terminal else 'no '}zero terminal SNR"
     yield from (f"{e.source} says {e.says}; right is {right}" for e in _disagreeing(evidence, schedule))
     yield from (f"{e.source} says {e.says}" for e in evidence if e.warning and e.source != "file name")
     if path.is_dir():
-        config = read_json(path / "scheduler" / "scheduler_config.json")
-        spacing = config.get("timestep_spacing", "linspace")
-        if schedule.zero_terminal and spacing != "trailing":
-            yield f"the spacing is {ascii(spacing)[:40]}, which never sees the last timestep; right is trailing"
-        if schedule.zero_terminal:
-            yield from (f"{name} is set, which wastes the first steps; right is false" for name in ramps(config))
-        if str(config.get("_class_name")).startswith(_CLIPPING) and config.get("clip_sample", True):
-            yield "clip_sample is true, which cuts latents at 1; right is false"
-        return
-    header = read_header(path)
-    wanted = modelspec.marker_tensors(schedule)
-    yield from (f"the tensor {name} is missing" for name in wanted if name not in header.tensors
-                and schedule != Schedule("epsilon", zero_terminal=False))  # fmt: skip
-    yield from (f"the tensor {name} is empty, of which stable-diffusion.cpp dies when it writes GGUF"
-                for name in MARKERS if name in header.tensors and 0 in header.tensors[name].shape)  # fmt: skip
+        yield from _scheduler_problems(read_json(path / "scheduler" / "scheduler_config.json"), schedule)
+    else:
+        yield from _file_problems(read_header(path), schedule)
+
+
+def _scheduler_problems(config: Mapping[str, Any], schedule: Schedule) -> Iterator[str]:
+    spacing = config.get("timestep_spacing", "linspace")
+    if schedule.zero_terminal and spacing != "trailing":
+        yield f"the spacing is {ascii(spacing)[:40]}, which never sees the last timestep; right is trailing"
+    if schedule.zero_terminal:
+        yield from (f"{name} is set, which wastes the first steps; right is false" for name in ramps(config))
+    if str(config.get("_class_name")).startswith(_CLIPPING) and config.get("clip_sample", True):
+        yield "clip_sample is true, which cuts latents at 1; right is false"
+
+
+def _file_problems(header: Header, schedule: Schedule) -> Iterator[str]:
+    yield from _marker_problems(header, schedule)
     stated = header.metadata.get("modelspec.prediction_type")
     if schedule.prediction == "velocity" and stated != _prediction_type(schedule):
         yield f"modelspec.prediction_type is {ascii(stated)[:60]}; right is {_prediction_type(schedule)}"
-    if {"alphas_cumprod"} <= header.tensors.keys() & wanted.keys():
-        numbers, table = read_numbers(header, "alphas_cumprod"), wanted["alphas_cumprod"].double().numpy()
-        if numbers.shape != table.shape or not np.allclose(numbers, table, rtol=1e-2, atol=1e-7):
-            yield "alphas_cumprod is not the table of this schedule"
-    if _side_car(path, schedule) is not None and not path.with_suffix(".yaml").is_file():
+    if not _table_fits(header, schedule):
+        yield "alphas_cumprod is not the table of this schedule"
+    if _side_car(header.path, schedule) is not None and not header.path.with_suffix(".yaml").is_file():
         yield "the configuration .yaml beside it is missing"
 
 
+def _marker_problems(header: Header, schedule: Schedule) -> Iterator[str]:
+    # A plain epsilon model needs no markers: it is what every program takes an SDXL file for.
+    if schedule != Schedule("epsilon", zero_terminal=False):
+        wanted = modelspec.marker_tensors(schedule)
+        yield from (f"the tensor {name} is missing" for name in wanted if name not in header.tensors)
+    for name in MARKERS:
+        if name in header.tensors and 0 in header.tensors[name].shape:
+            yield f"the tensor {name} is empty, which crashes stable-diffusion.cpp when it writes GGUF"
+
+
+def _table_fits(header: Header, schedule: Schedule) -> bool:
+    """Whether the file's table of alphas_cumprod, if it has one, is that of the schedule."""
+    wanted = modelspec.marker_tensors(schedule).get("alphas_cumprod")
+    if wanted is None or "alphas_cumprod" not in header.tensors:
+        return True
+    stored, table = read_numbers(header, "alphas_cumprod"), wanted.double().numpy()
+    return stored.shape == table.shape and np.allclose(stored, table, rtol=1e-2, atol=1e-7)
+
+
 def _prediction_type(schedule: Schedule) -> str:
-    """As `modelspec.metadata` writes it."""
+    """The value of `modelspec.prediction_type`, as `modelspec_metadata` writes it."""
     if schedule.prediction == "epsilon":
         return "epsilon"
     return "v-zsnr" if schedule.zero_terminal else "v"
 
 
 def _relabelled(stored: Mapping[str, str], schedule: Schedule, where: str) -> dict[str, str]:
-    """Metadata whose statements about the schedule are right; everything else as it was."""
+    """Metadata with true statements about the schedule, and everything else as it was."""
     metadata = {key: value for key, value in stored.items() if key != "ss_v_parameterization"}
     metadata |= {
         "modelspec.prediction_type": _prediction_type(schedule),
@@ -181,18 +202,19 @@ def _relabelled(stored: Mapping[str, str], schedule: Schedule, where: str) -> di
         HASH: "",
     }
     if _disagreeing(one_trainer_config(stored), schedule):
-        del metadata["ot_config"]  # what OneTrainer was told, which the file no longer is
-    if "terminus" in stored:
-        try:
-            ours = parse_json(stored["terminus"], where)
-        except UserError:
-            del metadata["terminus"]  # it was not readable, and nothing else of it could be kept
-            return metadata
-        ours["scheduler"] = scheduler_config(schedule)
-        ours.pop("schedule", None)
-        if isinstance(ours.get("record"), dict):
-            ours["record"] = cast(dict[str, Any], ours["record"]) | {"schedule": asdict(schedule)}
-        metadata["terminus"] = json.dumps(ours, sort_keys=True)
+        del metadata["ot_config"]  # OneTrainer's settings, which no longer describe the file
+    if "terminus" not in stored:
+        return metadata
+    try:
+        ours = parse_json(stored["terminus"], where)
+    except UserError:
+        del metadata["terminus"]  # it was not readable, and nothing else of it could be kept
+        return metadata
+    ours["scheduler"] = scheduler_config(schedule)
+    ours.pop("schedule", None)
+    if isinstance(ours.get("record"), dict):
+        ours["record"] = cast(dict[str, Any], ours["record"]) | {"schedule": asdict(schedule)}
+    metadata["terminus"] = json.dumps(ours, sort_keys=True)
     return metadata
 
 
@@ -205,7 +227,7 @@ def _fix_file(header: Header, target: Path, schedule: Schedule) -> None:
 def _tensors(header: Header, names: list[str]) -> dict[str, Tensor]:
     odd = sorted({header.tensors[name].dtype for name in names} - set(DTYPES.values()))
     if odd:
-        raise UserError(f"Numbers of the kind {odd[0]} cannot be written", where=str(header.path))
+        raise UserError(f"Tensors of the dtype {odd[0]} cannot be written", where=str(header.path))
     return read_safetensors(header.path, names)
 
 
@@ -223,28 +245,36 @@ def _side_car(path: Path, schedule: Schedule) -> str | None:
 
 
 def _fix_folder(source: Path, target: Path, schedule: Schedule) -> None:
-    """The whole folder, links followed, so that the copy stands alone."""
+    _copy_folder(source, target)
+    write_json(target / "scheduler" / "scheduler_config.json", scheduler_config(schedule))
+    ours = target / "terminus.json"
+    if ours.is_file():
+        write_json(ours, read_json(ours) | {"schedule": asdict(schedule)})
+    for path in sorted((target / "unet").glob("*.safetensors")):
+        _fix_unet_file(path, schedule)
+
+
+def _copy_folder(source: Path, target: Path) -> None:
+    """Copies the whole folder, links followed, so that the copy stands alone."""
     try:
         shutil.copytree(source, target, copy_function=shutil.copyfile)  # the owner's to change, whatever the source was
     except shutil.Error as error:
         raise UserError(f"This cannot be copied ({error.args[0][0][-1]})", where=str(source)) from error
     for folder in (target, *(path for path in target.rglob("*") if path.is_dir())):
         folder.chmod(folder.stat().st_mode | stat.S_IRWXU)
-    write_json(target / "scheduler" / "scheduler_config.json", scheduler_config(schedule))
-    ours = target / "terminus.json"
-    if ours.is_file():
-        write_json(ours, read_json(ours) | {"schedule": asdict(schedule)})
-    for path in sorted((target / "unet").glob("*.safetensors")):
-        header = read_header(path)
-        labelled = [name for name in header.tensors if name in _LABELS]
-        if not labelled and not any(key.startswith(("modelspec.pre", "ss_")) for key in header.metadata):
-            continue
-        names = [name for name in header.tensors if name not in _LABELS]
+
+
+def _fix_unet_file(path: Path, schedule: Schedule) -> None:
+    """Rewrites one file of the UNet if it holds labels."""
+    header = read_header(path)
+    labelled = any(name in _LABELS for name in header.tensors)
+    if not labelled and not any(key.startswith(("modelspec.pre", "ss_")) for key in header.metadata):
+        return
+    tensors = _tensors(header, [name for name in header.tensors if name not in _LABELS])
+    if labelled:
         # The table is left out: nobody looks for it here, and loaders would take it for a weight.
-        markers = {
-            name: value for name, value in modelspec.marker_tensors(schedule).items() if labelled and name in MARKERS
-        }
-        draft = path.with_suffix(".new")
-        metadata = _relabelled(header.metadata, schedule, str(path))
-        write_safetensors(draft, _tensors(header, names) | markers, metadata)
-        draft.replace(path)
+        markers = modelspec.marker_tensors(schedule)
+        tensors |= {name: markers[name] for name in MARKERS if name in markers}
+    draft = path.with_suffix(".new")
+    write_safetensors(draft, tensors, _relabelled(header.metadata, schedule, str(path)))
+    draft.replace(path)

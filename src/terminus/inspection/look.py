@@ -1,4 +1,4 @@
-"""What is at a path: decided by content, not by ending, and handed to whoever knows that kind."""
+"""`look`: decides what is at a path, by content and not by ending, and hands it to whoever knows that kind."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def look(name: str, console: Console) -> Finding:
     """The facts of what `name` is; UserError if it is nothing that is known. `console` shows how far long reads are."""
     try:
         path = at_home(name)
-        path = resolve(name) if name in SHIPPED or not path.exists() else path
+        if name in SHIPPED or not path.exists():
+            path = resolve(name)
         if path.is_dir():
             return _folder(path, console)
         if _is_image(path):
@@ -120,11 +121,8 @@ def _guess(names: list[str]) -> str:
 
 
 def _run(folder: Path, console: Console) -> RunFinding:
-    recipe, facts, pin = (
-        read_yaml(folder / "recipe.yaml"),
-        read_document(folder / "facts.json"),
-        read_document(folder / "data.json"),
-    )
+    recipe = read_yaml(folder / "recipe.yaml")
+    facts, pin = read_document(folder / "facts.json"), read_document(folder / "data.json")
     last = Document()
     for row in read_rows(folder / "log.jsonl"):
         last = row

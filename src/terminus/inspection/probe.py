@@ -40,6 +40,11 @@ _LARGEST = 512
 _EPSILON, _VELOCITY = 0.8, 0.2
 _LEAKS, _TIGHT = 0.3, 0.2
 """Above the first and below the second something is said, between them nothing."""
+_VELOCITY_ENDINGS = {
+    True: ", trained on pure noise (zero terminal SNR)",
+    False: ", trained on noise that hides an image's brightness (no zero terminal SNR)",
+    None: "; whether at zero terminal SNR cannot be told",
+}
 
 
 def probe(model: str) -> Probe:
@@ -69,7 +74,7 @@ def measure_leak(
 
 
 def conclude(path: str, slopes: list[float], leak: float, labelled: Schedule) -> Probe:
-    """In words that say no more than the numbers do."""
+    """The finding in words, which say no more than the numbers do."""
     prediction: Prediction | None = None
     zero_terminal: bool | None = None
     looks_like = "neither epsilon nor velocity"
@@ -77,27 +82,30 @@ def conclude(path: str, slopes: list[float], leak: float, labelled: Schedule) ->
         prediction, zero_terminal = "epsilon", False
         looks_like = "epsilon, or another target that holds the noise, such as flow matching"
     elif max(map(abs, slopes)) < _VELOCITY:
-        prediction = "velocity"
-        looks_like = "velocity"
-        zero_terminal = False if leak > _LEAKS else True if abs(leak) < _TIGHT else None
-        looks_like += {
-            True: ", trained on pure noise (zero terminal SNR)",
-            False: ", trained on noise that hides an image's brightness (no zero terminal SNR)",
-            None: "; whether at zero terminal SNR cannot be told",
-        }[zero_terminal]
-    conflicts: list[str] = []
-    if prediction not in (None, labelled.prediction):
-        conflicts.append(f"the labels say {labelled.prediction}, the network's answers look like {prediction}")
-    elif zero_terminal not in (None, labelled.zero_terminal):
-        words = {True: "zero terminal SNR", False: "no zero terminal SNR"}
-        conflicts.append(
-            f"the labels say {words[labelled.zero_terminal]}, the network's answers look like "
-            f"{'that' if zero_terminal else 'none'}"
-        )
+        prediction, zero_terminal = "velocity", _ends_in_noise(leak)
+        looks_like = f"velocity{_VELOCITY_ENDINGS[zero_terminal]}"
+    conflicts = _conflicts(prediction, zero_terminal, labelled)
     return Probe(
         "probe", path, looks_like, sum(slopes) / len(slopes), tuple(slopes),
-        leak if prediction == "velocity" else None, prediction, zero_terminal, tuple(conflicts),
+        leak if prediction == "velocity" else None, prediction, zero_terminal, conflicts,
     )  # fmt: skip
+
+
+def _ends_in_noise(leak: float) -> bool | None:
+    """Whether a velocity network was trained at zero terminal SNR; None where the leak lies between."""
+    if leak > _LEAKS:
+        return False
+    return True if abs(leak) < _TIGHT else None
+
+
+def _conflicts(prediction: Prediction | None, zero_terminal: bool | None, labelled: Schedule) -> tuple[str, ...]:
+    if prediction not in (None, labelled.prediction):
+        return (f"the labels say {labelled.prediction}, the network's answers look like {prediction}",)
+    if zero_terminal not in (None, labelled.zero_terminal):
+        words = {True: "zero terminal SNR", False: "no zero terminal SNR"}
+        answer = "that" if zero_terminal else "none"
+        return (f"the labels say {words[labelled.zero_terminal]}, the network's answers look like {answer}",)
+    return ()
 
 
 def _centred(x: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ _TOGETHER = 80
 
 
 def show_finding(finding: Finding | Probe, console: Console) -> None:
-    """Prints it; wrapped by the terminal alone, so that hashes and paths can be copied."""
+    """Prints a finding; wrapped by the terminal alone, so that hashes and paths can be copied."""
     _section(finding, finding.kind, console)
 
 
@@ -37,9 +37,9 @@ def _section(finding: Finding | Probe, title: str, console: Console) -> None:
     rows = [(label, lines or ["none"]) for label, lines in _rows(finding)]
     width = max(len(label) for label, _ in rows) + 2
     for label, lines in rows:
+        style = "yellow" if label == "conflicts" and lines != ["none"] else ""
         for number, line in enumerate(lines):
             shown = "" if number else label
-            style = "yellow" if label == "conflicts" and lines != ["none"] else ""
             text = line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"
             console.print(Text.assemble((f"  {shown:<{width}}", "bold"), (printable_line(text), style)), soft_wrap=True)
     nested = getattr(finding, "model", None)

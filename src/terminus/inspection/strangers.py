@@ -1,4 +1,4 @@
-"""What is nothing that can be inspected: named for what it is, with the command or the path that was meant.
+"""Errors for what cannot be inspected: named for what it is, with the command or the path that was meant.
 
 People give `inspect` a recipe, a store, the folder above a run. Each answer is one paragraph; only the first bytes of a
 file and the names in a folder are looked at.
@@ -27,10 +27,16 @@ _IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 _MOST_NAMES = 10_000
 """Entries of a folder that are looked at."""
 _SHOWN = 5
+_FIXES = {
+    "a GGUF file": "Use the safetensors file of the same model",
+    "a Git LFS pointer, not the file that it stands for": "Fetch the file itself, as `git lfs pull` does",
+    "an HTML page, perhaps a failed download": "Download the file again",
+}
+"""By what `model.header.kind_of` calls a file."""
 
 
 class Stranger(NamedTuple):
-    """What something is, and what to do instead."""
+    """A name for what cannot be inspected, and what to do instead."""
 
     what: str
     fix: str = ""
@@ -59,14 +65,9 @@ def _file(path: Path, first: bytes) -> Stranger | None:
         return None  # opening it says what is wrong with it
     if path.parent.suffix == ".lance" or path.suffix == ".lance":
         return Stranger("a part of a data store", _of_store(_store_above(path)))
-    pickled = "zip archive" in kind or kind == "a pickle"
-    fixes = {
-        "a GGUF file": "Use the safetensors file of the same model",
-        "a Git LFS pointer, not the file that it stands for": "Fetch the file itself, as `git lfs pull` does",
-        "an HTML page, perhaps a failed download": "Download the file again",
-    }
-    fix = "Convert a pickle to safetensors where nothing is in reach that matters" if pickled else fixes.get(kind, "")
-    return Stranger(kind, fix)
+    if "zip archive" in kind or kind == "a pickle":
+        return Stranger(kind, "Convert a pickle to safetensors where nothing is in reach that matters")
+    return Stranger(kind, _FIXES.get(kind, ""))
 
 
 def _text(path: Path, first: bytes) -> Stranger:
@@ -85,6 +86,7 @@ def _text(path: Path, first: bytes) -> Stranger:
 
 
 def _json(path: Path) -> Stranger:
+    """By its place first, then by its keys."""
     folder = path.parent
     rows = path.suffix == ".jsonl"
     if (folder / "recipe.yaml").is_file():
@@ -94,14 +96,16 @@ def _json(path: Path) -> Stranger:
         return Stranger("a JSON file in the folder of a model", f"Did you mean the model, {folder}?")
     if (folder.parent / "model_index.json").is_file():
         return Stranger("the configuration of one part of a model", f"Did you mean the model, {folder.parent}?")
-    keys = set() if rows else _json_keys(path)
+    if rows:
+        return Stranger("a table of JSON rows", _beside(path))
+    keys = _json_keys(path)
     if "weight_map" in keys:
         return Stranger("the index of a network in several files", f"Did you mean its folder, {folder}?")
     if keys & {"_class_name", "architectures", "model_type"}:
         return Stranger("the configuration of a network, without weights", f"Did you mean its folder, {folder}?")
     if {"nodes", "links"} <= keys:
         return Stranger("a workflow of ComfyUI", "Open it there; of its images `inspect` shows prompt and settings")
-    return Stranger("a table of JSON rows" if rows else "a JSON file", _beside(path))
+    return Stranger("a JSON file", _beside(path))
 
 
 def _yaml_keys(path: Path) -> set[str]:
@@ -154,15 +158,21 @@ def _of_data(folder: Path, names: Sequence[str]) -> Stranger | None:
 
 
 def _of_run(folder: Path, names: Sequence[str]) -> Stranger | None:
-    run = next((place for place in (folder.parent, folder.parent.parent) if (place / "recipe.yaml").is_file()), None)
-    saves = [name for name in names if name.startswith("images-")]
     if "manifest.json" in names and folder.name.startswith("images-"):
-        return Stranger("one checkpoint of a run, from which training goes on", _mean(run))
+        return Stranger("one checkpoint of a run, from which training goes on", _did_you_mean(_run_above(folder)))
+    saves = sum(name.startswith("images-") for name in names)
     if saves:
-        what = f"the checkpoints of a run, {_counted(len(saves), 'checkpoint', 'checkpoints')}"
-        return Stranger(what, _mean(run))
+        what = f"the checkpoints of a run, {_counted(saves, 'checkpoint', 'checkpoints')}"
+        return Stranger(what, _did_you_mean(_run_above(folder)))
     if "metrics.json" in names and "report.html" in names:
         return Stranger("the report of an evaluation", f"Open {folder / 'report.html'}")
+    return None
+
+
+def _run_above(folder: Path) -> Path | None:
+    for place in (folder.parent, folder.parent.parent):
+        if (place / "recipe.yaml").is_file():
+            return place
     return None
 
 
@@ -172,15 +182,17 @@ def _of_model(folder: Path, names: Sequence[str]) -> Stranger | None:
         return Stranger("a repository in the cache of the hub", f"Did you mean {_listed(copies)}?" if copies else "")
     model = folder.parent if (folder.parent / "model_index.json").is_file() else None
     if "tokenizer_config.json" in names or "merges.txt" in names:
-        return Stranger("a tokenizer, one part of a model", _mean(model))
+        return Stranger("a tokenizer, one part of a model", _did_you_mean(model))
     if "scheduler_config.json" in names:
-        return Stranger("the configuration of a scheduler, one part of a model", _mean(model))
+        return Stranger("the configuration of a scheduler, one part of a model", _did_you_mean(model))
+    if any(name.endswith(".safetensors") for name in names):
+        return None
     pickles = [name for name in names if Path(name).suffix in (".bin", ".ckpt", ".pt", ".pth")]
-    if pickles and not any(name.endswith(".safetensors") for name in names):
+    if pickles:
         rule = "Weights in safetensors are read; .bin, .ckpt and .pt files are pickles and are never opened"
         return Stranger(f"a folder of pickled weights ({_listed(pickles)})", rule)
-    if "config.json" in names and not any(name.endswith(".safetensors") for name in names):
-        return Stranger("the configuration of a network, without weights", _mean(model))
+    if "config.json" in names:
+        return Stranger("the configuration of a network, without weights", _did_you_mean(model))
     return None
 
 
@@ -198,7 +210,7 @@ def _of_files(folder: Path, names: Sequence[str]) -> Stranger | None:
 
 
 def _names(folder: Path) -> list[str]:
-    """Those of a folder in order; hidden ones are no part of anything. OSError as it comes."""
+    """Names in a folder, sorted, without hidden ones; OSError as it comes."""
     found: list[str] = []
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -220,7 +232,7 @@ def _of_store(store: Path) -> str:
     return f"`terminus data nano data.store={store}` lists what the store holds"
 
 
-def _mean(place: Path | None) -> str:
+def _did_you_mean(place: Path | None) -> str:
     return "" if place is None else f"Did you mean {place}?"
 
 

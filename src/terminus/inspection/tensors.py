@@ -37,7 +37,7 @@ def part(tensors: Iterable[TensorInfo]) -> NetworkFinding:
 
 
 def hashes(headers: Sequence[Header], console: Console) -> Hashes:
-    """In one pass over the files, on two cores; those of some size show a bar."""
+    """SHA-256 of the files, in one pass on two cores; large files show a progress bar."""
     stated = headers[0].metadata.get("modelspec.hash_sha256") if len(headers) == 1 else None
     whole, tensors = hashlib.sha256(), hashlib.sha256()
     total = sum(header.path.stat().st_size for header in headers)
@@ -49,9 +49,13 @@ def hashes(headers: Sequence[Header], console: Console) -> Hashes:
             pending.result()
             if meter and behind_header:
                 meter.advance(1)
-    right = stated is not None and stated.strip().lower().removeprefix("0x") == tensors.hexdigest()
-    verdict = None if stated is None else "right" if right else "wrong"
-    return Hashes(whole.hexdigest(), whole.hexdigest()[:10], tensors.hexdigest(), verdict)
+    return Hashes(whole.hexdigest(), whole.hexdigest()[:10], tensors.hexdigest(), _verdict(stated, tensors.hexdigest()))
+
+
+def _verdict(stated: str | None, computed: str) -> str | None:
+    if stated is None:
+        return None
+    return "right" if stated.strip().lower().removeprefix("0x") == computed else "wrong"
 
 
 def _chunks(headers: Iterable[Header]) -> Iterator[tuple[bytes, bool]]:
@@ -67,14 +71,14 @@ def _chunks(headers: Iterable[Header]) -> Iterator[tuple[bytes, bool]]:
 
 
 def about_tensors(metadata: Mapping[str, str]) -> dict[str, str]:
-    """What ModelSpec says to people; a thumbnail is only counted."""
+    """ModelSpec's entries for people; of a thumbnail only its length."""
     found = {key: clipped(metadata[_SPEC + key]) for key in _ABOUT if metadata.get(_SPEC + key, "").strip()}
     thumbnail = metadata.get(_SPEC + "thumbnail")
     return found | ({"thumbnail": f"{len(thumbnail)} characters"} if thumbnail else {})
 
 
 def other_keys(metadata: Mapping[str, str]) -> tuple[str, ...]:
-    """Metadata that nothing else here shows."""
+    """Keys of the metadata that nothing else here shows."""
     shown = (_SPEC, "ss_", "terminus", "format")
     return tuple(sorted(clipped(key, 60) for key in metadata if not key.startswith(shown)))[:40]
 
