@@ -261,7 +261,7 @@ def test_what_other_programs_add_is_told_and_does_no_harm(plain: Path, program: 
     assert all(same(tensors, expected[name]) for name, tensors in found.items())
     told = [record.getMessage() for record in caplog.records]
     unused = [name for name in sorted(ADDED[program]) if not name.endswith("logit_scale")]
-    assert told == [f"changed.safetensors: {len(unused)} tensors are of no network of SDXL and ignored, "
+    assert told == [f"changed.safetensors: Ignored {len(unused)} tensors that belong to no SDXL network, "
                     f"the first is {unused[0]!r}"]  # fmt: skip
 
 
@@ -338,7 +338,7 @@ def test_tensors_that_no_network_has_are_told(plain: Path, caplog: pytest.LogCap
     path = change(plain, lambda tensors: tensors | {"../../etc/x": torch.zeros(1), "denoiser.sigmas": torch.zeros(3)})
     with caplog.at_level(logging.WARNING, "terminus"):
         load_components(path)
-    assert "1 tensors are of no network of SDXL and ignored, the first is '../../etc/x'" in caplog.text
+    assert "Ignored 1 tensors that belong to no SDXL network, the first is '../../etc/x'" in caplog.text
     inside = change(plain, lambda tensors: tensors | {"model.diffusion_model.odd": torch.zeros(1)})
     with pytest.raises(UserError, match="1 keys of the UNet have no name in diffusers: odd"):
         load_components(inside)
@@ -469,3 +469,16 @@ def test_the_vocabulary_of_clip():
     assert first("Naïve  CAFÉ, it's 3 日本 🍎!").input_ids == [
         *(49406, 1097, 35689, 563, 15304, 267, 585, 568, 274, 39121, 19277, 361, 2011, 236, 256, 49407)
     ]
+
+
+def test_the_header_is_parsed_once(ours: Path, monkeypatch: pytest.MonkeyPatch):
+    parsed: list[Path] = []
+
+    def counted(path: Path) -> Header:
+        parsed.append(path)
+        return read_header(path)
+
+    for module in ("single_file", "detect", "weights"):
+        monkeypatch.setattr(f"terminus.model.{module}.read_header", counted)
+    read_single_file(ours)
+    assert parsed == [ours]

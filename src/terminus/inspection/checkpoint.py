@@ -46,7 +46,7 @@ def file_finding(header: Header, console: Console) -> Checkpoint:
         owner = next((owner for prefix, owner in _PREFIXES.items() if name.startswith(prefix)), "other")
         groups.setdefault(owner, []).append(info)
     components = {name: part(tensors) for name, tensors in sorted(groups.items())}
-    detection = weigh(*read_evidence(header.path))
+    detection = weigh(*read_evidence(header))
     record = _record(header, detection)
     found = hashes([header], console)
     return _finding(

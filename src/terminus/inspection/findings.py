@@ -1,4 +1,4 @@
-"""The findings of `terminus inspect`: a class per kind of thing, whose fields are the keys of `--json`, in this order."""
+"""The findings of `terminus inspect`, a class per kind of thing; fields are the keys of `--json`, in this order."""
 
 from __future__ import annotations
 

@@ -158,8 +158,9 @@ def _scheduler_problems(config: Mapping[str, Any], schedule: Schedule) -> Iterat
 def _file_problems(header: Header, schedule: Schedule) -> Iterator[str]:
     yield from _marker_problems(header, schedule)
     stated = header.metadata.get("modelspec.prediction_type")
-    if schedule.prediction == "velocity" and stated != _prediction_type(schedule):
-        yield f"modelspec.prediction_type is {ascii(stated)[:60]}; right is {_prediction_type(schedule)}"
+    right = modelspec.prediction_type(schedule)
+    if schedule.prediction == "velocity" and stated != right:
+        yield f"modelspec.prediction_type is {ascii(stated)[:60]}; right is {right}"
     if not _table_fits(header, schedule):
         yield "alphas_cumprod is not the table of this schedule"
     if _side_car(header.path, schedule) is not None and not header.path.with_suffix(".yaml").is_file():
@@ -185,18 +186,11 @@ def _table_fits(header: Header, schedule: Schedule) -> bool:
     return stored.shape == table.shape and np.allclose(stored, table, rtol=1e-2, atol=1e-7)
 
 
-def _prediction_type(schedule: Schedule) -> str:
-    """The value of `modelspec.prediction_type`, as `modelspec_metadata` writes it."""
-    if schedule.prediction == "epsilon":
-        return "epsilon"
-    return "v-zsnr" if schedule.zero_terminal else "v"
-
-
 def _relabelled(stored: Mapping[str, str], schedule: Schedule, where: str) -> dict[str, str]:
     """Metadata with true statements about the schedule, and everything else as it was."""
     metadata = {key: value for key, value in stored.items() if key != "ss_v_parameterization"}
     metadata |= {
-        "modelspec.prediction_type": _prediction_type(schedule),
+        "modelspec.prediction_type": modelspec.prediction_type(schedule),
         "modelspec.predict_key": "v" if schedule.prediction == "velocity" else "epsilon",
         "ss_zero_terminal_snr": str(schedule.zero_terminal),
         HASH: "",

@@ -20,6 +20,7 @@ from terminus.model.architecture import SDXL
 from terminus.model.components import Components
 from terminus.model.header import read_header
 from terminus.model.keys import ldm_unet_name
+from terminus.model.modelspec import prediction_type
 from terminus.model.record import write_json
 from terminus.model.writing import HASH, write_safetensors
 
@@ -57,9 +58,9 @@ def write_adapter(trained: Trained, components: Components, folder: Path, name: 
     folder.mkdir(parents=True, exist_ok=True)
     _write_kohya(trained, components, folder / f"{name}.safetensors", name)
     if trained.algorithm in ("lora", "dora"):
-        configs = {
-            f"{FOLDERS[part]}.{key}": one[key] for part, one in trained.configs.items() for key in _SAID if key in one
-        }
+        configs: dict[str, object] = {}
+        for part, config in trained.configs.items():
+            configs |= {f"{FOLDERS[part]}.{key}": config[key] for key in _SAID if key in config}
         metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(configs, sort_keys=True)}
         tensors = {f"{FOLDERS[target.part]}.{key}": value for target, key, value in _as_peft(trained, _lasting_name)}
         write_safetensors(folder / DIFFUSERS_FILE, tensors, metadata)
@@ -146,7 +147,7 @@ def _metadata(trained: Trained, components: Components, title: str) -> dict[str,
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
         "modelspec.title": title,
         "modelspec.resolution": f"{pixels}x{pixels}",
-        "modelspec.prediction_type": ("v-zsnr" if schedule.zero_terminal else "v") if velocity else "epsilon",
+        "modelspec.prediction_type": prediction_type(schedule),
         "modelspec.predict_key": "v" if velocity else "epsilon",
         "ss_output_name": title,
         "ss_network_module": "networks.lora" if plain else "lycoris.kohya",

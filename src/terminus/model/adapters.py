@@ -176,11 +176,7 @@ class Adapters:
     def _write(self, target: Target, which: str, used: list[tuple[Adapter, Attached]]) -> None:
         parameter = _module(self._components, target).get_parameter(which)
         key = (target.part, f"{target.module}.{which}")
-        parts = [
-            (state.unet if target.part == "unet" else state.text, adapter.layers[target])
-            for adapter, state in used
-            if target in adapter.layers and which in _changes(adapter.layers[target])
-        ]
+        parts = _contributions(target, which, used)
         with torch.no_grad():
             if not parts:
                 # Not there when attaching was interrupted before it came to this weight.
@@ -190,14 +186,29 @@ class Adapters:
             if key not in self._originals:
                 self._originals[key] = parameter.detach().to("cpu", copy=True)
             original = self._originals[key]
-            first = original.to(parameter.device, torch.float32)
-            total = first.clone()
-            for weight, layer in parts:
-                delta = layer.weight_delta(first) if which == "weight" else layer.bias_delta(first)
-                if weight != 0 and delta is not None:
-                    total += weight * delta
             moved = any(weight != 0 for weight, _ in parts)
-            parameter.copy_(total if moved else original)
+            first = original.to(parameter.device, torch.float32)
+            parameter.copy_(_with_deltas(first, which, parts) if moved else original)
+
+
+def _contributions(target: Target, which: str, used: list[tuple[Adapter, Attached]]) -> list[tuple[float, Layer]]:
+    """Weight and layer of each adapter that changes this parameter ("weight" or "bias") of a module."""
+    found: list[tuple[float, Layer]] = []
+    for adapter, state in used:
+        layer = adapter.layers.get(target)
+        if layer is not None and which in _changes(layer):
+            found.append((state.unet if target.part == "unet" else state.text, layer))
+    return found
+
+
+def _with_deltas(first: Tensor, which: str, parts: list[tuple[float, Layer]]) -> Tensor:
+    """The parameter and all that is added to it, float32."""
+    total = first.clone()
+    for weight, layer in parts:
+        delta = layer.weight_delta(first) if which == "weight" else layer.bias_delta(first)
+        if weight != 0 and delta is not None:
+            total += weight * delta
+    return total
 
 
 def _check_some(placed: Placed, where: str) -> None:
@@ -275,7 +286,7 @@ def _file(path: Path) -> Path:
 
 
 def _sha256(path: Path, start: int) -> str:
-    """Of the tensors: retitling an adapter keeps it, and galleries know it by this."""
+    """SHA-256 of the tensors: retitling an adapter keeps it, and galleries know it by this."""
     with path.open("rb") as file:
         file.seek(start)
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -29,7 +29,7 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written."""
+    """The files that were written, and what they say."""
 
     target: Path
     files: tuple[Path, ...]
@@ -56,43 +56,49 @@ def convert(
     """
     target = at_home(target)
     single = target.suffix == ".safetensors"
-    refuse_pickle(target)
-    if precision != "keep" and precision not in DTYPES:
-        raise UserError(f"{precision!r:.40} is not a precision", rule=f"Known: keep, {', '.join(DTYPES)}")
-    for path in (target, *([target.with_suffix(".yaml")] if single else [])):
-        refuse_existing(path)
-    if single and shard_size is not None:
-        raise UserError(
-            "A single file has no shards", where=str(target), fix="Leave the shard size out, or name a folder"
-        )
+    _check_target(target, precision, shard_size)
+
+    # Read the checkpoint, and make sure that it is whole before a byte is written.
     parts = _read(source, ema)
     if single:
         sdnext.check_name(target, parts.record.schedule)
     check_networks(parts)
-    _tell_of_lost(parts, single)
-    side_car = target.with_suffix(".yaml") if single and modelspec.needs_side_car(parts) else None
+    _warn_of_lost_metadata(parts, single)
+
+    # Write it under another name, which becomes the target's once everything is there.
     try:
-        with fresh(target) as draft:
-            if single:
-                write_single_file(parts, draft, DTYPES.get(precision))
-            else:
-                write_folder(parts, draft, shard_size, DTYPES.get(precision))
-            if side_car is not None:
-                with fresh(side_car) as text:
-                    text.write_text(modelspec.side_car(parts), encoding="utf-8")
+        files = _write(parts, target, DTYPES.get(precision), shard_size)
     except OverflowError as error:
         raise UserError(
             str(error), where=parts.where, rule="A number that a precision cannot hold would be written as infinity",
             fix="Choose bf16, which has the range of fp32, or fp32",
         ) from error  # fmt: skip
+
+    # Say what other programs will make of it.
     if single:
         sdnext.warn(target, parts.record.schedule, parts.configs["unet"].get("in_channels"), modelspec.is_sdxl(parts))
-    files = [target] if single else sorted(path for path in target.rglob("*") if path.is_file())
-    files += [] if side_car is None else [side_car]
     return Converted(
-        target, tuple(files), sum(len(tensors) for tensors in parts.tensors.values()),
-        sum(path.stat().st_size for path in files), modelspec.modelspec_metadata(parts)["modelspec.prediction_type"],
-    )  # fmt: skip
+        target,
+        tuple(files),
+        tensors=sum(len(tensors) for tensors in parts.tensors.values()),
+        size=sum(path.stat().st_size for path in files),
+        says=modelspec.prediction_type(parts.record.schedule),
+    )
+
+
+def _check_target(target: Path, precision: str, shard_size: str | None) -> None:
+    """UserError for a target that cannot be written, before anything is read."""
+    refuse_pickle(target)
+    if precision != "keep" and precision not in DTYPES:
+        raise UserError(f"{precision!r:.40} is not a precision", rule=f"Known: keep, {', '.join(DTYPES)}")
+    refuse_existing(target)
+    if target.suffix != ".safetensors":
+        return
+    refuse_existing(target.with_suffix(".yaml"))
+    if shard_size is not None:
+        raise UserError(
+            "A single file has no shards", where=str(target), fix="Leave the shard size out, or name a folder"
+        )
 
 
 def _read(source: str | Path, ema: bool) -> CheckpointParts:
@@ -103,13 +109,30 @@ def _read(source: str | Path, ema: bool) -> CheckpointParts:
         raise UserError(
             "A folder holds one set of weights",
             where=str(source),
-            fix="Leave out the wish for the moving average (EMA)",
+            fix="Remove --ema",
         )
     return read_folder(path)
 
 
-def _tell_of_lost(parts: CheckpointParts, single: bool) -> None:
-    """What a file says of itself and neither we nor ModelSpec have a place for; of a folder's, what it has none for."""
+def _write(parts: CheckpointParts, target: Path, dtype: torch.dtype | None, shard_size: str | None) -> list[Path]:
+    """Writes the folder, or the file and its side-car, whole or not at all; returns all files."""
+    if target.suffix != ".safetensors":
+        with fresh(target) as draft:
+            write_folder(parts, draft, shard_size, dtype)
+        return sorted(path for path in target.rglob("*") if path.is_file())
+    files = [target]
+    with fresh(target) as draft:
+        write_single_file(parts, draft, dtype)
+        if modelspec.needs_side_car(parts):
+            side_car = target.with_suffix(".yaml")
+            with fresh(side_car) as text:
+                text.write_text(modelspec.side_car(parts), encoding="utf-8")
+            files.append(side_car)
+    return files
+
+
+def _warn_of_lost_metadata(parts: CheckpointParts, single: bool) -> None:
+    """Warns of entries that neither we nor ModelSpec have a place for; a folder has a place for none of a file's."""
     written = modelspec.modelspec_metadata(parts if single else replace(parts, metadata={}))
     lost = sorted(parts.metadata.keys() - written.keys() - {OURS})
     if lost:

@@ -1,4 +1,4 @@
-"""What a checkpoint is: velocity or epsilon, zero terminal SNR or not, and how we know.
+"""How a checkpoint was trained: velocity or epsilon, zero terminal SNR or not, and how we know.
 
 No file format has one place for the two facts, so every tool looks elsewhere. All the places are read here, in one
 order; the first that speaks decides each fact, and a later one that says otherwise is a conflict, which is named and
@@ -70,17 +70,19 @@ class Detection:
     conflicts: tuple[str, ...]
 
 
-def detect(path: Path) -> Detection:
-    """Of a diffusers folder or a single safetensors file; conflicts are also logged as warnings.
+def detect(source: Path | Header) -> Detection:
+    """The schedule of a diffusers folder or a single safetensors file (or its header); conflicts are also logged.
 
     UserError for a file that is no safetensors file, for models on another noise process (EDM), and for epsilon on a
     schedule that ends in pure noise, which no sampler can use.
     """
-    detection = weigh(*read_evidence(path))
+    path = source if isinstance(source, Path) else source.path
+    detection = weigh(*read_evidence(source))
     for conflict in detection.conflicts:
         log.warning("%s: %s", ascii(path.name)[1:-1], conflict)
     schedule = detection.schedule
-    if schedule.prediction == "velocity" and any(e.source == DEFAULT and not e.prediction for e in detection.evidence):
+    assumed = any(e.source == DEFAULT and not e.prediction for e in detection.evidence)
+    if schedule.prediction == "velocity" and assumed:
         log.warning("%s: velocity prediction, and nothing says whether at zero terminal SNR; taken for none "
                     "(`terminus inspect --probe` asks the network)", ascii(path.name)[1:-1])  # fmt: skip
     if schedule.prediction == "epsilon" and schedule.zero_terminal:
@@ -95,7 +97,7 @@ def detect(path: Path) -> Detection:
 
 
 def weigh(evidence: Iterable[Evidence], schedule: Schedule | None = None) -> Detection:
-    """The first that speaks decides each fact; `schedule` has the numbers that are not in question."""
+    """The decision: the first evidence that speaks of a fact decides it. `schedule` has all other numbers."""
     found = list(dict.fromkeys(evidence))
     if all(e.prediction is None for e in found):
         found.append(Evidence(DEFAULT, "epsilon, as SDXL base", prediction="epsilon"))
@@ -118,11 +120,12 @@ def _first(evidence: Iterable[Evidence], fact: str, conflicts: list[str]) -> Any
     return getattr(first, fact)
 
 
-def read_evidence(path: Path) -> tuple[list[Evidence], Schedule | None]:
-    """All that is said, in the order in which it counts, and the numbers of the schedule where they are recorded."""
-    if path.is_dir():
-        return _folder(path)
-    header = read_header(path)
+def read_evidence(source: Path | Header) -> tuple[list[Evidence], Schedule | None]:
+    """All that a folder or file says, in the order in which it counts, and the schedule's numbers where recorded."""
+    if isinstance(source, Path) and source.is_dir():
+        return _folder(source)
+    header = read_header(source) if isinstance(source, Path) else source
+    path = header.path
     refuse_edm(header.tensors.keys(), path)
     ours, schedule = _our_metadata(header)
     found = [*ours, *marker_evidence(header.tensors.keys()), *metadata_evidence(header.metadata), *_table(header)]
@@ -213,26 +216,34 @@ def marker_evidence(names: Set[str], source: str = MARKERS) -> list[Evidence]:
 
 def metadata_evidence(stored: Mapping[str, str]) -> list[Evidence]:
     """ModelSpec, ComfyUI's `predict_key` and kohya's `ss_*`. ModelSpec's `v` cannot tell whether the SNR ends at 0."""
-    found: list[Evidence] = []
+    return [*_spec_evidence(stored), *_kohya_evidence(stored), *one_trainer_config(stored)]
+
+
+def _spec_evidence(stored: Mapping[str, str]) -> Iterator[Evidence]:
     for key in ("modelspec.prediction_type", "modelspec.predict_key"):
         value = stored.get(key)
         if value is not None:
             name = value.strip().lower()
             zero, known = True if name == "v-zsnr" else None, name in _NAMES
             says = ascii(value)[1:-1][:60] + ("" if known else ", which is not known")
-            found.append(Evidence(f"metadata {key}", says, _NAMES.get(name), zero, warning=not known))
+            yield Evidence(f"metadata {key}", says, _NAMES.get(name), zero, warning=not known)
+
+
+def _kohya_evidence(stored: Mapping[str, str]) -> Iterator[Evidence]:
+    velocity, zero = (_flag(stored, key) for key in ("ss_v_parameterization", "ss_zero_terminal_snr"))
+    if velocity is not None:
+        yield Evidence("metadata ss_v_parameterization", str(velocity), "velocity" if velocity else "epsilon")
+    if zero is not None:
+        yield Evidence("metadata ss_zero_terminal_snr", str(zero), None, zero)
+
+
+def _flag(stored: Mapping[str, str], key: str) -> bool | None:
     flags = {"true": True, "1": True, "false": False, "0": False}
-    for key in ("ss_v_parameterization", "ss_zero_terminal_snr"):
-        flag = flags.get(stored.get(key, "").strip().lower())
-        if flag is not None and key == "ss_v_parameterization":
-            found.append(Evidence(f"metadata {key}", str(flag), "velocity" if flag else "epsilon"))
-        elif flag is not None:
-            found.append(Evidence(f"metadata {key}", str(flag), None, flag))
-    return found + one_trainer_config(stored)
+    return flags.get(stored.get(key, "").strip().lower())
 
 
 def one_trainer_config(stored: Mapping[str, str]) -> list[Evidence]:
-    """What OneTrainer was told, where it keeps that: its adapters have no other word on zero terminal SNR.
+    """OneTrainer's settings, where it keeps them: its adapters have no other word on zero terminal SNR.
 
     A setting that is off says nothing, since the schedule is then that of the model it started from.
     """
@@ -271,12 +282,16 @@ def _table(header: Header) -> list[Evidence]:
         return []
     numbers = read_numbers(header, name)
     last = float(numbers[-1]) if numbers.size else float("nan")
-    zero = True if 0 <= last <= _ZERO else False if _LEAKY <= last < 1 else None
+    zero: bool | None = None
+    if 0 <= last <= _ZERO:
+        zero = True
+    elif _LEAKY <= last < 1:
+        zero = False
     return [Evidence(name, f"its last value is {last:.3g}", None, zero)]
 
 
 def file_name(stem: str) -> Iterator[Evidence]:
-    """What people, and SD.Next, read from a name without its ending."""
+    """Evidence that people, and SD.Next, read from a name without its ending."""
     name = stem.lower()
     velocity = re.search(r"v[-_ ]?pred", name)
     zero = re.search(r"z(?:ero[-_ ]?)?t?(?:erminal[-_ ]?)?snr", name)

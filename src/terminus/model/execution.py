@@ -81,15 +81,14 @@ def prepare_for_inference(components: Components, device: torch.device, running:
     """
     how = (running or Running()).on(device)
     dtype = _DTYPES[how.precision or "fp32"]
-    text_encoders, unet, vae = (
-        (components.text_encoders.text_encoder_1, components.text_encoders.text_encoder_2),
-        components.unet,
-        components.vae.autoencoder,
-    )
+    text, unet, vae = components.text_encoders, components.unet, components.vae.autoencoder
+
+    # Number format and memory layout of each network.
     upcast = bool(cast(Any, vae.config).get("force_upcast", True))
     kinds = (
         (unet, dtype),
-        *((text_encoder, dtype) for text_encoder in text_encoders),
+        (text.text_encoder_1, dtype),
+        (text.text_encoder_2, dtype),
         (vae, torch.float32 if upcast else dtype),
     )
     for module, kind in kinds:
@@ -98,6 +97,8 @@ def prepare_for_inference(components: Components, device: torch.device, running:
         for module in (unet, vae):
             cast(Any, module).to(memory_format=torch.channels_last)
     components.vae.tiling = how.tiling or Tiling()
+
+    # Where they wait and where they run, and how.
     if how.offload == "model":
         components = _in_turns(components, device)
     else:

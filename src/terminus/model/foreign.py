@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -24,7 +25,12 @@ from terminus.model.vae import build_vae
 from terminus.model.vocabulary import clip_tokenizers
 
 _SCALE = 0.13025
-"""Of SDXL's latents; no single file carries it."""
+"""The scaling factor of SDXL's latents; no single file carries it."""
+_RULE = "Terminus uses models of the SDXL base architecture"
+_ADAPTER_FIX = (
+    "`terminus sample MODEL --lora FILE` uses it with its model, `terminus convert FILE NEW --onto MODEL` writes out "
+    "what it adds to that model"
+)
 _PARTS = {
     "UNet": UNET_PREFIX,
     "VAE": VAE_PREFIX,
@@ -35,25 +41,34 @@ _PARTS = {
 
 def infer_configs(header: Header) -> dict[str, dict[str, Any]]:
     """`config.json` of each network of a plain SDXL file; UserError naming what it is otherwise."""
-    where, names = str(header.path), header.tensors.keys()
-    blocks = f"{EMA_PREFIX}diffusion_modelinput_blocks" if has_only_ema(header) else f"{UNET_PREFIX}input_blocks."
-    prefixes = _PARTS | {"UNet": blocks}
-    missing = [part for part, prefix in prefixes.items() if not any(name.startswith(prefix) for name in names)]
+    # A UNet that is there as its moving average alone has names without dots.
+    blocks, first = f"{UNET_PREFIX}input_blocks.", "0.0.weight"
+    if has_only_ema(header):
+        blocks, first = f"{EMA_PREFIX}diffusion_modelinput_blocks", "00weight"
+    _check_context(header)
+    _check_networks(header, _PARTS | {"UNet": blocks})
+    return sdxl_configs(_input_channels(header, blocks + first))
+
+
+def _check_context(header: Header) -> None:
+    """UserError for a UNet whose cross-attention has another width: that of another family."""
     width = _context_width(header)
-    fix = "Terminus uses models of the SDXL base architecture"
     if width not in (None, SDXL.context_width):
         known = f" ({CONTEXTS[width]})" if width in CONTEXTS else ""
         raise UserError(
             f"This is not SDXL: its UNet reads a context of width {width}{known}, SDXL's is {SDXL.context_width}",
-            where=where, rule=fix,
+            where=str(header.path), rule=_RULE,
         )  # fmt: skip
+
+
+def _check_networks(header: Header, prefixes: Mapping[str, str]) -> None:
+    """UserError for a file without one of the four networks, each known by the beginning of its names."""
+    names, where = header.tensors.keys(), str(header.path)
+    missing = [part for part, prefix in prefixes.items() if not any(name.startswith(prefix) for name in names)]
     if "UNet" in missing:
         kind = guess(names)
-        adapter = (
-            "`terminus sample MODEL --lora FILE` uses it with its model, `terminus convert FILE NEW --onto MODEL` "
-        )
-        lora = f"{adapter}writes out what it adds to that model" if "LoRA" in kind else ""
-        raise UserError(f"This is not an SDXL checkpoint: it looks like {kind}", where=where, rule=fix, fix=lora)
+        fix = _ADAPTER_FIX if "LoRA" in kind else ""
+        raise UserError(f"This is not an SDXL checkpoint: it looks like {kind}", where=where, rule=_RULE, fix=fix)
     if missing:
         raise UserError(
             f"This file has no {' and no '.join(missing)}",
@@ -61,11 +76,18 @@ def infer_configs(header: Header) -> dict[str, dict[str, Any]]:
             rule=f"A single file has all four networks ({', '.join(f'{p}*' for p in _PARTS.values())})",
             fix="Use the full checkpoint; this one was saved without them",
         )
-    info = header.tensors.get(f"{blocks}00weight" if has_only_ema(header) else f"{blocks}0.0.weight")
-    if info is None or len(info.shape) != 4 or not 4 <= info.shape[1] <= 16:
-        shape = None if info is None else list(info.shape)
-        raise UserError(f"The UNet's first convolution is {shape}, not [320, 4 to 16, 3, 3]", where=where, rule=fix)
-    return sdxl_configs(info.shape[1])
+
+
+def _input_channels(header: Header, name: str) -> int:
+    """Input channels of the UNet's first convolution, whose weight has this name: 4, and up to 16 where it inpaints."""
+    info = header.tensors.get(name)
+    shape = () if info is None else info.shape
+    if len(shape) != 4 or not 4 <= shape[1] <= 16:
+        stated = None if info is None else list(shape)
+        raise UserError(
+            f"The UNet's first convolution is {stated}, not [320, 4 to 16, 3, 3]", where=str(header.path), rule=_RULE
+        )
+    return shape[1]
 
 
 def sdxl_configs(in_channels: int = 4) -> dict[str, dict[str, Any]]:
@@ -102,14 +124,14 @@ def ema_names(header: Header) -> dict[str, str]:
     unknown = sorted(name for name in stored if name not in flat)
     if unknown:
         raise UserError(
-            f"{len(unknown)} EMA weights are of no parameter of SDXL's UNet, the first is {unknown[0]!r:.120}",
+            f"{len(unknown)} EMA weights belong to no parameter of SDXL's UNet, the first is {unknown[0]!r:.120}",
             where=str(header.path),
         )
     return {name: flat[name] for name in stored}
 
 
 def _context_width(header: Header) -> int | None:
-    """What the first cross-attention of an LDM UNet reads."""
+    """Width of the text that the first cross-attention of an LDM UNet reads; None where none is found."""
     pattern = re.compile(
         r"(^|\.)(input_blocks\.\d+\.1\.|input_blocks\d+1)transformer_?blocks?\S*attn2\S*to_k\S*weight$"
     )

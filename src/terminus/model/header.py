@@ -1,4 +1,4 @@
-"""What a safetensors file says it holds, read without its tensors: 8 bytes of length, then JSON.
+"""The header of a safetensors file, read without its tensors: 8 bytes of length, then JSON.
 
 The safetensors library checks the layout (sizes, offsets, dtypes, holes, overlaps). What it lets through is checked
 here: a name that stands twice, of which it would silently take the last. A file of another kind is recognised by its
@@ -73,7 +73,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """All of a file but its numbers."""
+    """Everything in a file but its numbers."""
 
     path: Path
     tensors: Mapping[str, TensorInfo]
@@ -133,22 +133,32 @@ def _check_kind(first: bytes, path: Path) -> None:
 
 
 def kind_of(first: bytes) -> str | None:
-    """What a file is by its first bytes, at best 512 of them; None for what is not known."""
+    """The kind of a file by its first bytes, at best 512 of them; None for what is not known."""
     if not first:
         return "an empty file"
     # JSON follows the 8 bytes of its length, whatever they look like; a length that is none is a text's beginning.
     if first[8:9] == b"{" and first[4:8] == bytes(4):
         return "a safetensors file"
-    kind = next((kind for magic, kind in _KINDS.items() if first.startswith(magic)), None)
-    if kind is None and first[0] == 0x80 and first[1:2] <= b"\x05":
-        kind = "a pickle"
-    if kind is None and first.startswith(b"BM") and first[6:10] == bytes(4):
-        kind = "a BMP image"
-    if kind is None and first[257:262] == b"ustar":
-        kind = "a tar archive"
-    if kind is None and first[4:8] == b"ftyp":
-        kind = "an AVIF or HEIF image" if first[8:12] in _STILL else "a video"
-    return kind or ("a text file" if _is_text(first) else None)
+    for magic, kind in _KINDS.items():
+        if first.startswith(magic):
+            return kind
+    kind = _kind_by_fields(first)
+    if kind is None and _is_text(first):
+        return "a text file"
+    return kind
+
+
+def _kind_by_fields(first: bytes) -> str | None:
+    """A kind that more than its first bytes tell, or bytes further on."""
+    if first[0] == 0x80 and first[1:2] <= b"\x05":
+        return "a pickle"
+    if first.startswith(b"BM") and first[6:10] == bytes(4):
+        return "a BMP image"
+    if first[257:262] == b"ustar":
+        return "a tar archive"
+    if first[4:8] == b"ftyp":
+        return "an AVIF or HEIF image" if first[8:12] in _STILL else "a video"
+    return None
 
 
 def _is_text(first: bytes) -> bool:

@@ -20,7 +20,7 @@ from terminus.errors import UserError
 from terminus.model.naming import HubId
 
 VARIANTS = ("", ".fp32", ".bf16", ".fp16")
-"""Of a network that lies in its folder more than once: as nobody asked for less, the most precise is read."""
+"""Endings of a network that is in its folder more than once, in the order of preference: the most precise is read."""
 _FOLDERS = r"(?:unet|vae|text_encoder(?:_2)?|tokenizer(?:_2)?|scheduler|vision)/"
 """Of all that a repository may have: those that are read."""
 _TEXTS = re.compile(rf"(?:{_FOLDERS})?[^/]+\.json|{_FOLDERS}merges\.txt|[^/]+\.md")
@@ -90,21 +90,22 @@ def _wanted(model: HubId, names: Collection[str], whole: bool = True) -> list[st
         raise UserError("The repository has no file of this name", where=f"{model.repository}/{model.file}", rule=_RULE)
     if "model_index.json" in names:
         return [name for name in names if _TEXTS.fullmatch(name)] + _most_precise(names)
-    files = sorted(name for name in names if "/" not in name and name.endswith(".safetensors"))
+    files = _single_files(names)
     if whole and len(files) == 1:
         return files
-    raise UserError(
-        f"The repository is not one model: it has no model_index.json and {len(files)} single files"
-        if whole
-        else "Which of its files is the model cannot be known without the hub, which could not be reached",
-        where=model.repository,
-        rule=_RULE,
-        fix=f"Name one: {', '.join(f'{model.repository}/{name}' for name in files[:5])}" if files else "",
-    )
+    what = "Which of its files is the model cannot be known without the hub, which could not be reached"
+    if whole:
+        what = f"The repository is not one model: it has no model_index.json and {len(files)} single files"
+    some = ", ".join(f"{model.repository}/{name}" for name in files[:5])
+    raise UserError(what, where=model.repository, rule=_RULE, fix=f"Name one: {some}" if some else "")
+
+
+def _single_files(names: Collection[str]) -> list[str]:
+    return sorted(name for name in names if "/" not in name and name.endswith(".safetensors"))
 
 
 def _most_precise(names: Collection[str]) -> list[str]:
-    """Of each network's weights those that are read: one variant, whole or in shards."""
+    """The weights that are read of each network: one variant, whole or in shards."""
     groups: dict[str, dict[str, list[str]]] = {}
     for name in names:
         if part := _WEIGHTS.fullmatch(name):

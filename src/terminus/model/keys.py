@@ -81,15 +81,17 @@ class KeyMap:
         """
         left = {name: value for name, value in tensors.items() if not self.ignored.search(name)}
         result: dict[str, Tensor] = {}
+        # Matrices that LDM keeps as one (query, key and value), or transposed.
         for name, parts in self.fused.items():
             if all(part in left for part in parts):
                 result[name] = _stack([left.pop(part) for part in parts], f"{self.component}: {name}")
         for here, there in self.transposed.items():
             if here in left:
                 result[there] = left.pop(here).T.contiguous()
-        for name, value in left.items():
-            if name in self.convolutions:
-                left[name] = value[:, :, None, None] if value.ndim == 2 else value
+        # Linear layers that LDM has as convolutions of one pixel.
+        for name in self.convolutions & left.keys():
+            if left[name].ndim == 2:
+                left[name] = left[name][:, :, None, None]
         result |= self._renamed(left, self.ldm_name, "the LDM layout", where)
         return {self.prefix + name: value for name, value in result.items()}
 
@@ -112,8 +114,8 @@ class KeyMap:
                 result[here] = left.pop(there).T.contiguous()
         result |= self._renamed(left, self.diffusers_name, "diffusers", where)
         for name in self.convolutions & result.keys():
-            value = result[name]
-            result[name] = value[:, :, 0, 0].contiguous() if value.shape[2:] == (1, 1) else value
+            if result[name].shape[2:] == (1, 1):
+                result[name] = result[name][:, :, 0, 0].contiguous()
         return result
 
     def _renamed(

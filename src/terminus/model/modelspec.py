@@ -1,4 +1,4 @@
-"""What a single file says of itself to other programs: ModelSpec and kohya keys, marker tensors, a side-car.
+"""Labels of a single file for other programs: ModelSpec and kohya keys, marker tensors, a side-car.
 
 No two programs look in the same place for velocity prediction and zero terminal SNR, so all of them are filled. What
 the checkpoint does not record is left out.
@@ -27,10 +27,9 @@ _KEPT = (
 
 
 def modelspec_metadata(parts: CheckpointParts) -> dict[str, str]:
-    """Of the file's header, without our own key; every value is text."""
+    """Metadata of the file's header, without our own key; every value is text."""
     schedule, record = parts.record.schedule, parts.record
     pixels = native_pixels(parts)
-    velocity = schedule.prediction == "velocity"
     plain = is_sdxl(parts)
     found = {
         "format": "pt",
@@ -40,9 +39,8 @@ def modelspec_metadata(parts: CheckpointParts) -> dict[str, str]:
         "modelspec.implementation": "sgm",
         "modelspec.title": parts.title,
         "modelspec.resolution": f"{pixels}x{pixels}",
-        # The standard knows `v` alone; the one program that reads this key takes `v` for "no zero terminal SNR".
-        "modelspec.prediction_type": ("v-zsnr" if schedule.zero_terminal else "v") if velocity else "epsilon",
-        "modelspec.predict_key": "v" if velocity else "epsilon",
+        "modelspec.prediction_type": prediction_type(schedule),
+        "modelspec.predict_key": "v" if schedule.prediction == "velocity" else "epsilon",
         "ss_v2": "False",
         "ss_zero_terminal_snr": str(schedule.zero_terminal),
     }
@@ -50,12 +48,24 @@ def modelspec_metadata(parts: CheckpointParts) -> dict[str, str]:
         found["ss_base_model_version"] = "sdxl_base_v1-0"
     if schedule.zero_terminal:
         found["modelspec.usage_hint"] = "trailing timesteps (sgm_uniform), guidance rescale 0.7"
-    found |= {key: parts.metadata[key] for key in (f"modelspec.{name}" for name in _KEPT) if key in parts.metadata}
+    for key in (f"modelspec.{name}" for name in _KEPT):
+        if key in parts.metadata:
+            found[key] = parts.metadata[key]
     if record.licence is not None:
         found["modelspec.license"] = record.licence
     if record.weighting.get("kind") == "min_snr" and "gamma" in record.weighting:
         found["ss_min_snr_gamma"] = str(record.weighting["gamma"])
     return found
+
+
+def prediction_type(schedule: Schedule) -> str:
+    """The value of `modelspec.prediction_type`: "epsilon", "v" or "v-zsnr".
+
+    The standard knows `v` alone; the one program that reads this key takes `v` for "no zero terminal SNR".
+    """
+    if schedule.prediction == "epsilon":
+        return "epsilon"
+    return "v-zsnr" if schedule.zero_terminal else "v"
 
 
 def native_pixels(parts: CheckpointParts) -> int:
@@ -111,7 +121,7 @@ def side_car(parts: CheckpointParts) -> str:
 
 
 def needs_side_car(parts: CheckpointParts) -> bool:
-    """Velocity models of SDXL's shapes; for others there is no program that would read it."""
+    """Whether the model predicts velocity in SDXL's shapes; for others there is no program that would read it."""
     return is_sdxl(parts) and parts.record.schedule.prediction == "velocity"
 
 

@@ -8,6 +8,7 @@ A model's folder says by `model_index.json` what it is, and an adapter by its me
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 from terminus.errors import UserError
@@ -96,17 +97,23 @@ def warn(written: Path, schedule: Schedule, channels: object, sdxl: bool) -> Non
     if hidden:
         log.warning("%s: SD.Next decides by the file's name; %s would tell it %s",
                     written.name, better, " and ".join(hidden.values()))  # fmt: skip
+    if sdxl:
+        # `stable-diffusion-xl`, a word of SD.Next's own, overrules the size and most other words.
+        candidates = [better, _renamed(written, ["stable-diffusion-xl", *hidden])]
+        example = _renamed(Path(f"...{written.suffix}"), ["xl", "vpred"] if velocity else ["xl"])
+        _warn_of_another_model(written, channels, candidates, example)
+
+
+def _warn_of_another_model(written: Path, channels: object, candidates: list[str], example: str) -> None:
+    """Warns where SD.Next takes the file for another model, with the first of the `candidates` that helps."""
     size = round(written.stat().st_size / 2**20)
     taken, reason = taken_for(written.name, size)
-    if not sdxl or _right(taken, channels):
+    if _right(taken, channels):
         return
-    # This word of its own overrules the size and most other words.
-    candidates = (better, _renamed(written, ["stable-diffusion-xl", *hidden]))
     fitting = (other for other in candidates if _right(taken_for(other, size)[0], channels))
-    ending = _renamed(Path(f"...{written.suffix}"), ["xl", *(["vpred"] if velocity else [])])
     log.warning("%s: SD.Next takes it for %s, by %s; rename it%s to %s", written.name, taken, reason,
                 " and its .yaml" if written.with_suffix(".yaml").exists() else "",
-                next(fitting, f"a name without that word, such as {ending}"))  # fmt: skip
+                next(fitting, f"a name without that word, such as {example}"))  # fmt: skip
 
 
 def taken_for(name: str, size: int) -> tuple[str, str]:
@@ -118,15 +125,21 @@ def taken_for(name: str, size: int) -> tuple[str, str]:
         if first <= size <= last:
             model, reason = kind, f"its {size} MiB"
     for words in (_WORDS, _LATER_WORDS):
-        for word, kind in words.items():
-            if word in name and not (word == "chroma" and large):
-                model, reason = kind, f'"{word}" in its name'
-                break
+        word = _first_word(name, words)
+        if word is not None:
+            model, reason = words[word], f'"{word}" in its name'
     if model == _XL and "inpaint" in name:
         return _INPAINT, '"inpaint" in its name'
     if model == _XL and "instruct" in name:
         return _INSTRUCT, '"instruct" in its name'
     return model, reason
+
+
+def _first_word(name: str, words: Iterable[str]) -> str | None:
+    for word in words:
+        if word in name and not (word == "chroma" and "xl" in name):
+            return word
+    return None
 
 
 def _right(taken: str, channels: object) -> bool:

@@ -54,14 +54,18 @@ _BUFFERS = (
 
 def write_single_file(parts: CheckpointParts, path: Path, dtype: torch.dtype | None = None) -> None:
     """Writes one file in `dtype`, or as it is (see `model.writing` for what is promised of its bytes)."""
-    tensors: dict[str, Tensor] = {}
     _check_configs(parts.configs, parts.where)
+
+    # The networks under LDM names, and the vision encoder under a prefix of ours.
+    tensors: dict[str, Tensor] = {}
     for name, layout in _layouts(parts.configs).items():
         own = parts.tensors[name]
         if layout.fused and dtype is not None:  # what becomes one matrix may have had several precisions
             own = {key: in_precision(layout.prefix + key, value, dtype) for key, value in own.items()}
         tensors |= layout.to_ldm(own, parts.where)
     tensors |= {VISION_PREFIX + name: value for name, value in parts.tensors.get("vision", {}).items()}
+
+    # What the networks are, in all the places where other programs look, and in our own metadata.
     markers = modelspec.marker_tensors(parts.record.schedule)
     metadata = modelspec.modelspec_metadata(parts) | {OURS: json.dumps(_our_metadata(parts), sort_keys=True)}
     write_safetensors(path, tensors | markers, metadata, dtype, exact=markers)
@@ -74,34 +78,46 @@ def read_single_file(
 
     `ema` asks for the UNet's moving average where there is one, `schedule` stands for what `model.detect` says.
     """
+    # The header tells everything but the numbers: the schedule, and the configurations, ours or inferred.
     header = read_header(path)
     kinds.refuse_scaled(header)
-    schedule = schedule or detect(path).schedule
-    parts = _ours(header, schedule) if OURS in header.metadata else _foreign(header, schedule)
+    schedule = schedule or detect(header).schedule
+    parts = _described(header, schedule)
+
+    # Find each network's tensors under their LDM names.
     layouts = _layouts(parts.configs)
-    wanted = set(parts.configs if networks is None else networks)
     sources = {name: _names(header, layout, ema and name == "unet") for name, layout in layouts.items()}
     _tell_of_the_rest(header, sources.values())
-    tensors: dict[str, Mapping[str, Tensor]] = {}
-    for name in wanted & parts.configs.keys():  # before gigabytes are read
-        counts.check(
-            class_of(name), parts.configs[name], _shapes(header, layouts, sources, name), f"{parts.where} ({name})"
-        )
-    for name, layout in layouts.items():
-        if name in wanted:
-            stored = read_safetensors(path, sources[name])
-            tensors[name] = layout.from_ldm({ldm: stored[key] for key, ldm in sources[name].items()}, parts.where)
-    if "vision" in wanted & parts.configs.keys():
-        names = [name for name in header.tensors if name.startswith(VISION_PREFIX)]
-        stored = read_safetensors(path, names)
-        tensors["vision"] = {name.removeprefix(VISION_PREFIX): value for name, value in stored.items()}
+
+    # Compare the configurations with the shapes in the header, before gigabytes are read.
+    wanted = set(parts.configs if networks is None else networks)
     configs = {name: config for name, config in parts.configs.items() if name in wanted}
+    for name, config in configs.items():
+        counts.check(class_of(name), config, _shapes(header, layouts, sources, name), f"{parts.where} ({name})")
+
+    # Read the tensors network by network, and give them diffusers' names.
+    tensors: dict[str, Mapping[str, Tensor]] = {}
+    for name, layout in layouts.items():
+        if name in configs:
+            tensors[name] = _read_network(path, layout, sources[name], parts.where)
+    if "vision" in configs:
+        tensors["vision"] = _read_vision(header)
     return replace(parts, tensors=tensors, configs=configs)
+
+
+def _read_network(path: Path, layout: KeyMap, names: Mapping[str, str], where: str) -> dict[str, Tensor]:
+    stored = read_safetensors(path, names)
+    return layout.from_ldm({ldm: stored[key] for key, ldm in names.items()}, where)
+
+
+def _read_vision(header: Header) -> dict[str, Tensor]:
+    stored = read_safetensors(header.path, [name for name in header.tensors if name.startswith(VISION_PREFIX)])
+    return {name.removeprefix(VISION_PREFIX): value for name, value in stored.items()}
 
 
 def read_configs(header: Header) -> Mapping[str, Mapping[str, Any]]:
     """The `config.json` of each network of a file, checked against its tensors, none of which is read."""
-    parts = _ours(header, Schedule()) if OURS in header.metadata else _foreign(header, Schedule())
+    parts = _described(header, Schedule())
     layouts = _layouts(parts.configs)
     sources = {name: _names(header, layout, False) for name, layout in layouts.items()}
     for name, config in parts.configs.items():
@@ -112,7 +128,7 @@ def read_configs(header: Header) -> Mapping[str, Mapping[str, Any]]:
 def _shapes(
     header: Header, layouts: Mapping[str, KeyMap], sources: Mapping[str, Mapping[str, str]], network: str
 ) -> dict[str, tuple[int, ...]]:
-    """Of one network's tensors under diffusers' names, from the header."""
+    """Shapes of one network's tensors under diffusers' names, from the header."""
     if network not in layouts:
         return {name.removeprefix(VISION_PREFIX): info.shape for name, info in header.tensors.items()
                 if name.startswith(VISION_PREFIX)}  # fmt: skip
@@ -179,14 +195,21 @@ def _names(header: Header, layout: KeyMap, ema: bool) -> dict[str, str]:
 
 
 def _tell_of_the_rest(header: Header, used: Iterable[Mapping[str, str]]) -> None:
-    known = {name for names in used for name in names}
-    rest = sorted(n for n in header.tensors if n not in known and not n.startswith((*_BUFFERS, VISION_PREFIX)))
-    averages = [name for name in rest if name.startswith(kinds.EMA_PREFIX)]
+    """Logs what is left in the file: a moving average, and tensors that nothing here knows."""
+    known: set[str] = set()
+    for names in used:
+        known |= names.keys()
+    averages: list[str] = []
+    others: list[str] = []
+    for name in sorted(header.tensors.keys() - known):
+        if name.startswith(kinds.EMA_PREFIX):
+            averages.append(name)
+        elif not name.startswith((*_BUFFERS, VISION_PREFIX)):
+            others.append(name)
     if averages:
         log.info("%s: %d tensors of a moving average (EMA) are not used", header.path.name, len(averages))
-    others = [name for name in rest if not name.startswith(kinds.EMA_PREFIX)]
     if others:
-        log.warning("%s: %d tensors are of no network of SDXL and ignored, the first is %s",
+        log.warning("%s: Ignored %d tensors that belong to no SDXL network, the first is %s",
                     header.path.name, len(others), ascii(others[0])[:120])  # fmt: skip
 
 
@@ -209,7 +232,13 @@ def _our_metadata(parts: CheckpointParts) -> dict[str, Any]:
     }
 
 
+def _described(header: Header, schedule: Schedule) -> CheckpointParts:
+    """Everything but the tensors: from our own metadata, or inferred."""
+    return _ours(header, schedule) if OURS in header.metadata else _foreign(header, schedule)
+
+
 def _ours(header: Header, schedule: Schedule) -> CheckpointParts:
+    """Everything but the tensors of a file that Terminus wrote; UserError for metadata that are not ours."""
     where = f"{header.path} (metadata {OURS})"
     stored = parse_json(header.metadata[OURS], where)
     if stored.get("format") != _FORMAT:
@@ -217,11 +246,7 @@ def _ours(header: Header, schedule: Schedule) -> CheckpointParts:
             f"Its format is {stored.get('format')!r:.40}, known is {_FORMAT}", where=where,
             fix="Update Terminus, if a newer one wrote it",
         )  # fmt: skip
-    configs = parse_object(stored.get("configs"), "configs", where)
-    if not set(NETWORKS) <= configs.keys() <= {*NETWORKS, "vision"}:
-        raise UserError(f"It has configurations of {', '.join(sorted(configs))[:200]}", where=where)
-    checked = {name: parse_object(config, name, where) for name, config in configs.items()}
-    _check_configs(checked, where)
+    configs = _our_configs(stored.get("configs"), where)
     described = stored.get("record") is not None
     record = Record(schedule=schedule)
     if described:
@@ -230,20 +255,32 @@ def _ours(header: Header, schedule: Schedule) -> CheckpointParts:
     check_index(index, where)
     tokenizers = parse_object(stored.get("tokenizers"), "tokenizers", where)
     kept = {name: parse_object(tokenizers.get(name), name, where) for name in TOKENIZERS}
-    special = {name: entry["special_tokens"] for name, entry in kept.items() if "special_tokens" in entry}
+    special: dict[str, dict[str, Any]] = {}
+    for name, entry in kept.items():
+        if "special_tokens" in entry:
+            special[name] = parse_object(entry["special_tokens"], "special_tokens", where)
     return CheckpointParts(
         where=str(header.path),
         title=header.metadata.get("modelspec.title") or header.path.stem,
         tensors={},
-        configs=checked,
+        configs=configs,
         vocabularies={name: _vocabulary(entry, where) for name, entry in kept.items()},
         record=record,
         index=index,
         scheduler=true_scheduler(parse_object(stored.get("scheduler", {}), "scheduler", where), schedule),
-        special_tokens={name: parse_object(value, "special_tokens", where) for name, value in special.items()},
+        special_tokens=special,
         metadata=header.metadata,
         described=described,
     )
+
+
+def _our_configs(stored: object, where: str) -> dict[str, dict[str, Any]]:
+    configs = parse_object(stored, "configs", where)
+    if not set(NETWORKS) <= configs.keys() <= {*NETWORKS, "vision"}:
+        raise UserError(f"It has configurations of {', '.join(sorted(configs))[:200]}", where=where)
+    checked = {name: parse_object(config, name, where) for name, config in configs.items()}
+    _check_configs(checked, where)
+    return checked
 
 
 def _vocabulary(entry: dict[str, Any], where: str) -> Vocabulary:
@@ -258,6 +295,7 @@ def _vocabulary(entry: dict[str, Any], where: str) -> Vocabulary:
 
 
 def _foreign(header: Header, schedule: Schedule) -> CheckpointParts:
+    """Everything but the tensors of a file that others wrote: SDXL's, with CLIP's vocabulary of 77 tokens."""
     pads = {"tokenizer": END, "tokenizer_2": "!"}
     marks = {"bos_token": START, "eos_token": END, "unk_token": END}
     settings = marks | {"backend": "tokenizers", "model_max_length": 77, "tokenizer_class": "CLIPTokenizer"}

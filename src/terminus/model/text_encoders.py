@@ -130,21 +130,25 @@ def make_vocabulary(settings: dict[str, Any], ids: object, merges: object) -> Vo
     """A vocabulary from JSON, in which a merge is a pair or (in older files) one text; ValueError if it is broken."""
     if not isinstance(ids, dict) or not isinstance(merges, list):
         raise ValueError("a vocabulary is an object, its merges are a list")
-    most = max(len(cast("list[object]", merges)), len(cast("dict[object, object]", ids)))
+    entries, listed = cast("dict[object, object]", ids), cast("list[object]", merges)
+    most = max(len(listed), len(entries))
     if most > limits.VOCABULARY:
         raise ValueError(f"it has {most} entries, and at most {limits.VOCABULARY} are read")
-    known = {str(entry): number for entry, number in cast(dict[object, object], ids).items() if isinstance(number, int)}
-    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in cast(list[object], merges)]
-    for pair in pairs:
-        if (
-            not isinstance(pair, list)
-            or len(pair) != 2
-            or not all(t in known for t in (*pair, "".join(map(str, pair))))
-        ):
-            raise ValueError(f"the merge {str(pair)[:80]} is not of entries of the vocabulary")
-    if sorted(known.values()) != list(range(len(cast(dict[object, object], ids)))):
+    known = {str(entry): number for entry, number in entries.items() if isinstance(number, int)}
+    pairs = tuple(_pair(merge, known) for merge in listed)
+    if sorted(known.values()) != list(range(len(entries))):
         raise ValueError("the ids of a vocabulary are 0, 1, 2 and so on")
-    return Vocabulary(settings, known, tuple((str(a), str(b)) for a, b in cast(list[list[str]], pairs)))
+    return Vocabulary(settings, known, pairs)
+
+
+def _pair(merge: object, known: Mapping[str, int]) -> tuple[str, str]:
+    """The two entries that a merge joins; ValueError unless they and the joined one are known."""
+    pair = merge.split(" ") if isinstance(merge, str) else merge
+    if isinstance(pair, list) and len(cast("list[object]", pair)) == 2:
+        first, second = cast("list[object]", pair)
+        if isinstance(first, str) and isinstance(second, str) and {first, second, first + second} <= known.keys():
+            return first, second
+    raise ValueError(f"the merge {str(pair)[:80]} joins entries that the vocabulary does not have")
 
 
 def build_tokenizer(vocab: dict[str, int], merges: list[tuple[str, str]], length: int, pad: str) -> CLIPTokenizer:

@@ -54,9 +54,15 @@ class Residuals:
     def __add__(self, other: Residuals) -> Residuals:
         return Residuals(
             _sum(self.down, other.down),
-            other.mid if self.mid is None else self.mid if other.mid is None else self.mid + other.mid,
+            _sum_of_mids(self.mid, other.mid),
             _sum(self.intrablock, other.intrablock),
         )
+
+
+def _sum_of_mids(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return first + second
 
 
 def predict(

@@ -203,20 +203,8 @@ def assign(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None
 def check_fit(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     """UserError unless the tensors have exactly the module's keys and shapes, and finite numbers."""
     expected = module.state_dict()
-    missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-    shapes = [
-        f"{key} is {list(tensors[key].shape)}, the configuration says {list(expected[key].shape)}"
-        for key in sorted(expected.keys() & tensors.keys())
-        if tensors[key].shape != expected[key].shape
-    ]
-    problems = [f"{len(keys)} keys {word}, the first is {keys[0]}" for word, keys in
-                (("are missing", missing), ("are unknown", unknown)) if keys] + shapes[:3]  # fmt: skip
-    if not problems:
-        problems = [
-            f"{key} is {str(value.dtype).removeprefix('torch.')}, which is a quantised format or no weight at all"
-            for key, value in tensors.items()
-            if expected[key].is_floating_point() and value.dtype not in _PRECISIONS
-        ][:3]
+    # One kind of problem at a time: the later ones follow from the earlier.
+    problems = _misfits(expected, tensors) or _wrong_dtypes(expected, tensors)
     if not problems:
         problems = [f"{key} holds NaN or infinity" for key, value in tensors.items() if not _finite_numbers(value)]
     if problems:
@@ -225,6 +213,31 @@ def check_fit(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> N
             where=where,
             rule="Keys, shapes and finite numbers are checked before a model is used",
         )
+
+
+def _misfits(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
+    """Keys that are missing or unknown, and the first few wrong shapes."""
+    problems: list[str] = []
+    missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    for word, keys in (("are missing", missing), ("are unknown", unknown)):
+        if keys:
+            problems.append(f"{len(keys)} keys {word}, the first is {keys[0]}")
+    shapes = [
+        f"{key} is {list(tensors[key].shape)}, the configuration says {list(expected[key].shape)}"
+        for key in sorted(expected.keys() & tensors.keys())
+        if tensors[key].shape != expected[key].shape
+    ]
+    return problems + shapes[:3]
+
+
+def _wrong_dtypes(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
+    """The first few weights in a dtype that is no precision."""
+    problems: list[str] = []
+    for key, value in tensors.items():
+        if expected[key].is_floating_point() and value.dtype not in _PRECISIONS:
+            dtype = str(value.dtype).removeprefix("torch.")
+            problems.append(f"{key} is {dtype}, which is a quantised format or no weight at all")
+    return problems[:3]
 
 
 def _finite_numbers(value: Tensor) -> bool:
