@@ -339,7 +339,7 @@ def test_adapters_and_guides_from_the_command_line(random_nano: Path, steering: 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_tiles_and_guides_are_refused(model: Terminus, steering: Path, kind: str):
-    with pytest.raises(UserError, match="Guiding images and upscaling in tiles"):
+    with pytest.raises(UserError, match="Control images cannot be combined with upscaling in tiles"):
         model.upscale(image(), 2.0, control_inputs=[control_input(steering, kind)])
     (small,) = model.upscale(
         image(16, 16), 2.0, steps=4, control_inputs=[control_input(steering, kind)]

@@ -41,7 +41,7 @@ class _Card:
 
 
 def card_problems(card: str, expected: str) -> list[str]:
-    """What is wrong with a card, given the one that the run's files make; empty if nothing is."""
+    """Problems of a card, beside the one that the run's files make; empty if there are none."""
     try:
         found = _parsed(card)
     except (ValueError, TypeError, yaml.YAMLError) as error:
@@ -68,17 +68,23 @@ def _metadata(found: _Card, right: _Card) -> Iterator[str]:
 
 
 def _sections(lines: Sequence[str]) -> Iterator[str]:
-    places = [index for index, line in enumerate(lines) if line in HEADINGS]
-    headings = [lines[index] for index in places]
+    headings = [line for line in lines if line in HEADINGS]
     missing = [heading for heading in HEADINGS if heading not in headings]
     for heading in missing:
         yield f"the section `{heading}` is missing"
     if not missing and headings != list(HEADINGS):
         yield "the sections are not in the template's order, or one is there twice"
+    for heading in _empty(lines):
+        yield f"the section `{heading}` is empty"
+
+
+def _empty(lines: Sequence[str]) -> Iterator[str]:
+    """Headings without text, in their order; sections of a deeper level count as text."""
+    places = [index for index, line in enumerate(lines) if line in HEADINGS]
     for index, end in zip(places, [*places[1:], len(lines)], strict=True):
         deeper = end < len(lines) and _depth(lines[end]) > _depth(lines[index])
         if not deeper and not any(line.strip() for line in lines[index + 1 : end]):
-            yield f"the section `{lines[index]}` is empty"
+            yield lines[index]
 
 
 def _numbers(found: Sequence[str], right: Sequence[str]) -> Iterator[str]:

@@ -220,10 +220,9 @@ def _log(path: Path) -> Log:
     errors: list[float] = []
     rates: list[float] = []
     speeds: list[float] = []
+    columns = (("loss", losses), ("error", errors), ("learning_rate", rates), ("images_per_second", speeds))
     for row in read_rows(path):
-        for key, values in (
-            ("loss", losses), ("error", errors), ("learning_rate", rates), ("images_per_second", speeds),
-        ):  # fmt: skip
+        for key, values in columns:
             value = row.number(key)
             if value is not None:
                 values.append(value)
@@ -239,24 +238,37 @@ def _log(path: Path) -> Log:
 
 WATTS_PER_CORE = 10.0
 BOARD_WATTS = {"H200": 700, "H100 PCIe": 350, "H100": 700, "A100": 400, "L40S": 350, "RTX 4090": 450, "RTX 3090": 350}
-"""Rated power of GPUs by a part of their name, the first that fits."""
+"""Rated power of GPUs in watts by a part of their name, the first that fits."""
+_GPU = re.compile(r"NVIDIA|GeForce|RTX|Radeon|Instinct")
 
 
 def _energy(recipe: Document, facts: Document) -> Energy:
-    seconds, cores = facts.number("train_seconds"), facts.number("environment.cpu_count")
-    hardware = facts.text("environment.hardware") or ""
-    board = next((watts for name, watts in BOARD_WATTS.items() if name in hardware), None)
-    if board is not None and (recipe.text("run.device") or "auto") != "cpu":
+    seconds, hardware = facts.number("train_seconds"), facts.text("environment.hardware") or ""
+    board = _board_watts(hardware)
+    if board is not None and recipe.text("run.device") != "cpu":
         seconds = facts.number("device_seconds") or seconds  # one board for each process
-        watts, assumption = float(board), "the rated power of the board, all the time"
-    elif board is None and not re.search(r"NVIDIA|GeForce|RTX|Radeon|Instinct", hardware) and cores is not None:
-        watts, assumption = WATTS_PER_CORE * cores, f"{WATTS_PER_CORE:.0f} W for each of {cores:.0f} CPU cores"
+        watts, assumption = board, "the rated power of the board, all the time"
     else:
-        watts, assumption = None, "the power of this hardware is not known"
+        watts, assumption = _cpu_watts(hardware, facts.number("environment.cpu_count"))
     hours = None if seconds is None else seconds / 3600
     kwh = None if hours is None or watts is None else hours * watts / 1000
     grid = recipe.number("run.grid_co2")
-    return Energy(hours, watts, assumption, kwh, grid, None if kwh is None or grid is None else kwh * grid)
+    grams = None if kwh is None or grid is None else kwh * grid
+    return Energy(hours, watts, assumption, kwh, grid, grams)
+
+
+def _board_watts(hardware: str) -> float | None:
+    for name, watts in BOARD_WATTS.items():
+        if name in hardware:
+            return float(watts)
+    return None
+
+
+def _cpu_watts(hardware: str, cores: float | None) -> tuple[float | None, str]:
+    """Power of the CPU cores, and how it was assumed; None where a GPU is there, whose part nobody knows."""
+    if cores is None or _GPU.search(hardware) or _board_watts(hardware) is not None:
+        return None, "the power of this hardware is not known"
+    return WATTS_PER_CORE * cores, f"{WATTS_PER_CORE:.0f} W for each of {cores:.0f} CPU cores"
 
 
 def _licence(folder: Path, recipe: Document, record: Document) -> Licence | None:

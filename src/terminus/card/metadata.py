@@ -11,7 +11,7 @@ TASK = "text-to-image"
 
 
 def card_metadata(run: FinishedRun) -> ModelCardData:
-    """Only what is known: a key without a value is left out."""
+    """The front matter of a run's card: a key without a value is left out."""
     results = _results(run)
     optional: dict[str, object] = {}
     if run.embedded:

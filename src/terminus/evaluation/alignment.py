@@ -1,8 +1,7 @@
-"""Do images show what their captions say, as far as the model's own text encoders can tell?
+"""Agreement of images with their captions, by the model's own text encoder and vision encoder.
 
 Only models that keep their vision encoder can be judged so. The text encoders were trained on the same data as the
-model: the
-score compares models that share them, and is not a CLIP score of the literature.
+model: the score compares models that share them, and is not a CLIP score of the literature.
 """
 
 from __future__ import annotations
@@ -53,11 +52,15 @@ class Judge:
 def measure_alignment(
     judge: Judge, captions: Sequence[str], images: Sequence[ImageSource], held_out: Sequence[bool] = ()
 ) -> Alignment | None:
-    """Image i answers caption i; of a caption that repeats, the first counts. `held_out` () leaves their part out.
+    """How well image i agrees with caption i; the first counts where a caption repeats.
+
+    `held_out` marks captions that are also measured apart; () leaves that out.
 
     None without a vision encoder for images of this size, or with fewer than two captions.
     """
-    rows = list({caption: row for row, caption in reversed(list(enumerate(captions)))}.values())[::-1]
+    # Backwards, so that the first of equal captions is the one that stays.
+    first = {captions[row]: row for row in reversed(range(len(captions)))}
+    rows = list(reversed(first.values()))
     side = None if judge.vision is None else judge.vision.config.image_size
     if side is None or len(rows) < 2 or any(images[row].shape[:2] != (side, side) for row in rows):
         return None

@@ -19,7 +19,16 @@ from terminus.evaluation.captions import Captions, from_file
 from terminus.evaluation.contrast import DEFINITIONS
 from terminus.evaluation.draw import Answers, Sampler, answer, leaky, own
 from terminus.evaluation.measure import Gallery
-from terminus.evaluation.metrics import MeasuredModel, Metrics, OwnCaptions, PromptSet, Sampling, Timing, write_metrics
+from terminus.evaluation.metrics import (
+    LuminanceDistances,
+    MeasuredModel,
+    Metrics,
+    OwnCaptions,
+    PromptSet,
+    Sampling,
+    Timing,
+    write_metrics,
+)
 from terminus.evaluation.parent import Parent, parent_of, subject
 from terminus.evaluation.prompts import EvaluationPrompt, build_prompts, real_images
 from terminus.evaluation.report import write_report, write_samples
@@ -35,7 +44,7 @@ CONTROL = "the same weights, prompts, seeds and guidance; schedule not rescaled,
 
 @dataclass(frozen=True)
 class Own:
-    """What is known of the model's own data."""
+    """The model's own data, as far as they are known."""
 
     trained: Trained | None = None
     """Its recipe; None where nobody knows it."""
@@ -55,7 +64,7 @@ class _Questions:
 
     @property
     def images(self) -> int:
-        """Of one set."""
+        """Number of images of one set."""
         return len(self.prompts) + (len(self.captions.items) if self.captions else 0)
 
     @property
@@ -65,7 +74,7 @@ class _Questions:
         return self if compared else replace(self, captions=None)
 
     def answered(self, components: Components, sampler: Sampler, meter: Meter) -> Answers:
-        """One set."""
+        """The images of one set."""
         items = self.captions.items if self.captions else ()
         return answer(components, self.prompts, items, self.settings, sampler, meter.advance)
 
@@ -104,9 +113,11 @@ def evaluate(
     if the folder cannot be written.
     """
     console, data = console or Console(stderr=True), data or Own()
+
+    # Everything that can be refused is refused before a large file is read.
     folder = resolve(model)
     parent = parent_of(data.trained, folder)
-    if data.trained is not None and folder.is_dir():  # what a folder records is known before anything large is read
+    if data.trained is not None and folder.is_dir():
         check_recipe(data.trained, load_record(folder), parent.is_model)
     captions = _captions(settings, data)
     components = load_components(folder)
@@ -115,6 +126,8 @@ def evaluate(
         check_recipe(data.trained, components.record, parent.is_model)
     native = components.native_pixels
     _make(out)
+
+    # Draw: this model, its control on a leaky schedule, and the model that training began from.
     start = time.monotonic()
     sized = replace(settings, sampling=replace(settings.sampling, size=Size(native, native)))
     prompts = build_prompts(native, settings.extreme_images, settings.color_images, settings.seed)
@@ -123,6 +136,8 @@ def evaluate(
     del components
     before = _before(parent, questions, console)
     real = real_images(prompts, native) if prompts[0].drawing else None
+
+    # Measure, and write the page before the numbers: metrics.json says that all is there.
     gallery = Gallery(prompts, captions, drawn.own, drawn.leaky, before.answers, real, data.trained is None)
     metrics = Metrics(
         model=drawn.subject,
@@ -237,14 +252,10 @@ def _make(out: Path) -> None:
 
 
 def _say(console: Console, metrics: Metrics, out: Path) -> None:
-    own_data, distances = metrics.captions, metrics.luminance
-    if own_data is not None:
-        what = "held-out captions" if own_data.kind == "held-out" else "prompts"
-        gone = f"; {own_data.gone} have no caption or image any more" if own_data.gone else ""
-        _line(console, f"{own_data.images} of {own_data.available} {what} of {own_data.source}{gone}")
-    if distances is not None:
-        before = "" if distances.before is None else f", before training {distances.before.wasserstein:.4f}"
-        _line(console, f"luminance distance to {distances.against}: {distances.ztsnr.wasserstein:.4f}{before}")
+    if metrics.captions is not None:
+        _line(console, _captions_line(metrics.captions))
+    if metrics.luminance is not None:
+        _line(console, _luminance_line(metrics.luminance))
     sets = metrics.contrast
     for title, found in (
         ("before training", sets.before),
@@ -254,9 +265,20 @@ def _say(console: Console, metrics: Metrics, out: Path) -> None:
         if found is not None:
             black, white = (found.backgrounds[name].border_luminance.mean for name in ("black", "white"))
             _line(console, f"contrast probe, {title}: asked for black {black:.3f}, for white {white:.3f}")
-    if metrics.no_before is not None and own_data is not None:
+    if metrics.no_before is not None and metrics.captions is not None:
         _line(console, f"not measured before training: {metrics.no_before}")
     _line(console, f"wrote {out / 'report.html'}")
+
+
+def _captions_line(captions: OwnCaptions) -> str:
+    what = "held-out captions" if captions.kind == "held-out" else "prompts"
+    gone = f"; {captions.gone} have no caption or image any more" if captions.gone else ""
+    return f"{captions.images} of {captions.available} {what} of {captions.source}{gone}"
+
+
+def _luminance_line(distances: LuminanceDistances) -> str:
+    before = "" if distances.before is None else f", before training {distances.before.wasserstein:.4f}"
+    return f"luminance distance to {distances.against}: {distances.ztsnr.wasserstein:.4f}{before}"
 
 
 def _line(console: Console, text: str) -> None:

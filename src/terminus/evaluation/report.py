@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -66,7 +66,7 @@ def write_samples(gallery: Gallery, out: Path) -> tuple[Sample, ...]:
 
 
 def write_report(metrics: Metrics, gallery: Gallery, out: Path) -> None:
-    """One page that needs no other file and no network."""
+    """Writes one page that needs no other file and no network."""
     environment = Environment(
         loader=PackageLoader("terminus", "assets"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -104,7 +104,7 @@ def _curves(gallery: Gallery) -> list[_Curve]:
     """Pooled luma of the held-out captions' images, or of the probe where there are none."""
     captions, prompts = gallery.captions, gallery.prompts
     own = captions is not None and len(captions.images) > 0
-    # Of the probe the drawings that the embedded data hold out, or all where nothing is known of the training data.
+    # The probe's drawings that the embedded data hold out, or all where nothing is known of the training data.
     rows = [row for row, prompt in enumerate(prompts) if prompt.held_out] or list(range(len(prompts)))
 
     def shown(answers: Answers) -> Sequence[ImageSource]:
@@ -117,10 +117,17 @@ def _curves(gallery: Gallery) -> list[_Curve]:
         sets["the run's held-out images"] = captions.images
     elif gallery.real is not None:
         sets["the real drawings of the probe"] = list(gallery.real[rows])
-    shares = {title: _shares(images) for title, images in sets.items()}
+    return _curves_of({title: _shares(images) for title, images in sets.items()})
+
+
+def _curves_of(shares: Mapping[str, np.ndarray]) -> list[_Curve]:
+    """Curves of one scale, the highest bar of all at 1."""
     # Plain backgrounds are single tall bars: the square root lets the rest be seen.
     highest = max(float(share.max()) for share in shares.values()) ** 0.5
-    return [_Curve(title, tuple(float(v) ** 0.5 / highest for v in share)) for title, share in shares.items()]
+    curves: list[_Curve] = []
+    for title, share in shares.items():
+        curves.append(_Curve(title, tuple(float(value) ** 0.5 / highest for value in share)))
+    return curves
 
 
 def _shares(images: Sequence[ImageSource]) -> np.ndarray:

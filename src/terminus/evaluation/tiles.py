@@ -86,9 +86,7 @@ def probe_rows(gallery: Gallery, columns: int) -> list[Row]:
     """Titled rows of at most `columns` images of the contrast probe; black and white have the same subjects."""
     prompts = gallery.prompts
     black, white = asked(prompts, "black")[:columns], asked(prompts, "white")[:columns]
-    colors = [name for name in dict.fromkeys(prompt.background for prompt in prompts) if name not in ("black", "white")]
-    turns = zip_longest(*(asked(prompts, name) for name in colors))  # every colour once, then every colour again
-    mixed = [index for turn in turns for index in turn if index is not None][:columns]
+    mixed = _in_turns(prompts)[:columns]
     sets: list[tuple[str, Images, list[int]]] = []
     for what, rows in (("on black", black), ("on white", white), ("on colours", mixed)):
         if gallery.before is not None:
@@ -98,7 +96,18 @@ def probe_rows(gallery: Gallery, columns: int) -> list[Row]:
     sets.append(("contrast probe on white, control: leaky schedule", gallery.leaky.probe, white))
     if gallery.real is not None:
         sets.append(("contrast probe on black, the real drawings", gallery.real, black))
-    return [Row(title, [_tile(prompts, images, row) for row in rows]) for title, images, rows in sets if rows]
+    found: list[Row] = []
+    for title, images, rows in sets:
+        if rows:
+            found.append(Row(title, [_tile(prompts, images, row) for row in rows]))
+    return found
+
+
+def _in_turns(prompts: Sequence[EvaluationPrompt]) -> list[int]:
+    """Rows on coloured backgrounds: every colour once, then every colour again."""
+    colors = dict.fromkeys(prompt.background for prompt in prompts)
+    rows = [asked(prompts, name) for name in colors if name not in ("black", "white")]
+    return [index for turn in zip_longest(*rows) for index in turn if index is not None]
 
 
 def asked(prompts: Sequence[EvaluationPrompt], background: str) -> list[int]:

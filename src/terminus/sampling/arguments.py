@@ -1,4 +1,4 @@
-"""What `terminus sample` is told, checked before torch is imported: a wrong word should not wait for a network.
+"""The options of `terminus sample`, checked before torch is imported: a wrong word should not wait for a network.
 
 What can be said of an option without a model is said here; the rest (a size that the model cannot draw, a file that is
 not what its name says) by what reads the model and the files.
@@ -59,13 +59,16 @@ class Start:
             raise UserError(f"--{needing[0]} without --image", fix="Name the image to start from")
         if self.hires is not None and self.image is not None:
             raise UserError("--hires and --image", rule="A second pass follows an image drawn from a prompt")
-        if not {"mask", "outpaint"} & {*asked}:
-            for name in ("fill", "feather", "padding"):
-                if getattr(self, name) is not None:
-                    raise UserError(f"--{name} without --mask or --outpaint", rule="It is about the part drawn anew")
+        if self.mask is None and self.outpaint is None:
+            self._refuse_repaint_options()
         if self.outpaint is not None and self.strength not in (None, 1.0):
             raise UserError("--outpaint and --strength", rule="Beyond the edge there is nothing to keep: strength is 1")
         self._check_values()
+
+    def _refuse_repaint_options(self) -> None:
+        for name in ("fill", "feather", "padding"):
+            if getattr(self, name) is not None:
+                raise UserError(f"--{name} without --mask or --outpaint", rule="It is about the part drawn anew")
 
     def _check_values(self) -> None:
         if self.strength is not None:

@@ -86,8 +86,10 @@ class Repaint:
         check_repaint(self.fill, self.feather, self.padding)
 
     def fill_for(self, strength: float) -> Fill:
-        """The fill in force."""
-        return cast(Fill, self.fill) if self.fill else "surroundings" if strength == 1.0 else "original"
+        """The fill that is used: by default the surroundings, or below strength 1 what was there."""
+        if self.fill:
+            return cast(Fill, self.fill)
+        return "surroundings" if strength == 1.0 else "original"
 
 
 def open_image(source: ImageSource) -> Pixels:

@@ -184,7 +184,7 @@ def _side(graph: Graph, value: object, side: str) -> str:
 
 
 def _text(graph: Graph, name: str, known: dict[str, str], deep: int = 0) -> str:
-    """What a node says: its own texts, and those of the nodes that its text inputs come from."""
+    """The text of a node: its own texts, and those of the nodes that its text inputs come from."""
     if name in known or name not in graph or deep > _DEEPEST:
         return known.get(name, "")
     known[name] = ""  # rings end here, and each node is put together once
@@ -195,6 +195,8 @@ def _text(graph: Graph, name: str, known: dict[str, str], deep: int = 0) -> str:
             linked = _link(value)
             parts.append(value if isinstance(value, str) else _text(graph, linked or "", known, deep + 1))
     between = inputs.get("delimiter")
-    kept = [part for part in (parts if isinstance(between, str) else dict.fromkeys(parts)) if part]
-    known[name] = (between if isinstance(between, str) else "\n").join(kept)
+    if isinstance(between, str):
+        known[name] = between.join(part for part in parts if part)
+    else:  # the same text through two inputs is one text
+        known[name] = "\n".join(part for part in dict.fromkeys(parts) if part)
     return known[name]

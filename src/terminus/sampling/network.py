@@ -34,20 +34,19 @@ def network(
     known: Float[Tensor, "1 c h w"] | None = None,
     control_inputs: LoadedControls | None = None,
 ) -> Network:
-    """(x, t) → one prediction per request. `known` are the channels that an inpainting UNet reads besides x.
+    """A function (x, t) → one prediction per request. `known` are the channels that an inpainting UNet reads besides x.
 
     All rows of `t` are the same timestep. It is looked at, so on the CPU it costs nothing.
     """
     control_inputs = control_inputs or LoadedControls()
     device, dtype = components.text_encoders.device, _computes_in(components, settings)
     held = dtype != torch.float32
-    # Networks held in bf16 need no autocast, which would run their norms in fp32; guides are held in fp32 and do.
-    precision = settings.precision_for(components) if not held else "bf16" if control_inputs else "fp32"
+    precision = _autocast_precision(components, settings, held, bool(control_inputs))
     guidance, T = settings.guidance_for(components), components.record.schedule.timesteps
     guided = guidance.scale != 1.0
-    whole = settings.conditioning or MicroConditioning.uncropped(size)
-    texts = [one.prompt for one in requests] + ([one.negative for one in requests] if guided else [])
-    sizes = [whole] * len(requests) + [settings.negative_conditioning or whole] * (len(texts) - len(requests))
+
+    # Text and sizes are the same at every step. With guidance the rows of the negative prompts follow.
+    texts, sizes = _texts_and_sizes(requests, settings, size, guided)
     with torch.no_grad(), runtime.autocast(device, precision):
         text = _encode(components, texts, max(prompt_chunks(components, one, settings) for one in requests))
         text = TextFeatures(text.context.to(dtype), text.pooled.to(dtype))
@@ -56,9 +55,10 @@ def network(
     def run(x: Tensor, t: Tensor) -> Tensor:
         here = x if known is None else torch.cat([x, known.expand(len(x), -1, -1, -1)], dim=1)
         now = int(t[0])
+        # Where guidance acts, one call of the UNet makes both predictions.
         twice = guided and guidance.active(now, T)
-        rows = slice(2 * len(x) if twice else len(x))
         copies = 2 if twice else 1
+        rows = slice(copies * len(x))
         with torch.no_grad(), runtime.autocast(device, precision):
             inputs = here.to(dtype).repeat(copies, 1, 1, 1)
             times = torch.full((len(inputs),), now, dtype=torch.long, device=x.device)
@@ -70,6 +70,28 @@ def network(
         return guidance.combine(*output.chunk(2)) if twice else output
 
     return run
+
+
+def _autocast_precision(components: Components, settings: Settings, held: bool, controlled: bool) -> runtime.Precision:
+    """The precision of autocast; `held` says whether the networks are held in bf16.
+
+    Those need none, and it would run their norms in fp32; controls are held in fp32 and do.
+    """
+    if not held:
+        return settings.precision_for(components)
+    return "bf16" if controlled else "fp32"
+
+
+def _texts_and_sizes(
+    requests: Sequence[ImageRequest], settings: Settings, size: Size, guided: bool
+) -> tuple[list[str], list[MicroConditioning]]:
+    """Text and micro-conditioning of each row: the prompts, then with guidance the negative prompts."""
+    whole = settings.conditioning or MicroConditioning.uncropped(size)
+    texts, sizes = [one.prompt for one in requests], [whole] * len(requests)
+    if guided:
+        texts += [one.negative for one in requests]
+        sizes += [settings.negative_conditioning or whole] * len(requests)
+    return texts, sizes
 
 
 def _computes_in(components: Components, settings: Settings) -> torch.dtype:
@@ -84,7 +106,7 @@ def _computes_in(components: Components, settings: Settings) -> torch.dtype:
 
 
 def prompt_chunks(components: Components, request: ImageRequest, settings: Settings) -> int:
-    """Stretches of text that the text encoders read for this request.
+    """The number of chunks of text that the text encoders read for this request.
 
     More of them, though empty, would change its image: those of one batch must have equally many.
     """
@@ -93,7 +115,7 @@ def prompt_chunks(components: Components, request: ImageRequest, settings: Setti
 
 
 def channels(components: Components) -> int:
-    """Of the UNet's input: the VAE's own, or more on models that read further images."""
+    """Channels of the UNet's input: the VAE's own, or more on models that read further images."""
     return cast(int, components.unet.config["in_channels"])
 
 
@@ -104,8 +126,6 @@ def _in(residuals: Residuals, dtype: torch.dtype) -> Residuals:
 
 def _encode(components: Components, texts: Sequence[str], count: int) -> TextFeatures:
     distinct = list(dict.fromkeys(texts))
-    encoded, rows = (
-        prompts.encode_prompts(components.text_encoders, distinct, count),
-        [distinct.index(text) for text in texts],
-    )
+    encoded = prompts.encode_prompts(components.text_encoders, distinct, count)
+    rows = [distinct.index(text) for text in texts]
     return TextFeatures(encoded.context[rows], encoded.pooled[rows])

@@ -1,4 +1,4 @@
-"""What people write in prompts: weights in brackets, BREAK, {this|or that}, and more words than a text encoder reads.
+"""The grammar of prompts: weights in brackets, BREAK, {this|or that}, and more words than a text encoder reads.
 
 The grammar is the one that A1111 published, because prompts travel between programs; docs/prompts.md shows it.
 Captions in training are plain text and never come through here. What the grammar knows and we do not do is refused:
@@ -182,34 +182,43 @@ def _tokens(prompt: str) -> list[re.Match[str]]:
 
 def _refuse(tokens: Sequence[re.Match[str]]) -> None:
     """UserError for the parts of the published grammar that are not done here."""
-    bars: list[tuple[str, list[str]]] = []  # of each open bracket: itself, and the bars directly in it
+    bars: list[tuple[str, list[str]]] = []  # each open bracket, and the bars directly in it
     opened = dict.fromkeys("([{", 0)
     for token in tokens:
         kind, text = token.lastgroup, token[0]
         if kind in ("network", "file"):
             _refuse_opening(kind, text)
         elif kind == "number" and text[-1] == "]" and opened["["]:
-            raise UserError(
-                f"The prompt has [...{text}",
-                rule="Prompts that change during sampling, [from:to:when], are not supported",
-                fix=r"Write \: if the colon is text, or (text:1.3) if a weight was meant",
-            )
+            raise _changing(text)
         elif kind == "mark" and text == "|" and bars:
             bars[-1][1].append(text)
         elif kind == "mark" and text in opened:
             opened[text] += 1
             bars.append((text, []))
         elif kind in ("mark", "number") and opened.get(_OPENS.get(text[-1], ""), 0):
+            # It closes its bracket, and with it those inside that were left open.
             bracket, inside = "", [""]
             while bracket != _OPENS[text[-1]]:
                 bracket, inside = bars.pop()
                 opened[bracket] -= 1
             if bracket == "[" and inside:
-                raise UserError(
-                    "The prompt has [...|...]",
-                    rule="Prompts that alternate during sampling, [a|b], are not supported",
-                    fix=r"Write {a|b} to have one of the two drawn by the seed, or \| if the bar is text",
-                )
+                raise _alternating()
+
+
+def _changing(text: str) -> UserError:
+    return UserError(
+        f"The prompt has [...{text}",
+        rule="Prompts that change during sampling, [from:to:when], are not supported",
+        fix=r"Write \: if the colon is text, or (text:1.3) if a weight was meant",
+    )
+
+
+def _alternating() -> UserError:
+    return UserError(
+        "The prompt has [...|...]",
+        rule="Prompts that alternate during sampling, [a|b], are not supported",
+        fix=r"Write {a|b} to have one of the two drawn by the seed, or \| if the bar is text",
+    )
 
 
 def _refuse_opening(kind: str, text: str) -> None:

@@ -179,12 +179,7 @@ def examine_provenance(data: bytes, anchors: bytes | None = None) -> Credentials
 def _credentials(store: Mapping[str, Any]) -> Credentials:
     manifest = store.get("manifests", {}).get(store.get("active_manifest"), {})
     signature, generators = manifest.get("signature_info", {}), manifest.get("claim_generator_info", [])
-    actions: list[Mapping[str, Any]] = [
-        action
-        for assertion in manifest.get("assertions", [])
-        if str(assertion.get("label", "")).startswith("c2pa.actions")
-        for action in assertion.get("data", {}).get("actions", [])
-    ]
+    actions = _actions(manifest)
     sources = [str(action["digitalSourceType"]) for action in actions if action.get("digitalSourceType")]
     names = [str(signature[name]) for name in ("common_name", "issuer") if signature.get(name)]
     state = str(store.get("validation_state"))
@@ -197,6 +192,15 @@ def _credentials(store: Mapping[str, Any]) -> Credentials:
         source_type=sources[-1].removeprefix(SOURCE_TYPES) if sources else None,
         parents=sum(one.get("relationship") == "parentOf" for one in manifest.get("ingredients", [])),
     )
+
+
+def _actions(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Everything that was done with the image, in the manifest's order."""
+    actions: list[Mapping[str, Any]] = []
+    for assertion in manifest.get("assertions", []):
+        if str(assertion.get("label", "")).startswith("c2pa.actions"):
+            actions += assertion.get("data", {}).get("actions", [])
+    return actions
 
 
 def _reason(store: Mapping[str, Any]) -> str:

@@ -210,10 +210,7 @@ def _comment(stored: bytes) -> str:
 def _from_xmp(packet: bytes, notes: list[str]) -> tuple[str | None, str | None]:
     """The digital source type and our JSON. XMP never declares entities, so a packet that does is not read."""
     try:
-        text = packet.decode("utf-8").strip("\0 \n\r\t\ufeff")
-        if len(packet) > _XMP_BYTES or "<!DOCTYPE" in text or "<!ENTITY" in text:
-            raise ValueError("too long, or with entities")
-        root = ElementTree.fromstring(text)
+        root = _xmp_tree(packet)
     except (ElementTree.ParseError, ValueError):
         notes.append("the XMP packet is damaged")
         return None, None
@@ -223,6 +220,14 @@ def _from_xmp(packet: bytes, notes: list[str]) -> tuple[str | None, str | None]:
         source = source or element.get(_IPTC) or inside
     ours = root.find(f".//{{{NAMESPACE}}}origin")
     return source and source.strip().removeprefix(provenance.SOURCE_TYPES), None if ours is None else ours.text
+
+
+def _xmp_tree(packet: bytes) -> ElementTree.Element:
+    """The packet's XML; ValueError or ParseError for what is not read."""
+    text = packet.decode("utf-8").strip("\0 \n\r\t\ufeff")
+    if len(packet) > _XMP_BYTES or "<!DOCTYPE" in text or "<!ENTITY" in text:
+        raise ValueError("too long, or with entities")
+    return ElementTree.fromstring(text)
 
 
 def _understood(found: _Found, notes: list[str]) -> ForeignMetadata:

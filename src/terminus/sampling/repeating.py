@@ -15,6 +15,7 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image
 
+from terminus.conditioning import Size
 from terminus.errors import UserError
 from terminus.model.components import Components
 from terminus.sampling.canvas import ImageSource, Margins, Repaint
@@ -44,14 +45,22 @@ class RecordedRequest:
     hires: Hires | None
 
 
+def _drawn_size(generation: GenerationMetadata) -> Size | None:
+    """The size that was asked for: of the masked crop, or before an enlargement; None for upscaling, which has none."""
+    if generation.task == "upscale":
+        return None
+    if generation.mask:
+        return generation.mask.crop_size
+    return generation.enlargement.source if generation.enlargement else generation.size
+
+
 def recorded_request(
     generation: GenerationMetadata, components: Components, image: ImageSource | None, mask: ImageSource | None
 ) -> RecordedRequest:
-    """From an image's own words and the files that it names; UserError for a file too few or too many."""
+    """The request that an image's metadata and the files it names describe; UserError for missing or extra files."""
     check_given(generation, image, mask)
     varied, grown = generation.variation, generation.enlargement
     again = Hires(grown.factor, generation.strength or 1.0) if grown and generation.task == "text2img" else None
-    size = generation.mask.crop_size if generation.mask else grown.source if grown else generation.size
     settings = Settings(
         steps=generation.steps,
         guidance=generation.guidance,
@@ -59,7 +68,7 @@ def recorded_request(
         interval=generation.interval or (0.0, 1.0),
         solver=generation.solver,
         spacing=generation.spacing,
-        size=None if generation.task == "upscale" else size,
+        size=_drawn_size(generation),
         variation=varied.strength if varied else 0.0,
         conditioning=generation.conditioning,
         negative_conditioning=generation.negative_conditioning,

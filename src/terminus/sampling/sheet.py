@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 _FONT_SIZE = 13
 _LINE = 16
 _LINES = 4
-"""Of a caption; a longer one ends in an ellipsis."""
+"""Lines of a caption; a longer one ends in an ellipsis."""
 _LONGEST = 1000
 """Characters of a caption that are looked at."""
 _MARGIN = 6
@@ -30,23 +30,27 @@ def sheet(
     scale: int | None = None,
     row_titles: Sequence[str] = (),
 ) -> Image.Image:
-    """RGB; images row by row, each with its caption below, each row with its title above.
+    """An RGB sheet of the images row by row, each with its caption below, each row with its title above.
 
     `columns` None is a nearly square sheet of at most 8. `scale` repeats each pixel that many times in both
     directions; None is the least that makes the widest image 128 pixels wide, and reduces what exceeds 512.
     """
     if not images or (captions and len(captions) != len(images)):
         raise ValueError(f"{len(images)} images and {len(captions)} captions")
-    columns = columns or min(8, next(n for n in range(1, 9) if n * n >= len(images) or n == 8))
-    columns = min(columns, len(images))
-    shown = [_resized(image.convert("RGB"), scale, max(p.width for p in images)) for image in images]
-    width, height = max(p.width for p in shown), max(p.height for p in shown)
+    # Every image of one size class, every caption in lines of that width.
+    widest = max(image.width for image in images)
+    shown = [_resized(image.convert("RGB"), scale, widest) for image in images]
+    width, height = max(image.width for image in shown), max(image.height for image in shown)
     font = ImageFont.load_default(_FONT_SIZE)
     texts = [_wrapped(caption, width, font) for caption in captions] or [[] for _ in shown]
+
+    # A page that is as high as its rows, each with room for its longest caption.
+    columns = min(columns or _columns(len(images)), len(images))
     rows = [range(start, min(start + columns, len(shown))) for start in range(0, len(shown), columns)]
     title_height = _LINE + _MARGIN if row_titles else 0
     row_heights = [title_height + height + _caption_height(texts, row) + _MARGIN for row in rows]
     page = Image.new("RGB", (columns * (width + _MARGIN) + _MARGIN, sum(row_heights) + _MARGIN), _PAPER)
+
     pen = ImageDraw.Draw(page)
     top = _MARGIN
     for number, row in enumerate(rows):
@@ -55,14 +59,26 @@ def sheet(
         for column, index in enumerate(row):
             left, below = _MARGIN + column * (width + _MARGIN), top + title_height
             page.paste(shown[index], (left + (width - shown[index].width) // 2, below))
-            for line, text in enumerate(texts[index]):
-                pen.text((left, below + height + 2 + line * _LINE), text, _INK, font)
+            _write_lines(pen, texts[index], left, below + height + 2, font)
         top += row_heights[number]
     return page
 
 
+def _columns(count: int) -> int:
+    """Columns of a nearly square sheet, at most 8."""
+    for columns in range(1, 8):
+        if columns**2 >= count:
+            return columns
+    return 8
+
+
 def _caption_height(texts: Sequence[Sequence[str]], row: range) -> int:
     return _LINE * max(len(texts[index]) for index in row) + 2
+
+
+def _write_lines(pen: ImageDraw.ImageDraw, lines: Sequence[str], left: int, top: int, font: _Font) -> None:
+    for number, line in enumerate(lines):
+        pen.text((left, top + number * _LINE), line, _INK, font)
 
 
 def _resized(image: Image.Image, scale: int | None, widest: int) -> Image.Image:
@@ -87,9 +103,12 @@ def _wrapped(caption: str, width: int, font: _Font) -> list[str]:
                 fits = max(1, bisect_right(range(len(word) + 1), width, key=lambda n: font.getlength(word[:n])) - 1)
                 line, word = word[:fits], word[fits:]
     lines = [*lines, line] if line else lines
-    if len(lines) > _LINES:
-        last = lines[_LINES - 1]
-        while last and font.getlength(last + "…") > width:
-            last = last[:-1]
-        lines = [*lines[: _LINES - 1], last + "…"]
-    return lines
+    return lines if len(lines) <= _LINES else _shortened(lines, width, font)
+
+
+def _shortened(lines: Sequence[str], width: int, font: _Font) -> list[str]:
+    """The first lines, of which the last ends in an ellipsis."""
+    last = lines[_LINES - 1]
+    while last and font.getlength(last + "…") > width:
+        last = last[:-1]
+    return [*lines[: _LINES - 1], last + "…"]

@@ -73,14 +73,12 @@ def generate(
     (size, overlap) in latents for images larger than the network's. UserError, before the first step, for what this
     model cannot do.
     """
-    if control_inputs and tile is not None:
-        raise UserError(
-            "Guiding images and upscaling in tiles",
-            rule="Every tile would be steered by the whole of the guiding image",
-            fix="Leave the guides out, or draw in one piece: image to image with a size, or a second pass",
-        )
+    # Refuse what this model cannot do, before anything is computed.
     masked = canvas is not None and canvas.mask is not None
+    _check_tiles(control_inputs, tile)
     _check(components, masked)
+
+    # Timesteps by the checkpoint's own schedule, and the noise that is the start or is put on the start.
     size = settings.size_for(components) if canvas is None else canvas.size
     schedule = noise_schedule(components.record.schedule)
     steps = visited or visited_timesteps(components, settings, strength)
@@ -88,13 +86,19 @@ def generate(
     shape = (components.vae.channels, size.height // factor, size.width // factor)
     noise = _noise(requests, settings.variation, shape, components.text_encoders.device)
     x = start = noise(-1)
-    seen = size if tile is None else Size(*(min(side, tile[0] * factor) for side in size))
+    seen = _seen_size(size, tile, factor)
+
+    # Text to image: from pure noise.
     if canvas is None:
         denoise = _denoiser(network(components, requests, settings, seen, None, control_inputs), components, schedule)
         return SOLVERS[settings.solver](denoise, schedule, x, steps, noise)
+
+    # Image to image: x_t = alpha x0 + sigma epsilon at the first timestep. At strength 1 nothing of the image is used.
     original = latents(components, _signal(canvas))
     if strength < 1.0:
         x = float(schedule.alpha[steps[0]]) * original + float(schedule.sigma[steps[0]]) * start
+
+    # Inpainting: a UNet made for it reads mask and image; for any other the part that stays is held at every step.
     reads_image = channels(components) != shape[0]
     known = _known_channels(components, canvas, canvas.mask) if canvas.mask is not None and reads_image else None
     run = network(components, requests, settings, seen, known, control_inputs)
@@ -103,6 +107,23 @@ def generate(
         mask = cells(canvas.mask, factor).to(start.device)
         denoise = keeping(denoise, schedule, original, mask, start)
     return SOLVERS[settings.solver](denoise, schedule, x, steps, noise)
+
+
+def _check_tiles(control_inputs: LoadedControls | None, tile: tuple[int, int] | None) -> None:
+    if control_inputs and tile is not None:
+        raise UserError(
+            "Control images cannot be combined with upscaling in tiles",
+            rule="Every tile would be steered by the whole control image",
+            fix="Leave the controls out, or draw in one piece: image to image with a size, or a second pass",
+        )
+
+
+def _seen_size(size: Size, tile: tuple[int, int] | None, factor: int) -> Size:
+    """What the network sees at once, in pixels: the image, or a tile of it."""
+    if tile is None:
+        return size
+    side = tile[0] * factor
+    return Size(min(size.height, side), min(size.width, side))
 
 
 def visited_timesteps(components: Components, settings: Settings, strength: float = 1.0) -> Sequence[int]:
@@ -135,14 +156,14 @@ def keeping(
 
 
 def latents(components: Components, signal: Float[Tensor, "1 3 height width"]) -> Float[Tensor, "1 c h w"]:
-    """What the VAE makes of an image in -1..1: the mean of its moments, so that an image has one latent."""
+    """The latent of an image in -1..1: the mean of the VAE's posterior, so that an image has one latent."""
     with torch.no_grad():
         posterior = components.vae.encode(signal)
     return components.vae.latents(posterior, torch.zeros_like(posterior.mean))
 
 
 def to_bytes(components: Components, latents: Float[Tensor, "batch c h w"]) -> UInt8[Tensor, "batch height width 3"]:
-    """Latents to images, on the CPU."""
+    """Images of these latents, on the CPU."""
     area = latents.shape[-2] * latents.shape[-1] * components.vae.factor**2
     with torch.no_grad():
         parts = [components.vae.decode(part) for part in latents.split(max(1, _DECODED_PIXELS // area))]
@@ -151,7 +172,7 @@ def to_bytes(components: Components, latents: Float[Tensor, "batch c h w"]) -> U
 
 
 def _known_channels(components: Components, canvas: Canvas, mask: Mask) -> Float[Tensor, "1 c h w"]:
-    """What an inpainting UNet reads besides the latent: the mask, and the image with grey behind the mask."""
+    """Further channels for an inpainting UNet: the mask, and the latent of the image with grey behind the mask."""
     hidden = latents(components, _signal(canvas) * ~mask)
     return torch.cat([cells(mask, components.vae.factor).to(hidden.device), hidden], dim=1)
 
