@@ -45,7 +45,7 @@ _NARROW = 2
 
 @dataclass(frozen=True)
 class Ordering:
-    """What the order alone costs."""
+    """Speed and memory of the order alone."""
 
     rows: int
     first: float
@@ -78,7 +78,7 @@ class LoaderMeasurement:
 
 @dataclass(frozen=True)
 class Opening:
-    """What opening a table with this many rows costs."""
+    """Time and memory of opening a table with this many rows."""
 
     rows: int
     seconds: float

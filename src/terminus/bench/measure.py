@@ -43,12 +43,12 @@ class NetworkSeconds:
     seconds: dict[str, float] = field(default_factory=lambda: {"text": 0.0, "unet": 0.0, "decode": 0.0})
     unet_calls: int = 0
     whole: float = 0.0
-    """Of the run."""
+    """Seconds of the whole run."""
 
 
 @dataclass(frozen=True)
 class NetworkProbes:
-    """What both contenders are made of: where the parts of a run begin and end."""
+    """The networks of a contender: where the parts of a run begin and end."""
 
     text_encoders: Sequence[nn.Module]
     unet: nn.Module
@@ -58,7 +58,7 @@ class NetworkProbes:
         return [*self.text_encoders, self.unet, self.vae]
 
     def bytes_on(self, device: torch.device) -> int:
-        """Of their weights that are on the device now."""
+        """Bytes of their weights that are on the device now."""
         return sum(
             parameter.numel() * parameter.element_size()
             for module in self.modules()
@@ -155,7 +155,7 @@ class Laps:
         self._since: float | None = None
 
     def lap(self, name: str) -> None:
-        """What was done since the last lap was `name`."""
+        """Counts the time since the last lap as `name`."""
         if self._since is None:
             return
         _wait(self._device)
@@ -215,7 +215,7 @@ def peak_above(run: Callable[[], object], device: torch.device) -> int | None:
 
 
 def resident_bytes() -> int:
-    """Of this process, in memory. OSError where the system does not tell."""
+    """Bytes of memory of this process. OSError where the system does not tell."""
     return _status("VmRSS")
 
 

@@ -42,7 +42,7 @@ _WARM_UP = 1
 
 @dataclass(frozen=True)
 class SampleResult:
-    """What one contender reached. Seconds are of a run of `batch` images."""
+    """Results of one contender. Seconds are of a run of `batch` images."""
 
     name: str
     run: Spread
@@ -55,7 +55,7 @@ class SampleResult:
     """Tokenizer, solver, guidance, metadata: the same run less its networks."""
     unet_calls: int
     tflops: float
-    """Of the UNet, while it runs."""
+    """Speed of the UNet, while it runs."""
     peak_gib: float | None
     first_run: float
     """Seconds of the first run, with everything that is compiled and loaded once."""

@@ -1,4 +1,4 @@
-"""What is trained in a benchmark, whoever trains it: a recipe, its networks, and rows that are made up."""
+"""The training of a benchmark, whoever does it: a recipe, its networks, and rows that are made up."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Trainer(Protocol):
     name: str
     laps: Laps
     losses: list[float]
-    """Of every step so far."""
+    """Loss of every step so far."""
 
     def run(self, steps: int) -> object: ...
 

@@ -47,17 +47,17 @@ _BASE = "nano"
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What one contender reached. Seconds are of one optimizer step."""
+    """Results of one contender. Seconds are of one optimizer step."""
 
     name: str
     step: Spread
     turns: tuple[float, ...]
-    """Of each turn, in their order."""
+    """Seconds per step of each turn, in their order."""
     processor: Spread
     """Seconds of processor time, all threads: on a CPU what other programs hardly lengthen, on a GPU the overhead."""
     images_per_second: float
     tflops: float
-    """Of the UNet's two passes, without what is computed twice."""
+    """Speed of the UNet's two passes, without what is computed twice."""
     mfu: float
     """The same as a share of what matrix products reach here."""
     hfu: float
@@ -68,7 +68,7 @@ class TrainResult:
     first_step: float
     """With everything that is compiled and allocated once."""
     loss: float
-    """Of the last step."""
+    """Loss of the last step."""
 
 
 @dataclass(frozen=True)
@@ -85,14 +85,14 @@ class BenchLength:
 
 @dataclass(frozen=True)
 class Yardstick:
-    """What the device can do, and what one image asks of it."""
+    """The speed of the device, and the work of one image."""
 
     peak: float
     """FLOP/s of large matrix products, measured."""
     cost: Cost
-    """Of an image, nothing computed twice."""
+    """FLOPs of an image, nothing computed twice."""
     again: Cost
-    """Of an image, as the recipe computes it."""
+    """FLOPs of an image, as the recipe computes it."""
 
 
 def bench_train(
@@ -178,7 +178,7 @@ def _both_fit(parameters: int, device: torch.device) -> bool:
 
 @dataclass
 class _Measured:
-    """What the turns of one contender gave."""
+    """Measurements of one contender's turns."""
 
     name: str
     first: float = 0.0

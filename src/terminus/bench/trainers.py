@@ -161,7 +161,7 @@ def _hooks(laps: Laps, losses: list[float]) -> Hooks:
 
 
 class _Precomputed(Dataset[dict[str, Any]]):
-    """What the script's mapped data set holds of each image."""
+    """A data set of the entries that the script's mapped one holds of each image."""
 
     def __init__(self, rows: MadeRows, latents: Tensor, features: Sequence[TextFeatures] | None) -> None:
         self.rows, self.latents, self.features = rows, latents, features
@@ -290,7 +290,7 @@ class Theirs:
 
 
 def _ddpm(components: Components) -> dict[str, Any]:
-    """Of the model's schedule, what this scheduler knows."""
+    """The configuration of the model's schedule, as far as this scheduler knows it."""
     known = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type", "clip_sample")
     config = scheduler_config(components.record.schedule)
     names = (*known, "rescale_betas_zero_snr", "timestep_spacing")

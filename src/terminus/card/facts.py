@@ -22,7 +22,7 @@ LAST = 100
 
 @dataclass(frozen=True)
 class Log:
-    """What the card takes from `log.jsonl`."""
+    """The numbers that the card takes from `log.jsonl`."""
 
     steps: int
     final_loss: float | None
@@ -30,7 +30,7 @@ class Log:
     final_error: float | None
     lowest_rate: float | None
     highest_rate: float | None
-    """Of the learning rates that were really used."""
+    """Range of the learning rates that were really used."""
     slow_images_per_second: float | None
     """5th percentile over steps."""
 
@@ -78,7 +78,7 @@ class FinishedRun:
     facts: Document
     data: Document
     report: Document
-    """Of the data store; empty if it is not here."""
+    """Report of the data store; empty if it is not here."""
     evaluation: Path
     """The folder that `terminus evaluate` wrote: `evaluation` in the run's, or the run's own."""
     metrics: Document
@@ -93,7 +93,7 @@ class FinishedRun:
 
     @property
     def name(self) -> str:
-        """Of the model."""
+        """Name of the model."""
         return self.recipe.text("run.name") or self.folder.resolve().name
 
     @property
@@ -110,7 +110,7 @@ class FinishedRun:
 
     @property
     def zero_terminal_velocity(self) -> bool:
-        """What the scheduler's file says."""
+        """Configuration of the scheduler."""
         scheduler = self.scheduler
         velocity = scheduler.text("prediction_type") == "v_prediction"
         return velocity and scheduler.flag("rescale_betas_zero_snr") is True

@@ -69,7 +69,7 @@ def render_card(run: FinishedRun) -> str:
 
 
 def _shown(value: object) -> Markup:
-    """What the template prints: markup as it is, anything else escaped, nothing as words."""
+    """A value as the template prints it: markup as it is, anything else escaped, None as words."""
     if isinstance(value, Markup):
         return value
     return NOT_STATED if value is None else markdown(str(value))

@@ -32,12 +32,12 @@ class Caption:
     """The same in the grammar of `sampling.prompts`."""
     seed: int
     size: Size | None = None
-    """Of the image to draw, in pixels; None is the model's own."""
+    """Size of the image to draw, in pixels; None is the model's own."""
 
 
 @dataclass(frozen=True)
 class Captions:
-    """What is asked for, and what it is compared with."""
+    """The captions that are drawn, and the images that they are compared with."""
 
     kind: Literal["held-out", "file"]
     items: tuple[Caption, ...]
@@ -48,7 +48,7 @@ class Captions:
     images: tuple[ImageSource, ...] = ()
     """The real image of each caption; () for those of a file."""
     version: int | None = None
-    """Of the store's table of latents."""
+    """Version of the store's table of latents."""
     gone: int = 0
     """Held-out rows among those chosen whose image the store no longer has."""
 

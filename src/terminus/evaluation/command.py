@@ -81,7 +81,7 @@ class _Questions:
 
 @dataclass(frozen=True)
 class _Model:
-    """What the model drew; its UNet is let go before the parent is loaded."""
+    """The model's own images; its UNet is let go before the parent is loaded."""
 
     subject: MeasuredModel
     sampling: Sampling
@@ -93,7 +93,7 @@ class _Model:
 
 @dataclass(frozen=True)
 class _Before:
-    """What its parent drew, or why it did not."""
+    """The parent's images, or why there are none."""
 
     subject: MeasuredModel | None = None
     answers: Answers | None = None

@@ -27,12 +27,12 @@ Sampler = Callable[[Components, Sequence[str], Sequence[int], Settings], Iterato
 
 @dataclass(frozen=True)
 class Answers:
-    """What one model drew, by one schedule."""
+    """The images that one model drew, by one schedule."""
 
     probe: Images
-    """Of the contrast probe's prompts, in order."""
+    """Images of the contrast probe's prompts, in order."""
     captions: tuple[ImageSource, ...] = ()
-    """Of the captions, in order."""
+    """Images of the captions, in order."""
 
 
 def answer(

@@ -22,7 +22,7 @@ class Gallery:
     """All images of one evaluation; every set answers the same prompts and captions in the same order."""
 
     prompts: Sequence[EvaluationPrompt]
-    """Of the contrast probe."""
+    """Prompts of the contrast probe."""
     captions: Captions | None
     own: Answers
     leaky: Answers
@@ -41,10 +41,10 @@ class _Pairs:
     texts: Sequence[str]
     real: Sequence[ImageSource]
     rows: Sequence[int] | None = None
-    """Of the probe; None for the held-out captions."""
+    """Rows of the probe; None for the held-out captions."""
 
     def of(self, answers: Answers) -> Sequence[ImageSource]:
-        """What one set has for these captions."""
+        """The images of one set for these captions."""
         return answers.captions if self.rows is None else [answers.probe[row] for row in self.rows]
 
 

@@ -37,7 +37,7 @@ class Sampling:
     height: int
     precision: str
     seed: int
-    """Of the first image of each background; the others count on."""
+    """Seed of the first image of each background; the others count on."""
     batch: int
     control: str
     """How the control differs."""
@@ -45,7 +45,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class OwnCaptions:
-    """What was asked for of the model's own subjects."""
+    """The captions of the model's own subjects that were drawn."""
 
     kind: str
     """"held-out": captions of the run's held-out images; "file": prompts of a file."""
@@ -54,11 +54,11 @@ class OwnCaptions:
     available: int
     """Held-out images, or prompts in the file: all that they were taken from."""
     gone: int
-    """Of those taken, the ones that the store has no caption or image of any more."""
+    """How many of those taken the store has no caption or image of any more."""
     source: str
     """The data store, or the file; its last part, if its path is absolute."""
     version: int | None
-    """Of the store's table of latents."""
+    """Version of the store's table of latents."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Timing:
 
     seconds: float
     seconds_per_image: float
-    """Of the model's own images, decoding included, in batches of `sampling.batch`."""
+    """Seconds per image of the model's own images, decoding included, in batches of `sampling.batch`."""
     hardware: str
 
 

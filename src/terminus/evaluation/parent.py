@@ -41,7 +41,7 @@ def parent_of(trained: Trained | None, model: Path) -> Parent:
 
 
 def subject(components: Components, folder: Path, name: str) -> MeasuredModel:
-    """What the numbers say of a model."""
+    """The identity of a measured model, for metrics.json."""
     record, last = components.record, Path(name).name
     if last == "model" or not last.strip("."):
         last = model_name(folder)

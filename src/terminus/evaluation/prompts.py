@@ -77,7 +77,7 @@ def build_prompts(native_pixels: int, extreme: int, color: int, seed: int) -> li
 
 
 def real_images(prompts: Sequence[EvaluationPrompt], side: int) -> UInt8[np.ndarray, "count side side 3"]:
-    """What the embedded data have for these prompts, at the model's size; every prompt has its drawing."""
+    """The embedded drawings for these prompts, at the model's size; every prompt has its drawing."""
     transform = geometry.Transform(side)
     images: list[np.ndarray] = []
     for prompt in prompts:

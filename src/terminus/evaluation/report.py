@@ -1,4 +1,4 @@
-"""What an evaluation shows people: sheets of images, a few single ones for a gallery, and `report.html`."""
+"""The pages of an evaluation: sheets of images, a few single ones for a gallery, and `report.html`."""
 
 from __future__ import annotations
 

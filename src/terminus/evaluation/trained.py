@@ -1,4 +1,4 @@
-"""What a model's recipe says that an evaluation needs: its data, and what training began from."""
+"""The part of a model's recipe that an evaluation needs: its data, and what training began from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Trained:
     parent: str | None
     """`model.start`: the model that training began from; None for random weights."""
     version: int | None = None
-    """Of the table of latents that the run was trained on; None is the newest."""
+    """Version of the table of latents that the run was trained on; None is the newest."""
 
 
 def check_recipe(trained: Trained, record: Record, is_parent: bool) -> None:

@@ -81,7 +81,7 @@ class AdapterFinding:
     ranks: tuple[int, ...]
     alphas: tuple[float, ...]
     prediction: str | None
-    """What the model predicts that it was trained on, where the metadata says so."""
+    """Prediction of the model that it was trained on, where the metadata says so."""
     zero_terminal: bool | None
     evidence: tuple[Evidence, ...]
     base_model: str | None
@@ -141,7 +141,7 @@ class ImageFinding:
 
 @dataclass(frozen=True)
 class Probe:
-    """What a network answered when it was shown pure noise (`inspection.probe`)."""
+    """A network's answers to pure noise (`inspection.probe`)."""
 
     kind: Literal["probe"]
     path: str

@@ -34,7 +34,7 @@ DECISIONS: dict[str, tuple[Prediction, bool]] = {
     "v": ("velocity", False),
     "epsilon": ("epsilon", False),
 }
-"""What `--as` can say: the prediction, and whether the schedule ends in pure noise."""
+"""Answers of `--as`: the prediction, and whether the schedule ends in pure noise."""
 _CLIPPING = ("DDIM", "DDPM")
 """Beginnings of schedulers that clip what they predict unless they are told not to."""
 _LABELS = ("v_pred", "ztsnr", "alphas_cumprod")

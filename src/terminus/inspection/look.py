@@ -29,7 +29,7 @@ from terminus.model.weights import SHIPPED, at_home, resolve
 _IMAGES = {b"\x89PNG": 0, b"\xff\xd8\xff": 0, b"WEBP": 8}
 """First bytes, and where they stand."""
 _ADAPTERS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
-"""What peft and diffusers call the file in a folder of theirs."""
+"""Names of peft's and diffusers' files in a folder of theirs."""
 
 
 def look(name: str, console: Console) -> Finding:

@@ -1,4 +1,4 @@
-"""What an adapter file says of itself, in its header and by its keys, against the model that it is put on.
+"""Claims of an adapter file about itself, in its header and by its keys, against the model that it is put on.
 
 Trainers write the answers into the header (kohya's `ss_` keys, ModelSpec's `modelspec.` keys), peft into a
 configuration. None of them is needed to add the adapter; a wrong one is how a good adapter draws grey fog.
@@ -31,7 +31,7 @@ log = logging.getLogger("terminus")
 _FAMILIES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 1280: "the SDXL refiner", 2048: "SDXL"}
 """By the width of the text that the UNet reads."""
 _NAMES = ("sdxl", "stablediffusionxl")
-"""Of the family, in headers, without case and punctuation."""
+"""Beginnings of SDXL's names in headers, without case and punctuation."""
 _DIFFUSERS_KEY = "lora_adapter_metadata"
 _ADAPTED_BASES = ("pissa", "olora", "loftq", "corda")
 """peft's ways to begin that take a part out of the model's own weights, which an adapter alone cannot repeat."""
@@ -40,7 +40,7 @@ READ = "Read are LoRA, DoRA, LoHa, LoKr and differences, in the names of kohya, 
 
 @dataclass(frozen=True)
 class Claim:
-    """What the header says of the training; None where it says nothing."""
+    """The training as the header describes it; None where it says nothing."""
 
     prediction: Prediction | None = None
     zero_terminal: bool | None = None
@@ -53,7 +53,7 @@ class Configuration:
     parts: Mapping[str, Mapping[str, Any]]
 
     def scaling(self, name: str) -> Scaling:
-        """Of the module that the file calls `name`."""
+        """Alpha and rank of the module that the file calls `name`."""
         bare = name.removeprefix("base_model.model.")
         part = next((part for part in self.parts if part and bare.startswith(f"{part}.")), "")
         bare = bare.removeprefix(f"{part}.") if part else bare

@@ -1,4 +1,4 @@
-"""What an adapter adds to a weight, in float32: the formulas of the papers, each once.
+"""The differences that an adapter makes to a weight, in float32: the formulas of the papers, each once.
 
 LoRA 2106.09685, DoRA 2402.09353, LoHa 2108.06098 (FedPara), LoKr 2309.14859 (LyCORIS). Shapes are checked by running
 the same formulas on tensors without storage, so a file that does not fit is refused before any weight changes.
@@ -32,7 +32,7 @@ _LOKR_PAIRS = (("lokr_w1", "lokr_w1_a", "lokr_w1_b"), ("lokr_w2", "lokr_w2_a", "
 
 @dataclass(frozen=True)
 class Layer:
-    """What a file holds for one module: the factors, and the number in front of their product."""
+    """The factors that a file holds for one module, and the number in front of their product."""
 
     algorithm: str
     factors: Mapping[str, Tensor]
@@ -67,7 +67,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Scaling:
-    """What a configuration says beside the tensors (peft); None where it does not."""
+    """Scale factors from a configuration beside the tensors (peft); None where it does not say."""
 
     alpha: float | None = None
     rank: int | None = None

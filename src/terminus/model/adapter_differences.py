@@ -27,12 +27,12 @@ from terminus.model.weights import at_home
 from terminus.model.writing import HASH, fresh, in_precision, write_safetensors
 
 _GONE = ("ss_network_dim", "ss_network_alpha", "sshs_model_hash", "sshs_legacy_hash", "lora_adapter_metadata", HASH)
-"""What was true of the factors and is not of their product."""
+"""Metadata that were true of the factors and are not of their product."""
 
 
 @dataclass(frozen=True)
 class Differences:
-    """What was written."""
+    """The file that was written."""
 
     target: Path
     tensors: int

@@ -39,7 +39,7 @@ _SAID = ("alpha_pattern", "lora_alpha", "peft_type", "r", "rank_pattern", "targe
 
 @dataclass(frozen=True)
 class Trained:
-    """What training made: the factors of each module, named as in `model.adapter_deltas`."""
+    """A trained adapter: the factors of each module, named as in `model.adapter_deltas`."""
 
     algorithm: Algorithm
     rank: int

@@ -88,7 +88,7 @@ class Placed:
 
 
 def networks(components: Components) -> dict[Part, nn.Module]:
-    """What an adapter can change."""
+    """A module that an adapter can change."""
     return {
         "unet": components.unet,
         "text_encoder_1": components.text_encoders.text_encoder_1,

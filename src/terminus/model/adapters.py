@@ -37,7 +37,7 @@ from terminus.model.weights import at_home, read_safetensors
 log = logging.getLogger("terminus")
 
 _FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
-"""What peft and diffusers call the file in a folder of theirs."""
+"""Names of peft's and diffusers' files in a folder of theirs."""
 
 
 @dataclass(frozen=True)

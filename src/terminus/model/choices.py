@@ -15,7 +15,7 @@ Compile = Literal["off", "blocks", "graphs"]
 Offload = Literal["none", "model"]
 StoredPrecision = Literal["keep", "fp16", "bf16", "fp32"]
 DECISIONS = ("v-ztsnr", "v", "epsilon")
-"""What `inspect --fix` may be told that a model is; of `inspection.fix.DECISIONS`, in its order."""
+"""Answers of `inspect --fix --as`: the keys of `inspection.fix.DECISIONS`, in its order."""
 _DEVICE = re.compile(r"auto|cpu|(cuda|mps|xpu)(:\d{1,3})?")
 _SIZE = re.compile(r"\d+ ?(TB|GB|MB|KB)", re.IGNORECASE)
 
@@ -58,7 +58,7 @@ def check_target(
 
 
 def _check_onto(target: Path, onto: str, ema: bool) -> None:
-    """Of the differences that an adapter makes to a model."""
+    """Checks the options for the differences that an adapter makes to a model."""
     find_local(onto)
     if ema:
         raise UserError("--ema is for models, --onto for an adapter", fix="Leave out --ema")

@@ -59,7 +59,7 @@ class Control:
     span: ControlInterval
     timesteps: int
     features: tuple[Tensor, ...] = ()
-    """What a T2I-Adapter makes of its image, once: it looks at neither the latent nor the time."""
+    """Features that a T2I-Adapter makes of its image, once: it looks at neither the latent nor the time."""
 
     def residuals(
         self,
@@ -68,7 +68,7 @@ class Control:
         text: TextFeatures,
         time_ids: Float[Tensor, "batch 6"],
     ) -> Residuals:
-        """What it adds inside the UNet for these inputs at timestep t; nothing outside its span, or at scale 0."""
+        """Tensors to add inside the UNet for these inputs at timestep t; nothing outside its span, or at scale 0."""
         if self.scale == 0 or not self.span.covers(t, self.timesteps):
             return Residuals()
         if self.kind == "t2i":

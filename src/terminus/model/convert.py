@@ -38,7 +38,7 @@ class Converted:
     size: int
     """Bytes of all files."""
     says: str
-    """What the result tells other programs it predicts, and on which schedule."""
+    """The prediction type that the result tells other programs: "epsilon", "v" or "v-zsnr"."""
 
 
 def convert(

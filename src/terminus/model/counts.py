@@ -14,7 +14,7 @@ from terminus.errors import UserError
 from terminus.model import limits
 
 Shapes = Mapping[str, Sequence[int]]
-"""Of one network's tensors, under the names that diffusers or transformers give them now."""
+"""Shapes of one network's tensors, under the names that diffusers or transformers give them now."""
 
 
 class Count(NamedTuple):
@@ -79,7 +79,7 @@ class _Stored:
         return shape[axis] if shape is not None and axis < len(shape) else None
 
     def any_side(self, ending: str, axis: int) -> int | None:
-        """Of the first tensor whose name ends so."""
+        """One side of the first tensor whose name ends so."""
         return next((self.side(name, axis) for name in self.shapes if name.endswith(ending)), None)
 
 
@@ -109,7 +109,7 @@ def _controlnet(config: Mapping[str, object], stored: _Stored) -> Iterator[Count
 
 
 def _way_down(config: Mapping[str, object], stored: _Stored) -> Iterator[Count]:
-    """What a UNet and the ControlNets made of it share: the way down, and the middle."""
+    """Counts that a UNet and the ControlNets made of it share: the way down, and the middle."""
     yield Count("in_channels", config.get("in_channels"), stored.side("conv_in.weight", 1), "input channels")
     channels, layers = _list(config.get("block_out_channels")), config.get("layers_per_block")
     transformers, types = config.get("transformer_layers_per_block"), _list(config.get("down_block_types")) or []

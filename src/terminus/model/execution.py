@@ -37,7 +37,7 @@ class Running:
     """How networks run; the defaults are chosen by the device."""
 
     precision: Precision | None = None
-    """What weights are held in and networks compute in; None is bf16 on a GPU and fp32 elsewhere."""
+    """The precision that weights are held in and networks compute in; None is bf16 on a GPU and fp32 elsewhere."""
     channels_last: bool | None = None
     """Images' channels side by side in memory, as a GPU's convolutions read them; None is on a GPU alone."""
     compile: Compile = "off"
@@ -112,7 +112,7 @@ def prepare_for_inference(components: Components, device: torch.device, running:
 
 
 def computes_in(unet: nn.Module) -> torch.dtype:
-    """What the network's inputs must be, unless autocast converts them."""
+    """The dtype that the network's inputs must have, unless autocast converts them."""
     return next(unet.parameters()).dtype
 
 
@@ -180,7 +180,7 @@ class Turns:
         self.waiting = waiting or torch.device("cpu")
         self.resident: Sequence[nn.Module] = ()
         self._homes: list[tuple[nn.Parameter, Tensor, int]] = []
-        """Of each parameter on the device: its data in waiting, and its version when it came."""
+        """For each parameter on the device: its data in waiting, and its version when it came."""
 
     def add(self, modules: Sequence[nn.Module], entries: Sequence[nn.Module]) -> None:
         """Calling one of `entries` brings all of `modules` to the device, with the call's tensors."""

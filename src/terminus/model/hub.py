@@ -22,7 +22,7 @@ from terminus.model.naming import HubId
 VARIANTS = ("", ".fp32", ".bf16", ".fp16")
 """Endings of a network that is in its folder more than once, in the order of preference: the most precise is read."""
 _FOLDERS = r"(?:unet|vae|text_encoder(?:_2)?|tokenizer(?:_2)?|scheduler|vision)/"
-"""Of all that a repository may have: those that are read."""
+"""The folders of a repository that are read."""
 _TEXTS = re.compile(rf"(?:{_FOLDERS})?[^/]+\.json|{_FOLDERS}merges\.txt|[^/]+\.md")
 _WEIGHTS = re.compile(
     rf"(?P<network>{_FOLDERS}[^./]+?)(?P<variant>\.(?:fp32|bf16|fp16))?(?:-\d{{5}}-of-\d{{5}})?\.safetensors"
@@ -70,7 +70,7 @@ def _fetched(model: HubId, names: Collection[str]) -> Path:
 
 
 def _cached(model: HubId, problem: Exception) -> Path:
-    """What was fetched before the hub had a `problem`."""
+    """The copy that was fetched before the hub had a `problem`."""
     try:
         return Path(snapshot_download(model.repository, revision=model.revision, local_files_only=True))
     except (HFValidationError, OSError):

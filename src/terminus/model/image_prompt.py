@@ -31,7 +31,7 @@ _PLAIN = {"proj.weight", "proj.bias", "norm.weight", "norm.bias"}
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """What an IP-Adapter is told: the images, and what stands for "no image" on the negative side."""
+    """Input of an IP-Adapter: the images, and what stands for "no image" on the negative side."""
 
     conditional: Float[Tensor, "images *width"]
     unconditional: Float[Tensor, "images *width"]
@@ -118,7 +118,7 @@ class ImagePrompts:
             self._restore()
 
     def embeds(self, features: Sequence[ImageFeatures], batch: int, guided: bool) -> list[Tensor] | None:
-        """What `predict` takes as `image_embeds`: one `ImageFeatures` per attached adapter; None without any."""
+        """The argument `image_embeds` of `predict`: one `ImageFeatures` per attached adapter; None without any."""
         if len(features) != len(self._used):
             raise ValueError(f"{len(features)} sets of images for {len(self._used)} IP-Adapters")
         device = self._unet.device

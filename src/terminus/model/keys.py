@@ -67,7 +67,7 @@ class KeyMap:
     """LDM's name, from one that some program wrote in its place; both without the prefix."""
 
     def ldm_name(self, name: str) -> str:
-        """Of a parameter or a module, without the prefix; KeyError where there is none."""
+        """The LDM name of a parameter or a module, without the prefix; KeyError where there is none."""
         return self.transposed.get(name) or _translate(name, self._there)
 
     def diffusers_name(self, name: str) -> str:

@@ -1,4 +1,4 @@
-"""What a file of tensors is, by their names alone: no network is built, and no number is read."""
+"""The kind of a file of tensors, by their names alone: no network is built, and no number is read."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CONTEXTS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 1280: "th
 
 
 def guess(names: Collection[str]) -> str:
-    """What tensors of these names are, of what is no model of SDXL."""
+    """A name for tensors that are no SDXL model, by their names."""
     if not names:
         return "an empty file"
     if all(name.startswith(VAE_PREFIX) for name in names):

@@ -15,15 +15,15 @@ from typing import cast
 from terminus.errors import UserError
 
 HEADER_BYTES = 100_000_000
-"""Of a safetensors file; the limit of the format."""
+"""Largest header of a safetensors file, in bytes; the limit of the format."""
 JSON_BYTES = MERGES_BYTES = 16 * 2**20
-"""Of one `.json` file, and of `merges.txt`; those of SDXL have 3 MB and 0.5 MB."""
+"""Largest `.json` file and `merges.txt`, in bytes; those of SDXL have 3 MB and 0.5 MB."""
 SIDE_CAR_BYTES = 64_000
-"""Of a `.yaml` beside a single file; those that exist have under 4,000."""
+"""Largest `.yaml` beside a single file, in bytes; those that exist have under 4,000."""
 VOCABULARY = 1_000_000
 """Entries of a tokenizer, and merges; CLIP has 49,408."""
 TIMESTEPS = 100_000
-"""Of a noise schedule; all that exist have 1,000."""
+"""Most timesteps of a noise schedule; all that exist have 1,000."""
 PIXELS = 4096
 """The side of the square image that a model was trained on; SDXL's is 1,024."""
 LEVELS = 8
@@ -34,13 +34,13 @@ BLOCKS = 1000
 
 @dataclass(frozen=True)
 class Limit:
-    """What the number, or each number of the list, under one key may be."""
+    """Bounds of the number, or of each number of the list, under one key."""
 
     least: int | float
     most: int | float
     whole: bool = True
     entries: int = 0
-    """Of a list at most; 0 where a list cannot stand."""
+    """Most entries of a list; 0 where a list cannot stand."""
     empty: bool = False
     """Whether null may stand there."""
     bare: bool = True
@@ -115,7 +115,7 @@ LIMITS: Mapping[str, Limit] = {
     "bos_token_id": _TOKEN,
     "eos_token_id": Limit(0, VOCABULARY),  # the pooled text is read at it
 }
-"""Of each key of a `config.json` that stands for a number."""
+"""The limit of each key of a `config.json` that stands for a number."""
 _LISTS = ("down_block_types", "up_block_types", "only_cross_attention")
 """Lists of other things, one entry per level."""
 
@@ -157,7 +157,7 @@ def _check_blocks(config: Mapping[str, object], network: str, where: str) -> Non
 
 
 def _largest(value: object) -> int:
-    """Of a number, or of a list of them; 1 where there is none."""
+    """The number, or the largest in a list; 1 where there is none."""
     if isinstance(value, list | tuple):
         return max(map(_largest, cast("list[object]", value)), default=1)
     return value if isinstance(value, int) else 1

@@ -23,7 +23,7 @@ _KEPT = (
     "author", "date", "description", "encoder_layer", "implementation_version", "license", "merged_from",
     "preprocessor", "tags", "thumbnail", "timestep_range", "trigger_phrase", "unet_dtype", "usage_hint", "vae_dtype",
 )  # fmt: skip
-"""What ModelSpec has for people: a file's own words are carried over."""
+"""ModelSpec's entries for people: a file's own words are carried over."""
 
 
 def modelspec_metadata(parts: CheckpointParts) -> dict[str, str]:

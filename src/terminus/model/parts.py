@@ -75,7 +75,7 @@ CLASSES = {
 
 @dataclass(frozen=True)
 class CheckpointParts:
-    """Of one checkpoint. JSON stays as it was read, so that it can be written again as it was."""
+    """All parts of one checkpoint. JSON stays as it was read, so that it can be written again as it was."""
 
     where: str
     title: str
@@ -91,7 +91,7 @@ class CheckpointParts:
     special_tokens: Mapping[str, Mapping[str, Any]]
     """`special_tokens_map.json` of the tokenizers that have one."""
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Of a single file's header, as it was."""
+    """Metadata of a single file's header, as it was."""
     described: bool = True
     """Whether the checkpoint brought its record (`terminus.json`)."""
 
@@ -192,7 +192,7 @@ def new_index() -> dict[str, Any]:
 
 
 def stem(network: str) -> str:
-    """Of the file that diffusers or transformers keeps a network's weights in."""
+    """Name without ending of the file that diffusers or transformers keeps a network's weights in."""
     return "diffusion_pytorch_model" if network in MODULES else "model"
 
 

@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself: its noise schedule, and how it was trained.
+"""The record of a checkpoint: its noise schedule, and how it was trained.
 
 diffusers has no place for weighting, lineage and counts, so they are in `terminus.json`; the schedule is in
 `scheduler/scheduler_config.json`, where diffusers looks for it too, and is read from there alone.
@@ -39,7 +39,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Record:
-    """What a checkpoint says of itself. Empty fields were not recorded."""
+    """How a checkpoint was trained. Empty fields were not recorded."""
 
     schedule: Schedule = field(default_factory=Schedule)
     weighting: dict[str, str | float] = field(default_factory=dict[str, str | float])
@@ -50,7 +50,7 @@ class Record:
     native_pixels: int | None = None
 
     def side(self, latent: object, factor: int) -> int:
-        """Of the square image that the model was trained on, in pixels.
+        """The side of the square image that the model was trained on, in pixels.
 
         Where it was not recorded, that of a UNet with this `sample_size`, which may be nothing: then SDXL's.
         UserError for one that no model is trained on.
@@ -132,7 +132,7 @@ def save_record(record: Record, folder: Path) -> None:
 
 
 def scheduler_config(schedule: Schedule) -> dict[str, Any]:
-    """What a diffusers folder says of this schedule."""
+    """The configuration of this schedule in a diffusers folder."""
     return {
         "_class_name": "EulerDiscreteScheduler",
         "_diffusers_version": "0.42.1",

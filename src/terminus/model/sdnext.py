@@ -1,4 +1,4 @@
-"""What SD.Next takes a single file for: it looks at the size and at the words of the path, before any content.
+"""Which model SD.Next takes a single file for: it looks at the size and the words of the path, before any content.
 
 The facts are those of its `modules/sd_detect.py` and `modules/sd_models.py` of 2026-07-23 (commit 058a7f0cf), and were
 tried with that code. Its list has some eighty words; kept here are those that stand in ordinary words and names.

@@ -33,7 +33,7 @@ log = logging.getLogger("terminus")
 
 @dataclass(frozen=True)
 class TextFeatures:
-    """What the UNet is told about the caption."""
+    """Features of a caption, as the UNet reads them."""
 
     context: Float[Tensor, "batch tokens width"]
     pooled: Float[Tensor, "batch projection"]

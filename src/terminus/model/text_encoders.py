@@ -84,7 +84,7 @@ def save_vision(text_encoder: CLIPVisionModelWithProjection, folder: Path, dtype
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a tokenizer is made of."""
+    """A tokenizer's settings, entries and merges."""
 
     settings: dict[str, Any]
     """The content of `tokenizer_config.json`."""
@@ -109,7 +109,7 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def read_vocabulary(folder: Path) -> Vocabulary:
-    """What `load_tokenizer` makes its tokenizer of."""
+    """The vocabulary that `load_tokenizer` makes its tokenizer of."""
     settings = read_json(folder / "tokenizer_config.json")
     vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
     try:

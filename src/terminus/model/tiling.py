@@ -42,7 +42,7 @@ def in_tiles(
     overlap: int,
     scale: float,
 ) -> Float[Tensor, "batch outputs taller wider"]:
-    """What `run` makes of x, tile by tile. `tile` and `overlap` are of x; the result is `scale` times as large."""
+    """The result of `run` on x, tile by tile. `tile` and `overlap` are in x; the result is `scale` times as large."""
     height, width = x.shape[-2:]
     tall, wide = min(tile, height), min(tile, width)
     with _measuring(norms) as sums:
@@ -83,7 +83,7 @@ def _places(height: int, width: int, tall: int, wide: int, overlap: int) -> list
 
 @dataclass
 class _Sums:
-    """Of the tiles' means and mean squares, per image and group, in float32."""
+    """Mean and mean square of all tiles, per image and group, in float32."""
 
     mean: Tensor
     square: Tensor

@@ -43,7 +43,7 @@ def build_unet(architecture: Architecture) -> UNet:
 
 @dataclass(frozen=True)
 class Residuals:
-    """What controls add inside the UNet; controls of one image add up."""
+    """Tensors that controls add inside the UNet; controls of one image add up."""
 
     down: tuple[Tensor, ...] = ()
     """One per skip connection (ControlNet)."""

@@ -27,7 +27,7 @@ from terminus.model.naming import refuse_pickle as refuse_pickle
 from terminus.model.writing import write_safetensors
 
 BROKEN = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError)
-"""What the classes of diffusers and transformers raise on configurations that make no sense."""
+"""Exceptions that the classes of diffusers and transformers raise on configurations that make no sense."""
 _CODE = ("auto_map", "custom_pipeline", "trust_remote_code")
 """Settings by which other loaders fetch and run Python that a model brings."""
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
@@ -52,7 +52,7 @@ def resolve(model: str | Path) -> Path:
 
 
 def model_name(folder: Path) -> str:
-    """Of a model's folder: that of the run which keeps it in `model/`, or of the hub repository it is a snapshot of."""
+    """The name of a model's folder: of the run which keeps it in `model/`, or of the hub repository of a snapshot."""
     folder = folder.resolve()
     if folder.parent.name == "snapshots":
         return folder.parent.parent.name.rpartition("--")[2]
@@ -281,7 +281,7 @@ def make_module(cls: type[Module], config: Mapping[str, Any], where: str) -> Mod
 
 
 def misconfigured(network: str, error: Exception, where: str) -> UserError:
-    """What to raise when a class does not take a configuration."""
+    """The error to raise when a class does not take a configuration."""
     reason = " ".join(str(error).split())[:300]
     return UserError(f"This configuration does not describe a {network} ({reason})", where=where)
 

@@ -36,7 +36,7 @@ DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-"""What can be written, and its name in the format."""
+"""The dtypes that can be written, and their names in the format."""
 
 
 def write_safetensors(

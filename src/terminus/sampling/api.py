@@ -77,7 +77,7 @@ class SamplingStep:
     """Steps done, from 1."""
     steps: int
     x0: Float[Tensor, "batch c h w"]
-    """What the model believes the images' latents to be; after the last step, what they are."""
+    """The model's estimate of the images' latents; after the last step, the latents themselves."""
     _model: Terminus
     _task: _Task
 
@@ -159,7 +159,7 @@ class Terminus:
 
     @property
     def name(self) -> str:
-        """Of the folder or file; a run's `model` folder goes by the name of the run."""
+        """Name of the folder or file; a run's `model` folder goes by the name of the run."""
         return model_name(self._path) if self._path.is_dir() else self._path.stem
 
     @cached_property

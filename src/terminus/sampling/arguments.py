@@ -27,18 +27,18 @@ from terminus.sampling.limits import (
 )
 
 IMAGE_FORMATS = ("png", "jpg", "jpeg", "webp")
-"""Of `metadata.FORMATS`, in its order."""
+"""The suffixes in `metadata.FORMATS`, in its order."""
 ANOTHER = "Choose another --out"
 _WITH_AGAIN = (
     *("--again", "--out", "--image", "--mask", "--lora", "--control", "--format", "--private", "--sign"),
     *("--compile", "--offload", "--device"),
 )
-"""What does not say how an image is drawn, or names a file that it was drawn from."""
+"""Options that do not say how an image is drawn, or that name a file it was drawn from."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """What is drawn on, if not on nothing: the options of the command line, as they are written there."""
+    """The image to start from, if any: the options of the command line, as they are written there."""
 
     image: Path | None = None
     mask: Path | None = None

@@ -47,7 +47,7 @@ _COLLAR = 64
 
 @dataclass(frozen=True, eq=False)
 class Canvas:
-    """What is drawn on."""
+    """The image that is drawn on."""
 
     pixels: Pixels
     mask: Mask | None
@@ -76,7 +76,7 @@ class Repaint:
     """How a masked part is painted anew."""
 
     fill: str | None = None
-    """What stands behind the mask; None is `surroundings` at strength 1 and `original` below."""
+    """What is put behind the mask; None is `surroundings` at strength 1 and `original` below."""
     feather: int = 0
     """Width of the soft edge inside the mask, in pixels."""
     padding: int | None = None
@@ -202,7 +202,7 @@ def _composed(image: Pixels, backdrop: Pixels, part: Pixels, weight: Tensor, box
 
 
 def _check_area(size: Size) -> None:
-    """What is larger could be written, but no program of ours reads it again."""
+    """UserError for an image that could be written, but is too large for our programs to read again."""
     if max(size) > _LARGEST or size.height * size.width > HARD_PIXEL_LIMIT:
         rule = f"Images have sides up to {_LARGEST:,} and in all up to {HARD_PIXEL_LIMIT:,} pixels"
         raise UserError(f"This would be an image of {size.width}x{size.height} pixels", rule=rule)

@@ -1,4 +1,4 @@
-"""What a ComfyUI image says of itself: the graph of nodes that drew it, read as data.
+"""The metadata of a ComfyUI image: the graph of nodes that drew it, read as data.
 
 The graph (`prompt`) maps ids to nodes: a class name and inputs, each a value or a link [id, output]. Nothing is
 executed and no class is looked up: a sampler is a node that has steps and a seed, and a text is whatever text lies
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 _NODES = 10_000
-"""Of a graph that is looked at."""
+"""Most nodes of a graph that are looked at."""
 _SAMPLERS = 32
 """That are looked at in search of the first pass."""
 _LARGEST = 2**64
@@ -41,7 +41,7 @@ Graph = Mapping[str, Node]
 
 
 class GraphFacts(NamedTuple):
-    """What the graph says; empty texts where none was found."""
+    """Prompt and settings from a graph; empty texts where none was found."""
 
     prompt: str
     negative: str
@@ -141,7 +141,7 @@ def _settings(graph: Graph, sampler: str) -> dict[str, str]:
 
 
 def _loras(inputs: Mapping[str, Any]) -> Iterator[str]:
-    """Of a loader of one, or of one that holds an object for each."""
+    """LoRAs of a loader of one, or of one that holds an object for each."""
     if isinstance(lora := inputs.get("lora_name"), str) and lora != "None":
         yield f"{lora}: {inputs.get('strength_model', inputs.get('lora_model_strength', 1))}"
     for value in inputs.values():

@@ -36,7 +36,7 @@ _STRENGTH = 0.6
 
 
 def edit_of(start: Start, model: Terminus, settings: Settings) -> Edit | None:
-    """What is drawn on, for this model; None where images come from the prompt alone."""
+    """The edit that the options ask for, for this model; None where images come from the prompt alone."""
     if start.image is None:
         return None
     components, strength = model.components, start.strength
@@ -157,14 +157,14 @@ class _Written:
         self.numbers: Iterator[int] | None = None
 
     def add(self, drawing: SamplingStep) -> None:
-        """Of one batch."""
+        """Writes the images of one batch."""
         for image, request in zip(drawing.images(), drawing.requests, strict=True):
             self.one(image, request.seed)
             if len(self.shown) < _SHEET:
                 self.shown.append((image, f"{request.prompt} · {request.seed}"))
 
     def one(self, image: Image.Image, seed: int) -> None:
-        """Under the next number."""
+        """Writes an image under the next number."""
         numbers = self.numbers = self.numbers or itertools.count(_next_number(self.output.folder))
         self._save(image, (f"{number:05d}-{seed}" for number in numbers), self.parent, self.output.format)
         self.count += 1

@@ -50,7 +50,7 @@ class ControlInput:
     source: str | Path
     """A diffusers folder; for "ip" the .safetensors file, with its vision encoder in `image_encoder` beside it."""
     image: ImageSource
-    """Of the same whole as the image that is drawn: it is scaled and cropped to what is drawn of that."""
+    """An image of the whole that is drawn; where only a part is drawn, it is scaled and cropped alike."""
     scale: float = 1.0
     span: ControlInterval = _ALWAYS
     """When it acts, from noise (0) to image (1); "ip" acts always."""
@@ -71,7 +71,7 @@ class ControlInputs:
         prompts = [(control_input, pixels) for control_input, pixels in self._seen if control_input.kind == "ip"]
         self._prompting = _prompting(prompts, components) if prompts else None
         self.uses = tuple(_use(control_input, pixels) for control_input, pixels in self._seen)
-        """What a finished image says of them."""
+        """Entries about these controls in a finished image's metadata."""
 
     def on(self, place: Callable[[Pixels], Pixels]) -> LoadedControls:
         """The guides for one canvas; `place` cuts from an image of the whole what lies on the canvas."""

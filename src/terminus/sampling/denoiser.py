@@ -20,7 +20,7 @@ from terminus.diffusion.schedule import NoiseSchedule
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What the model believes of a latent: x = alpha x0 + sigma epsilon. Both float32."""
+    """The model's estimate of a latent's parts: x = alpha x0 + sigma epsilon. Both float32."""
 
     x0: Float[Tensor, "batch *shape"]
     epsilon: Float[Tensor, "batch *shape"]

@@ -1,4 +1,4 @@
-"""What a user asks for besides a prompt: an image to start from, and what of it may change."""
+"""Edits, which a user asks for besides a prompt: an image to start from, and which part of it may change."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from terminus.sampling.settings import Settings
 log = logging.getLogger("terminus")
 
 TILE_OVERLAP = 1 / 4
-"""Of a tile's side; less shows where tiles meet, more is only slower."""
+"""Overlap as a share of a tile's side; less shows where tiles meet, more is only slower."""
 _ENLARGED = 0.3
 """Strength of an upscaled image that the network sees whole."""
 

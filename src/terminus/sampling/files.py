@@ -11,7 +11,7 @@ from terminus.errors import UserError
 from terminus.images import Dropped
 
 IMAGE_BYTES = 1 << 28
-"""Of the largest image that is read."""
+"""Bytes of the largest image that is read."""
 
 
 def read_file(path: Path, limit: int = IMAGE_BYTES) -> bytes:
@@ -28,7 +28,7 @@ def read_file(path: Path, limit: int = IMAGE_BYTES) -> bytes:
 
 
 def sha256(files: Iterable[Path]) -> str:
-    """Of one file after the other, in hex; however large, they are never in memory."""
+    """SHA-256 of the files one after the other, in hex; however large, they are never in memory."""
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as opened:

@@ -1,4 +1,4 @@
-"""What other programs write into their images, read as data: each in its own words, told in those of A1111.
+"""Metadata of other programs' images, read as data: each in its own words, told in those of A1111.
 
 What is not understood stays in the texts, and where half of it is, a note says so. Nothing is executed or looked up.
 """
@@ -29,7 +29,7 @@ class ForeignMetadata(NamedTuple):
 
 
 def foreign(texts: Mapping[str, str], notes: list[str]) -> ForeignMetadata:
-    """What the first program says whose words these are; what could not be used goes to `notes`."""
+    """The facts as the first program states them whose words these are; what could not be used goes to `notes`."""
     readers = (_invokeai, _json_parameters, _a1111, _comfyui, _novelai)
     return next((said for reader in readers if (said := reader(texts, notes))), ForeignMetadata("none", "", "", {}))
 

@@ -29,12 +29,12 @@ class Variation:
 
 @dataclass(frozen=True)
 class MaskUse:
-    """What was painted anew, and how it was joined to the rest."""
+    """The mask of an image that was painted anew in part, and how that part was joined to the rest."""
 
     sha256: str
-    """Of the mask's zeros and ones, in hex."""
+    """SHA-256 of the mask's zeros and ones, in hex."""
     fill: str = "original"
-    """What the painted part began from."""
+    """The fill that the painted part began from."""
     feather: int = 0
     """Pixels over which new and old are mixed."""
     inverted: bool = False
@@ -54,11 +54,11 @@ class Enlargement:
     method: str
     """How the pixels or latents were stretched before they were drawn again."""
     steps: int | None = None
-    """Of the second pass; None is as many as the first's."""
+    """Steps of the second pass; None is as many as the first's."""
     tile: int | None = None
     """Side in pixels; None is all at once."""
     overlap: int | None = None
-    """Of neighbouring tiles, in pixels."""
+    """Overlap of neighbouring tiles, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class AdapterUse:
 
     name: str
     sha256: str
-    """Of the file after its header, in hex: renaming or retitling an adapter keeps it (A1111 shows the first 12)."""
+    """SHA-256 of the file after its header, in hex, which renaming and retitling keep (A1111 shows the first 12)."""
     weight: float = 1.0
     text_weight: float | None = None
     """In the text encoders; None is as `weight`."""
@@ -84,7 +84,7 @@ class ControlUse:
     interval: tuple[float, float] | None = None
     """The part of the sampling in which it acted, 0..1; None is all of it."""
     sha256: str | None = None
-    """Of the network's file, or files, in hex."""
+    """SHA-256 of the network's file, or files, in hex."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class GenerationMetadata:
     guidance: float
     rescale: float
     size: Size
-    """Of the finished image, in pixels."""
+    """Size of the finished image, in pixels."""
     precision: Precision
     model: str
     model_hash: str
@@ -114,7 +114,7 @@ class GenerationMetadata:
     strength: float | None = None
     """How much of an initial image was drawn anew, 0..1."""
     image_sha256: str | None = None
-    """Of the initial image's upright RGB pixels, in hex."""
+    """SHA-256 of the initial image's upright RGB pixels, in hex."""
     variation: Variation | None = None
     mask: MaskUse | None = None
     margins: tuple[int, int, int, int] | None = None
@@ -123,7 +123,7 @@ class GenerationMetadata:
     adapters: tuple[AdapterUse, ...] = ()
     controls: tuple[ControlUse, ...] = ()
     conditioning: MicroConditioning | None = None
-    """What the network was told of sizes and crop; None is a whole image of `size`."""
+    """Sizes and crop that the network was told; None is a whole image of `size`."""
     negative_conditioning: MicroConditioning | None = None
     """The same for the unconditional prediction; None is as `conditioning`."""
 
@@ -132,7 +132,7 @@ _ORIGIN = TypeAdapter(GenerationMetadata)
 
 
 def version() -> str:
-    """Of this package."""
+    """The version of this package."""
     return metadata.version("terminus-xl")
 
 

@@ -18,7 +18,7 @@ from terminus.errors import UserError
 Latents = Float[Tensor, "batch *shape"]
 
 _ROUNDING = 1e-6
-"""What float32 makes of the spread of equal numbers, relative to them, at most."""
+"""The largest spread, relative to their size, that float32 finds in equal numbers."""
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ _INSIDE = re.compile(r'\\.|["{}\[\]]')
 
 
 class Infotext(NamedTuple):
-    """What such a text says. Values are as they stand there, unquoted."""
+    """The parts of such a text. Values are as they stand there, unquoted."""
 
     prompt: str
     negative: str
@@ -81,7 +81,7 @@ def infotext_settings(generation: GenerationMetadata) -> dict[str, str]:
 
 
 def _initial(generation: GenerationMetadata) -> dict[str, object]:
-    """Of the image and the mask that were begun from."""
+    """Entries about the image and the mask that were begun from."""
     facts: dict[str, object] = {}
     if generation.strength is not None:
         facts["Denoising strength"] = f"{generation.strength:g}"
@@ -101,7 +101,7 @@ def _initial(generation: GenerationMetadata) -> dict[str, object]:
 
 
 def _additions(generation: GenerationMetadata) -> dict[str, object]:
-    """Of variation, enlargement, adapters and guiding images."""
+    """Entries about variation, enlargement, adapters and controls."""
     facts: dict[str, object] = {}
     if generation.variation:
         facts["Variation seed"] = generation.variation.seed
@@ -121,7 +121,7 @@ def _additions(generation: GenerationMetadata) -> dict[str, object]:
 
 
 def parse_infotext(text: str) -> Infotext | None:
-    """What `text` says, or None if it does not end in a line of settings."""
+    """The parts of `text`, or None if it does not end in a line of settings."""
     *lines, last = text.strip().split("\n")
     found = _fields(last) if len(last) <= _LONGEST_LINE else {}
     if len(found) < _FEWEST:

@@ -1,4 +1,4 @@
-"""What a drawing may be asked for: names and ranges, and what is said of anything else.
+"""Names and ranges of everything that sampling can be asked for, and the errors for anything else.
 
 No torch here: a command line is checked before networks, and what runs them, are loaded. `Settings`, `Request`, `Hires`
 and their kin ask the same functions, so that Python and the command line have the same rules.
@@ -18,15 +18,15 @@ SEED = "A seed is a whole number from 0 to 2^63 - 1"
 MOST = 100_000
 """Images per prompt: every request is made and checked before the first is drawn."""
 SOLVER_NAMES = ("euler", "euler_ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "lcm", "tcd")
-"""Of `solvers.SOLVERS`, in its order."""
+"""The names in `solvers.SOLVERS`, in its order."""
 SPACING_NAMES = ("trailing", "karras", "exponential", "beta")
-"""Of `grid.SPACINGS`, in its order."""
+"""The names in `grid.SPACINGS`, in its order."""
 FILL_NAMES = ("surroundings", "original", "grey")
-"""Of `masks.FILLS`, in its order."""
+"""The names in `masks.FILLS`, in its order."""
 CONTROL_KINDS = ("controlnet", "t2i", "ip")
-"""Of `control_inputs.KINDS`, in its order."""
+"""The names in `control_inputs.KINDS`, in its order."""
 HIRES_STRENGTH = 0.5
-"""Of a second pass that names none."""
+"""Strength of a second pass that names none."""
 _GUIDANCE = 100.0
 _FACTOR = 8.0
 

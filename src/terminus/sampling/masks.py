@@ -20,7 +20,7 @@ FILLS: Mapping[Fill, str] = {
     "original": "what was there; it keeps its brightness and shapes, the more the lower the strength",
     "grey": "plain middle grey",
 }
-"""What stands behind a mask before anything is painted, and what it means."""
+"""Fills behind a mask before anything is painted, and what each means."""
 
 _AT_ONCE = 2**20
 """Pixels whose distance from the edge is found at once."""

@@ -1,7 +1,7 @@
-"""What an image says of itself: how to make it again, and that a model made it. This file writes it.
+"""The metadata of an image, written: how to make it again, and that a model made it.
 
 Three texts, each for its own readers. `parameters` is what galleries and front-ends read (`infotext`). `terminus` is
-JSON with everything that decides the pixels (`origin`); it is the one to trust, since a prompt may itself contain
+JSON with everything that decides the pixels; it is the one to trust, since a prompt may itself contain
 "Steps: 3". XMP names the digital source type of IPTC, the mark that platforms look for; it stays when the other two
 are left out.
 

@@ -62,7 +62,7 @@ class WeightedText:
 
 @dataclass(frozen=True)
 class Chunk:
-    """What one reading of a text encoder holds: at most `model_max_length` − 2 tokens, each with its weight."""
+    """The tokens that a text encoder reads at once: at most `model_max_length` − 2, each with its weight."""
 
     tokens: tuple[int, ...] = ()
     weights: tuple[float, ...] = ()
@@ -265,7 +265,7 @@ def _choose(options: Sequence[str], seed: int, number: int) -> str:
 
 
 def _factors(tokens: Sequence[re.Match[str]]) -> dict[int, float | None]:
-    """What the brackets do, by position: one that opens multiplies by a number, None ends it; others are text."""
+    """Effect of the brackets, by position: one that opens multiplies by a number, None ends it; others are text."""
     factors: dict[int, float | None] = {}
     opened: dict[str, list[int]] = {bracket: [] for bracket in _FACTORS}
     for index, token in enumerate(tokens):

@@ -38,7 +38,7 @@ _SETTINGS = {
 
 @dataclass(frozen=True)
 class Credentials:
-    """What the content credentials of an image are worth."""
+    """The result of checking an image's content credentials."""
 
     state: State
     """ "none" there are none; "unchecked" there are, and the extra is missing; "Valid" unaltered since they were
@@ -144,7 +144,7 @@ def sign(
 
 
 def verify(path: Path, anchors: Path | None = None) -> Credentials:
-    """What the credentials of the image at `path` are worth; `anchors` holds the certificates you trust, in PEM.
+    """The checked credentials of the image at `path`; `anchors` holds the certificates you trust, in PEM.
 
     UserError if the extra is missing: a check that cannot be made must not look like one that passed.
     """

@@ -1,4 +1,4 @@
-"""What an image says of itself, read: ours, and what other programs write. Nothing found in a file is trusted.
+"""The metadata of an image, read: ours, and those of other programs. Nothing found in a file is trusted.
 
 Texts are data: bounded, never executed, never used as names of files or code, and returned with whatever control
 characters they have; who shows them escapes them.
@@ -28,7 +28,7 @@ from terminus.sampling.generation_metadata import GenerationMetadata, from_text
 PARAMETERS, OURS, XMP = "parameters", "terminus", "XML:com.adobe.xmp"
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
 NAMESPACE = "urn:terminus-xl:origin#"
-"""Of our property in XMP."""
+"""Namespace of our property in XMP."""
 _IPTC = "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType"
 _RESOURCE = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}resource"
 _MAKE, _MODEL, _DESCRIPTION = 0x010F, 0x0110, 0x010E
@@ -39,10 +39,10 @@ _TEXT = 1 << 24
 _TEXTS = 64
 _XMP_BYTES = 1 << 20
 _PIXELS = 1 << 26
-"""Of a PNG that is decoded to reach the texts behind its pixels."""
+"""Most pixels of a PNG that is decoded to reach the texts behind them."""
 
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError, KeyError, OverflowError, TypeError)
-"""What Pillow's parsers raise on malformed data."""
+"""Exceptions that Pillow's parsers raise on malformed data."""
 
 _NAMES: Mapping[Kind, str] = {
     "terminus": "Terminus",
@@ -58,7 +58,7 @@ _NAMES: Mapping[Kind, str] = {
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What one file says of its image."""
+    """Everything that one file says of its image."""
 
     kind: Kind
     """Whose words were understood."""
@@ -72,7 +72,7 @@ class ImageFacts:
     """IPTC's digital source type, such as "trainedAlgorithmicMedia"; a full address where it is not IPTC's."""
     credentials: provenance.Credentials = provenance.NO_CREDENTIALS
     notes: tuple[str, ...] = ()
-    """What was found and could not be used, and why."""
+    """Metadata that were found and could not be used, and why."""
     texts: Mapping[str, str] = field(default_factory=dict[str, str])
     """Every text of the file, as found."""
 
@@ -98,7 +98,7 @@ class ImageFacts:
 
 
 def read_image_metadata(path: Path) -> ImageFacts:
-    """What the PNG, JPEG or WebP at `path` says of itself; UserError if it is none of these."""
+    """The metadata of the PNG, JPEG or WebP at `path`; UserError if it is none of these."""
     return read_bytes(read_file(path), str(path))
 
 
@@ -135,7 +135,7 @@ def read_bytes(data: bytes, where: str = "") -> ImageFacts:
 
 
 def settings_of(facts: ImageFacts, where: str = "") -> GenerationMetadata:
-    """What draws the same image again; UserError unless Terminus wrote it and all of it is understood.
+    """The settings that draw the same image again; UserError unless Terminus wrote it and all of it is understood.
 
     `where` the image is, for that error.
     """

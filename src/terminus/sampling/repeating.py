@@ -1,4 +1,4 @@
-"""What an image says of itself, turned back into what was asked for: to draw the same image again.
+"""A request from an image's own metadata: to draw the same image again.
 
 An image names its model, its initial image, its mask and its adapters by their hashes. All of them are compared
 before anything is drawn: another image than the one that was asked for teaches nothing.
@@ -32,12 +32,12 @@ _CALLED = {
     "adapters": "set of adapters",
     "controls": "set of guides",
 }
-"""What is given again, by the field that tells it from others."""
+"""Inputs that must be given again, by the field that tells them from others."""
 
 
 @dataclass(frozen=True, eq=False)
 class RecordedRequest:
-    """What one image was asked for with."""
+    """Everything that one image was drawn with."""
 
     request: ImageRequest
     settings: Settings

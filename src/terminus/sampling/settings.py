@@ -59,11 +59,11 @@ class Settings:
     variation: float = 0.0
     """How far each image's noise is turned from its seed's, 0..1: images of one seed become neighbours."""
     conditioning: MicroConditioning | None = None
-    """What the network is told of the image's sizes and crop; None is a whole image of the size drawn."""
+    """Sizes and crop that the network is told; None is a whole image of the size drawn."""
     negative_conditioning: MicroConditioning | None = None
     """The same for the unconditional prediction; None is as `conditioning`."""
     precision: runtime.Precision | None = None
-    """Of the networks; None is bf16 on a GPU and fp32 elsewhere. Latents and solvers are float32 always."""
+    """Precision of the networks; None is bf16 on a GPU and fp32 elsewhere. Latents and solvers are always float32."""
 
     def __post_init__(self) -> None:
         check_settings(

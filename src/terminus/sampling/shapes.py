@@ -44,7 +44,7 @@ def parse_size(text: str) -> Size | Aspect:
 
 
 def _shape(shape: Aspect) -> Aspect:
-    """Of what is longer, the sides that models draw would make another shape."""
+    """The shape; UserError for one so long that the sides which models draw would make another shape."""
     if max(shape) > _LONGEST * min(shape) > 0:
         rule = f"The longer side of a shape is at most {_LONGEST} times the shorter"
         raise UserError(f"shape {shape.width}:{shape.height}", rule=rule, fix="For example 16:9")

@@ -193,7 +193,7 @@ DISTILLED = frozenset({"lcm", "tcd"})
 """Solvers for networks distilled to few steps, which know only the timesteps that they were distilled on."""
 
 _GAMMA = 0.3
-"""What the authors of TCD recommend: 0 draws no noise, 1 is all of it, as in LCM."""
+"""TCD's gamma as its authors recommend it: 0 draws no noise, 1 is all of it, as in LCM."""
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ def _check_tiles(control_inputs: LoadedControls | None, tile: tuple[int, int] | 
 
 
 def _seen_size(size: Size, tile: tuple[int, int] | None, factor: int) -> Size:
-    """What the network sees at once, in pixels: the image, or a tile of it."""
+    """The size that the network sees at once, in pixels: of the image, or of a tile of it."""
     if tile is None:
         return size
     side = tile[0] * factor
