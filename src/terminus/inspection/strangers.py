@@ -185,6 +185,10 @@ def _of_model(folder: Path, names: Sequence[str]) -> Stranger | None:
         return Stranger("a tokenizer, one part of a model", _did_you_mean(model))
     if "scheduler_config.json" in names:
         return Stranger("the configuration of a scheduler, one part of a model", _did_you_mean(model))
+    return _of_network(model, names)
+
+
+def _of_network(model: Path | None, names: Sequence[str]) -> Stranger | None:
     if any(name.endswith(".safetensors") for name in names):
         return None
     pickles = [name for name in names if Path(name).suffix in (".bin", ".ckpt", ".pt", ".pth")]

@@ -86,14 +86,18 @@ def detect(source: Path | Header) -> Detection:
         log.warning("%s: velocity prediction, and nothing says whether at zero terminal SNR; taken for none "
                     "(`terminus inspect --probe` asks the network)", ascii(path.name)[1:-1])  # fmt: skip
     if schedule.prediction == "epsilon" and schedule.zero_terminal:
-        said = "; ".join(f"{e.source} says {e.says}" for e in detection.evidence if e.prediction or e.zero_terminal)
-        raise UserError(
-            f"Epsilon prediction on a schedule with zero terminal SNR ({said})",
-            where=str(path),
-            rule="At the last step the image would be divided by an SNR of 0, so no such model exists",
-            fix="If it predicts velocity, correct its labels: `terminus inspect FILE --fix TARGET --as v-ztsnr`",
-        )
+        raise _impossible(detection, path)
     return detection
+
+
+def _impossible(detection: Detection, path: Path) -> UserError:
+    said = "; ".join(f"{e.source} says {e.says}" for e in detection.evidence if e.prediction or e.zero_terminal)
+    return UserError(
+        f"Epsilon prediction on a schedule with zero terminal SNR ({said})",
+        where=str(path),
+        rule="At the last step the image would be divided by an SNR of 0, so no such model exists",
+        fix="If it predicts velocity, correct its labels: `terminus inspect FILE --fix TARGET --as v-ztsnr`",
+    )
 
 
 def weigh(evidence: Iterable[Evidence], schedule: Schedule | None = None) -> Detection:

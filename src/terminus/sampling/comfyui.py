@@ -194,9 +194,12 @@ def _text(graph: Graph, name: str, known: dict[str, str], deep: int = 0) -> str:
         if _TEXT.fullmatch(key) and sum(map(len, parts)) < _LONGEST:
             linked = _link(value)
             parts.append(value if isinstance(value, str) else _text(graph, linked or "", known, deep + 1))
-    between = inputs.get("delimiter")
-    if isinstance(between, str):
-        known[name] = between.join(part for part in parts if part)
-    else:  # the same text through two inputs is one text
-        known[name] = "\n".join(part for part in dict.fromkeys(parts) if part)
+    known[name] = _joined(parts, inputs.get("delimiter"))
     return known[name]
+
+
+def _joined(parts: list[str], between: object) -> str:
+    if isinstance(between, str):
+        return between.join(part for part in parts if part)
+    # Without a delimiter the same text through two inputs is one text.
+    return "\n".join(part for part in dict.fromkeys(parts) if part)

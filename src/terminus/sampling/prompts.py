@@ -146,11 +146,7 @@ def encode_prompts(text_encoders: TextEncoders, prompts: Sequence[str], count: i
     tokenizers, length = (text_encoders.tokenizer_1, text_encoders.tokenizer_2), _length(text_encoders)
     rows: list[tuple[Chunk, Chunk]] = []
     for prompt in prompts:
-        pair = [_chunked(tokenizer, prompt) for tokenizer in tokenizers]
-        if max(map(len, pair)) > count:
-            raise ValueError(f"a prompt of {max(map(len, pair))} chunks in {count}")
-        first, second = (one + [Chunk()] * (count - len(one)) for one in pair)
-        rows += zip(first, second, strict=True)
+        rows += _chunk_pairs(tokenizers, prompt, count)
 
     # Empty chunks and repeated prompts are read once.
     places: dict[tuple[tuple[int, ...], ...], int] = {}
@@ -174,6 +170,17 @@ def encode_prompts(text_encoders: TextEncoders, prompts: Sequence[str], count: i
     return TextFeatures(context, read.pooled[order[::count]])
 
 
+def _chunk_pairs(
+    tokenizers: tuple[CLIPTokenizer, CLIPTokenizer], prompt: str, count: int
+) -> Iterator[tuple[Chunk, Chunk]]:
+    """`count` chunks of a prompt for both text encoders, the last of them empty where it is shorter."""
+    pair = [_chunked(tokenizer, prompt) for tokenizer in tokenizers]
+    if max(map(len, pair)) > count:
+        raise ValueError(f"a prompt of {max(map(len, pair))} chunks in {count}")
+    first, second = (one + [Chunk()] * (count - len(one)) for one in pair)
+    return zip(first, second, strict=True)
+
+
 def _tokens(prompt: str) -> list[re.Match[str]]:
     if len(prompt) > _LONGEST:
         raise UserError(f"A prompt of {len(prompt)} characters", rule=f"A prompt has at most {_LONGEST}")
@@ -186,23 +193,32 @@ def _refuse(tokens: Sequence[re.Match[str]]) -> None:
     opened = dict.fromkeys("([{", 0)
     for token in tokens:
         kind, text = token.lastgroup, token[0]
-        if kind in ("network", "file"):
-            _refuse_opening(kind, text)
-        elif kind == "number" and text[-1] == "]" and opened["["]:
-            raise _changing(text)
+        _refuse_file(kind, text)
+        closes = _closes(token)
+        if opened.get(closes):
+            if kind == "number" and closes == "[":
+                raise _changing(text)
+            if _close(closes, bars, opened):
+                raise _alternating()
         elif kind == "mark" and text == "|" and bars:
             bars[-1][1].append(text)
         elif kind == "mark" and text in opened:
             opened[text] += 1
             bars.append((text, []))
-        elif kind in ("mark", "number") and opened.get(_OPENS.get(text[-1], ""), 0):
-            # It closes its bracket, and with it those inside that were left open.
-            bracket, inside = "", [""]
-            while bracket != _OPENS[text[-1]]:
-                bracket, inside = bars.pop()
-                opened[bracket] -= 1
-            if bracket == "[" and inside:
-                raise _alternating()
+
+
+def _closes(token: re.Match[str]) -> str:
+    """The bracket that a token closes, if it is open; "" for any other token."""
+    return _OPENS.get(token[0][-1], "") if token.lastgroup in ("mark", "number") else ""
+
+
+def _close(wanted: str, bars: list[tuple[str, list[str]]], opened: dict[str, int]) -> bool:
+    """Closes a bracket, and those inside that were left open; tells whether it was [...|...]."""
+    bracket, inside = "", [""]
+    while bracket != wanted:
+        bracket, inside = bars.pop()
+        opened[bracket] -= 1
+    return bracket == "[" and bool(inside)
 
 
 def _changing(text: str) -> UserError:
@@ -221,7 +237,10 @@ def _alternating() -> UserError:
     )
 
 
-def _refuse_opening(kind: str, text: str) -> None:
+def _refuse_file(kind: str | None, text: str) -> None:
+    """UserError for a token that would open a file: an adapter or a wildcard."""
+    if kind not in ("network", "file"):
+        return
     shown = text if len(text) <= 60 else text[:60] + "..."
     if kind == "network":
         raise UserError(

@@ -21,6 +21,8 @@ _WIDEST = 512
 _PAPER, _INK = (255, 255, 255), (32, 32, 32)
 
 _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+_Cell = tuple[Image.Image, Sequence[str]]
+"""An image and the lines of its caption."""
 
 
 def sheet(
@@ -42,24 +44,30 @@ def sheet(
     shown = [_resized(image.convert("RGB"), scale, widest) for image in images]
     width, height = max(image.width for image in shown), max(image.height for image in shown)
     font = ImageFont.load_default(_FONT_SIZE)
-    texts = [_wrapped(caption, width, font) for caption in captions] or [[] for _ in shown]
+    texts = [_wrapped(caption, width, font) for caption in captions or [""] * len(shown)]
+    cells = list(zip(shown, texts, strict=True))
 
-    # A page that is as high as its rows, each with room for its longest caption.
     columns = min(columns or _columns(len(images)), len(images))
-    rows = [range(start, min(start + columns, len(shown))) for start in range(0, len(shown), columns)]
+    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+    return _page(rows, row_titles, (width, height), font)
+
+
+def _page(rows: list[list[_Cell]], row_titles: Sequence[str], largest: tuple[int, int], font: _Font) -> Image.Image:
+    """The page, whose rows have room for their longest captions; `largest` is the widest and the highest image."""
+    width, height = largest
     title_height = _LINE + _MARGIN if row_titles else 0
-    row_heights = [title_height + height + _caption_height(texts, row) + _MARGIN for row in rows]
-    page = Image.new("RGB", (columns * (width + _MARGIN) + _MARGIN, sum(row_heights) + _MARGIN), _PAPER)
+    row_heights = [title_height + height + _caption_height(row) + _MARGIN for row in rows]
+    page = Image.new("RGB", (len(rows[0]) * (width + _MARGIN) + _MARGIN, sum(row_heights) + _MARGIN), _PAPER)
 
     pen = ImageDraw.Draw(page)
     top = _MARGIN
     for number, row in enumerate(rows):
         if number < len(row_titles):
             pen.text((_MARGIN, top), row_titles[number], _INK, font)
-        for column, index in enumerate(row):
+        for column, (image, lines) in enumerate(row):
             left, below = _MARGIN + column * (width + _MARGIN), top + title_height
-            page.paste(shown[index], (left + (width - shown[index].width) // 2, below))
-            _write_lines(pen, texts[index], left, below + height + 2, font)
+            page.paste(image, (left + (width - image.width) // 2, below))
+            _write_lines(pen, lines, left, below + height + 2, font)
         top += row_heights[number]
     return page
 
@@ -72,8 +80,8 @@ def _columns(count: int) -> int:
     return 8
 
 
-def _caption_height(texts: Sequence[Sequence[str]], row: range) -> int:
-    return _LINE * max(len(texts[index]) for index in row) + 2
+def _caption_height(row: Sequence[_Cell]) -> int:
+    return _LINE * max(len(lines) for _, lines in row) + 2
 
 
 def _write_lines(pen: ImageDraw.ImageDraw, lines: Sequence[str], left: int, top: int, font: _Font) -> None:
