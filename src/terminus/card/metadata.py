@@ -22,12 +22,7 @@ def card_metadata(run: FinishedRun) -> ModelCardData:
         optional["metrics"] = list(dict.fromkeys(result.metric_type for result in results))
         optional |= {"eval_results": results, "model_name": line(run.name)}
     if run.energy.grams is not None:
-        optional["co2_eq_emissions"] = {
-            "emissions": round(run.energy.grams, 3),
-            "source": f"estimate: training hours x {run.energy.assumption} x the stated grid factor",
-            "training_type": "pre-training" if run.facts.text("begun_from") == "random weights" else "fine-tuning",
-            "hardware_used": line(run.facts.text("environment.hardware") or "not stated"),
-        }
+        optional["co2_eq_emissions"] = _emissions(run, run.energy.grams)
     widget = [{"text": line(sample.prompt), "output": {"url": sample.file}} for sample in run.samples]
     if widget:
         optional["widget"] = widget
@@ -36,6 +31,16 @@ def card_metadata(run: FinishedRun) -> ModelCardData:
         if run.licence.id == "other":
             optional["license_name"] = line(run.licence.name)
     return ModelCardData(library_name="diffusers", pipeline_tag=TASK, tags=_tags(run), **optional)  # pyright: ignore[reportArgumentType]
+
+
+def _emissions(run: FinishedRun, grams: float) -> dict[str, object]:
+    from_nothing = run.facts.text("begun_from") == "random weights"
+    return {
+        "emissions": round(grams, 3),
+        "source": f"estimate: training hours x {run.energy.assumption} x the stated grid factor",
+        "training_type": "pre-training" if from_nothing else "fine-tuning",
+        "hardware_used": line(run.facts.text("environment.hardware") or "not stated"),
+    }
 
 
 def _tags(run: FinishedRun) -> list[str]:

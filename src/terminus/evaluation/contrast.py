@@ -76,7 +76,10 @@ class HistogramDistance:
 
 
 def measure_contrast(prompts: Sequence[EvaluationPrompt], images: Images) -> ContrastResult:
-    """Image i answers prompt i; prompts for black and white come in the same order of subjects."""
+    """The contrast probe's numbers, where image i answers prompt i.
+
+    Prompts for black and white come in the same order of subjects.
+    """
     rgb = frame_rgb(images)
     border = rgb @ np.array(REC601)
     low, high = np.percentile(luma(images).reshape(len(images), -1), (1, 99), axis=1)
@@ -96,12 +99,16 @@ def measure_contrast(prompts: Sequence[EvaluationPrompt], images: Images) -> Con
             darkest=mean_of(low[rows]),
             brightest=mean_of(high[rows]),
         )
+    # Same subject and seed on both backgrounds: what remains of the difference is the background's.
     gap = border[_where(prompts, "white")] - border[_where(prompts, "black")]
     return ContrastResult(results, mean_of(gap))
 
 
 def histogram_distance(images: Sequence[ImageSource], real: Sequence[ImageSource]) -> HistogramDistance:
-    """Image i and real image i are of one caption; the interval resamples captions, with both their images."""
+    """Distance of drawn and real images' luma; image i and real image i are of one caption.
+
+    The interval resamples captions, with both their images.
+    """
     drawn, known = (
         np.concatenate([histograms(one[None]) for one in some]).astype(np.float64) for some in (images, real)
     )
@@ -117,7 +124,7 @@ def histogram_distance(images: Sequence[ImageSource], real: Sequence[ImageSource
 
 
 def _mean_luma(images: Sequence[ImageSource]) -> float:
-    """Over all pixels of all images, which need not be of one size."""
+    """Mean luma over all pixels of all images, which need not be of one size."""
     total = sum(float(luma(one[None]).sum()) for one in images)
     return total / sum(one.shape[0] * one.shape[1] for one in images)
 

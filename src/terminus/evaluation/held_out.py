@@ -95,7 +95,7 @@ def _offsets(view: View, trained: Trained, seed: int) -> list[int]:
 
 
 def _rows(view: View, offsets: Sequence[int]) -> list[_Row | None]:
-    """None for rows without a caption."""
+    """The rows' images and captions; None for rows without a caption."""
     columns = ["image_key", "captions", "caption_weights", *GEOMETRY]
     found: list[_Row | None] = []
     for row in cast("list[dict[str, object]]", view.take(offsets, columns).to_pylist()):
@@ -105,13 +105,13 @@ def _rows(view: View, offsets: Sequence[int]) -> list[_Row | None]:
 
 
 def _caption(captions: Sequence[str], weights: Sequence[float]) -> str | None:
-    """The one that training draws most often, the first of several."""
+    """The caption that training draws most often, the first of several."""
     found = [(-weight, number) for number, weight in enumerate(weights) if captions[number].strip()]
     return captions[min(found)[1]] if found else None
 
 
 def _images(store: Store, rows: Sequence[_Row]) -> dict[str, ImageSource]:
-    """By key of the image; without those that the store no longer has."""
+    """Images by their keys, without those that the store no longer has."""
     view = store.images.latest()
     if view is None or not rows:
         return {}

@@ -81,6 +81,6 @@ def resamples(count: int) -> Int[np.ndarray, "resamples count"]:
 
 
 def interval(resampled: Float[np.ndarray, " resamples"]) -> tuple[float, float]:
-    """The middle 95 %."""
+    """The percentile interval that holds the middle 95 % of the resampled values."""
     low, high = np.percentile(resampled, (2.5, 97.5))
     return float(low), float(high)

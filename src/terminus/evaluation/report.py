@@ -104,6 +104,7 @@ def _curves(gallery: Gallery) -> list[_Curve]:
     """Pooled luma of the held-out captions' images, or of the probe where there are none."""
     captions, prompts = gallery.captions, gallery.prompts
     own = captions is not None and len(captions.images) > 0
+
     # The probe's drawings that the embedded data hold out, or all where nothing is known of the training data.
     rows = [row for row, prompt in enumerate(prompts) if prompt.held_out] or list(range(len(prompts)))
 

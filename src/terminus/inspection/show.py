@@ -34,6 +34,7 @@ def show_finding(finding: Finding | Probe, console: Console) -> None:
 
 def _section(finding: Finding | Probe, title: str, console: Console) -> None:
     console.print(Text.assemble((f"{title}  ", "bold"), printable_line(finding.path)), soft_wrap=True)
+    # Labels in one column; a label stands at the first of its lines alone.
     rows = [(label, lines or ["none"]) for label, lines in _rows(finding)]
     width = max(len(label) for label, _ in rows) + 2
     for label, lines in rows:

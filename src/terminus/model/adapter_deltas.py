@@ -110,13 +110,14 @@ def _complete(algorithm: str, present: set[str]) -> bool:
 
 def _scale(algorithm: str, factors: Mapping[str, Tensor], scaling: Scaling, name: str, where: str) -> float:
     """alpha / rank; alpha is the rank where nothing says otherwise."""
-    numbers = {key: factors[key] for key in ("alpha", "scalar") if key in factors}
-    for key, value in numbers.items():
-        if value.numel() != 1:
-            raise UserError(f"{name}: {key} has {value.numel()} numbers, not one", where=where)
-    scalar = numbers["scalar"].item() if "scalar" in numbers else 1.0
+    numbers: dict[str, float] = {}
+    for key in ("alpha", "scalar"):
+        if key in factors:
+            if factors[key].numel() != 1:
+                raise UserError(f"{name}: {key} has {factors[key].numel()} numbers, not one", where=where)
+            numbers[key] = factors[key].item()
+    scalar, alpha = numbers.get("scalar", 1.0), numbers.get("alpha", scaling.alpha)
     rank = _rank(factors) or scaling.rank
-    alpha = numbers["alpha"].item() if "alpha" in numbers else scaling.alpha
     if rank is None or alpha is None:
         return float(scalar)
     return float(scalar * alpha / (rank**0.5 if scaling.by_root else rank))
@@ -175,12 +176,10 @@ def _decomposed(delta: Tensor, weight: Tensor, factors: Mapping[str, Tensor]) ->
     peft keeps one magnitude per output. LyCORIS writes [out, 1, ...] for that, and [1, in, ...] for one per input.
     """
     magnitude = factors["magnitude"] if "magnitude" in factors else factors["dora_scale"]
-    out, per_input = weight.shape[0], (1, weight.shape[1])
-    if "dora_scale" in factors and magnitude.ndim > 1 and tuple(magnitude.shape[:2]) == per_input and per_input[1] > 1:
-        axis = 1
-    else:
-        axis = 0
-    if magnitude.numel() != (out if axis == 0 else per_input[1]):
+    inputs = weight.shape[1]
+    per_input = "dora_scale" in factors and inputs > 1 and tuple(magnitude.shape[:2]) == (1, inputs)
+    axis = 1 if per_input else 0
+    if magnitude.numel() != weight.shape[axis]:
         raise ValueError(f"a magnitude of {list(magnitude.shape)}")
     changed = weight + delta
     others = [dim for dim in range(weight.ndim) if dim != axis]

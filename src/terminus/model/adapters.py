@@ -246,12 +246,9 @@ def _check_shapes(
             if parameter is None:
                 problems.append(f"{names[target]} changes a {which} that {target} does not have")
                 continue
-            like = torch.empty(parameter.shape, device="meta")
-            try:
-                _ = blank.weight_delta(like) if which == "weight" else blank.bias_delta(like)
-            except (ValueError, RuntimeError, IndexError) as error:
+            reason = _misfit(blank, which, parameter.shape)
+            if reason is not None:
                 shapes = ", ".join(f"{key} {list(value.shape)}" for key, value in layer.factors.items())
-                reason = str(error) if isinstance(error, ValueError) else "the factors do not multiply"
                 problems.append(
                     f"{names[target]} ({shapes}) does not fit {target}.{which} {list(parameter.shape)}: {reason}"
                 )
@@ -263,6 +260,18 @@ def _check_shapes(
             rule="The factors of every layer must multiply to the shape of its weight",
             fix="Use an adapter made for a model of this size",
         )
+
+
+def _misfit(blank: Layer, which: str, shape: torch.Size) -> str | None:
+    """Why a layer without storage does not fit a weight or bias of this shape; None if it does."""
+    like = torch.empty(shape, device="meta")
+    try:
+        _ = blank.weight_delta(like) if which == "weight" else blank.bias_delta(like)
+    except ValueError as error:
+        return str(error)
+    except (RuntimeError, IndexError):
+        return "the factors do not multiply"
+    return None
 
 
 def _module(components: Components, target: Target) -> nn.Module:

@@ -69,6 +69,8 @@ def load_components(model: str | Path, schedule: Schedule | None = None) -> Comp
     folder = resolve(model)
     if folder.is_file():
         return load_single_file(folder, schedule=schedule)
+
+    # A folder says which classes its components are of; only SDXL's are loaded.
     read_index(folder)
     unet = load_module(UNet, folder / "unet", ignored=MARKERS).eval().requires_grad_(False)
     vae, text = load_vae(folder), load_text_encoders(folder)

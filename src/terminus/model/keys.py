@@ -97,13 +97,7 @@ class KeyMap:
 
     def from_ldm(self, tensors: Mapping[str, Tensor], where: str = "") -> dict[str, Tensor]:
         """The inverse of `to_ldm`; other networks' keys (another prefix) are passed over."""
-        left: dict[str, Tensor] = {}
-        for stored, value in tensors.items():
-            if stored.startswith(self.prefix) and not self.ignored.search(stored):
-                name = self.present(stored.removeprefix(self.prefix))
-                if name in left:
-                    raise UserError(f"{name} of the {self.component} is there under two names", where=where)
-                left[name] = value
+        left = self._own(tensors, where)
         result: dict[str, Tensor] = {}
         for name, parts in self.fused.items():
             if name in left:
@@ -117,6 +111,17 @@ class KeyMap:
             if result[name].shape[2:] == (1, 1):
                 result[name] = result[name][:, :, 0, 0].contiguous()
         return result
+
+    def _own(self, tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+        """The network's tensors under LDM's present names, without prefix."""
+        own: dict[str, Tensor] = {}
+        for stored, value in tensors.items():
+            if stored.startswith(self.prefix) and not self.ignored.search(stored):
+                name = self.present(stored.removeprefix(self.prefix))
+                if name in own:
+                    raise UserError(f"{name} of the {self.component} is there under two names", where=where)
+                own[name] = value
+        return own
 
     def _renamed(
         self, tensors: Mapping[str, Tensor], rename: Callable[[str], str], layout: str, where: str

@@ -234,6 +234,8 @@ def write_folder(
     Networks larger than `shard_size` ("5GB") are written in several files, with an index.
     """
     folder.mkdir(parents=True)
+
+    # The networks, each in a folder of its own with its configuration.
     for name, tensors in parts.tensors.items():
         (folder / name).mkdir()
         config = parts.configs[name]
@@ -244,12 +246,16 @@ def write_folder(
             _write_shards(dict(tensors), folder / name, stem(name), shard_size, dtype)
         except OverflowError as error:
             raise OverflowError(f"{name}: {error}") from error
+
+    # The tokenizers, as transformers writes them now and as older programs read them.
     for name, vocabulary in parts.vocabularies.items():
         save_tokenizer(vocabulary.tokenizer(), folder / name)
         if vocabulary.settings:
             write_json(folder / name / "tokenizer_config.json", vocabulary.settings)
         if name in parts.special_tokens:
             write_json(folder / name / "special_tokens_map.json", dict(parts.special_tokens[name]))
+
+    # The schedule, what the folder is, and the record of training.
     (folder / "scheduler").mkdir()
     write_json(folder / "scheduler" / "scheduler_config.json", dict(parts.scheduler))
     write_json(folder / "model_index.json", dict(parts.index))
@@ -264,9 +270,11 @@ def _write_shards(
     if shard_size is None:
         write_safetensors(folder / f"{name}.safetensors", tensors, metadata, dtype)
         return
-    kinds = {key: dtype if dtype and value.is_floating_point() else value.dtype for key, value in tensors.items()}
     # In order of their names: a file and a folder of one model hold its tensors in different orders.
-    sizes = {key: torch.empty(tensors[key].shape, dtype=kinds[key], device="meta") for key in sorted(tensors)}
+    sizes: dict[str, Tensor] = {}
+    for key, value in sorted(tensors.items()):
+        written_as = dtype if dtype is not None and value.is_floating_point() else value.dtype
+        sizes[key] = torch.empty(value.shape, dtype=written_as, device="meta")
     try:
         plan = split_torch_state_dict_into_shards(
             sizes, filename_pattern=f"{name}{{suffix}}.safetensors", max_shard_size=shard_size

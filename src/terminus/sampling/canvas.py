@@ -166,6 +166,7 @@ def repaint(
         raise UserError(f"The mask is {sizes[0]}, the image {sizes[1]}", rule=rule)
     if not mask.any():
         raise UserError("The mask is black everywhere", rule="White is painted anew, so there would be nothing to do")
+    # The box of the image that is drawn, and the size to draw it at: the whole as it is, or a part enlarged.
     whole, multiple = _size(image), size_multiple(components)
     if how.padding is None:
         _check_whole(image, settings, components)
@@ -174,9 +175,13 @@ def repaint(
         around = _extent(mask, how.padding)
         size = settings.size_for(components) if settings.size is not None else _shape(around, components)
         box = _box(around, size, whole)
+
+    # What the model sees behind the mask, and how much of the drawn image counts at each pixel.
     near, inner = _collar(box, whole)
     backdrop = fill_masked(image[near], mask[near], how.fill_for(strength))[inner]
     weight = feathered(mask[near], how.feather)[inner][..., None]
+
+    # The mask at the drawn size: a pixel is painted anew if any pixel that it stands for is.
     region, hidden = Size(*mask[box].shape), mask[box]
     if size is None:
         hidden = _padded(hidden[..., None], multiple)[..., 0]

@@ -35,6 +35,7 @@ def velocity_denoiser(model: Network, schedule: NoiseSchedule) -> Denoiser:
 
     def denoise(x: Tensor, t: int) -> Prediction:
         alpha, sigma = _coefficients(schedule, t)
+        # v = alpha epsilon - sigma x0 (Salimans & Ho 2202.00512): with x it gives both parts, at alpha 0 too.
         v = model(x, _batch_of(t, x)).float()
         return Prediction(x0_from_velocity(x, v, alpha, sigma), epsilon_from_velocity(x, v, alpha, sigma))
 
@@ -51,6 +52,7 @@ def epsilon_denoiser(model: Network, schedule: NoiseSchedule) -> Denoiser:
 
     def denoise(x: Tensor, t: int) -> Prediction:
         alpha, sigma = _coefficients(schedule, t)
+        # x = alpha x0 + sigma epsilon, solved for x0; alpha is above 0 at every timestep.
         epsilon = model(x, _batch_of(t, x)).float()
         return Prediction(x0_from_epsilon(x, epsilon, alpha, sigma), epsilon)
 
