@@ -101,7 +101,7 @@ def test_a_download_that_fails_is_not_a_model(server: Hub, monkeypatch: pytest.M
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("terminus.model.hub.snapshot_download", full)
-    with pytest.raises(UserError, match=r"owner/name: This model could not be fetched \(.*No space left"):
+    with pytest.raises(UserError, match=r"owner/name: This model could not be downloaded \(.*No space left"):
         resolve("owner/name")
 
 

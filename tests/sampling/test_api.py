@@ -95,7 +95,7 @@ def test_a_runs_model_is_named_by_its_run(random_nano: Path, tmp_path: Path):
 def test_numbers_that_are_none_are_not_painted(random_nano: Path):
     broken = Terminus.load(random_nano)
     broken.components.unet.conv_out.bias.data.fill_(torch.nan)
-    with pytest.raises(UserError, match="drew NaN"):
+    with pytest.raises(UserError, match="produced NaN"):
         broken.text2img("a dog", steps=1)
 
 

@@ -120,7 +120,7 @@ def test_images_that_nothing_could_read_again_are_refused_before_they_are_made(m
 
 
 def test_an_upscaled_image_has_no_size_of_its_own(model: Terminus):
-    with pytest.raises(UserError, match="Upscaling to a size"):
+    with pytest.raises(UserError, match="Upscaling takes no size"):
         model.upscale(Image.new("RGB", (16, 16)), 2.0, size="32x32")
 
 

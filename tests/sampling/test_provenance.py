@@ -281,7 +281,7 @@ def test_files_in_and_out(tmp_path: Path, authority: Authority):
     assert verify(tmp_path / "d.png").parents == 1
     (tmp_path / "text.png").write_text("hello")
     for action in (lambda path: verify(path), lambda path: sign(path, tmp_path / "e.png", *authority.files())):
-        with pytest.raises(UserError, match="no image that can be read"):
+        with pytest.raises(UserError, match="not a readable image"):
             action(tmp_path / "text.png")
         with pytest.raises(UserError, match="cannot be read"):
             action(tmp_path / "none.png")

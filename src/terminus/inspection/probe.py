@@ -119,7 +119,7 @@ def seam(components: Components, timestep: int) -> tuple[Answer, Float[Tensor, "
     side = min(components.native_pixels, _LARGEST) // (8 * vae.factor) * 8 * vae.factor
     channels = unet.config["in_channels"]
     if side == 0 or channels < vae.channels:
-        raise UserError(f"A UNet for {channels} channels and {side} pixels cannot be shown noise")
+        raise UserError(f"A UNet with {channels} input channels and images of {side} pixels cannot be probed")
     with torch.no_grad():
         black, white = (
             vae.encode(to_signal(torch.full((1, 3, side, side), level, dtype=torch.uint8)).to(device))

@@ -52,12 +52,14 @@ class Running:
         gpu = device.type == "cuda"
         if self.compile == "graphs" and self.offload != "none":
             raise UserError(
-                "CUDA graphs and offloading together",
+                "CUDA graphs cannot be combined with offloading",
                 rule="A graph replays work on fixed addresses, and offloading moves the weights",
                 fix='Use compile="blocks" with offloading, or graphs without it',
             )
         if self.compile == "graphs" and not gpu:
-            raise UserError(f"CUDA graphs on {device}", rule="Graphs are a GPU's", fix='Use compile="blocks"')
+            raise UserError(
+                f"CUDA graphs cannot run on {device}", rule="Graphs need an NVIDIA GPU", fix='Use compile="blocks"'
+            )
         return replace(
             self,
             precision=self.precision or ("bf16" if gpu else "fp32"),

@@ -62,7 +62,7 @@ def _fetched(model: HubId, names: Collection[str]) -> Path:
     except (HTTPError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"This model could not be fetched ({reason[:300]})",
+            f"This model could not be downloaded ({reason[:300]})",
             where=model.repository,
             rule="It is kept in the hub's cache (HF_HOME), which needs room for all of it",
             fix="The same command continues where it ended",
@@ -75,7 +75,7 @@ def _cached(model: HubId, problem: Exception) -> Path:
         return Path(snapshot_download(model.repository, revision=model.revision, local_files_only=True))
     except (HFValidationError, OSError):
         raise UserError(
-            "Neither a folder of this name nor a model on the hub could be reached",
+            "No folder has this name, and the hub could not be reached",
             where="/".join(filter(None, (model.repository, model.file))),
             rule=f"{_RULE}; it needs a network, or a copy in the local hub cache",
             fix=f"Check the name or the connection ({type(problem).__name__})",

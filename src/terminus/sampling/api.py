@@ -90,7 +90,7 @@ class SamplingStep:
         components = self._model.components
         if not torch.isfinite(self.x0).all():
             raise UserError(
-                "The model drew NaN or infinity",
+                "The model produced NaN or infinity",
                 where=self._model.name,
                 rule="An image is made of finite numbers",
                 fix="Lower the guidance; if that does not help, the weights are damaged",
@@ -292,7 +292,7 @@ class Terminus:
     ) -> Iterator[SamplingStep]:
         """The same, step by step and batch by batch; stop iterating to cancel."""
         if edit is not None and hires is not None:
-            raise UserError("A second pass on a changed image", rule="It follows an image drawn from a prompt")
+            raise UserError("A second pass cannot follow an edit", rule="It follows an image drawn from a prompt")
         settings = settings or Settings()
         settings = replace(settings, precision=settings.precision or self._precision)
         texts = [prompt] if isinstance(prompt, str) else list(prompt)

@@ -53,16 +53,23 @@ class Start:
     def __post_init__(self) -> None:
         asked = [name for name in ("mask", "outpaint", "upscale") if getattr(self, name) is not None]
         if len(asked) > 1:
-            raise UserError(f"--{asked[0]} and --{asked[1]}", rule="An image is changed in one way at a time")
+            raise UserError(
+                f"--{asked[0]} cannot be combined with --{asked[1]}", rule="An image is changed in one way at a time"
+            )
         needing = [*asked, *(["strength"] if self.strength is not None else [])]
         if self.image is None and needing:
             raise UserError(f"--{needing[0]} without --image", fix="Name the image to start from")
         if self.hires is not None and self.image is not None:
-            raise UserError("--hires and --image", rule="A second pass follows an image drawn from a prompt")
+            raise UserError(
+                "--hires cannot be combined with --image", rule="A second pass follows an image drawn from a prompt"
+            )
         if self.mask is None and self.outpaint is None:
             self._refuse_repaint_options()
         if self.outpaint is not None and self.strength not in (None, 1.0):
-            raise UserError("--outpaint and --strength", rule="Beyond the edge there is nothing to keep: strength is 1")
+            raise UserError(
+                "--outpaint cannot be combined with --strength",
+                rule="Beyond the edge there is nothing to keep: strength is 1",
+            )
         self._check_values()
 
     def _refuse_repaint_options(self) -> None:
@@ -87,8 +94,8 @@ class Start:
         if self.outpaint is None:
             return None
         if not re.fullmatch(r"[0-9]{1,5}(,[0-9]{1,5}){3}", self.outpaint):
-            rule = "It is LEFT,TOP,RIGHT,BOTTOM in pixels"
-            raise UserError(f"--outpaint {self.outpaint}", rule=rule, fix="For example 0,0,256,0")
+            rule = "The form is LEFT,TOP,RIGHT,BOTTOM in pixels"
+            raise UserError(f"--outpaint {self.outpaint} cannot be read", rule=rule, fix="For example 0,0,256,0")
         left, top, right, bottom = (int(part) for part in self.outpaint.split(","))
         check_margins(left, top, right, bottom)
         return left, top, right, bottom
@@ -101,8 +108,8 @@ class Start:
             numbers = [float(part) for part in self.hires.split(":")]
             factor, strength = numbers if len(numbers) == 2 else (*numbers, HIRES_STRENGTH)
         except ValueError:
-            rule, fix = "It is FACTOR or FACTOR:STRENGTH", "Try 1.5:0.5"
-            raise UserError(f"--hires {self.hires}", rule=rule, fix=fix) from None
+            rule, fix = "The form is FACTOR or FACTOR:STRENGTH", "Try 1.5:0.5"
+            raise UserError(f"--hires {self.hires} cannot be read", rule=rule, fix=fix) from None
         check_hires(factor, strength)
         return factor, strength
 
@@ -128,7 +135,7 @@ class Output:
             return None
         certificates, comma, key = self.sign.partition(",")
         if not comma:
-            raise UserError(f"--sign {self.sign}", rule="It is CERTIFICATES,KEY: two PEM files")
+            raise UserError(f"--sign {self.sign} cannot be read", rule="The form is CERTIFICATES,KEY: two PEM files")
         return existing(certificates), existing(key)
 
 
@@ -173,7 +180,7 @@ def check_again(given: Sequence[str]) -> None:
     """UserError for an option beside `--again` that says how an image is drawn: it says that itself."""
     if other := [name for name in given if name.startswith("--") and name not in _WITH_AGAIN]:
         rule = "An image is drawn again as it says itself; only the files that it names are given, as they were"
-        raise UserError(f"--again and {', '.join(other)}", rule=rule, fix="Leave out either")
+        raise UserError(f"--again cannot be combined with {', '.join(other)}", rule=rule, fix="Leave out either")
 
 
 def check_prompts(prompts: Sequence[str]) -> None:
@@ -194,7 +201,7 @@ def check_folder(out: Path) -> None:
 def existing(path: str | Path) -> Path:
     """A mistyped name should not wait for a model of gigabytes."""
     if not _exists(path):
-        raise UserError("Nothing is here", where=str(path), fix="Check the name")
+        raise UserError("File not found", where=str(path), fix="Check the name")
     return Path(path)
 
 
@@ -206,7 +213,9 @@ def _lora(text: str) -> tuple[Path, float]:
     try:
         return existing(path), float(weight)
     except ValueError:
-        raise UserError(f"--lora {text}", rule="It is FILE[:WEIGHT]", fix="For example style.safetensors:0.8") from None
+        raise UserError(
+            f"--lora {text} cannot be read", rule="The form is FILE[:WEIGHT]", fix="For example style.safetensors:0.8"
+        ) from None
 
 
 def _control(text: str) -> ControlArgument:
@@ -214,8 +223,8 @@ def _control(text: str) -> ControlArgument:
         kind, folder, image, scale = text.split(":") if text.count(":") == 3 else (*text.split(":"), "1")
         strength = float(scale)
     except ValueError:
-        rule = f"It is KIND:FOLDER:IMAGE[:SCALE], and KIND is {', '.join(CONTROL_KINDS)}"
-        raise UserError(f"--control {text}", rule=rule) from None
+        rule = f"The form is KIND:FOLDER:IMAGE[:SCALE], and KIND is {', '.join(CONTROL_KINDS)}"
+        raise UserError(f"--control {text} cannot be read", rule=rule) from None
     source = existing(folder)
     check_name("control of kind", kind, CONTROL_KINDS)
     return ControlArgument(kind, source, str(existing(image)), strength)

@@ -218,7 +218,9 @@ def _check_whole(image: Pixels, settings: Settings, components: Components) -> N
     drawn = Size(*_padded(image, size_multiple(components)).shape[:2])
     if settings.size is not None and settings.size_for(components) != drawn:
         rule = "Inpainting a whole image keeps its size; a size is for the part around the mask"
-        raise UserError("A size and no padding", rule=rule, fix="Give a padding, such as 32, or leave the size out")
+        raise UserError(
+            "A size is given without a padding", rule=rule, fix="Give a padding, such as 32, or leave the size out"
+        )
     if drawn != nearest_size(drawn, components):
         raise UserError(
             f"This model cannot draw {size.width}x{size.height} at once",

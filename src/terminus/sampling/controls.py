@@ -58,7 +58,9 @@ class ControlInput:
     def __post_init__(self) -> None:
         check_name("control of kind", self.kind, KINDS)
         if self.kind == "ip" and self.span != _ALWAYS:
-            raise UserError("An IP-Adapter for a part of the way", rule="It acts all the way; lower its scale instead")
+            raise UserError(
+                "An IP-Adapter cannot act at some steps only", rule="It acts at every step; lower its scale instead"
+            )
 
 
 class ControlInputs:

@@ -95,7 +95,7 @@ def upscaling(
     strength by the number of tiles, and says so; a higher one is kept, with a warning.
     """
     if settings.size is not None:
-        raise UserError("Upscaling to a size", rule="An upscaled image has the size of its image times the factor")
+        raise UserError("Upscaling takes no size", rule="An upscaled image has the size of its image times the factor")
     if strength is not None:
         check_strength(strength)
     pixels = open_image(image)

@@ -98,7 +98,7 @@ def _computes_in(components: Components, settings: Settings) -> torch.dtype:
     dtype = computes_in(components.unet)
     if dtype != torch.float32 and settings.precision == "fp32":
         raise UserError(
-            "An image in fp32 from networks that are held in bf16",
+            "Networks that are held in bf16 cannot draw in fp32",
             rule="A model is loaded in the precision that it computes in",
             fix='Load it with Running(precision="fp32")',
         )

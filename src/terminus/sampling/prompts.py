@@ -183,7 +183,7 @@ def _chunk_pairs(
 
 def _tokens(prompt: str) -> list[re.Match[str]]:
     if len(prompt) > _LONGEST:
-        raise UserError(f"A prompt of {len(prompt)} characters", rule=f"A prompt has at most {_LONGEST}")
+        raise UserError(f"This prompt has {len(prompt)} characters", rule=f"A prompt has at most {_LONGEST}")
     return list(_TOKEN.finditer(prompt))
 
 

@@ -233,7 +233,7 @@ def _media_type(data: bytes, where: str = "") -> str:
     for start, media_type in _STARTS.items():
         if data.startswith(start) and (start != b"RIFF" or data[8:12] == b"WEBP"):
             return media_type
-    raise UserError("This is no image that can be read", where=where, rule="PNG, JPEG or WebP")
+    raise UserError("This is not a readable image", where=where, rule="PNG, JPEG or WebP")
 
 
 def _mode(path: Path) -> int:

@@ -106,7 +106,7 @@ def read_bytes(data: bytes, where: str = "") -> ImageFacts:
     """The same for an image in memory; `where` is what an error calls it."""
     notes: list[str] = []
     if crowded := structure.crowded(data):
-        raise UserError("This is no image that can be read", where=where, rule=f"It has {crowded.detail}")
+        raise UserError("This is not a readable image", where=where, rule=f"It has {crowded.detail}")
     try:
         # Pillow warns of damage in EXIF; here that is an answer, not a warning.
         with warnings.catch_warnings():
@@ -118,7 +118,7 @@ def read_bytes(data: bytes, where: str = "") -> ImageFacts:
         raise UserError(f"This image has more than {decode.HARD_PIXEL_LIMIT} pixels", where=where) from error
     except _BROKEN as error:
         known = ", ".join(decode.FORMATS)
-        raise UserError("This is no image that can be read", where=where, rule=f"Formats: {known}") from error
+        raise UserError("This is not a readable image", where=where, rule=f"Formats: {known}") from error
     said = _understood(found, notes)
     return ImageFacts(
         kind=said.kind,
@@ -148,7 +148,7 @@ def settings_of(facts: ImageFacts, where: str = "") -> GenerationMetadata:
     try:
         return from_text(facts.texts[OURS])
     except ValueError as error:
-        raise UserError(f"What this image says of its making is not understood ({error})", where=where) from error
+        raise UserError(f"The generation metadata of this image cannot be understood ({error})", where=where) from error
 
 
 class _Found(NamedTuple):
@@ -239,5 +239,5 @@ def _understood(found: _Found, notes: list[str]) -> ForeignMetadata:
                 "terminus", generation.prompt, generation.negative, infotext.infotext_settings(generation)
             )
         except ValueError as error:
-            notes.append(f"what Terminus wrote is not understood ({error})")
+            notes.append(f"the metadata that Terminus wrote cannot be understood ({error})")
     return foreign(found.texts, notes)
