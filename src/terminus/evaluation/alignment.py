@@ -61,8 +61,7 @@ def measure_alignment(
     # Backwards, so that the first of equal captions is the one that stays.
     first = {captions[row]: row for row in reversed(range(len(captions)))}
     rows = list(reversed(first.values()))
-    side = None if judge.vision is None else judge.vision.config.image_size
-    if side is None or len(rows) < 2 or any(images[row].shape[:2] != (side, side) for row in rows):
+    if len(rows) < 2 or not _can_see(judge, [images[row] for row in rows]):
         return None
     similarity = _similarity(judge, [captions[row] for row in rows], np.stack([images[row] for row in rows]))
     right = (similarity.argmax(axis=1) == np.arange(len(rows))).astype(np.float64)
@@ -74,6 +73,14 @@ def measure_alignment(
         top1=mean_of(right),
         top1_held_out=mean_of(right[apart]) if apart.any() else None,
     )
+
+
+def _can_see(judge: Judge, images: Sequence[ImageSource]) -> bool:
+    """Whether the model has a vision encoder, and one for images of this size."""
+    if judge.vision is None:
+        return False
+    side = judge.vision.config.image_size
+    return all(image.shape[:2] == (side, side) for image in images)
 
 
 def _similarity(judge: Judge, captions: Sequence[str], images: Images) -> Float[np.ndarray, "images captions"]:

@@ -83,7 +83,7 @@ class KeyMap:
         result: dict[str, Tensor] = {}
         # Matrices that LDM keeps as one (query, key and value), or transposed.
         for name, parts in self.fused.items():
-            if all(part in left for part in parts):
+            if left.keys() >= set(parts):
                 result[name] = _stack([left.pop(part) for part in parts], f"{self.component}: {name}")
         for here, there in self.transposed.items():
             if here in left:

@@ -51,12 +51,12 @@ class Start:
     padding: int | None = None
 
     def __post_init__(self) -> None:
-        asked = [name for name in ("mask", "outpaint", "upscale") if getattr(self, name) is not None]
+        asked = self._given("mask", "outpaint", "upscale")
         if len(asked) > 1:
             raise UserError(
                 f"--{asked[0]} cannot be combined with --{asked[1]}", rule="An image is changed in one way at a time"
             )
-        needing = [*asked, *(["strength"] if self.strength is not None else [])]
+        needing = [*asked, *self._given("strength")]
         if self.image is None and needing:
             raise UserError(f"--{needing[0]} without --image", fix="Name the image to start from")
         if self.hires is not None and self.image is not None:
@@ -73,9 +73,13 @@ class Start:
         self._check_values()
 
     def _refuse_repaint_options(self) -> None:
-        for name in ("fill", "feather", "padding"):
-            if getattr(self, name) is not None:
-                raise UserError(f"--{name} without --mask or --outpaint", rule="It is about the part drawn anew")
+        given = self._given("fill", "feather", "padding")
+        if given:
+            raise UserError(f"--{given[0]} without --mask or --outpaint", rule="It is about the part drawn anew")
+
+    def _given(self, *names: str) -> list[str]:
+        """Those of these options that are set."""
+        return [name for name in names if getattr(self, name) is not None]
 
     def _check_values(self) -> None:
         if self.strength is not None:

@@ -54,19 +54,37 @@ def understand(stored: object) -> GraphFacts | None:
     samplers = [name for name, node in graph.items() if _is_sampler(graph, node)]
     if not samplers:
         return None
-    # A later pass has an earlier one upstream; the first pass has none.
-    others, looked_at = set(samplers), samplers[:_SAMPLERS]
-    first = next((name for name in looked_at if not others & set(list(_upstream(graph, name))[1:])), samplers[0])
-    inputs = _inputs(graph[first])
-    guider = _node(graph, inputs.get("guider"))
-    sides = inputs if "positive" in inputs or guider is None else _inputs(guider)
+    first = _first_pass(graph, samplers)
     settings = _settings(graph, first)
     if len(samplers) > 1:
         settings["Passes"] = str(len(samplers))
-    if "positive" not in sides and "conditioning" not in sides:  # some nodes hand all of it on in one piece
-        sides = next((one for name in _upstream(graph, first) if "positive" in (one := _inputs(graph[name]))), sides)
+    sides = _sides(graph, first)
     positive = sides.get("positive", sides.get("conditioning"))
     return GraphFacts(_side(graph, positive, "positive"), _side(graph, sides.get("negative"), "negative"), settings)
+
+
+def _first_pass(graph: Graph, samplers: list[str]) -> str:
+    """The sampler that has no other one upstream; a later pass has."""
+    others = set(samplers)
+    for name in samplers[:_SAMPLERS]:
+        above = list(_upstream(graph, name))[1:]
+        if others.isdisjoint(above):
+            return name
+    return samplers[0]
+
+
+def _sides(graph: Graph, sampler: str) -> Mapping[str, Any]:
+    """The inputs that hold both prompts: the sampler's, its guider's, or those of a node above that passes them on."""
+    inputs = _inputs(graph[sampler])
+    guider = _node(graph, inputs.get("guider"))
+    sides = inputs if "positive" in inputs or guider is None else _inputs(guider)
+    if "positive" in sides or "conditioning" in sides:
+        return sides
+    for name in _upstream(graph, sampler):
+        above = _inputs(graph[name])
+        if "positive" in above:
+            return above
+    return sides
 
 
 def _graph(stored: object) -> Graph:
