@@ -107,7 +107,7 @@ class _StandIn:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """One bucket."""
+        """Rows of each bucket: there is one bucket."""
         return (self.count,)
 
     def read(self, bucket: int, rows: Sequence[int], positions: Sequence[int], epoch: int) -> Batch:

@@ -49,11 +49,11 @@ class Task:
         return replace(made, record=replace(made.record, schedule=schedule))
 
     def rows(self, components: Components) -> MadeRows:
-        """The same for both."""
+        """The rows that are trained on, the same for both contenders."""
         return MadeRows(self.recipe.data.resolution, components)
 
     def order(self) -> Order:
-        """Likewise."""
+        """The order of the rows, the same for both contenders."""
         return Order(self.recipe.training.seed, (_ROWS,), self.recipe.training.micro_batch)
 
 
@@ -70,7 +70,7 @@ class MadeRows:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """One bucket."""
+        """Rows of each bucket: there is one bucket."""
         return (_ROWS,)
 
     def read(self, bucket: int, rows: Sequence[int], positions: Sequence[int], epoch: int) -> Batch:

@@ -73,7 +73,7 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class BenchLength:
-    """How much is measured."""
+    """How many steps and turns are measured."""
 
     steps: int
     """Optimizer steps of one turn."""

@@ -53,7 +53,7 @@ class GallerySample:
     """One image for the hub's gallery."""
 
     file: str
-    """Relative to the card."""
+    """Path of the image, relative to the card."""
     prompt: str
 
 
@@ -64,14 +64,14 @@ class Licence:
     id: str
     """One that the Hub knows; "other" for what a parent calls by another name."""
     name: str
-    """As it was stated."""
+    """The licence as it was stated."""
     inherited: bool
     """Whether it is the parent's, and the recipe states none."""
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run."""
+    """The records of a finished run, from which its card is written."""
 
     folder: Path
     recipe: Document
@@ -144,7 +144,7 @@ class FinishedRun:
 
     @property
     def page(self) -> str:
-        """The evaluation's report."""
+        """Path of the evaluation's report, relative to the card."""
         return self.beside(self.evaluation / "report.html")
 
     def beside(self, path: Path) -> str:

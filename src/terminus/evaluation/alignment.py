@@ -35,7 +35,7 @@ class Alignment:
 
     captions: int
     chance: float
-    """Top-1 of a guess."""
+    """Top-1 accuracy of a guess."""
     cosine: Mean
     top1: Mean
     top1_held_out: Mean | None

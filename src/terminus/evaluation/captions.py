@@ -27,7 +27,7 @@ class Caption:
     """One image that is asked for."""
 
     text: str
-    """As people read it."""
+    """The caption as people read it."""
     prompt: str
     """The same in the grammar of `sampling.prompts`."""
     seed: int

@@ -58,7 +58,7 @@ class BackgroundResult:
 
 @dataclass(frozen=True)
 class ContrastResult:
-    """One set of images."""
+    """Results of the contrast probe on one set of images."""
 
     backgrounds: dict[str, BackgroundResult]
     black_white_gap: Mean

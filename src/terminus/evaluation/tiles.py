@@ -27,13 +27,13 @@ class Tile:
 
     @property
     def label(self) -> str:
-        """On one line."""
+        """Background and caption on one line."""
         return self.caption if self.color is None else f"{self.color}: {self.caption}"
 
 
 @dataclass(frozen=True)
 class Row:
-    """Tiles of one kind."""
+    """A titled row of tiles."""
 
     title: str
     tiles: Sequence[Tile]

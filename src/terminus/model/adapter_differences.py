@@ -37,7 +37,7 @@ class Differences:
     target: Path
     tensors: int
     size: int
-    """Bytes."""
+    """Bytes of the file."""
 
 
 def write_differences(

@@ -220,7 +220,7 @@ class Turns:
 
 
 def _version(tensor: Tensor) -> int:
-    """Counts changes in place."""
+    """The number of changes in place that a tensor has seen."""
     return cast(Any, tensor)._version
 
 

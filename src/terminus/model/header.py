@@ -64,7 +64,7 @@ class TensorInfo:
 
     @property
     def count(self) -> int:
-        """Numbers in it."""
+        """How many numbers are in it."""
         total = 1
         for side in self.shape:
             total *= side

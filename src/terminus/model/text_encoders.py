@@ -92,7 +92,7 @@ class Vocabulary:
     merges: tuple[tuple[str, str], ...]
 
     def tokenizer(self) -> CLIPTokenizer:
-        """Ready to use."""
+        """A CLIP tokenizer of this vocabulary, ready to use."""
         length, token = self.settings.get("model_max_length", 77), self.settings.get("pad_token", "<|endoftext|>")
         pad = _text(token)
         if not isinstance(length, int | float) or length < 3 or pad not in self.ids:

@@ -58,7 +58,7 @@ class How(TypedDict, total=False):
 @final
 @dataclass(frozen=True, eq=False)
 class _Task:
-    """How a batch is drawn, fixed at its first step: the files of a guide and the adapters of a model may change."""
+    """How a batch is drawn, fixed at its first step: the files of a control and the adapters of a model may change."""
 
     settings: Settings
     control_inputs: LoadedControls
@@ -266,7 +266,7 @@ class Terminus:
     ) -> Image.Image:
         """The image of this file once more, from what the file says of itself.
 
-        What it only names is given again: the initial `image`, the `mask`, the `guides`; adapters are attached before.
+        Inputs that it only names are given again: `image`, `mask`, `control_inputs`; adapters are attached before.
         UserError if Terminus did not write it, or if the model or one of these is not what it was drawn with.
         """
         generation = settings_of(read_image_metadata(Path(source)), str(source))

@@ -176,7 +176,7 @@ class Drawer:
         return [_lora(text) for text in self.loras]
 
     def steering(self) -> list[ControlArgument]:
-        """The controls."""
+        """The controls, taken apart."""
         return [_control(text) for text in self.controls]
 
 

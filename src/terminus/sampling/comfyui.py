@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, cast
 _NODES = 10_000
 """Most nodes of a graph that are looked at."""
 _SAMPLERS = 32
-"""That are looked at in search of the first pass."""
+"""Most samplers that are looked at in search of the first pass."""
 _LARGEST = 2**64
-"""Seeds are smaller."""
+"""Integers from here on are left out; seeds are smaller."""
 _DEEPEST = 16
 """Nodes that a text is put together through."""
 _LONGEST = 1 << 16

@@ -170,7 +170,7 @@ class _Written:
         self.count += 1
 
     def finish(self, columns: int | None, task: Task) -> None:
-        """A sheet of several."""
+        """Saves a sheet of the images, where there are several."""
         if len(self.shown) > 1:
             page = sheet([image for image, _ in self.shown], [caption for _, caption in self.shown], columns)
             mark(page, task)

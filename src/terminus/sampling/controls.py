@@ -64,7 +64,7 @@ class ControlInput:
 
 
 class ControlInputs:
-    """The networks of several guides. UserError for one that cannot be read or does not fit this model."""
+    """The networks of several controls. UserError for one that cannot be read or does not fit this model."""
 
     def __init__(self, control_inputs: Sequence[ControlInput], components: Components) -> None:
         self._components = components
@@ -76,7 +76,7 @@ class ControlInputs:
         """Entries about these controls in a finished image's metadata."""
 
     def on(self, place: Callable[[Pixels], Pixels]) -> LoadedControls:
-        """The guides for one canvas; `place` cuts from an image of the whole what lies on the canvas."""
+        """The controls for one canvas; `place` cuts from an image of the whole what lies on the canvas."""
         steering = [(index, *one) for index, one in enumerate(self._seen) if one[0].kind != "ip"]
         return LoadedControls(
             [self._control(index, control_input, place(seen)) for index, control_input, seen in steering],

@@ -44,7 +44,7 @@ class Edit:
     canvas: Canvas
     strength: float
     facts: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Fields of `Origin`."""
+    """Fields of `GenerationMetadata` that the edit sets."""
     tile: tuple[int, int] | None = None
     """(side, overlap) in latents."""
 

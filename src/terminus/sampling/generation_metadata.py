@@ -50,7 +50,7 @@ class Enlargement:
 
     factor: float
     source: Size
-    """Before, in pixels."""
+    """Size of the image that was enlarged, in pixels."""
     method: str
     """How the pixels or latents were stretched before they were drawn again."""
     steps: int | None = None

@@ -45,7 +45,7 @@ def sheet(
     width, height = max(image.width for image in shown), max(image.height for image in shown)
     font = ImageFont.load_default(_FONT_SIZE)
     texts = [_wrapped(caption, width, font) for caption in captions or [""] * len(shown)]
-    cells = list(zip(shown, texts, strict=True))
+    cells: list[_Cell] = list(zip(shown, texts, strict=True))
 
     columns = min(columns or _columns(len(images)), len(images))
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
