@@ -191,7 +191,7 @@ def test_a_prompts_file_that_says_nothing_is_an_error_of_the_user(tmp_path: Path
         file.write_bytes(content)
     with pytest.raises(UserError, match=message):
         from_file(file, None, 0)
-    with pytest.raises(UserError, match="no file"):
+    with pytest.raises(UserError, match="not a file"):
         from_file(tmp_path, None, 0)
 
 
