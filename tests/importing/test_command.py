@@ -48,10 +48,10 @@ DEEP = 10_000
         ("x.json", b'{"datasets": NaN}', "NaN is no JSON number"),
         ("x.json", b'{"datasets": ' + b"1" * 5000 + b"}", "not JSON that can be read"),
         ("x.toml", b"a = ", "not TOML that can be read"),
-        ("x.toml", b"title = 'a page'", "nothing that can be imported"),
-        ("x.json", b"3", "nothing that can be imported"),
+        ("x.toml", b"title = 'a page'", "not a settings file or folder"),
+        ("x.json", b"3", "not a settings file or folder"),
         ("x.json", b"", "not JSON that can be read"),
-        ("x.txt", b"", "nothing that can be imported"),
+        ("x.txt", b"", "not a settings file or folder"),
     ],
 )
 def test_hostile_files(here: Path, name: str, data: bytes, message: str):

@@ -35,6 +35,16 @@ def test_unscaled_images_are_said_to_be(collected: Path, imported):
     assert "all have the size that was downloaded" in imported(collected)[1]
 
 
+def test_images_scaled_to_several_shapes_are_not_said_to_have_one(collected: Path, imported):
+    for table in collected.glob("*.parquet"):
+        rows = pq.read_table(table).to_pylist()
+        sides = [{**row, "width": 512 + 64 * (number % 2)} for number, row in enumerate(rows)]
+        pq.write_table(pa.Table.from_pylist(sides), table)
+    text = imported(collected)[1]
+    assert "were scaled by img2dataset (by area, not LANCZOS). The size" in " ".join(text.replace("#", " ").split())
+    assert "one shape" not in text
+
+
 def test_folders_of_images(collected: Path, imported):
     for archive in collected.glob("*.tar"):
         (collected / archive.stem).mkdir()
@@ -77,5 +87,5 @@ def test_counts_without_images(collected: Path):
 def test_a_folder_of_something_else(here: Path):
     shutil.rmtree(here / "kohya")
     (here / "kohya").mkdir()
-    with pytest.raises(UserError, match="nothing that can be imported"):
+    with pytest.raises(UserError, match="not a settings file or folder"):
         read_settings(here / "kohya")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -19,8 +20,7 @@ from terminus.training.recipe import Recipe
 
 KNOWN = (
     "a dataset or training file of kohya's sd-scripts (.toml, .json), SimpleTuner's config.json or "
-    "multidatabackend.json "
-    "(or their folder), and a folder that img2dataset wrote"
+    "multidatabackend.json (or their folder), and a folder that img2dataset wrote"
 )
 
 
@@ -45,26 +45,45 @@ def import_recipe(source: Path, out: Path, console: Console) -> None:
 
 def read_settings(source: Path) -> Draft:
     """What the settings at a path say. `UserError` if they are none of the known."""
+    read = _reader(source)
+    if read is None:
+        raise UserError(
+            "this is not a settings file or folder that can be imported",
+            where=str(source),
+            rule=f"Terminus imports {KNOWN}",
+        )
+    return read(source)
+
+
+def _reader(source: Path) -> Callable[[Path], Draft] | None:
+    """The importer of the program whose settings these are; None if no program is recognized."""
     if source.is_dir():
         if any((source / name).is_file() for name in (*simpletuner.CONFIGS, simpletuner.BACKENDS)):
-            return simpletuner.read_simpletuner(source)
-        if img2dataset.looks_like(source):
-            return img2dataset.read_img2dataset(source)
-    elif source.is_file():
-        ending = source.suffix.lower()
-        if ending == ".toml":
-            values = dict(read_toml(source).values)
-            if simpletuner.is_config(values):
-                return simpletuner.read_simpletuner(source)
-            if "datasets" in values or kohya.is_training(values):
-                return kohya.read_kohya(source)
-        elif ending == ".json":
-            found = read_json_settings(source)
-            if isinstance(found, dict) and "datasets" in found:
-                return kohya.read_kohya(source)
-            if isinstance(found, list) or (isinstance(found, dict) and simpletuner.is_config(found)):  # pyright: ignore[reportUnknownArgumentType]
-                return simpletuner.read_simpletuner(source)
-    raise UserError("this is nothing that can be imported", where=str(source), rule=f"What can be: {KNOWN}")
+            return simpletuner.read_simpletuner
+        return img2dataset.read_img2dataset if img2dataset.looks_like(source) else None
+    if source.is_file() and source.suffix.lower() == ".toml":
+        return _reader_of_toml(dict(read_toml(source).values))
+    if source.is_file() and source.suffix.lower() == ".json":
+        return _reader_of_json(read_json_settings(source))
+    return None
+
+
+def _reader_of_toml(values: dict[str, object]) -> Callable[[Path], Draft] | None:
+    if simpletuner.is_config(values):
+        return simpletuner.read_simpletuner
+    if "datasets" in values or kohya.is_training(values):
+        return kohya.read_kohya
+    return None
+
+
+def _reader_of_json(found: object) -> Callable[[Path], Draft] | None:
+    if isinstance(found, list):
+        return simpletuner.read_simpletuner
+    if not isinstance(found, dict):
+        return None
+    if "datasets" in found:
+        return kohya.read_kohya
+    return simpletuner.read_simpletuner if simpletuner.is_config(found) else None  # pyright: ignore[reportUnknownArgumentType]
 
 
 def _show(draft: Draft, out: Path, console: Console) -> None:
@@ -79,8 +98,7 @@ def _show(draft: Draft, out: Path, console: Console) -> None:
         console.print(table)
     console.print(
         f"{out}: {len(draft.sources)} sources, {len(draft.settings)} settings; {len(draft.left)} keys not carried "
-        "over, "
-        f"{len(draft.same)} need no line, {len(draft.notes)} remarks. All of it stands in the file.",
+        f"over, {len(draft.same)} need no line, {len(draft.notes)} remarks. All of it stands in the file.",
         soft_wrap=True,
         markup=False,
     )

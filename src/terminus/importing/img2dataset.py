@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +21,7 @@ from terminus.data.sources.columns import FACTS
 from terminus.data.sources.laion import NAMES
 from terminus.data.sources.printable import printable_caption
 from terminus.errors import UserError
-from terminus.importing.reading import Sourced, read_json_settings, root
+from terminus.importing.reading import Keys, Sourced, read_json_settings, root
 from terminus.importing.recipe import Draft, Left, data_only, slug
 
 TOOL = "img2dataset"
@@ -28,7 +30,7 @@ SAMPLED = 1000
 MAX_STATS = 2000
 """Files of counts that are added up."""
 _SHARD = re.compile(r"\d{3,9}")
-_SIZES = ("width", "height", "original_width", "original_height")
+_SIDES = ("width", "height", "original_width", "original_height")
 _READ = {
     "caption", "captions", "text", "prompt", "alt_text", "jpg", "txt", "key", "url", "status", "error_message", "width",
     "height", *(name.lower() for names in (*FACTS.values(), *NAMES.values()) for name in names),
@@ -52,6 +54,15 @@ class _Shards:
     tables: list[Path]
     folders: list[Path]
     counts: list[Path]
+
+
+class _Sizes(NamedTuple):
+    """Sides of one image in pixels, as the table has them."""
+
+    width: int
+    height: int
+    original_width: int
+    original_height: int
 
 
 def looks_like(folder: Path) -> bool:
@@ -120,24 +131,27 @@ def _counts(draft: Draft, files: list[Path]) -> None:
     total, reasons = Counter[str](), Counter[str]()
     for file in files[:MAX_STATS]:
         keys = root(read_json_settings(file), file)
-        for key in ("count", "successes", "failed_to_download", "failed_to_resize"):
-            given = keys.whole(key)
-            total[key] += given.value if given else 0
+        total.update(_whole_numbers(keys, ("count", "successes", "failed_to_download", "failed_to_resize")))
         if status := keys.table("status_dict"):
-            for word in list(status.values)[:100]:
-                given = status.whole(word)
-                reasons[word] += given.value if given else 0
+            reasons.update(_whole_numbers(status, list(status.values)[:100]))
         for key in ("image_size", "resize_mode", "resize_only_if_bigger", "encode_quality", "encode_format"):
             if (given := keys.raw(key)) and f"{given.origin}, by the counts" not in draft.notes:
                 draft.notes.append(f"{given.origin}, by the counts")
-    if files:
-        reasons.pop("success", None)
-        worst = ", ".join(f"{printable_caption(word[:60])}: {count}" for word, count in reasons.most_common(3))
-        draft.notes.append(
-            f"{total['successes']} of {total['count']} downloads succeeded"
-            + (f", by the first {MAX_STATS} of {len(files)} files of counts" if len(files) > MAX_STATS else "")
-            + (f"; failed: {worst}." if worst else ".")
-        )
+    if not files:
+        return
+    reasons.pop("success", None)
+    worst = ", ".join(f"{printable_caption(word[:60])}: {count}" for word, count in reasons.most_common(3))
+    some = f", by the first {MAX_STATS} of {len(files)} files of counts" if len(files) > MAX_STATS else ""
+    failed = f"; failed: {worst}" if worst else ""
+    draft.notes.append(f"{total['successes']} of {total['count']} downloads succeeded{some}{failed}.")
+
+
+def _whole_numbers(keys: Keys, names: Iterable[str]) -> Counter[str]:
+    numbers = Counter[str]()
+    for name in names:
+        given = keys.whole(name)
+        numbers[name] = given.value if given else 0
+    return numbers
 
 
 def _sizes(draft: Draft, found: _Shards, archives: bool) -> None:
@@ -146,7 +160,7 @@ def _sizes(draft: Draft, found: _Shards, archives: bool) -> None:
         try:
             with pq.ParquetFile(table) as file:
                 names = [str(name) for name in file.schema_arrow.names]
-                wanted = [name for name in (*_SIZES, "status") if name in names]
+                wanted = [name for name in (*_SIDES, "status") if name in names]
                 rows = next(file.iter_batches(SAMPLED, columns=wanted), None) if wanted else None
         except (OSError, pa.ArrowException, ValueError, NotImplementedError):
             draft.notes.append(f"{table.name} cannot be read; the next table was looked at.")
@@ -168,54 +182,62 @@ def _columns(draft: Draft, names: list[str]) -> None:
 
 
 def _resized(draft: Draft, rows: list[dict[str, object]], archives: bool) -> None:
-    sides = [[row.get(name) for name in _SIZES] for row in rows]
-    sizes = [(w, h, ow, oh) for w, h, ow, oh in sides if _are_sizes(w, h, ow, oh)]
+    sizes = [size for row in rows if (size := _size(row)) is not None]
     if not sizes:
         draft.notes.append(
             "The table has no sizes before and after, so it is not known whether the images were scaled. If they "
-            "were, the "
-            "size that the model is told of is that of the scaled file."
+            "were, the size that the model is told of is that of the scaled file."
         )
         return
     changed = [one for one in sizes if one[:2] != one[2:]]
-    shapes = {one[:2] for one in sizes}
-    seen = f"Of {len(sizes)} images looked at"
-    if not changed:
-        draft.notes.append(f"{seen}, all have the size that was downloaded: resize_mode no, or nothing was larger.")
+    if changed:
+        _note_scaled(draft, sizes, changed, archives)
     else:
-        (width, height), _ = Counter(one[:2] for one in sizes).most_common(1)[0]
-        one_shape = (
-            f", and all are {width}x{height}: cut or padded to one shape (resize_mode border, the default, puts white "
-        )
-        one_shape += "bars around; center_crop does not), which training will learn" if len(shapes) == 1 else ""
         draft.notes.append(
-            f"{seen}, {len(changed)} were scaled by {TOOL} (by area, not LANCZOS){one_shape}. The size that the "
-            "model is told "
-            "of each is that of the file as it is now, not original_width and original_height; to train on the "
-            "originals, "
-            "download them with --resize_mode no."
+            f"Of {len(sizes)} images looked at, all have the size that was downloaded: resize_mode no, or nothing "
+            "was larger."
         )
-        larger = sum(1 for w, h, ow, oh in changed if int(str(w)) > int(str(ow)) or int(str(h)) > int(str(oh)))
-        if larger:
-            draft.notes.append(
-                f"{larger} of them are larger than they were: enlarged or padded, which no filter can see."
-            )
-        if archives:
-            draft.notes.append(
-                "Before an image is looked at, one whose original_width and original_height are too small is dropped "
-                "by "
-                "these; one that was scaled down below its bucket is dropped when its file is read."
-            )
     _resolution(draft, sizes)
 
 
-def _are_sizes(*values: object) -> bool:
-    return all(isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 20 for value in values)
+def _note_scaled(draft: Draft, sizes: Sequence[_Sizes], changed: Sequence[_Sizes], archives: bool) -> None:
+    """Says how many images were scaled, and what follows from it."""
+    shapes = {one[:2] for one in sizes}
+    one_shape = ""
+    if len(shapes) == 1:
+        [(width, height)] = shapes
+        one_shape = (
+            f", and all are {width}x{height}: cut or padded to one shape (resize_mode border, the default, puts white "
+            "bars around; center_crop does not), which training will learn"
+        )
+    draft.notes.append(
+        f"Of {len(sizes)} images looked at, {len(changed)} were scaled by {TOOL} (by area, not LANCZOS){one_shape}. "
+        "The size that the model is told of each is that of the file as it is now, not original_width and "
+        "original_height; to train on the originals, download them with --resize_mode no."
+    )
+    larger = [one for one in changed if one.width > one.original_width or one.height > one.original_height]
+    if larger:
+        draft.notes.append(
+            f"{len(larger)} of them are larger than they were: enlarged or padded, which no filter can see."
+        )
+    if archives:
+        draft.notes.append(
+            "Before an image is looked at, one whose original_width and original_height are too small is dropped by "
+            "these; one that was scaled down below its bucket is dropped when its file is read."
+        )
 
 
-def _resolution(draft: Draft, sizes: list[tuple[object, object, object, object]]) -> None:
+def _size(row: Mapping[str, object]) -> _Sizes | None:
+    """The sizes of an image after and before it was scaled; None where one is missing or none that an image has."""
+    sides = [value for name in _SIDES if isinstance(value := row.get(name), int) and not isinstance(value, bool)]
+    if len(sides) < len(_SIDES) or not all(0 < side < 1 << 20 for side in sides):
+        return None
+    return _Sizes(*sides)
+
+
+def _resolution(draft: Draft, sizes: Sequence[_Sizes]) -> None:
     """The largest of the usual resolutions that at least half of the images have room for."""
-    short = sorted(min(int(str(width)), int(str(height))) for width, height, *_ in sizes)
+    short = sorted(min(size.width, size.height) for size in sizes)
     middle = short[len(short) // 2]
     fitting = [side for side in (1024, 768, 512, 256, 128, 64) if side <= middle]
     if fitting:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 from terminus.errors import UserError
 from terminus.importing import kohya_training, meaning
@@ -131,38 +131,54 @@ def _first(levels: Sequence[Keys], read: Callable[[Keys], Sourced[T] | None]) ->
 
 def _geometry(draft: Draft, datasets: list[_Dataset]) -> None:
     """Resolution, buckets and crop are of the whole recipe: those of the dataset with the most pixels."""
-    found: list[tuple[float, int, Sourced[str], _Dataset, bool]] = []
-    for one in datasets:
-        bucket = _first(one.levels, lambda keys: keys.is_on("enable_bucket"))
-        steps = _first(one.levels, lambda keys: keys.whole("bucket_reso_steps"))
-        step = steps.value if bucket and steps and 8 <= steps.value <= 512 and steps.value % 8 == 0 else 64
-        given = _first(one.levels, _resolution)
-        if given is not None:
-            width, height = given.value
-            found.append((width * height, step, Sourced(f"{width}x{height}", given.origin), one, bucket is not None))
+    shapes = [_shape(one.levels) for one in datasets]
+    found = [shape for shape in shapes if shape is not None]
     if not found:
         draft.notes.append("No resolution is said; the recipe has the default, 1024.")
         return
-    area, step, size, chosen, bucketed = max(found, key=lambda one: one[0])
-    width, height = (int(part) for part in size.value.split("x"))
-    draft.set("data.resolution", meaning.side(area, step), size.origin)
-    if bucketed:
-        given = _first(chosen.levels, lambda keys: keys.is_on("enable_bucket"))
-        draft.set("data.buckets.kind", "aspect", given.origin if given else "")
-        draft.set("data.buckets.step", step, "bucket_reso_steps")
+    largest = max(found, key=lambda shape: shape.area)
+    draft.set("data.resolution", meaning.side(largest.area, largest.step), largest.origin)
+    if largest.bucket:
+        draft.set("data.buckets.kind", "aspect", largest.bucket.origin)
+        draft.set("data.buckets.step", largest.step, "bucket_reso_steps")
         draft.notes.append(
             "enable_bucket: the buckets here have sides from half to twice the resolution and an area within 10 % "
-            "below "
-            "its square. Images smaller than every bucket are dropped, with that reason in the report: nothing is "
-            "ever "
-            f"enlarged. {TRAINER} enlarges them, or with bucket_no_upscale makes smaller buckets for them."
+            "below its square. Images smaller than every bucket are dropped, with that reason in the report: nothing "
+            f"is ever enlarged. {TRAINER} enlarges them, or with bucket_no_upscale makes smaller buckets for them."
         )
-    elif width != height:
-        draft.notes.append(f"{size.origin} without buckets is one shape; here it is a square of about its area.")
-    for other in [one for one in found if one[0] != area]:
-        draft.left.append(
-            Left(other[2].origin, "", "a recipe has one resolution, the largest; make one more recipe for it")
-        )
+    elif largest.width != largest.height:
+        draft.notes.append(f"{largest.origin} without buckets is one shape; here it is a square of about its area.")
+    for other in found:
+        if other.area != largest.area:
+            why = "a recipe has one resolution, the largest; make one more recipe for it"
+            draft.left.append(Left(other.origin, "", why))
+
+
+class _Shape(NamedTuple):
+    """How a dataset's images are cut; sides in pixels."""
+
+    width: int
+    height: int
+    origin: str
+    bucket: Sourced[bool] | None
+    """Set where it has buckets."""
+    step: int
+    """Of the buckets' sides."""
+
+    @property
+    def area(self) -> int:
+        return self.width * self.height
+
+
+def _shape(levels: Sequence[Keys]) -> _Shape | None:
+    """None if the dataset says no resolution."""
+    bucket = _first(levels, lambda keys: keys.is_on("enable_bucket"))
+    steps = _first(levels, lambda keys: keys.whole("bucket_reso_steps"))
+    given = _first(levels, _resolution)
+    if given is None:
+        return None
+    usable = bucket and steps and 8 <= steps.value <= 512 and steps.value % 8 == 0
+    return _Shape(*given.value, given.origin, bucket, steps.value if steps and usable else 64)
 
 
 def _resolution(keys: Keys) -> Sourced[tuple[int, int]] | None:
@@ -174,7 +190,8 @@ def _resolution(keys: Keys) -> Sourced[tuple[int, int]] | None:
     several: list[object] = list(value.split(",")) if isinstance(value, str) else [value]
     parts = cast("list[object]", value) if isinstance(value, list) else several
     sides = [side for part in parts if (side := _pixels(part)) is not None]
-    if len(sides) != len(parts) or len(sides) not in (1, 2) or not all(1 <= one <= 1 << 20 for one in sides):
+    complete = len(sides) == len(parts) and len(sides) in (1, 2)
+    if not complete or not all(1 <= one <= 1 << 20 for one in sides):
         keys.wrong("resolution", "pixels: 1024, or [width, height]")
     return Sourced((sides[0], sides[-1]), given.origin)
 
@@ -193,10 +210,11 @@ def _sources(draft: Draft, datasets: list[_Dataset]) -> None:
         path = subset.keys.text("image_dir")
         repeats = _first(subset.levels, lambda keys: keys.whole("num_repeats"))
         place = nearest(path.value, subset.keys.file) if path else ""
-        regular = subset.keys.is_on("is_reg")
+        regular = subset.keys.is_on("is_reg") is not None
         extension = _first(subset.levels, lambda keys: keys.text("caption_extension"))
-        if path is None or regular or place in seen or (repeats and repeats.value < 1):
-            _leave_out(draft, subset, regular is not None, place in seen and path is not None)
+        unused = repeats is not None and repeats.value < 1
+        if path is None or regular or place in seen or unused:
+            _leave_out(draft, subset, _why_unused(path is not None, regular, place in seen))
             continue
         seen.add(place)
         crops.append(_first(subset.levels, lambda keys: keys.flag("random_crop")))
@@ -204,24 +222,34 @@ def _sources(draft: Draft, datasets: list[_Dataset]) -> None:
         if repeats and repeats.value > 1:
             draft.set(f"data.mix.{name}", repeats.value, repeats.origin)
         _extension(draft, subset.keys, extension)
-    if any(crops) and all(given is not None and given.value for given in crops):
-        draft.set("data.crop", "random", cast("Sourced[bool]", crops[0]).origin)
-    elif any(given and given.value for given in crops):
+    _crop(draft, crops)
+
+
+def _crop(draft: Draft, given: Sequence[Sourced[bool] | None]) -> None:
+    """Crops are random where they are so in every subset."""
+    random = [one for one in given if one and one.value]
+    if random and len(random) == len(given):
+        draft.set("data.crop", "random", random[0].origin)
+    elif random:
         draft.left.append(Left("random_crop", "", "only some subsets have it, and a recipe has one data.crop"))
 
 
-def _leave_out(draft: Draft, subset: _Subset, regular: bool, again: bool) -> None:
+def _why_unused(named: bool, regular: bool, again: bool) -> str:
+    if regular:
+        return (
+            "regularization images (is_reg) count in the loss by prior_loss_weight, which nothing here does; to mix "
+            "them in as ordinary images, add the folder to data.sources and give it a share in data.mix"
+        )
+    if not named:
+        return "it names no image_dir"
+    if again:
+        return "the folder is a source already: the same image twice is one image here; data.mix repeats it"
+    return "num_repeats is below 1"
+
+
+def _leave_out(draft: Draft, subset: _Subset, why: str) -> None:
     """One line for the whole subset, with its keys."""
     keys = subset.keys
-    why = "it names no image_dir" if not keys.values.get("image_dir") else "num_repeats is below 1"
-    if regular:
-        why = (
-            "regularization images (is_reg) count in the loss by prior_loss_weight, which nothing here does; to mix "
-            "them "
-            "in as ordinary images, add the folder to data.sources and give it a share in data.mix"
-        )
-    elif again:
-        why = "the folder is a source already: the same image twice is one image here; data.mix repeats it"
     draft.left.append(Left(keys.place, ", ".join(keys.values)[:2000], why))
     for key in keys.values:
         keys.raw(key)
@@ -256,8 +284,7 @@ def _folders(draft: Draft, training: Keys) -> None:
         draft.source("folder", Path(place).name, "", path=Sourced(place, given.origin))
         draft.notes.append(
             f"{given.origin}: folders in it named like 10_cat say there how often images come; none is here to be "
-            "read, so "
-            "all their images come once. data.mix repeats sources."
+            "read, so all their images come once. data.mix repeats sources."
         )
     _extension(draft, training, _first((training,), lambda keys: keys.text("caption_extension")))
     if training.is_on("random_crop"):
@@ -277,8 +304,7 @@ def _dropout(draft: Draft, datasets: list[_Dataset]) -> None:
         if given[0].value == 0:
             draft.notes.append(
                 f"{given[0].origin}: without dropped captions the model has no unconditional input of its own for "
-                "guidance; "
-                "objective.caption_dropout: 0.1 is usual."
+                "guidance; objective.caption_dropout: 0.1 is usual."
             )
     elif given:
         rates = ", ".join(f"{one.value:g}" for one in given[:8])
@@ -295,10 +321,8 @@ def _batch(draft: Draft, datasets: list[_Dataset], training: Keys | None) -> mea
     micro = sizes[0] if sizes else Sourced(1, "train_batch_size is not set, which is 1 there")
     for other in [one for one in sizes if one.value != micro.value]:
         draft.left.append(Left(other.origin, "", "a recipe has one training.micro_batch, that of the first dataset"))
-    accumulation = (training.whole("gradient_accumulation_steps") if training else None) or Sourced(
-        1, "no accumulation"
-    )
-    size = meaning.GlobalBatch(micro, accumulation)
+    accumulation = training.whole("gradient_accumulation_steps") if training else None
+    size = meaning.GlobalBatch(micro, accumulation or Sourced(1, "no accumulation"))
     if sizes or training:
         meaning.batch(draft, size)
     return size

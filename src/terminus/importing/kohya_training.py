@@ -11,7 +11,8 @@ from terminus.importing.reading import Keys, Sourced, nearest
 from terminus.importing.recipe import Draft
 
 TRAINER = "sd-scripts"
-_ALGORITHMS = {"lora": "lora", "locon": "lora", "loha": "loha", "lokr": "lokr"}
+_ALGORITHMS = {"lora": "lora", "locon": "lora", "loha": "loha", "lokr": "lokr", "dora": "dora"}
+_MODULES = ("networks.lora", "networks.lora_fa", "lycoris.kohya")
 
 
 def read_kohya_training(draft: Draft, keys: Keys, size: meaning.GlobalBatch) -> None:
@@ -47,25 +48,28 @@ def _objective(draft: Draft, keys: Keys) -> None:
     if gamma and terminal.value and velocity.value:
         draft.notes.append(
             f"{gamma.origin}: {TRAINER} takes the SNR before it rescales the schedule, so its weight at the last "
-            "timestep "
-            "was 0.0047 by accident; here it is exactly that of the schedule."
+            "timestep was 0.0047 by accident; here it is exactly that of the schedule."
         )
-    debiased = keys.is_on("debiased_estimation_loss")
-    if debiased and gamma:
-        draft.leave(
-            keys, "debiased_estimation_loss", "it multiplies the weight of min_snr_gamma there; here one is chosen"
-        )
-    elif debiased and velocity.value:
-        draft.leave(
-            keys, "debiased_estimation_loss", "its weight is 1/(SNR + 1) for velocity there, which is no form here"
-        )
-    elif debiased:
-        draft.set("objective.weighting.kind", "debiased", debiased.origin)
+    _debiased(draft, keys, velocity.value, gamma is not None)
     unset = keys.unset("loss_type", "l2")
     schedule = keys.text("huber_schedule") or keys.unset("huber_schedule", "snr")
     meaning.huber(
         draft, keys, keys.text("loss_type") or unset, schedule, keys.number("huber_c") or keys.unset("huber_c", 0.1)
     )
+
+
+def _debiased(draft: Draft, keys: Keys, velocity: bool, weighted: bool) -> None:
+    debiased = keys.is_on("debiased_estimation_loss")
+    if debiased and weighted:
+        draft.leave(
+            keys, "debiased_estimation_loss", "it multiplies the weight of min_snr_gamma there; here one is chosen"
+        )
+    elif debiased and velocity:
+        draft.leave(
+            keys, "debiased_estimation_loss", "its weight is 1/(SNR + 1) for velocity there, which is no form here"
+        )
+    elif debiased:
+        draft.set("objective.weighting.kind", "debiased", debiased.origin)
 
 
 def _noise(draft: Draft, keys: Keys) -> None:
@@ -137,11 +141,7 @@ def _optimizer(draft: Draft, keys: Keys) -> None:
 def _rate(draft: Draft, keys: Keys, size: meaning.GlobalBatch) -> None:
     top = keys.number("learning_rate") or keys.unset("learning_rate", 2e-6)
     top = keys.number("unet_lr") or top
-    text = None
-    if isinstance(keys.values.get("text_encoder_lr"), list):
-        draft.leave(keys, "text_encoder_lr", "both text encoders have one rate, objective.text_encoder_rate")
-    else:
-        text = keys.number("text_encoder_lr")
+    _text_encoder_rate(draft, keys, top.value)
     shape = keys.text("lr_scheduler") or keys.unset("lr_scheduler", "constant")
     ratio = keys.number("lr_scheduler_min_lr_ratio")
     end = Sourced(ratio.value * top.value, f"{ratio.origin}, times {top.value:g}") if ratio else None
@@ -153,52 +153,60 @@ def _rate(draft: Draft, keys: Keys, size: meaning.GlobalBatch) -> None:
     else:
         images = int(steps) * size.images
     meaning.rate(draft, top, end, shape, Sourced(images, f"{warmup.origin}, as images"))
-    if text and top.value > 0:
-        if text.value > 0:
-            draft.set(
-                "objective.text_encoder_rate", text.value / top.value, f"{text.origin}, relative to {top.value:g}"
-            )
-        else:
-            draft.set("objective.train_text_encoders", "none", text.origin)
+
+
+def _text_encoder_rate(draft: Draft, keys: Keys, top: float) -> None:
+    """The rate of the text encoders relative to `top`, the UNet's."""
+    if isinstance(keys.values.get("text_encoder_lr"), list):
+        draft.leave(keys, "text_encoder_lr", "both text encoders have one rate, objective.text_encoder_rate")
+        return
+    text = keys.number("text_encoder_lr")
+    if text is None or top <= 0:
+        return
+    if text.value > 0:
+        draft.set("objective.text_encoder_rate", text.value / top, f"{text.origin}, relative to {top:g}")
+    else:
+        draft.set("objective.train_text_encoders", "none", text.origin)
 
 
 def _adapter(draft: Draft, keys: Keys) -> None:
     module = keys.text("network_module")
     if module is None:
-        if text := keys.is_on("train_text_encoder"):
-            draft.set("objective.train_text_encoders", "both", text.origin)
-        for key in list(keys.values):
-            if key.startswith("network_") and key not in WHY:
-                draft.leave(keys, key, "there is no network_module, so all weights are trained")
+        _no_adapter(draft, keys)
         return
     words = {word.partition("=")[0]: word.partition("=")[2] for word in keys.texts("network_args")}
     algorithm = words.pop("algo", "lora") if module.value.startswith("lycoris") else "lora"
     if words.pop("dora_wd", "").strip().lower() in ("true", "1") and algorithm in ("lora", "locon"):
         algorithm = "dora"
-    if module.value not in ("networks.lora", "networks.lora_fa", "lycoris.kohya") or algorithm not in (
-        *_ALGORITHMS,
-        "dora",
-    ):
+    if module.value not in _MODULES or algorithm not in _ALGORITHMS:
         draft.notes.append(f"{module.origin} {algorithm}: there are lora, dora, loha and lokr; the recipe has lora.")
-    draft.set(
-        "model.adapter.algorithm", _ALGORITHMS.get(algorithm, "dora" if algorithm == "dora" else "lora"), module.origin
-    )
+    draft.set("model.adapter.algorithm", _ALGORITHMS.get(algorithm, "lora"), module.origin)
     rank = keys.whole("network_dim") or keys.unset("network_dim", 4)
     alpha = keys.number("network_alpha") or keys.unset("network_alpha", 1.0)
     draft.set("model.adapter.rank", rank.value, rank.origin)
     draft.set("model.adapter.alpha", alpha.value, alpha.origin)
-    wide = "conv_dim" in words
-    targets = "all" if wide else "attention_and_feed_forward"
-    draft.set(
-        "model.adapter.targets", targets, "network_args: conv_dim" if wide else "what networks.lora changes, nearly"
-    )
+    if "conv_dim" in words:
+        draft.set("model.adapter.targets", "all", "network_args: conv_dim")
+    else:
+        draft.set("model.adapter.targets", "attention_and_feed_forward", "what networks.lora changes, nearly")
     draft.notes.append(
         f"{module.origin}: what is changed there are the attention and feed-forward layers with the projections "
-        "around them; "
-        "the nearest here is attention_and_feed_forward, without those projections (with conv_dim: all)."
+        "around them; the nearest here is attention_and_feed_forward, without those projections (with conv_dim: all)."
     )
     if words:
         draft.notes.append(f"network_args {', '.join(words)[:200]} could not be carried over: an adapter has one rank.")
+    _adapted_text_encoders(draft, keys)
+
+
+def _no_adapter(draft: Draft, keys: Keys) -> None:
+    if text := keys.is_on("train_text_encoder"):
+        draft.set("objective.train_text_encoders", "both", text.origin)
+    for key in list(keys.values):
+        if key.startswith("network_") and key not in WHY:
+            draft.leave(keys, key, "there is no network_module, so all weights are trained")
+
+
+def _adapted_text_encoders(draft: Draft, keys: Keys) -> None:
     if unet := keys.is_on("network_train_unet_only"):
         draft.set("objective.train_text_encoders", "none", unet.origin)
     else:

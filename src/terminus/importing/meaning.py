@@ -150,14 +150,17 @@ def adamw(draft: Draft, chosen: Sourced[str], moments: str, values: Mapping[str,
 
 def optimizer_values(words: list[str], origin: str) -> tuple[dict[str, Sourced[float]], list[str]]:
     """`weight_decay=0.1`, `betas=0.9,0.99` and their like by our names, and the words that mean nothing here."""
-    names = {"weight_decay": "weight_decay", "eps": "epsilon", "epsilon": "epsilon", "beta1": "beta1", "beta2": "beta2"}
+    names = {
+        "weight_decay": ["weight_decay"], "eps": ["epsilon"], "epsilon": ["epsilon"],
+        "beta1": ["beta1"], "beta2": ["beta2"], "betas": ["beta1", "beta2"],
+    }  # fmt: skip
     found, others = dict[str, Sourced[float]](), list[str]()
     for word in words:
         key, _, text = word.partition("=")
         key = key.strip()
         parts = [part.strip() for part in text.strip("()[] ").split(",") if part.strip()]
         values = [_number(part) for part in parts]
-        wanted = ["beta1", "beta2"] if key == "betas" else [names[key]] if key in names else []
+        wanted = names.get(key, [])
         if not wanted or len(values) != len(wanted) or None in values:
             others.append(word)
             continue

@@ -104,9 +104,11 @@ class Keys:
     def texts(self, key: str) -> list[str]:
         """A list of texts, or one text; empty where the key is not set."""
         given = self.raw(key)
-        several = [] if given is None else given.value if isinstance(given.value, list) else [given.value]
-        found = [one for one in cast("list[object]", several) if isinstance(one, str)]
-        if len(found) < len(cast("list[object]", several)):
+        if given is None:
+            return []
+        several = cast("list[object]", given.value) if isinstance(given.value, list) else [given.value]
+        found = [one for one in several if isinstance(one, str)]
+        if len(found) < len(several):
             self.wrong(key, "a text, or a list of texts")
         return found
 

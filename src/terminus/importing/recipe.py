@@ -9,7 +9,7 @@ import io
 import json
 import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -189,35 +189,42 @@ def _drop(draft: Draft, tree: dict[str, Any], error: ValidationError) -> bool:
     """Moves what the errors are about to what could not be carried over; False if no setting is meant."""
     dropped = False
     for problem in error.errors():
-        place, node = list[str](), cast(Any, tree)
-        for step in problem["loc"]:
-            # what is not in the tree is the tag of a choice
-            if (isinstance(node, dict) and step in node) or (isinstance(node, list) and isinstance(step, int)):
-                place.append(str(step))
-                node = cast(Any, node)[step]
+        place = _place(tree, problem["loc"])
         if place[:2] == ["data", "sources"] and len(place) > 2:
             source = draft.sources[int(place[2])]
             raise UserError(f"{source['name'].origin}: {problem['msg']}", where=draft.what)
         meant = ".".join(place)
-        for setting in [s for s in draft.settings if len(place) > 1 and (s == meant or s.startswith(f"{meant}."))]:
+        below = [s for s in draft.settings if s == meant or s.startswith(f"{meant}.")]
+        for setting in below if len(place) > 1 else ():
             given = draft.settings.pop(setting)
             draft.left.append(Left(given.origin, "", f"{setting} does not take it: {problem['msg']}"))
             dropped = True
     return dropped
 
 
+def _place(tree: object, location: Sequence[str | int]) -> list[str]:
+    """The way in the tree to what an error is about."""
+    place, node = list[str](), cast(Any, tree)
+    for step in location:
+        # what is not in the tree is the tag of a choice
+        inside = step in node if isinstance(node, dict) else isinstance(node, list) and isinstance(step, int)
+        if inside:
+            place.append(str(step))
+            node = cast(Any, node)[step]
+    return place
+
+
 def _leave_out_defaults(draft: Draft, recipe: Recipe) -> None:
+    """Moves the settings that have their defaults to `same`."""
     bare = {"data": {"store": "x", "sources": [{"kind": "embedded", "name": "x"}]}}
-    default, ours = (
-        _flat(one.model_dump(mode="json")) for one in (Recipe.model_validate_json(json.dumps(bare)), recipe)
-    )
-    chosen = {
-        choice for choice in _CHOICES if any(default.get(s) != ours[s] for s in ours if s.startswith(f"{choice}."))
-    }
+    default = _flat(Recipe.model_validate_json(json.dumps(bare)).model_dump(mode="json"))
+    ours = _flat(recipe.model_dump(mode="json"))
+    differing = [setting for setting in ours if default.get(setting) != ours[setting]]
+    chosen = {choice for choice in _CHOICES if any(setting.startswith(f"{choice}.") for setting in differing)}
     for setting, given in list(draft.settings.items()):
-        if setting == "objective.kind":
+        if setting == "objective.kind" or setting.rpartition(".")[0] in chosen:
             continue
-        if setting in default and default[setting] == ours.get(setting) and setting.rpartition(".")[0] not in chosen:
+        if setting in default and default[setting] == ours.get(setting):
             del draft.settings[setting]
             if " = " in given.origin:  # or else nobody said it
                 draft.same.append(f"{given.origin} ({setting})")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,28 +51,35 @@ def read_simpletuner_backends(draft: Draft, config: Keys, entries: Sequence[Keys
 def _source(draft: Draft, config: Keys, keys: Keys) -> _Source | None:
     name = keys.text("id") or Sourced(keys.place, "")
     kind = keys.text("type") or keys.unset("type", "local")
-    dataset = keys.text("dataset_type") or keys.unset("dataset_type", "image")
-    off = keys.is_on("disabled") or keys.is_on("disable")
-    part = keys.is_on("is_regularisation_data") or keys.is_on("is_regularization_data")
-    chance = keys.number("probability")
-    why = ""
-    if off:
-        why = f"{off.origin}; set it to false to import it"
-    elif dataset.value != "image":
-        why = _WHOLE.get(dataset.value, f"{dataset.origin}: only images are sources")
-    elif part:
-        why = f"{part.origin}: its images are held to what the model draws without the adapter, which nothing here does"
-    elif chance and chance.value <= 0:
-        why = f"{chance.origin}: it is never drawn from"
-    made = None if why else _place(keys, kind)
-    if isinstance(made, str) or made is None:
-        _leave_whole(draft, keys, why or str(made))
+    why = _unusable(keys)
+    made = why or _place(keys, kind)
+    if isinstance(made, str):
+        _leave_whole(draft, keys, made)
         return None
     ours, settings = made
     side = _side(config, keys)
     named = draft.source(ours, name.value, name.origin, **settings)
     _captions(draft, config, keys, ours)
     return _Source(named, keys, side)
+
+
+def _unusable(keys: Keys) -> str:
+    """Why a backend gives no training images; "" if it may."""
+    dataset = keys.text("dataset_type") or keys.unset("dataset_type", "image")
+    off = keys.is_on("disabled") or keys.is_on("disable")
+    part = keys.is_on("is_regularisation_data") or keys.is_on("is_regularization_data")
+    chance = keys.number("probability")
+    if off:
+        return f"{off.origin}; set it to false to import it"
+    if dataset.value != "image":
+        return _WHOLE.get(dataset.value, f"{dataset.origin}: only images are sources")
+    if part:
+        return (
+            f"{part.origin}: its images are held to what the model draws without the adapter, which nothing here does"
+        )
+    if chance and chance.value <= 0:
+        return f"{chance.origin}: it is never drawn from"
+    return ""
 
 
 def _leave_whole(draft: Draft, keys: Keys, why: str) -> None:
@@ -96,23 +103,28 @@ def _place(keys: Keys, kind: Sourced[str]) -> tuple[str, dict[str, Sourced[Plain
     if kind.value == "huggingface":
         return _hub(keys)
     if kind.value == "webshart":
-        given = keys.text("source")
-        place = nearest(given.value, keys.file) if given else ""
-        if given is None or not Path(place).is_dir():
-            return (
-                "a webdataset source reads archives of a folder that is here, s3:// or gs://; download the shards first"
-            )
-        keys.raw("metadata")
-        return "webdataset", {"path": Sourced(place, given.origin)}
+        return _shards(keys)
     if kind.value == "aws":
-        bucket, prefix = keys.text("aws_bucket_name"), keys.text("aws_data_prefix") or keys.text("instance_data_dir")
-        where = f"s3://{bucket.value}/{prefix.value if prefix else ''}" if bucket else "a bucket"
-        return (
-            f"loose images in {where[:120]}: a folder source reads local folders. Copy them, or pack them as tar "
-            "archives "
-            "for a source of kind webdataset, which reads s3://; credentials come from AWS_* in the environment"
-        )
+        return _bucket(keys)
     return f"{kind.origin}: there is no such source"
+
+
+def _shards(keys: Keys) -> tuple[str, dict[str, Sourced[Plain]]] | str:
+    given = keys.text("source")
+    place = nearest(given.value, keys.file) if given else ""
+    if given is None or not Path(place).is_dir():
+        return "a webdataset source reads archives of a folder that is here, s3:// or gs://; download the shards first"
+    keys.raw("metadata")
+    return "webdataset", {"path": Sourced(place, given.origin)}
+
+
+def _bucket(keys: Keys) -> str:
+    bucket, prefix = keys.text("aws_bucket_name"), keys.text("aws_data_prefix") or keys.text("instance_data_dir")
+    where = f"s3://{bucket.value}/{prefix.value if prefix else ''}" if bucket else "a bucket"
+    return (
+        f"loose images in {where[:120]}: a folder source reads local folders. Copy them, or pack them as tar archives "
+        "for a source of kind webdataset, which reads s3://; credentials come from AWS_* in the environment"
+    )
 
 
 def _csv(keys: Keys) -> tuple[str, dict[str, Sourced[Plain]]] | str:
@@ -182,7 +194,8 @@ def _side(config: Keys, keys: Keys) -> Sourced[int]:
     """Side in pixels of the square of the same area."""
     given = keys.number("resolution") or config.number("resolution") or keys.unset("resolution", 1024.0)
     kind = keys.text("resolution_type") or config.text("resolution_type")
-    megapixels = kind.value == "area" if kind else given.value <= 20  # nobody trains on 20 pixels, or 20 megapixels
+    # Without a type, the number tells: nobody trains on 20 pixels, or on 20 megapixels.
+    megapixels = kind.value == "area" if kind else given.value <= 20
     if not 0 < given.value < 1e5:
         keys.wrong("resolution", "pixels, or megapixels with resolution_type area")
     if not megapixels:
@@ -206,30 +219,34 @@ def _geometry(draft: Draft, config: Keys, found: list[_Source]) -> None:
     square, style, origin = rules[largest.name]
     if not square:
         draft.set("data.buckets.kind", "aspect", origin)
-        draft.set(
-            "data.buckets.step", by, step.origin if step else "aspect_bucket_alignment is not set, which is 64 there"
-        )
-        kind = largest.keys.text("resolution_type") or config.text("resolution_type")
-        if kind and kind.value == "pixel":
-            draft.notes.append(
-                f"{kind.origin}: there the shortest side has the resolution and the other is longer; here the area "
-                "of every "
-                "bucket is about the resolution squared."
-            )
-    if style == "random":
-        draft.set("data.crop", "random", origin)
-        draft.notes.append(f"{origin}: the crop coordinates that the model is told are exact here.")
-    elif style not in ("center", "centre"):
-        draft.left.append(Left(origin, "", "data.crop is center, random or native; the recipe has center"))
+        step_origin = step.origin if step else "aspect_bucket_alignment is not set, which is 64 there"
+        draft.set("data.buckets.step", by, step_origin)
+        _note_areas(draft, largest.keys.text("resolution_type") or config.text("resolution_type"))
+    _set_crop(draft, style, origin)
     for name, rule in rules.items():
         if rule[:2] != (square, style):
             draft.left.append(Left(rule[2], name, "a recipe has one rule of cropping, that of the largest resolution"))
     draft.notes.append(
         "Images smaller than every bucket are dropped, with that reason in the report: nothing is ever enlarged. "
         f"{TRAINER} enlarges them unless minimum_image_size leaves them out. What the model is told of an image's "
-        "size is "
-        "that of its file here, and of the scaled image there."
+        "size is that of its file here, and of the scaled image there."
     )
+
+
+def _note_areas(draft: Draft, kind: Sourced[str] | None) -> None:
+    if kind and kind.value == "pixel":
+        draft.notes.append(
+            f"{kind.origin}: there the shortest side has the resolution and the other is longer; here the area "
+            "of every bucket is about the resolution squared."
+        )
+
+
+def _set_crop(draft: Draft, style: str, origin: str) -> None:
+    if style == "random":
+        draft.set("data.crop", "random", origin)
+        draft.notes.append(f"{origin}: the crop coordinates that the model is told are exact here.")
+    elif style not in ("center", "centre"):
+        draft.left.append(Left(origin, "", "data.crop is center, random or native; the recipe has center"))
 
 
 def _crop(keys: Keys) -> tuple[bool, str, str]:
@@ -237,7 +254,9 @@ def _crop(keys: Keys) -> tuple[bool, str, str]:
     on, style, aspect = keys.is_on("crop"), keys.text("crop_style"), keys.text("crop_aspect")
     square = on is not None and (aspect is None or aspect.value == "square")
     words = [given.origin for given in (on, aspect, style) if given]
-    where = style.value if on and style else "random" if on else "center"
+    where = "center"
+    if on:
+        where = style.value if style else "random"
     return square, where, ", ".join(words) or "crop is not set, which is false there"
 
 
@@ -245,59 +264,60 @@ def _limits(draft: Draft, config: Keys, found: list[_Source]) -> None:
     """Smallest side and largest aspect, where all sources agree."""
     edges = [one.keys.number("minimum_image_size") or config.number("minimum_image_size") for one in found]
     types = [one.keys.text("resolution_type") or config.text("resolution_type") for one in found]
-    kinds = {kind.value if kind else "" for kind in types}
+    in_pixels = {kind.value if kind else "" for kind in types} <= {"pixel", "pixel_area"}
     given = [edge for edge in edges if edge and edge.value > 0]
-    if (
-        given
-        and len({one.value for one in given}) == 1
-        and len(given) == len(found)
-        and kinds <= {"pixel", "pixel_area"}
-    ):
-        draft.set("data.filters.min_edge", round(given[0].value), given[0].origin)
+    edge = _agreed(given, len(found))
+    if edge and in_pixels:
+        draft.set("data.filters.min_edge", round(edge.value), edge.origin)
     elif given:
         why = "data.filters.min_edge is one number of pixels for all sources; it is megapixels there, or not for all"
         draft.left.append(Left(given[0].origin, "", why))
-    aspects = [one.keys.number("maximum_aspect_ratio") for one in found]
-    ratios = [one for one in aspects if one]
-    if ratios and len({one.value for one in ratios}) == 1 and len(ratios) == len(found) and ratios[0].value >= 1:
-        draft.set("data.filters.max_aspect", ratios[0].value, ratios[0].origin)
+    ratios = [ratio for one in found if (ratio := one.keys.number("maximum_aspect_ratio"))]
+    ratio = _agreed(ratios, len(found))
+    if ratio and ratio.value >= 1:
+        draft.set("data.filters.max_aspect", ratio.value, ratio.origin)
     elif ratios:
         draft.left.append(Left(ratios[0].origin, "", "data.filters.max_aspect is one number for all sources"))
+
+
+def _agreed(given: Sequence[Sourced[float]], count: int) -> Sourced[float] | None:
+    """The number that each of `count` sources gives; None if one gives none, or another."""
+    if len(given) == count and len({one.value for one in given}) == 1:
+        return given[0]
+    return None
 
 
 def _mix(draft: Draft, config: Keys, found: list[_Source]) -> None:
     repeats = {one.name: one.keys.whole("repeats") for one in found}
     chances = {one.name: one.keys.number("probability") or Sourced(1.0, "probability is 1") for one in found}
+    repeated = {name: given for name, given in repeats.items() if given and given.value > 0}
     uniform = config.text("data_backend_sampling")
     if uniform and uniform.value == "uniform" and len(found) > 1:
-        total = sum(given.value for given in chances.values())
-        for one in found[:-1]:
-            given = chances[one.name]
-            share = max(1, round(1000 * given.value / total)) / 1000
-            draft.set(f"data.mix.{one.name}", share, f"{given.origin}, of {total:g}; {uniform.origin}")
-        draft.notes.append(
-            f"{uniform.origin}: each batch is drawn from one dataset by chance there. data.mix has the same shares "
-            "exactly; "
-            f"{found[-1].name}, the last, has the rest."
-        )
-        repeats = {name: given for name, given in repeats.items() if _not_repeated(draft, name, given)}
+        _share(draft, chances, uniform)
+        for name, given in repeated.items():
+            why = "its share of the mix is exact, and so decides how often its images come"
+            draft.left.append(Left(given.origin, name, why))
         return
     if len({given.value for given in chances.values()}) > 1:
-        for name, given in chances.items():
-            why = (
-                "a chance per batch, in proportion to probability times images; data.mix has exact shares (0.1) or "
-                "whole "
-                "repeats (3): set it by hand"
-            )
-            draft.left.append(Left(given.origin, name, why))
-    for name, given in repeats.items():
-        if given and given.value > 0:
-            draft.set(f"data.mix.{name}", given.value + 1, f"{given.origin}, which is {given.value + 1} times in all")
-
-
-def _not_repeated(draft: Draft, name: str, given: Sourced[int] | None) -> bool:
-    if given and given.value > 0:
-        draft.left.append(
-            Left(given.origin, name, "its share of the mix is exact, and so decides how often its images come")
+        why = (
+            "a chance per batch, in proportion to probability times images; data.mix has exact shares (0.1) or whole "
+            "repeats (3): set it by hand"
         )
-    return False
+        for name, given in chances.items():
+            draft.left.append(Left(given.origin, name, why))
+    for name, given in repeated.items():
+        draft.set(f"data.mix.{name}", given.value + 1, f"{given.origin}, which is {given.value + 1} times in all")
+
+
+def _share(draft: Draft, chances: Mapping[str, Sourced[float]], uniform: Sourced[str]) -> None:
+    """The chances as exact shares; the last source has the rest."""
+    total = sum(given.value for given in chances.values())
+    *others, last = chances
+    for name in others:
+        given = chances[name]
+        share = max(1, round(1000 * given.value / total)) / 1000
+        draft.set(f"data.mix.{name}", share, f"{given.origin}, of {total:g}; {uniform.origin}")
+    draft.notes.append(
+        f"{uniform.origin}: each batch is drawn from one dataset by chance there. data.mix has the same shares "
+        f"exactly; {last}, the last, has the rest."
+    )

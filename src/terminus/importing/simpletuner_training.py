@@ -138,6 +138,13 @@ def _optimizer(draft: Draft, keys: Keys) -> None:
     ):  # fmt: skip
         if given := keys.number(key):
             values.setdefault(name, given)
+    _optimizer_kind(draft, kind, values)
+    if others:
+        draft.notes.append(f"optimizer_config {', '.join(others)[:200]} could not be carried over: no such setting.")
+    _clipping(draft, keys)
+
+
+def _optimizer_kind(draft: Draft, kind: Sourced[str], values: dict[str, Sourced[float]]) -> None:
     word = kind.value.lower()
     if word == "adamw_bf16":
         meaning.adamw(draft, kind, "bf16", values)
@@ -150,8 +157,9 @@ def _optimizer(draft: Draft, keys: Keys) -> None:
         draft.notes.append(
             f"{kind.origin}: there are adamw and adafactor; the recipe has adamw, and its rate may not fit."
         )
-    if others:
-        draft.notes.append(f"optimizer_config {', '.join(others)[:200]} could not be carried over: no such setting.")
+
+
+def _clipping(draft: Draft, keys: Keys) -> None:
     method = keys.text("grad_clip_method") or keys.unset("grad_clip_method", "value")
     if method.value == "norm":
         clip = keys.number("max_grad_norm") or keys.unset("max_grad_norm", 2.0)
