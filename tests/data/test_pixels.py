@@ -12,7 +12,7 @@ from PIL import Image
 from terminus.conditioning import Crop, Size
 from terminus.data.geometry import CropPlan, cut
 from terminus.data.pixels import latent_mask, resized, resized_mask, training_pixels
-from terminus.data.store import GEOMETRY
+from terminus.data.record import ImageRow
 
 
 def png(pixels: UInt8[np.ndarray, "height width ..."]) -> bytes:
@@ -21,15 +21,10 @@ def png(pixels: UInt8[np.ndarray, "height width ..."]) -> bytes:
     return file.getvalue()
 
 
-def row(way: CropPlan, data: bytes, mask: bytes | None = None, background: str | None = None) -> dict[str, object]:
-    numbers = (*way.original, *way.resized, *way.crop, *way.target)
-    return {
-        "key": "k",
-        "data": data,
-        "mask": mask,
-        "background": background,
-        **dict(zip(GEOMETRY, numbers, strict=True)),
-    }
+def row(way: CropPlan, data: bytes, mask: bytes | None = None, background: str | None = None) -> ImageRow:
+    return ImageRow(
+        "k", "", "", "", "train", (), (), (), data, background, way, 0.0, "", b"", None, "", "", "", mask=mask
+    )
 
 
 WAY = CropPlan(Size(96, 128), Size(48, 64), Crop(5, 9), Size(32, 32))

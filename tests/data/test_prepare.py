@@ -22,9 +22,11 @@ from terminus.data.encode import encode_latents, waiting
 from terminus.data.filters import Filters
 from terminus.data.pixels import training_pixels
 from terminus.data.prepare import PrepareReport, prepare
+from terminus.data.record import ImageRow
+from terminus.data.schema import GEOMETRY, plan_of, read_row
 from terminus.data.settings import AspectBuckets, DataConfig
 from terminus.data.sources.embedded import EmbeddedSource
-from terminus.data.store import GEOMETRY, Store, Table, plan_of, unpack_posterior
+from terminus.data.store import Store, Table, unpack_posterior
 from terminus.data.verify import verify
 from terminus.errors import UserError
 from terminus.model.vae import VAE, to_signal
@@ -142,7 +144,7 @@ def test_a_latent_is_that_of_the_crop_its_row_describes(images: Path, config: Bu
         plan = plan_of(row)
         small = over.resize((plan.resized.width, plan.resized.height), Image.Resampling.LANCZOS)
         box = (plan.crop.left, plan.crop.top, plan.crop.left + plan.target.width, plan.crop.top + plan.target.height)
-        ours = training_pixels(image)
+        ours = training_pixels(read_row(ImageRow, image))
         assert np.abs(ours.astype(int) - np.asarray(small.crop(box))).max() <= 2  # at hard edges
         with torch.inference_mode():
             expected = vae.encode(to_signal(torch.from_numpy(ours)[None].permute(0, 3, 1, 2))).mean[0].numpy()

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from terminus.data.checksums import CHECKSUM, checksum
+from terminus.data.record import ImageRow
+from terminus.data.schema import read_row
 from terminus.data.store import View
 from terminus.data.unreadable import reason
 from terminus.errors import UserError
@@ -108,14 +110,14 @@ def told(one: Damage) -> None:
     log.warning("damaged in the store, and left out: %s", one)
 
 
-def sound(view: View, numbers: Sequence[int], tell: Callable[[Damage], None] = told) -> list[Row]:
-    """Of the rows with these numbers those that are what was written, with all columns; the others are told."""
-    found: list[Row] = []
+def sound_images(view: View, numbers: Sequence[int], tell: Callable[[Damage], None] = told) -> list[ImageRow]:
+    """The rows of `images` with these numbers that are what was written; `tell` is called with the others."""
+    found: list[ImageRow] = []
     for one in read(view, numbers):
         if isinstance(one, Damage):
             tell(one)
         else:
-            found.append(one)
+            found.append(read_row(ImageRow, one))
     return found
 
 

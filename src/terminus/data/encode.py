@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice
 from math import prod
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import torch
 from jaxtyping import Float16, UInt8
 
@@ -26,8 +25,9 @@ from terminus.data.damage import Damage
 from terminus.data.duplicates import scratch
 from terminus.data.geometry import CropPlan
 from terminus.data.pixels import latent_mask, resized, resized_mask
-from terminus.data.record import LatentRow, Split
-from terminus.data.store import GEOMETRY, Store, View, pack_posterior, plan_of, quoted
+from terminus.data.record import LargeBytes, LatentRow, Split
+from terminus.data.schema import column_names, columns_of, read_row, read_rows, row_schema
+from terminus.data.store import Store, View, pack_posterior, quoted
 from terminus.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,16 +44,8 @@ SCANNED = 8192
 BATCH_PIXELS = 1 << 20
 """Pixels per call of the encoder: one image of 1024x1024 keeps a device busy. (Of a larger one it encodes tiles.)"""
 
-_DESCRIPTION = (
-    "key", "image_hash", "source", "source_id", "split", "captions", "caption_origins", "caption_weights",
-    "background", "transform", *GEOMETRY,
-)  # fmt: skip
 _FILES = ("data", "mask")
-_INPUT = pa.schema([
-    ("key", pa.string()), ("data", pa.large_binary()), ("background", pa.string()), ("mask", pa.large_binary()),
-    *((name, pa.int32()) for name in GEOMETRY), ("corners", pa.list_(pa.int32())),
-])  # fmt: skip
-_OUTPUT = pa.schema([("pixels", pa.list_(pa.large_binary())), ("masks", pa.list_(pa.binary()))])
+"""Columns of `images` that hold files."""
 
 
 class Wanted(NamedTuple):
@@ -66,11 +58,62 @@ class Wanted(NamedTuple):
 
 
 @dataclass(frozen=True)
+class _Planned:
+    """The columns of `images` by which it is decided what has to be encoded."""
+
+    key: str
+    transform: str
+    split: Split
+    plan: CropPlan
+
+
+@dataclass(frozen=True)
+class _Described:
+    """The columns of `images` that its latents take over: all but the files."""
+
+    key: str
+    image_hash: str
+    source: str
+    source_id: str
+    split: Split
+    captions: tuple[str, ...]
+    caption_origins: tuple[str, ...]
+    caption_weights: tuple[float, ...]
+    background: str | None
+    transform: str
+    plan: CropPlan
+
+
+@dataclass(frozen=True)
+class _ToRender:
+    """A row of what the engine gets: one image and all cuts of it."""
+
+    key: str
+    data: LargeBytes
+    background: str | None
+    mask: LargeBytes | None
+    plan: CropPlan
+    """The first cut."""
+    corners: tuple[int, ...]
+    """Top and left of every cut, one after the other."""
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    """A row of what the engine returns: RGB bytes of every cut, and its mask if there is one."""
+
+    pixels: tuple[LargeBytes, ...]
+    masks: tuple[bytes | None, ...]
+
+
+_INPUT, _OUTPUT = row_schema(_ToRender), row_schema(_Pixels)
+
+
+@dataclass(frozen=True)
 class _Cut:
     image: int
     """Index of the row of `images`."""
-    row: dict[str, object]
-    """Its columns, without the files."""
+    row: _Described
     plan: CropPlan
     transform: str
 
@@ -112,16 +155,20 @@ def waiting(store: Store, transform: str, vae: str, crops: int = 1) -> Waiting:
     names = geometry.specs(transform, crops)
     done = _Done(store, names, vae)
     start = 0
-    for batch in images.batches(["key", "transform", "split", *GEOMETRY], size=SCANNED):
-        rows = cast("list[dict[str, object]]", batch.to_pylist())
+    for batch in images.batches(column_names(_Planned), size=SCANNED):
         asked: list[tuple[str, Wanted]] = []
-        for index, row in enumerate(rows, start):
-            if row["transform"] == transform:
-                count = min(crops, plan_of(row).room) if crops > 1 and row["split"] == "train" else 1
-                asked += [(cast(str, row["key"]), Wanted(index, cut)) for cut in range(count)]
+        for index, row in enumerate(read_rows(_Planned, batch), start):
+            if row.transform == transform:
+                asked += [(row.key, Wanted(index, cut)) for cut in range(_cut_count(row, crops))]
         found.add(wanted for key, wanted in asked if not done.has(key, wanted.cut))
-        start += len(rows)
+        start += batch.num_rows
     return found
+
+
+def _cut_count(row: _Planned, crops: int) -> int:
+    if crops > 1 and row.split == "train":
+        return min(crops, row.plan.room)
+    return 1
 
 
 class _Done:
@@ -132,7 +179,7 @@ class _Done:
         self.database.execute("CREATE TABLE done (id BLOB PRIMARY KEY) WITHOUT ROWID")
         view = store.latents.latest()
         cuts = {name: cut for cut, name in enumerate(names)}
-        same = f"VAE = {quoted(vae)} and transform in ({', '.join(quoted(name) for name in names)})"
+        same = f"vae = {quoted(vae)} and transform in ({', '.join(quoted(name) for name in names)})"
         for batch in view.batches(["image_key", "transform"], same, SCANNED) if view else ():
             pairs = zip(batch.column("image_key").to_pylist(), batch.column("transform").to_pylist(), strict=True)
             # In the order of the tree: neighbours are written together.
@@ -188,19 +235,21 @@ def _encode_group(
     """The latents of one commit, bucket by bucket: what is alike lies together, and a loader keeps runs of rows."""
     indices = list(dict.fromkeys(image for image, _ in wanted))
     # They are compared with their checksums where the files are read; nothing is made of them before.
-    rows = dict(zip(indices, damage.take(images, indices, _DESCRIPTION), strict=True))
+    rows = dict(zip(indices, damage.take(images, indices, column_names(_Described)), strict=True))
     # A stable sort: the cuts of an image stay together, and images of one kind in their order.
     cuts = sorted(_planned(images, rows, wanted, damaged), key=_kind)
     latents: list[LatentRow] = []
     with closing(_render(images, cuts, vae.factor)) as rendered:
         for target, alike in groupby(cuts, key=lambda cut: cut.plan.target):
             for batch in _batches(list(alike), max(1, BATCH_PIXELS // max(1, prod(target)))):
-                crops = [next(rendered) for _ in batch]
-                for crop in crops:
+                whole: list[tuple[_Cut, _Rendered]] = []
+                for cut in batch:
+                    crop = next(rendered)
                     if isinstance(crop, Damage):
                         damaged(crop)
-                whole = [pair for pair in zip(batch, crops, strict=True) if isinstance(pair[1], _Rendered)]
-                latents += _latents(vae, cast("list[tuple[_Cut, _Rendered]]", whole))
+                    else:
+                        whole.append((cut, crop))
+                latents += _latents(vae, whole)
                 advance(len(batch))
     return latents
 
@@ -223,7 +272,7 @@ def _planned(
         row = rows[image]
         try:
             if not isinstance(row, Damage):
-                yield _cut(image, row, number)
+                yield _cut(image, read_row(_Described, row), number)
                 continue
         except (ArithmeticError, ValueError):
             [row] = damage.read(images, [image])
@@ -232,14 +281,13 @@ def _planned(
         damaged(row)
 
 
-def _cut(image: int, row: dict[str, object], number: int) -> _Cut:
-    image_hash, transform = cast(str, row["image_hash"]), cast(str, row["transform"])
-    plan = geometry.cuts(plan_of(row), image_hash, transform, number + 1)[number]
-    return _Cut(image, row, plan, geometry.specs(transform, number + 1)[number])
+def _cut(image: int, row: _Described, number: int) -> _Cut:
+    plan = geometry.cuts(row.plan, row.image_hash, row.transform, number + 1)[number]
+    return _Cut(image, row, plan, geometry.specs(row.transform, number + 1)[number])
 
 
 def _kind(cut: _Cut) -> tuple[Size, str, str]:
-    return cut.plan.target, cast(str, cut.row["split"]), cast(str, cut.row["source"])
+    return cut.plan.target, cut.row.split, cut.row.source
 
 
 def _render(images: View, cuts: Sequence[_Cut], factor: int) -> Generator[_Rendered | Damage]:
@@ -259,18 +307,20 @@ def _pieces(images: View, cuts: Sequence[_Cut], factor: int) -> Iterator[list[_R
     for piece in _fitting(images, cuts_by_image):
         whole = [(some, row) for some, row in piece if not isinstance(row, Damage)]
         corners = [[side for cut in some for side in cut.plan.crop] for some, _ in whole]
-        columns = {name: [row.get(name) for _, row in whole] for name in _INPUT.names}
-        ordered: dict[str, list[Any]] = columns | {"corners": corners}
-        results = engine.run(ordered, _INPUT, partial(_pixels, factor=factor), _OUTPUT)
+        columns: dict[str, list[object]] = {name: [row.get(name) for _, row in whole] for name in _INPUT.names}
+        columns["corners"] = list[object](corners)
+        results = engine.run(columns, _INPUT, partial(_pixels, factor=factor), _OUTPUT)
         made: list[_Rendered | Damage] = []
         for some, row in piece:
-            made += [row] * len(some) if isinstance(row, Damage) else _rendered(some, next(results))
+            if isinstance(row, Damage):
+                made += [row] * len(some)
+            else:
+                made += _rendered(some, read_row(_Pixels, next(results)))
         yield made
 
 
-def _rendered(cuts: Sequence[_Cut], result: Mapping[str, object]) -> Iterator[_Rendered]:
-    pixels, masks = cast("list[bytes]", result["pixels"]), cast("list[bytes | None]", result["masks"])
-    for cut, data, mask in zip(cuts, pixels, masks, strict=True):
+def _rendered(cuts: Sequence[_Cut], result: _Pixels) -> Iterator[_Rendered]:
+    for cut, data, mask in zip(cuts, result.pixels, result.masks, strict=True):
         yield _Rendered(np.frombuffer(data, np.uint8).reshape(*cut.plan.target, 3), mask)
 
 
@@ -307,14 +357,16 @@ def _readable(images: Sequence[list[_Cut]]) -> Iterator[list[list[_Cut]]]:
     yield run
 
 
-def _pixels(row: dict[str, object], factor: int) -> dict[str, object]:
-    first, corners = plan_of(row), cast("list[int]", row["corners"])
-    ways = [first.at(Crop(*corner)) for corner in zip(corners[::2], corners[1::2], strict=True)]
-    image, mask = resized(row, first), resized_mask(row, first)
-    return {
-        "pixels": [geometry.cut(image, way).tobytes() for way in ways],
-        "masks": [None if mask is None else latent_mask(geometry.cut(mask, way), factor).tobytes() for way in ways],
-    }
+def _pixels(row: engine.Row, factor: int) -> engine.Row:
+    one = read_row(_ToRender, row)
+    corners = zip(one.corners[::2], one.corners[1::2], strict=True)
+    ways = [one.plan.at(Crop(*corner)) for corner in corners]
+    image, mask = resized(one, one.plan), resized_mask(one, one.plan)
+    pixels = tuple(geometry.cut(image, way).tobytes() for way in ways)
+    masks: tuple[bytes | None, ...] = (None,) * len(ways)
+    if mask is not None:
+        masks = tuple(latent_mask(geometry.cut(mask, way), factor).tobytes() for way in ways)
+    return columns_of(_Pixels(pixels, masks))
 
 
 @torch.inference_mode()
@@ -344,7 +396,7 @@ def _posterior(
         if not bool(torch.isfinite(one).all()):
             raise UserError(
                 "the VAE's moments of this image do not fit into float16",
-                where=f"{cut.row['source']}/{cut.row['source_id']}",
+                where=f"{cut.row.source}/{cut.row.source_id}",
                 rule="Moments are stored as finite float16 numbers",
                 fix="The VAE's weights are damaged, or overflow in the precision they run in.",
             )
@@ -353,17 +405,16 @@ def _posterior(
 
 def _row(cut: _Cut, mask: bytes | None, posterior: np.ndarray, vae: str) -> LatentRow:
     row = cut.row
-    background, image_hash = cast("str | None", row["background"]), cast(str, row["image_hash"])
     return LatentRow(
-        key=record.latent_key(image_hash, background, cut.transform, vae),
-        image_key=cast(str, row["key"]),
-        image_hash=image_hash,
-        source=cast(str, row["source"]),
-        source_id=cast(str, row["source_id"]),
-        split=cast(Split, row["split"]),
-        captions=tuple(cast("list[str]", row["captions"])),
-        caption_origins=tuple(cast("list[str]", row["caption_origins"])),
-        caption_weights=tuple(cast("list[float]", row["caption_weights"])),
+        key=record.latent_key(row.image_hash, row.background, cut.transform, vae),
+        image_key=row.key,
+        image_hash=row.image_hash,
+        source=row.source,
+        source_id=row.source_id,
+        split=row.split,
+        captions=row.captions,
+        caption_origins=row.caption_origins,
+        caption_weights=row.caption_weights,
         plan=cut.plan,
         posterior=pack_posterior(posterior),
         latent_channels=posterior.shape[1],

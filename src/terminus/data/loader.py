@@ -10,7 +10,7 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Protocol, cast, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,7 +21,9 @@ from terminus.conditioning import MicroConditioning
 from terminus.data.geometry import specs
 from terminus.data.grouped import Grouped
 from terminus.data.order import BatchOrder, positions
-from terminus.data.store import View, plan_of, unpack_posterior
+from terminus.data.record import ImageRow, LatentRow
+from terminus.data.schema import read_row
+from terminus.data.store import View, unpack_posterior
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Batch:
     """All captions of each image; which one is used is the step's choice."""
     conditioning: tuple[MicroConditioning, ...]
     values: Shaped[Tensor, "batch *shape"]
-    """Raw moments, float32 [batch, 2, channels, height, width], or pixels, uint8 [batch, 3, height, width]."""
+    """Raw posteriors, float32 [batch, 2, channels, height, width], or pixels, uint8 [batch, 3, height, width]."""
     epoch: int
     mask: Float[Tensor, "batch 1 height width"] | None = None
     """How much each place of the latents counts in the loss, 0 to 1; None if all of every row counts."""
@@ -60,7 +62,7 @@ class Rows(Protocol):
 
 
 class LatentRows:
-    """Moments of one VAE, one split and the first `crops` cuts of each image."""
+    """Posteriors of one VAE, one split and the first `crops` cuts of each image."""
 
     def __init__(self, view: View, vae: str, transform: str, split: str, crops: int = 1) -> None:
         wanted = {"vae": (vae,), "transform": specs(transform, crops), "split": (split,)}
@@ -77,37 +79,38 @@ class LatentRows:
         return self._grouped.sources
 
     def read(self, bucket: int, rows: Sequence[int], positions: Sequence[int], epoch: int) -> Batch:
-        """Moments as the store keeps them, in float32."""
-        shape = ("latent_channels", "latent_height", "latent_width")
+        """Posteriors as the store keeps them, in float32."""
         found, damaged = self._grouped.sound(bucket, rows, positions)
-        sizes = [tuple(cast(int, row[name]) for name in shape) for row in found]
+        latents = [read_row(LatentRow, row) for row in found]
         arrays = [
-            unpack_posterior(cast(bytes, row["posterior"]), *size) for row, size in zip(found, sizes, strict=True)
+            unpack_posterior(one.posterior, one.latent_channels, one.latent_height, one.latent_width) for one in latents
         ]
         values = torch.from_numpy(np.stack(arrays)).float()  # four times as fast as numpy's conversion, and the same
-        mask = _mask(found, sizes[0][1], sizes[0][2])
-        return replace(batch_of(found, values, positions, epoch), mask=mask, damaged=damaged)
+        return replace(batch_of(latents, values, positions, epoch), mask=_mask(latents), damaged=damaged)
 
 
-def _mask(found: list[dict[str, object]], height: int, width: int) -> Float[Tensor, "batch 1 height width"] | None:
+def _mask(latents: Sequence[LatentRow]) -> Float[Tensor, "batch 1 height width"] | None:
     """The masks of these rows, all ones where a row has none; None if no row has one."""
-    if all(row["mask"] is None for row in found):
+    if all(latent.mask is None for latent in latents):
         return None
+    height, width = latents[0].latent_height, latents[0].latent_width
     whole = b"\xff" * (height * width)
-    masks = [np.frombuffer(cast("bytes | None", row["mask"]) or whole, np.uint8) for row in found]
+    masks = [np.frombuffer(latent.mask or whole, np.uint8) for latent in latents]
     return torch.from_numpy(np.stack(masks).astype(np.float32) / 255.0).reshape(-1, 1, height, width)
 
 
-def batch_of(found: list[dict[str, object]], values: Tensor, positions: Sequence[int], epoch: int) -> Batch:
+def batch_of(
+    found: Sequence[ImageRow] | Sequence[LatentRow], values: Tensor, positions: Sequence[int], epoch: int
+) -> Batch:
     """A batch of stored rows and the values made from them."""
     return Batch(
         positions=tuple(positions),
-        keys=tuple(str(row["key"]) for row in found),
-        captions=tuple(tuple(row["captions"]) for row in found),  # pyright: ignore[reportArgumentType]
-        conditioning=tuple(plan_of(row).conditioning for row in found),
+        keys=tuple(row.key for row in found),
+        captions=tuple(row.captions for row in found),
+        conditioning=tuple(row.plan.conditioning for row in found),
         values=values,
         epoch=epoch,
-        caption_weights=tuple(tuple(row["caption_weights"]) for row in found),  # pyright: ignore[reportArgumentType]
+        caption_weights=tuple(row.caption_weights for row in found),
     )
 
 

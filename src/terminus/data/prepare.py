@@ -93,7 +93,7 @@ def _result(
     spec = data.transform.spec
     latents = store.latents.latest()
     specs = ", ".join(quoted(one) for one in geometry.specs(spec, data.crops))
-    same = f"transform in ({specs}) and VAE = {quoted(vae or '')}"
+    same = f"transform in ({specs}) and vae = {quoted(vae or '')}"
     return PrepareReport(
         store=data.store,
         transform=spec,

@@ -1,6 +1,6 @@
 """What flows through preparation: a candidate comes in, a row or a rejection comes out.
 
-The fields of the row classes are the columns of the tables (`store`), so that a column exists in one place.
+The fields of the row classes are the columns of the tables (`schema`), so that a column exists in one place.
 """
 
 from __future__ import annotations
@@ -10,13 +10,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Annotated, Literal, Protocol, runtime_checkable
+
+import pyarrow as pa
 
 from terminus.conditioning import Size
 from terminus.data.geometry import CropPlan
 from terminus.images import Color, Dropped
 
 Split = Literal["train", "validation"]
+LargeBytes = Annotated[bytes, pa.large_binary()]
+"""Bytes of a column that holds more than 2 GiB in one batch."""
+Counts = Annotated[tuple[int, ...], pa.list_(pa.int64())]
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,7 @@ class PartRow:
     """Digest of all that decides about its candidates: the source's settings, the filters, the block-lists' content."""
     reasons: tuple[str, ...]
     """Why candidates were dropped; "" is the count of those that were kept."""
-    counts: tuple[int, ...]
+    counts: Counts
 
 
 @dataclass(frozen=True)
@@ -169,7 +174,9 @@ class ImageRow:
     split: Split
     captions: tuple[str, ...]
     caption_origins: tuple[str, ...]
-    data: bytes
+    caption_weights: tuple[float, ...]
+    """How often each caption is drawn, in proportion."""
+    data: LargeBytes
     background: str | None
     """"#rrggbb" under transparent pixels; null if the image has none."""
     plan: CropPlan
@@ -185,8 +192,6 @@ class ImageRow:
     transform: str
     rules: str
     """The filters that it passed, as canonical JSON."""
-    caption_weights: tuple[float, ...]
-    """How often each caption is drawn, in proportion."""
     url: str | None = None
     watermark: float | None = None
     unsafe: float | None = None
@@ -195,7 +200,7 @@ class ImageRow:
     tags: tuple[str, ...] = ()
     camera: bool = False
     """Whether its EXIF names a camera."""
-    mask: bytes | None = None
+    mask: LargeBytes | None = None
     """Image file of the same shape: where it is black, the loss is not counted."""
 
 
@@ -211,6 +216,7 @@ class LatentRow:
     split: Split
     captions: tuple[str, ...]
     caption_origins: tuple[str, ...]
+    caption_weights: tuple[float, ...]
     plan: CropPlan
     posterior: bytes
     """float16 little-endian [2, channels, height, width]: mean, log variance, before any scale factor."""
@@ -219,7 +225,6 @@ class LatentRow:
     latent_width: int
     vae: str
     transform: str
-    caption_weights: tuple[float, ...]
     mask: bytes | None = None
     """uint8 [latent_height, latent_width], 255 where the loss counts in full; null counts all of it."""
 

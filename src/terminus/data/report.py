@@ -8,10 +8,8 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import pyarrow as pa
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -19,7 +17,8 @@ from PIL import Image
 
 from terminus.data import damage, storage
 from terminus.data.examine import thumbnail
-from terminus.data.record import parse_color
+from terminus.data.record import ImageRow, parse_color
+from terminus.data.schema import column_names, read_rows
 from terminus.data.store import Store, quoted
 from terminus.data.survey import Holdings, Survey
 from terminus.decode import HARD_PIXEL_LIMIT, Decoded, Limits, decode
@@ -82,6 +81,16 @@ class ExampleImage:
     text: str = ""
 
 
+@dataclass(frozen=True)
+class _Dropped:
+    """The columns of `rejected` that the page shows."""
+
+    source_id: str
+    detail: str
+    thumbnail: bytes | None
+    twin: str | None
+
+
 def write_report(report: PrepareReport, survey: Survey, store: Store) -> str:
     """`report.json` and `report.html` in the store; returns the page's place."""
     text = json.dumps(dataclasses.asdict(report), indent=2, ensure_ascii=False) + "\n"
@@ -101,30 +110,26 @@ def write_report(report: PrepareReport, survey: Survey, store: Store) -> str:
 def _kept_examples(store: Store, survey: Survey) -> list[ExampleImage]:
     view = store.images.latest()
     assert view is not None, "a report follows a curation that kept something"
-    return [_kept_image(row) for index in survey.kept for row in damage.sound(view, [index])]
+    return [_kept_image(row) for index in survey.kept for row in damage.sound_images(view, [index])]
 
 
-def _kept_image(row: Mapping[str, object]) -> ExampleImage:
-    data = cast(bytes, row["data"])
-    decoded = decode(data, Limits(len(data), HARD_PIXEL_LIMIT))
+def _kept_image(row: ImageRow) -> ExampleImage:
+    decoded = decode(row.data, Limits(len(row.data), HARD_PIXEL_LIMIT))
     assert isinstance(decoded, Decoded), "what was kept decodes"
-    background = parse_color(cast("str | None", row["background"]) or "#000000")
-    small = thumbnail(Image.fromarray(decoded.on(background)))
-    return ExampleImage(_uri(small), cast(str, row["source_id"]), "; ".join(cast("list[str]", row["captions"])))
+    small = thumbnail(Image.fromarray(decoded.on(parse_color(row.background or "#000000"))))
+    return ExampleImage(_uri(small), row.source_id, "; ".join(row.captions))
 
 
 def _dropped_examples(store: Store, indices: tuple[int, ...]) -> list[ExampleImage]:
     view = store.rejected.latest()
     if view is None or not indices:
         return []
-    rows = cast("list[dict[str, object]]", view.take(indices, ["source_id", "detail", "thumbnail"]).to_pylist())
+    rows = read_rows(_Dropped, view.take(indices, column_names(_Dropped)))
     return [_dropped_image(row) for row in rows]
 
 
-def _dropped_image(row: Mapping[str, object]) -> ExampleImage:
-    return ExampleImage(
-        _uri(cast("bytes | None", row["thumbnail"])), cast(str, row["source_id"]), cast(str, row["detail"])
-    )
+def _dropped_image(row: _Dropped) -> ExampleImage:
+    return ExampleImage(_uri(row.thumbnail), row.source_id, row.detail)
 
 
 def _pairs(store: Store, survey: Survey) -> list[tuple[ExampleImage, ExampleImage]]:
@@ -133,13 +138,12 @@ def _pairs(store: Store, survey: Survey) -> list[tuple[ExampleImage, ExampleImag
     indices = [*survey.dropped.get("near duplicate", ()), *survey.dropped.get("exact duplicate", ())][:PAIRS]
     if images is None or rejected is None or not indices:
         return []
-    columns = ["source_id", "detail", "thumbnail", "twin"]
-    rows = cast("list[dict[str, object]]", rejected.take(indices, columns).to_pylist())
-    keys = sorted({str(row["twin"]) for row in rows})
+    rows = list(read_rows(_Dropped, rejected.take(indices, column_names(_Dropped))))
+    keys = sorted({str(row.twin) for row in rows})
     where = f"key IN ({', '.join(quoted(key) for key in keys)})"
     found = images.scan(["_rowoffset"], where).column("_rowoffset").to_pylist()
-    twins = {str(row["key"]): _kept_image(row) for row in damage.sound(images, found)}
-    return [(_dropped_image(row), twins[str(row["twin"])]) for row in rows if row["twin"] in twins]
+    twins = {row.key: _kept_image(row) for row in damage.sound_images(images, found)}
+    return [(_dropped_image(row), twins[row.twin]) for row in rows if row.twin in twins]
 
 
 def _uri(jpeg: bytes | None) -> str | None:

@@ -7,74 +7,28 @@ this module; it needs pylance and pyarrow, nothing of the preparation engine.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar, cast
+from typing import Generic, TypeVar
 
 import lance
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float16
 
-from terminus.conditioning import Crop, Size
 from terminus.data import checksums, storage
-from terminus.data.checksums import CHECKSUM, GROUP_CHECKSUM, NAMES
-from terminus.data.geometry import CropPlan
+from terminus.data.checksums import CHECKSUM, NAMES
 from terminus.data.record import CaptionRow, ImageRow, LatentRow, PartRow, Rejection
+from terminus.data.schema import columns_of, table_schema
 from terminus.data.unreadable import reading, reason, unreadable
 from terminus.errors import UserError
 
-GEOMETRY = (
-    "original_height", "original_width", "resized_height", "resized_width",
-    "crop_top", "crop_left", "target_height", "target_width",
-)  # fmt: skip
-"""A `Plan` as eight int32 columns."""
-
-_TEXTS = pa.list_(pa.string())
-_CHECKSUMS = [(CHECKSUM, pa.uint32()), (GROUP_CHECKSUM, pa.uint32())]
-_PLAN_FIELDS = [*((name, pa.int32()) for name in GEOMETRY), ("bucket", pa.string())]
-_COMMON_FIELDS = [
-    ("image_hash", pa.string()), ("source", pa.string()), ("source_id", pa.string()), ("split", pa.string()),
-    ("captions", _TEXTS), ("caption_origins", _TEXTS), ("caption_weights", pa.list_(pa.float32())),
-]  # fmt: skip
-
-IMAGES = pa.schema([
-    ("key", pa.string()), *_COMMON_FIELDS, ("data", pa.large_binary()), ("background", pa.string()),
-    *_PLAN_FIELDS, ("luminance", pa.float32()), ("dhash", pa.string()), ("thumbprint", pa.binary()),
-    ("licence", pa.string()), ("state", pa.string()), ("transform", pa.string()), ("rules", pa.string()),
-    ("url", pa.string()), ("watermark", pa.float32()), ("unsafe", pa.float32()), ("aesthetic", pa.float32()),
-    ("similarity", pa.float32()), ("tags", _TEXTS), ("camera", pa.bool_()), ("mask", pa.large_binary()),
-    *_CHECKSUMS,
-])  # fmt: skip
-LATENTS = pa.schema([
-    ("key", pa.string()), ("image_key", pa.string()), *_COMMON_FIELDS, *_PLAN_FIELDS,
-    ("posterior", pa.binary()), ("latent_channels", pa.int32()), ("latent_height", pa.int32()),
-    ("latent_width", pa.int32()), ("vae", pa.string()), ("transform", pa.string()), ("mask", pa.binary()),
-    *_CHECKSUMS,
-])  # fmt: skip
-REJECTED = pa.schema([
-    ("source", pa.string()), ("source_id", pa.string()), ("image_hash", pa.string()),
-    ("state", pa.string()), ("transform", pa.string()), ("rules", pa.string()),
-    ("reason", pa.string()), ("detail", pa.string()), ("thumbnail", pa.binary()), ("twin", pa.string()),
-    ("url", pa.string()), ("licence", pa.string()), ("original_height", pa.int32()), ("original_width", pa.int32()),
-    ("luminance", pa.float32()), ("watermark", pa.float32()), ("unsafe", pa.float32()), ("aesthetic", pa.float32()),
-    ("similarity", pa.float32()), _CHECKSUMS[0],
-])  # fmt: skip
-PARTS = pa.schema([
-    ("source", pa.string()), ("part", pa.string()), ("stamp", pa.string()), ("transform", pa.string()),
-    ("rules", pa.string()), ("reasons", _TEXTS), ("counts", pa.list_(pa.int64())), _CHECKSUMS[0],
-])  # fmt: skip
-
-CAPTIONS = pa.schema([
-    ("key", pa.string()), ("image_key", pa.string()), ("source", pa.string()), ("source_id", pa.string()),
-    ("origin", pa.string()), ("request", pa.string()), ("settings", pa.string()), ("model", pa.string()),
-    ("caption", pa.string()), ("reason", pa.string()), ("detail", pa.string()),
-    ("weight", pa.float32()), ("own_weight", pa.float32()),
-    ("prompt_tokens", pa.int32()), ("completion_tokens", pa.int32()), ("created", pa.timestamp("us", "UTC")),
-    _CHECKSUMS[0],
-])  # fmt: skip
+IMAGES = table_schema(ImageRow, grouped=True)
+LATENTS = table_schema(LatentRow, grouped=True)
+REJECTED = table_schema(Rejection)
+PARTS = table_schema(PartRow)
+CAPTIONS = table_schema(CaptionRow)
 
 Row = TypeVar("Row", ImageRow, LatentRow, Rejection, PartRow, CaptionRow)
 KEYS_PER_CONDITION = 1000
@@ -189,7 +143,7 @@ class Table(Generic[Row]):
         """Adds the rows in one atomic commit (none: no commit) and returns the version."""
         if not rows:
             return self.version()
-        table = checksums.with_checksums(pa.Table.from_pylist([_columns(row) for row in rows], schema=self.schema))
+        table = checksums.with_checksums(pa.Table.from_pylist([columns_of(row) for row in rows], schema=self.schema))
         view = self.latest()
         mode = "append" if view else "create"
         try:
@@ -314,19 +268,6 @@ def quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def plan_of(row: dict[str, object]) -> CropPlan:
-    """The plan that the geometry columns of a row hold; its other columns are ignored."""
-    original_height, original_width, resized_height, resized_width, top, left, height, width = (
-        cast(int, row[name]) for name in GEOMETRY
-    )
-    return CropPlan(
-        Size(original_height, original_width),
-        Size(resized_height, resized_width),
-        Crop(top, left),
-        Size(height, width),
-    )
-
-
 def pack_posterior(posterior: Float16[np.ndarray, "2 channels height width"]) -> bytes:
     """Mean and log variance as the store keeps them."""
     return np.ascontiguousarray(posterior, dtype="<f2").tobytes()
@@ -337,18 +278,6 @@ def unpack_posterior(
 ) -> Float16[np.ndarray, "2 channels height width"]:
     """Mean ([0]) and log variance ([1]) of one latent, before any scale factor; read-only."""
     return np.frombuffer(data, dtype="<f2").reshape(2, channels, height, width)
-
-
-def _columns(row: ImageRow | LatentRow | Rejection | PartRow | CaptionRow) -> dict[str, object]:
-    columns: dict[str, object] = {}
-    for field in dataclasses.fields(row):
-        value = getattr(row, field.name)
-        if isinstance(value, CropPlan):
-            numbers = (*value.original, *value.resized, *value.crop, *value.target)
-            columns.update(zip(GEOMETRY, numbers, strict=True), bucket=value.bucket)
-        else:
-            columns[field.name] = value
-    return columns
 
 
 def _size(fragment: lance.FragmentMetadata) -> int:

@@ -6,12 +6,16 @@ them: that is what lets a run that recorded one continue. Who must erase the byt
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import cast
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import pyarrow as pa
 
 from terminus.data import record
 from terminus.data.blocklist import REASON, Blocklist
 from terminus.data.record import Rejection
+from terminus.data.schema import column_names, read_rows
 from terminus.data.store import Store, quoted
 from terminus.images import Dropped
 
@@ -20,10 +24,44 @@ BATCH = 4096
 READ = 16
 """The same, where their files are read: no column has the md5 that a list may ask for."""
 
-_COPIED = (
-    "source", "source_id", "image_hash", "state", "transform", "rules", "url", "licence", "original_height",
-    "original_width", "luminance", "watermark", "unsafe", "aesthetic", "similarity",
-)  # fmt: skip
+
+@dataclass(frozen=True)
+class _Copied:
+    """The columns of `images` that its rejection takes over."""
+
+    source: str
+    source_id: str
+    image_hash: str
+    state: str
+    transform: str
+    rules: str
+    url: str | None
+    licence: str | None
+    original_height: int
+    original_width: int
+    luminance: float
+    watermark: float | None
+    unsafe: float | None
+    aesthetic: float | None
+    similarity: float | None
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """An image that a block-list names."""
+
+    key: str
+    row: _Copied
+    dropped: Dropped
+
+
+class _Identity(NamedTuple):
+    """The columns that tell one judgement from another."""
+
+    source: str
+    source_id: str
+    state: str
+    transform: str
 
 
 def take_down(store: Store, blocked: Blocklist) -> int:
@@ -35,51 +73,51 @@ def take_down(store: Store, blocked: Blocklist) -> int:
     if view is None or not any(blocked.counts.values()):
         return 0
     count, files = 0, ["data"] if blocked.counts["md5"] else []
-    for batch in view.batches(["key", "dhash", *_COPIED, *files], size=READ if files else BATCH):
-        rows = cast("list[dict[str, object]]", batch.to_pylist())
-        found = [(row, dropped) for row in rows if (dropped := _listed(row, blocked))]
+    for batch in view.batches(["key", "dhash", *column_names(_Copied), *files], size=READ if files else BATCH):
+        found = list(_listed(batch, blocked))
         if found:
             _remove(store, found)
             count += len(found)
     return count
 
 
-def _listed(row: Mapping[str, object], blocked: Blocklist) -> Dropped | None:
-    url, data = cast("str | None", row["url"]), cast("bytes | None", row.get("data"))
-    if url is not None and (dropped := blocked.address(url)):
-        return dropped
-    md5 = None if data is None else record.md5(data)
-    return blocked.content(cast(str, row["image_hash"]), md5, cast(str, row["dhash"]))
+def _listed(batch: pa.RecordBatch, blocked: Blocklist) -> Iterator[_Listed]:  # pyright: ignore[reportUnknownParameterType]
+    """The rows that a list names."""
+    keys, hashes = (cast("list[str]", batch.column(name).to_pylist()) for name in ("key", "dhash"))
+    files: list[bytes | None] = [None] * batch.num_rows
+    if "data" in batch.schema.names:
+        files = batch.column("data").to_pylist()
+    for key, dhash, file, row in zip(keys, hashes, files, read_rows(_Copied, batch), strict=True):
+        dropped = None if row.url is None else blocked.address(row.url)
+        if dropped is None:
+            dropped = blocked.content(row.image_hash, None if file is None else record.md5(file), dhash)
+        if dropped is not None:
+            yield _Listed(key, row, dropped)
 
 
-def _remove(store: Store, found: Sequence[tuple[Mapping[str, object], Dropped]]) -> None:
+def _remove(store: Store, found: Sequence[_Listed]) -> None:
     """The reason first and the image last: what a kill leaves half done is found again."""
-    written = _written(store, [row for row, _ in found])
+    written = _written(store, [one.row for one in found])
     rejections = [
-        Rejection(
-            **{name: row[name] for name in _COPIED},  # pyright: ignore[reportArgumentType]
-            reason=dropped.reason,
-            detail=f"{dropped.detail}; kept until it was listed",
-        )
-        for row, dropped in found
-        if _identity(row) not in written
+        Rejection(**vars(one.row), reason=one.dropped.reason, detail=f"{one.dropped.detail}; kept until it was listed")
+        for one in found
+        if _identity(one.row) not in written
     ]
     store.rejected.append(rejections)
-    keys = [cast(str, row["key"]) for row, _ in found]
+    keys = [one.key for one in found]
     store.latents.delete("image_key", keys)
     store.images.delete("key", keys)
 
 
-def _written(store: Store, rows: Sequence[Mapping[str, object]]) -> set[tuple[object, ...]]:
+def _written(store: Store, rows: Sequence[_Copied]) -> set[_Identity]:
     """Those of the rows that an interrupted run has rejected already."""
     view = store.rejected.latest()
     if view is None:
         return set()
-    hashes = ", ".join(quoted(cast(str, row["image_hash"])) for row in rows)
-    names = ["source", "source_id", "state", "transform"]
-    found = view.scan(names, f"reason = {quoted(REASON)} AND image_hash IN ({hashes})").to_pylist()
-    return {_identity(row) for row in found}
+    hashes = ", ".join(quoted(row.image_hash) for row in rows)
+    found = view.scan(_Identity._fields, f"reason = {quoted(REASON)} AND image_hash IN ({hashes})").to_pylist()
+    return {_Identity(**row) for row in found}
 
 
-def _identity(row: Mapping[str, object]) -> tuple[object, ...]:
-    return row["source"], row["source_id"], row["state"], row["transform"]
+def _identity(row: _Copied) -> _Identity:
+    return _Identity(row.source, row.source_id, row.state, row.transform)

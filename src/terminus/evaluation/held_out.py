@@ -14,7 +14,9 @@ from typing import cast
 from terminus import runtime
 from terminus.conditioning import Size
 from terminus.data import geometry, pixels
-from terminus.data.store import GEOMETRY, Store, View, plan_of, quoted
+from terminus.data.geometry import CropPlan
+from terminus.data.schema import column_names, read_rows
+from terminus.data.store import Store, View, quoted
 from terminus.errors import UserError
 from terminus.evaluation.captions import Caption, Captions, ImageSource
 from terminus.evaluation.trained import Trained
@@ -30,7 +32,26 @@ class _Row:
     image: str
     """Key of the image in the table of images."""
     caption: str
-    columns: dict[str, object]
+    plan: CropPlan
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Columns of `latents`."""
+
+    image_key: str
+    captions: tuple[str, ...]
+    caption_weights: tuple[float, ...]
+    plan: CropPlan
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Columns of `images`."""
+
+    key: str
+    data: bytes
+    background: str | None
 
 
 def from_store(trained: Trained, count: int, seed: int) -> Captions:
@@ -96,11 +117,10 @@ def _offsets(view: View, trained: Trained, seed: int) -> list[int]:
 
 def _rows(view: View, offsets: Sequence[int]) -> list[_Row | None]:
     """The rows' images and captions; None for rows without a caption."""
-    columns = ["image_key", "captions", "caption_weights", *GEOMETRY]
     found: list[_Row | None] = []
-    for row in cast("list[dict[str, object]]", view.take(offsets, columns).to_pylist()):
-        caption = _caption(cast("list[str]", row["captions"]), cast("list[float]", row["caption_weights"]))
-        found.append(None if caption is None else _Row(cast(str, row["image_key"]), caption, row))
+    for row in read_rows(_Cut, view.take(offsets, column_names(_Cut))):
+        caption = _caption(row.captions, row.caption_weights)
+        found.append(None if caption is None else _Row(row.image_key, caption, row.plan))
     return found
 
 
@@ -115,11 +135,11 @@ def _images(store: Store, rows: Sequence[_Row]) -> dict[str, ImageSource]:
     view = store.images.latest()
     if view is None or not rows:
         return {}
-    plans = {row.image: plan_of(row.columns) for row in rows}
+    plans = {row.image: row.plan for row in rows}
     listed = ", ".join(quoted(key) for key in plans)
     found: dict[str, ImageSource] = {}
-    for batch in view.batches(["key", "data", "background"], f"key IN ({listed})", 16):
-        for row in cast("list[dict[str, object]]", batch.to_pylist()):
-            plan = plans[cast(str, row["key"])]
-            found[cast(str, row["key"])] = geometry.cut(pixels.resized(row, plan), plan)
+    for batch in view.batches(column_names(_Stored), f"key IN ({listed})", 16):
+        for row in read_rows(_Stored, batch):
+            plan = plans[row.key]
+            found[row.key] = geometry.cut(pixels.resized(row, plan), plan)
     return found

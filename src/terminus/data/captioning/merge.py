@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 
 from terminus.data.captioning.table import Generated, generated
 from terminus.data.duplicates import scratch
 from terminus.data.record import Caption
+from terminus.data.schema import column_names, read_rows
 from terminus.data.store import IMAGES, LATENTS, Store, Table, View
 
-TEXTS = ("captions", "caption_origins", "caption_weights")
 PIECE = 200_000
 """Rows per commit: bounds the memory that their texts take."""
 
@@ -39,18 +40,52 @@ def merge_captions(store: Store) -> int:
     return changed
 
 
-def captions_of(row: Mapping[str, Any]) -> tuple[Caption, ...]:
+@runtime_checkable
+class Captioned(Protocol):
+    """A row of `images` or `latents`, or its captions alone."""
+
+    @property
+    def captions(self) -> tuple[str, ...]: ...
+
+    @property
+    def caption_origins(self) -> tuple[str, ...]: ...
+
+    @property
+    def caption_weights(self) -> tuple[float, ...]: ...
+
+
+@dataclass(frozen=True)
+class _ImageCaptions:
+    """Columns of `images`."""
+
+    key: str
+    captions: tuple[str, ...]
+    caption_origins: tuple[str, ...]
+    caption_weights: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class _LatentCaptions:
+    """Columns of `latents`."""
+
+    image_key: str
+    captions: tuple[str, ...]
+    caption_origins: tuple[str, ...]
+    caption_weights: tuple[float, ...]
+
+
+def captions_of(row: Captioned) -> tuple[Caption, ...]:
     """The captions that the three columns of a row hold."""
-    return tuple(Caption(*parts) for parts in zip(*(row[name] for name in TEXTS), strict=True))
+    return tuple(map(Caption, row.captions, row.caption_origins, row.caption_weights))
 
 
 def _differing(view: View, texts: Generated) -> Iterator[tuple[str, tuple[Caption, ...]]]:
-    for batch in view.batches(["key", *TEXTS]):
-        for row in batch.to_pylist():
+    for batch in view.batches(column_names(_ImageCaptions)):
+        for row in read_rows(_ImageCaptions, batch):
             before = captions_of(row)
-            after = texts.beside(row["key"], before)
+            after = texts.beside(row.key, before)
             if after != before:
-                yield row["key"], after
+                yield row.key, after
 
 
 def _outdated(images: View, latents: View) -> Iterator[tuple[str, tuple[Caption, ...]]]:
@@ -58,17 +93,18 @@ def _outdated(images: View, latents: View) -> Iterator[tuple[str, tuple[Caption,
     held = scratch()
     # Several for one image, where several VAEs encoded it, or it was cut several times.
     held.execute("CREATE TABLE held (image BLOB, captions BLOB, PRIMARY KEY (image, captions)) WITHOUT ROWID")
-    for batch in latents.batches(["image_key", *TEXTS]):
-        rows = sorted((bytes.fromhex(row["image_key"]), _digest(captions_of(row))) for row in batch.to_pylist())
-        held.executemany("INSERT OR IGNORE INTO held VALUES (?, ?)", rows)
-    for batch in images.batches(["key", *TEXTS]):
-        for row in batch.to_pylist():
+    for batch in latents.batches(column_names(_LatentCaptions)):
+        rows = read_rows(_LatentCaptions, batch)
+        digests = sorted((bytes.fromhex(row.image_key), _digest(captions_of(row))) for row in rows)
+        held.executemany("INSERT OR IGNORE INTO held VALUES (?, ?)", digests)
+    for batch in images.batches(column_names(_ImageCaptions)):
+        for row in read_rows(_ImageCaptions, batch):
             captions = captions_of(row)
             other = held.execute(
-                "SELECT 1 FROM held WHERE image = ? AND captions <> ?", (bytes.fromhex(row["key"]), _digest(captions))
+                "SELECT 1 FROM held WHERE image = ? AND captions <> ?", (bytes.fromhex(row.key), _digest(captions))
             )
             if other.fetchone():
-                yield row["key"], captions
+                yield row.key, captions
 
 
 def _digest(captions: tuple[Caption, ...]) -> bytes:
@@ -89,11 +125,11 @@ def _pieces(
 
 
 def _revise(table: Table[Any], schema: pa.Schema, piece: Mapping[str, tuple[Caption, ...]], on: str) -> None:  # pyright: ignore[reportUnknownParameterType]
-    columns: dict[str, object] = {
+    columns = {
         on: list(piece),
         "captions": [[caption.text for caption in captions] for captions in piece.values()],
         "caption_origins": [[caption.origin for caption in captions] for captions in piece.values()],
         "caption_weights": [[caption.weight for caption in captions] for captions in piece.values()],
     }
     types = pa.schema([schema.field(name) for name in columns])
-    table.revise(pa.table(cast("dict[str, Any]", columns), schema=types), on)
+    table.revise(pa.table(columns, schema=types), on)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Protocol, cast, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -18,13 +18,9 @@ from terminus.data import damage
 from terminus.data.captioning.answer import Answer
 from terminus.data.captioning.settings import MAX_SIDE
 from terminus.data.pixels import resized, training_pixels
-from terminus.data.store import GEOMETRY, View, plan_of
+from terminus.data.record import ImageRow
+from terminus.data.store import View
 
-COLUMNS = (
-    "key", "source", "source_id", "captions", "caption_origins", "caption_weights", "tags", "data", "background",
-    *GEOMETRY,
-)  # fmt: skip
-"""Of the `images` table."""
 QUOTED = 1000
 """Characters of a source's description that a prompt may quote: what strangers wrote must not drown the question."""
 QUALITY = 90
@@ -38,8 +34,7 @@ class Question:
     """Of its row in `images`."""
     source: str
     source_id: str
-    row: dict[str, object]
-    """The columns that `render` needs."""
+    row: ImageRow
     prompt: str
     whole: bool = False
     """Whether the image is all of the image, and not the crop."""
@@ -51,7 +46,7 @@ class Question:
 
     def image(self, max_side: int = MAX_SIDE) -> Image.Image:
         """The training pixels, reduced to `max_side` where they are larger; never enlarged."""
-        pixels = resized(self.row, plan_of(self.row)) if self.whole else training_pixels(self.row)
+        pixels = resized(self.row, self.row.plan) if self.whole else training_pixels(self.row)
         image = Image.fromarray(pixels)
         image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
         return image
@@ -94,24 +89,17 @@ def questions(
     images: View, rows: Sequence[int], prompt: str, generated: frozenset[str], whole: bool = False
 ) -> list[Question]:
     """The questions about the images with these row numbers; `generated` origins are not quoted in prompts."""
-    found = damage.sound(images, rows)
-    return [
-        Question(
-            cast(str, row["key"]),
-            cast(str, row["source"]),
-            cast(str, row["source_id"]),
-            row,
-            fill_template(prompt, own_texts(row, generated), cast("list[str] | None", row["tags"]) or []),
-            whole,
-        )
-        for row in found
-    ]
+    asked: list[Question] = []
+    for row in damage.sound_images(images, rows):
+        filled = fill_template(prompt, own_texts(row, generated), row.tags)
+        asked.append(Question(row.key, row.source, row.source_id, row, filled, whole))
+    return asked
 
 
-def own_texts(row: dict[str, object], generated: frozenset[str]) -> list[str]:
-    """What the image's source says of it."""
-    texts, origins = cast("list[str]", row["captions"]), cast("list[str]", row["caption_origins"])
-    return [text for text, origin in zip(texts, origins, strict=True) if origin not in generated]
+def own_texts(row: ImageRow, generated: frozenset[str]) -> list[str]:
+    """The captions that the image's source gives."""
+    pairs = zip(row.captions, row.caption_origins, strict=True)
+    return [text for text, origin in pairs if origin not in generated]
 
 
 def fill_template(prompt: str, captions: Sequence[str], tags: Sequence[str]) -> str:

@@ -19,11 +19,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from terminus.data import damage
-from terminus.data.captioning.merge import TEXTS, captions_of
+from terminus.data.captioning.merge import captions_of
 from terminus.data.captioning.question import own_texts
 from terminus.data.captioning.table import Answers
 from terminus.data.pixels import training_pixels
-from terminus.data.record import Caption
+from terminus.data.record import Caption, ImageRow
 from terminus.data.report import save_beside_tables
 from terminus.data.store import Store, View, quoted
 
@@ -147,18 +147,18 @@ def _sample(images: View, transform: str, origins: frozenset[str]) -> list[Shown
     return [_shown(row, origins) for row in _taken(images, [number for _, number in smallest])]
 
 
-def _taken(images: View, rows: Sequence[int]) -> list[dict[str, object]]:
+def _taken(images: View, rows: Sequence[int]) -> list[ImageRow]:
     """These rows in the order asked for, without damaged ones."""
-    return damage.sound(images, rows) if rows else []
+    return damage.sound_images(images, rows) if rows else []
 
 
-def _shown(row: dict[str, object], origins: frozenset[str]) -> Shown:
-    captions = captions_of({name: row[name] for name in TEXTS})
+def _shown(row: ImageRow, origins: frozenset[str]) -> Shown:
+    captions = captions_of(row)
     total = sum(caption.weight for caption in captions)
     told = [_told(caption, total, len(captions)) for caption in captions]
     return Shown(
         _uri(row),
-        f"{row['source']}/{row['source_id']}",
+        f"{row.source}/{row.source_id}",
         [one for one in told if one.origin not in origins],
         [one for one in told if one.origin in origins],
     )
@@ -183,23 +183,24 @@ def _useless(store: Store, images: View, captioners: Sequence[CaptionerFacts]) -
     origins = frozenset(captioner.name for captioner in captioners)
     wanted = {row["image_key"] for group in examples.values() for row in group}
     keys = cast("list[str]", images.scan(["key"]).column("key").to_pylist())
-    found = {row["key"]: row for row in _taken(images, [place for place, key in enumerate(keys) if key in wanted])}
-    return {
-        title: [
-            Shown(
-                _uri(found[row["image_key"]]),
-                f"{found[row['image_key']]['source']}/{found[row['image_key']]['source_id']}",
-                [Told(text, "", 0.0) for text in own_texts(found[row["image_key"]], origins)],
-                [Told(row["detail"] or "(nothing)", "", 0.0)],
-            )
-            for row in group
-            if row["image_key"] in found
-        ]
-        for title, group in sorted(examples.items())
-    }
+    found = {row.key: row for row in _taken(images, [place for place, key in enumerate(keys) if key in wanted])}
+    shown: dict[str, list[Shown]] = {}
+    for title, group in sorted(examples.items()):
+        there = [row for row in group if row["image_key"] in found]
+        shown[title] = [_useless_example(found[row["image_key"]], row["detail"], origins) for row in there]
+    return shown
 
 
-def _uri(row: dict[str, object]) -> str:
+def _useless_example(image: ImageRow, answer: str, origins: frozenset[str]) -> Shown:
+    return Shown(
+        _uri(image),
+        f"{image.source}/{image.source_id}",
+        [Told(text, "", 0.0) for text in own_texts(image, origins)],
+        [Told(answer or "(nothing)", "", 0.0)],
+    )
+
+
+def _uri(row: ImageRow) -> str:
     image = Image.fromarray(training_pixels(row))
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     file = BytesIO()
