@@ -119,7 +119,7 @@ def test_a_damaged_one_is_set_aside_and_the_one_before_is_used(tmp_path: Path, d
 
 def test_all_damaged_never_starts_anew(tmp_path: Path):
     (save(tmp_path, 4) / "manifest.json").unlink()
-    with pytest.raises(UserError, match="never starts anew"):
+    with pytest.raises(UserError, match="never restarted over the checkpoints"):
         checkpoint.latest(tmp_path)
 
 
@@ -190,7 +190,7 @@ def untouched(folder: Path, match: str) -> None:
     before = sorted(path.name for path in folder.rglob("*"))
     with pytest.raises(UserError, match=match) as caught:
         checkpoint.latest(folder)
-    assert "nothing was renamed, removed or begun anew" in str(caught.value)
+    assert "nothing was renamed, removed or restarted" in str(caught.value)
     assert sorted(path.name for path in folder.rglob("*")) == before
 
 
