@@ -19,7 +19,7 @@ from terminus.data import checksums
 from terminus.data.checksums import NAMES
 from terminus.data.curate import curate
 from terminus.data.damage import Damage
-from terminus.data.encode import encode_latents, waiting
+from terminus.data.encode import encode_latents
 from terminus.data.grouped import Grouped
 from terminus.data.loader import Batch, LatentRows, Loader
 from terminus.data.order import Order
@@ -28,6 +28,7 @@ from terminus.data.record import LatentRow
 from terminus.data.settings import DataConfig
 from terminus.data.store import Store, pack_posterior
 from terminus.data.verify import Verified, verify
+from terminus.data.waiting import waiting
 from terminus.errors import UserError
 from terminus.model.vae import VAE
 

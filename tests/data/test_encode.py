@@ -17,12 +17,13 @@ from torch import Tensor
 from terminus.conditioning import Size
 from terminus.data import encode as stage
 from terminus.data import geometry, record
-from terminus.data.encode import Wanted, encode_latents, waiting
+from terminus.data.encode import encode_latents
 from terminus.data.geometry import Transform
 from terminus.data.pixels import latent_mask
 from terminus.data.record import ImageRow, content_hash
 from terminus.data.schema import plan_of
 from terminus.data.store import Store, unpack_posterior
+from terminus.data.waiting import Wanted, waiting
 from terminus.errors import UserError
 from terminus.model.tiling import Tiling
 from terminus.model.vae import VAE, Posterior, to_signal

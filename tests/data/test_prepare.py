@@ -18,7 +18,7 @@ from PIL import Image
 from rich.console import Console
 
 from terminus.data.curate import Curated, curate
-from terminus.data.encode import encode_latents, waiting
+from terminus.data.encode import encode_latents
 from terminus.data.filters import Filters
 from terminus.data.pixels import training_pixels
 from terminus.data.prepare import PrepareReport, prepare
@@ -28,6 +28,7 @@ from terminus.data.settings import AspectBuckets, DataConfig
 from terminus.data.sources.embedded import EmbeddedSource
 from terminus.data.store import Store, Table, unpack_posterior
 from terminus.data.verify import verify
+from terminus.data.waiting import waiting
 from terminus.errors import UserError
 from terminus.model.vae import VAE, to_signal
 
@@ -291,16 +292,17 @@ from terminus.data import curate, encode
 from terminus.data.settings import DataConfig
 from terminus.data.sources.folder import FolderSource
 from terminus.data.store import Store
+from terminus.data.waiting import waiting
 from tests.data.conftest import random_vae
 
 curate.GROUP = encode.GROUP = 8
 data = DataConfig(
     store={store!r}, sources=(FolderSource(kind="folder", name="folder", path=Path({folder!r})),), resolution=64
 )
-store, VAE = Store(data.store), random_vae(0)
+store, vae = Store(data.store), random_vae(0)
 slow = lambda count: time.sleep(0.05 * count)
 curate.curate(data, store, slow)
-encode.encode(store, encode.waiting(store, data.transform.spec, vae.id), VAE, slow)
+encode.encode_latents(store, waiting(store, data.transform.spec, vae.id), vae, slow)
 """
 
 

@@ -42,7 +42,8 @@ import os, sys
 from io import StringIO
 from rich.console import Console
 from terminus.data import curate, worker
-from terminus.data.encode import encode, waiting
+from terminus.data.encode import encode_latents
+from terminus.data.waiting import waiting
 from terminus.data.prepare import prepare
 from terminus.data.settings import DataConfig
 from terminus.data.store import Store
@@ -57,8 +58,8 @@ try:
     prepare(data, None, Console(file=StringIO()), anywhere)
 except UserError as error:
     sys.exit(f"USER ERROR {error}")
-store, VAE = Store(data.store), random_vae(0)
-encode(store, waiting(store, data.transform.spec, vae.id), VAE, lambda _: None)
+store, vae = Store(data.store), random_vae(0)
+encode_latents(store, waiting(store, data.transform.spec, vae.id), vae, lambda _: None)
 """
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from terminus.data.encode import encode_latents, waiting
+from terminus.data.encode import encode_latents
 from terminus.data.sources.folder import FolderSource
 from terminus.data.store import Store, Table
+from terminus.data.waiting import waiting
 from terminus.model.vae import VAE
 
 from .conftest import noise, save

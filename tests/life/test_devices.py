@@ -258,7 +258,7 @@ def test_a_training_step_waits_once_for_its_loss(pretend: PretendGPU, random_nan
         pretend.waits.clear()
         trainer.run(1)
     of_loss = {"training/step.py on_cpu: a copy from the GPU": 3 * 3}
-    assert pretend.waits == {"training/optim/clipping.py clip: _local_scalar_dense": 1, **of_loss}
+    assert pretend.waits == {"training/optim/clipping.py clip_gradient_norm: _local_scalar_dense": 1, **of_loss}
 
 
 def test_leaving_the_device_copies_nothing_back(pretend: PretendGPU, there: Load, steering: Path):

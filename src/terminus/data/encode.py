@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice
 from math import prod
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,12 +22,12 @@ from jaxtyping import Float16, UInt8
 from terminus.conditioning import Crop, Size
 from terminus.data import allocation, damage, engine, geometry, record
 from terminus.data.damage import Damage
-from terminus.data.duplicates import scratch
 from terminus.data.geometry import CropPlan
 from terminus.data.pixels import latent_mask, resized, resized_mask
 from terminus.data.record import LargeBytes, LatentRow, Split
-from terminus.data.schema import column_names, columns_of, read_row, read_rows, row_schema
-from terminus.data.store import Store, View, pack_posterior, quoted
+from terminus.data.schema import column_names, columns_of, read_row, row_schema
+from terminus.data.store import Store, View, pack_posterior
+from terminus.data.waiting import Wanted
 from terminus.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,32 +39,11 @@ PIECE_BYTES = 64 << 20
 """Of files, and the pixels made of them, that are rendered together; while they are encoded, as many follow."""
 READ_PIXELS = 16 << 20
 """Of the originals whose files are read together: how large a file is, is known once it has been read."""
-SCANNED = 8192
-"""Rows that are looked at together."""
 BATCH_PIXELS = 1 << 20
 """Pixels per call of the encoder: one image of 1024x1024 keeps a device busy. (Of a larger one it encodes tiles.)"""
 
 _FILES = ("data", "mask")
 """Columns of `images` that hold files."""
-
-
-class Wanted(NamedTuple):
-    """A latent to be made."""
-
-    image: int
-    """Index of the row of `images`."""
-    cut: int
-    """Which cut of the image, 0-based."""
-
-
-@dataclass(frozen=True)
-class _Planned:
-    """The columns of `images` by which it is decided what has to be encoded."""
-
-    key: str
-    transform: str
-    split: Split
-    plan: CropPlan
 
 
 @dataclass(frozen=True)
@@ -122,79 +101,6 @@ class _Cut:
 class _Rendered:
     pixels: UInt8[np.ndarray, "height width 3"]
     mask: bytes | None
-
-
-class Waiting:
-    """Latents that are to be made, in the order of the images: a list on disk, however long it is."""
-
-    def __init__(self) -> None:
-        self._database = scratch()
-        self._database.execute("CREATE TABLE wanted (number INTEGER PRIMARY KEY, image INTEGER, cut INTEGER)")
-
-    def __len__(self) -> int:
-        return self._database.execute("SELECT COUNT(*) FROM wanted").fetchone()[0]
-
-    def __iter__(self) -> Iterator[Wanted]:
-        rows = self._database.execute("SELECT image, cut FROM wanted ORDER BY number")
-        return (Wanted(image, cut) for image, cut in rows)
-
-    def add(self, wanted: Iterable[Wanted]) -> None:
-        """At the end."""
-        self._database.executemany("INSERT INTO wanted (image, cut) VALUES (?, ?)", wanted)
-
-
-def waiting(store: Store, transform: str, vae: str, crops: int = 1) -> Waiting:
-    """What has no latent of this VAE yet, in row order: `crops` cuts of each image to train on, where there is room.
-
-    Images that are held out are cut once: they measure, and more cuts would only weigh some of them more.
-    """
-    found = Waiting()
-    images = store.images.latest()
-    if images is None:
-        return found
-    names = geometry.specs(transform, crops)
-    done = _Done(store, names, vae)
-    start = 0
-    for batch in images.batches(column_names(_Planned), size=SCANNED):
-        asked: list[tuple[str, Wanted]] = []
-        for index, row in enumerate(read_rows(_Planned, batch), start):
-            if row.transform == transform:
-                asked += [(row.key, Wanted(index, cut)) for cut in range(_cut_count(row, crops))]
-        found.add(wanted for key, wanted in asked if not done.has(key, wanted.cut))
-        start += batch.num_rows
-    return found
-
-
-def _cut_count(row: _Planned, crops: int) -> int:
-    if crops > 1 and row.split == "train":
-        return min(crops, row.plan.room)
-    return 1
-
-
-class _Done:
-    """The cuts that have a latent, in a scratch database."""
-
-    def __init__(self, store: Store, names: Sequence[str], vae: str) -> None:
-        self.database = scratch()
-        self.database.execute("CREATE TABLE done (id BLOB PRIMARY KEY) WITHOUT ROWID")
-        view = store.latents.latest()
-        cuts = {name: cut for cut, name in enumerate(names)}
-        same = f"vae = {quoted(vae)} and transform in ({', '.join(quoted(name) for name in names)})"
-        for batch in view.batches(["image_key", "transform"], same, SCANNED) if view else ():
-            pairs = zip(batch.column("image_key").to_pylist(), batch.column("transform").to_pylist(), strict=True)
-            # In the order of the tree: neighbours are written together.
-            self.database.executemany(
-                "INSERT OR IGNORE INTO done VALUES (?)", sorted((_cut_id(key, cuts[name]),) for key, name in pairs)
-            )
-
-    def has(self, key: str, cut: int) -> bool:
-        """Whether this cut of this image has a latent."""
-        return self.database.execute("SELECT 1 FROM done WHERE id = ?", (_cut_id(key, cut),)).fetchone() is not None
-
-
-def _cut_id(key: str, cut: int) -> bytes:
-    # Keys are hashes, of which 16 bytes are enough.
-    return bytes.fromhex(key)[:16] + bytes([cut])
 
 
 def encode_latents(

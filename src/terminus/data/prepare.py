@@ -15,7 +15,7 @@ from terminus.data import engine, geometry, report
 from terminus.data.captioning.merge import merge_captions
 from terminus.data.curate import Curated, curate
 from terminus.data.damage import Damage
-from terminus.data.encode import encode_latents, waiting
+from terminus.data.encode import encode_latents
 from terminus.data.fetch.addresses import Address, is_global
 from terminus.data.report import PrepareReport, Tally
 from terminus.data.rules import check_rules
@@ -23,6 +23,7 @@ from terminus.data.seen_index import KEPT, room_for_scratch
 from terminus.data.settings import DataConfig
 from terminus.data.store import Store, quoted
 from terminus.data.survey import Holdings, survey
+from terminus.data.waiting import waiting
 from terminus.errors import UserError
 from terminus.progress import Meter
 

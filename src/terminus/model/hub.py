@@ -75,7 +75,7 @@ def _cached(model: HubId, problem: Exception) -> Path:
         return Path(snapshot_download(model.repository, revision=model.revision, local_files_only=True))
     except (HFValidationError, OSError):
         raise UserError(
-            "No folder has this name, and the hub could not be reached",
+            "No folder has this name, and no model of this name on the hub could be reached",
             where="/".join(filter(None, (model.repository, model.file))),
             rule=f"{_RULE}; it needs a network, or a copy in the local hub cache",
             fix=f"Check the name or the connection ({type(problem).__name__})",

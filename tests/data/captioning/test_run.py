@@ -24,10 +24,11 @@ from terminus.data.captioning.run import write_captions
 from terminus.data.captioning.settings import Captioner
 from terminus.data.captioning.table import Answers, generated
 from terminus.data.curate import curate
-from terminus.data.encode import encode_latents, waiting
+from terminus.data.encode import encode_latents
 from terminus.data.record import Caption
 from terminus.data.settings import DataConfig
 from terminus.data.store import CAPTIONS, Store
+from terminus.data.waiting import waiting
 from terminus.errors import UserError
 from terminus.model.vae import VAE
 
