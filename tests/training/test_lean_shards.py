@@ -14,7 +14,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from terminus.errors import UserError
-from terminus.training.optim.clipping import clip
 from terminus.training.optim.optimizer import Adafactor, AdamW, build_optimizer, set_rate
 from terminus.training.optim.weight_formats import store_weights
 
@@ -39,7 +38,7 @@ def whole() -> tuple[Tensor, float]:
     optimizer, norm = build_optimizer(one, AdamW(moments="bf16"), seed=3), 0.0
     for step in range(STEPS):
         next(one.parameters()).grad = gradient(step)
-        norm = clip(one.parameters(), 1.0)
+        norm = clip_gradient_norm(one.parameters(), 1.0)
         set_rate(optimizer, 1e-2)
         optimizer.step()
     return next(one.parameters()).detach(), norm
@@ -55,7 +54,7 @@ def in_a_process(rank: int, port: int, out: Path) -> None:
     optimizer, norm = build_optimizer(one, AdamW(moments="bf16"), seed=3), 0.0
     for step in range(STEPS):
         parameter.grad = distribute_tensor(gradient(step), mesh, [Shard(0)])
-        norm = clip(one.parameters(), 1.0)
+        norm = clip_gradient_norm(one.parameters(), 1.0)
         set_rate(optimizer, 1e-2)
         optimizer.step()
     assert isinstance(parameter, DTensor)

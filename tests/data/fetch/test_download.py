@@ -40,11 +40,10 @@ from terminus.data.fetch.download import Downloaded, DownloadRequest, Policy, fe
 from terminus.data.fetch.optouts import reservation
 from terminus.data.fetch.politeness import pause_before, retry_after
 from terminus.images import Dropped
+from tests.data.conftest import noise
+from tests.data.loopback import Answer, Loopback, anywhere, loopback, redirect
 
-from .conftest import noise
-from .loopback import Answer, Loopback, anywhere, loopback, redirect
-
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 MAX = 1 << 20
 ONCE = Policy(retries=0, timeout=5.0)
 BRIEF = Policy(retries=1, timeout=0.4)
@@ -766,7 +765,7 @@ def test_a_process_ends_without_a_word(server: Loopback):
     url = server.serve("/x.jpg", Answer(IMAGE))
     code = (
         "import sys; from terminus.data.fetch.download import *; from tests.data.loopback import anywhere;"
-        "print(len(fetch_many([Request(sys.argv[1], None, 1 << 20)], Policy(), anywhere)[0].data))"
+        "print(len(fetch_many([DownloadRequest(sys.argv[1], None, 1 << 20)], Policy(), anywhere)[0].data))"
     )
     command = [sys.executable, "-W", "error", "-X", "dev", "-c", code, url]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)

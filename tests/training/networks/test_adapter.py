@@ -36,8 +36,7 @@ from terminus.training.plan.cost import Shape, config_of, count_cost
 from terminus.training.plan.memory import Cut, own_cut
 from terminus.training.recipe import Recipe
 from terminus.training.steps.diffusion import DiffusionStep
-
-from .test_step import batch
+from tests.training.test_step import batch
 
 ALGORITHMS = ("lora", "dora", "loha", "lokr")
 TARGETS = ("attention", "attention_and_feed_forward", "all")
@@ -101,7 +100,7 @@ def step_of(adapter: TrainedAdapter, precision: Precision = "fp32", text: bool =
         caption_dropout=0.5,
         device=torch.device("cpu"),
         precision=precision,
-        together=both,
+        joint=both,
     )
 
 

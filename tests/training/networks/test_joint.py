@@ -18,8 +18,7 @@ from terminus.training.networks.joint import JointModel, rate_factor
 from terminus.training.optim.ema import Average, ConstantEma
 from terminus.training.optim.optimizer import AdamW, build_optimizer, set_rate
 from terminus.training.steps.diffusion import DiffusionStep
-
-from .test_step import batch
+from tests.training.test_step import batch
 
 
 @pytest.fixture
