@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from terminus.errors import UserError
+from terminus.training.optim.clipping import clip_gradient_norm
 from terminus.training.optim.optimizer import Adafactor, AdamW, build_optimizer, set_rate
 from terminus.training.optim.weight_formats import store_weights
 
