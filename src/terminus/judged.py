@@ -16,7 +16,7 @@ from terminus.errors import UserError
 from terminus.model.naming import at_home, find_local
 
 if TYPE_CHECKING:
-    from terminus.evaluation.trained import Trained
+    from terminus.evaluation.trained import TrainedOn
     from terminus.training.recipe import Recipe
 
 MODEL = "model"
@@ -66,9 +66,9 @@ def find_judged(name: str, recipe: str | None = None) -> Judged:
     return Judged(model, run, recipe)
 
 
-def trained_by(found: Judged) -> Trained | None:
+def trained_by(found: Judged) -> TrainedOn | None:
     """What an evaluation needs of the recipe; UserError for one that trains no whole model."""
-    from terminus.evaluation.trained import Trained
+    from terminus.evaluation.trained import TrainedOn
     from terminus.training.objectives import Diffusion
     from terminus.training.recipe import Recipe
 
@@ -82,7 +82,7 @@ def trained_by(found: Judged) -> Trained | None:
             rule="Images are drawn by whole models, the result of objective.kind diffusion",
         )
     version = None if found.run is None else _version(found.run, recipe)
-    return Trained(found.recipe, recipe.data, recipe.model.start, version)
+    return TrainedOn(found.recipe, recipe.data, recipe.model.start, version)
 
 
 def _run_of(name: str) -> Path | None:

@@ -21,7 +21,7 @@ from terminus.evaluation.captions import from_file
 from terminus.evaluation.command import Own, evaluate
 from terminus.evaluation.held_out import from_store
 from terminus.evaluation.settings import FULL
-from terminus.evaluation.trained import Trained
+from terminus.evaluation.trained import TrainedOn
 from terminus.judged import find_judged, trained_by
 
 SMALL = replace(FULL.counted(4), color_images=1, sampling=replace(FULL.sampling, steps=2))
@@ -36,7 +36,7 @@ def measured(folder: Path, **own: object) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def recipe_of(folder: Path) -> Trained:
+def recipe_of(folder: Path) -> TrainedOn:
     """What the run's own recipe says."""
     trained = trained_by(find_judged(str(folder / "run")))
     assert trained is not None

@@ -96,7 +96,7 @@ def read_yaml(path: Path) -> Document:
     return Document(plain_tree(parse_yaml(text, origin)))
 
 
-def read_rows(path: Path) -> Iterator[Document]:
+def read_log(path: Path) -> Iterator[Document]:
     """The lines of a `.jsonl` file; a last line cut short by a kill is left out."""
     if not path.is_file():
         return

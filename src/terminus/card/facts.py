@@ -11,7 +11,7 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from terminus.card.documents import Document, read_document, read_rows, read_yaml
+from terminus.card.documents import Document, read_document, read_log, read_yaml
 from terminus.card.licences import LICENCES
 from terminus.errors import UserError
 from terminus.evaluation.fingerprint import model_fingerprint
@@ -221,7 +221,7 @@ def _log(path: Path) -> Log:
     rates: list[float] = []
     speeds: list[float] = []
     columns = (("loss", losses), ("error", errors), ("learning_rate", rates), ("images_per_second", speeds))
-    for row in read_rows(path):
+    for row in read_log(path):
         for key, values in columns:
             value = row.number(key)
             if value is not None:

@@ -45,16 +45,16 @@ def _settings_at(key: str, field: FieldInfo) -> Iterator[Setting]:
         return
     if _is_collection(field.annotation):
         key += ".*"
-    kinds = [kind for kind in map(kind_of, variants) if kind]
+    kinds = [kind for kind in map(kind_of_model, variants) if kind]
     if kinds:
         yield Setting(f"{key}.kind", " | ".join(kinds), _default_kind(field), description)
     for variant in variants:
-        kind = kind_of(variant)
+        kind = kind_of_model(variant)
         yield from leaf_settings(variant, f"{key}[{kind}]." if kind else f"{key}.")
 
 
 def _default_kind(field: FieldInfo) -> str:
-    kind = kind_of(type(field.default)) if isinstance(field.default, BaseModel) else None
+    kind = kind_of_model(type(field.default)) if isinstance(field.default, BaseModel) else None
     return kind or "required"
 
 
@@ -69,7 +69,7 @@ def models(annotation: Any) -> tuple[type[BaseModel], ...]:
     return tuple(chain.from_iterable(models(argument) for argument in get_args(annotation)))
 
 
-def kind_of(model: type[BaseModel]) -> str | None:
+def kind_of_model(model: type[BaseModel]) -> str | None:
     """`min_snr` for a variant with `kind: Literal["min_snr"]`."""
     field = model.model_fields.get("kind")
     values = get_args(field.annotation) if field and get_origin(field.annotation) is Literal else ()

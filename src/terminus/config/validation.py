@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from terminus.config.errors import Origin, Problem, did_you_mean
-from terminus.config.outline import kind_of, models, type_name
+from terminus.config.outline import kind_of_model, models, type_name
 from terminus.config.source import Items, MappingTree, Node, Path
 
 RULES = {
@@ -90,7 +90,7 @@ class _Place:
 
 
 def _variant(union: Any, kind: str | int) -> type[BaseModel] | None:
-    return next((variant for variant in models(union) if kind_of(variant) == kind), None)
+    return next((variant for variant in models(union) if kind_of_model(variant) == kind), None)
 
 
 def _entry(node: Node, part: str | int) -> tuple[Origin, Node] | None:
@@ -208,7 +208,7 @@ def _choices(annotation: Any) -> tuple[str, ...]:
     annotation = _bare(annotation)
     if get_origin(annotation) is Literal:
         return tuple(map(str, get_args(annotation)))
-    return tuple(kind for kind in map(kind_of, models(annotation)) if kind)
+    return tuple(kind for kind in map(kind_of_model, models(annotation)) if kind)
 
 
 def _one_of(words: Sequence[str]) -> str:

@@ -25,7 +25,7 @@ from terminus.errors import UserError
 
 
 @runtime_checkable
-class Sourced(Rows, Protocol):
+class RowsBySource(Rows, Protocol):
     """Rows that know where they come from."""
 
     @property
@@ -152,7 +152,7 @@ def order_of(rows: Rows, data: DataConfig, seed: int, micro_batch: int) -> Batch
     """
     if not data.mix:
         return Order(seed, rows.sizes, micro_batch)
-    if not isinstance(rows, Sourced):
+    if not isinstance(rows, RowsBySource):
         raise TypeError("rows that do not know their sources cannot be mixed")
     present = {name for bucket in rows.sources for name in bucket}
     for name in data.mix:
@@ -183,7 +183,7 @@ def order_of(rows: Rows, data: DataConfig, seed: int, micro_batch: int) -> Batch
 def epochs(order: BatchOrder, rows: Rows, data: DataConfig, samples: int) -> dict[str, float]:
     """By source: images drawn within the first samples of a run, divided by the images there; {} where they have no
     names. `order` is that of `order_of`. What is repeated counts each time."""
-    if not isinstance(rows, Sourced):
+    if not isinstance(rows, RowsBySource):
         return {}
     present = {name for bucket in rows.sources for name in bucket}
     if not isinstance(order, Mixed):
@@ -193,7 +193,7 @@ def epochs(order: BatchOrder, rows: Rows, data: DataConfig, samples: int) -> dic
     return {name: shared.get(name, passes[-1] * data.repeats.get(name, 1)) for name in sorted(present)}
 
 
-def _stream(rows: Sourced, repeats: Mapping[str, int], part: Fraction, seed: int) -> Stream:
+def _stream(rows: RowsBySource, repeats: Mapping[str, int], part: Fraction, seed: int) -> Stream:
     found = [_parts(bucket, repeats) for bucket in rows.sources]
     buckets = [bucket for bucket, parts in enumerate(found) if parts]
     return Stream(part, seed, tuple(buckets), tuple(found[bucket] for bucket in buckets))

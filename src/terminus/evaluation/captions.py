@@ -23,7 +23,7 @@ ImageSource = UInt8[np.ndarray, "_ _ 3"]
 
 
 @dataclass(frozen=True)
-class Caption:
+class DrawnCaption:
     """One image that is asked for."""
 
     text: str
@@ -40,7 +40,7 @@ class Captions:
     """The captions that are drawn, and the images that they are compared with."""
 
     kind: Literal["held-out", "file"]
-    items: tuple[Caption, ...]
+    items: tuple[DrawnCaption, ...]
     available: int
     """Held-out rows, or prompts in the file: all that `items` was taken from."""
     source: str
@@ -60,12 +60,12 @@ def from_file(path: Path, count: int | None, seed: int) -> Captions:
     """
     lines = read_prompts(path)
     chosen = list(lines.items())[:count]
-    items: list[Caption] = []
+    items: list[DrawnCaption] = []
     for place, (number, text) in enumerate(chosen):
         try:
             prompt = prompts.expand(text, seed + place)
             prompts.parse_weights(prompt)
         except UserError as error:
             raise UserError(error.what, where=f"{path}:{number}", rule=error.rule, fix=error.fix) from None
-        items.append(Caption(text, prompt, seed + place))
+        items.append(DrawnCaption(text, prompt, seed + place))
     return Captions("file", tuple(items), len(lines), str(path))

@@ -17,7 +17,7 @@ from terminus.evaluation import held_out, measure
 from terminus.evaluation.alignment import Judge
 from terminus.evaluation.captions import Captions, from_file
 from terminus.evaluation.contrast import DEFINITIONS
-from terminus.evaluation.draw import Answers, Sampler, answer, leaky, own
+from terminus.evaluation.draw import Generated, Sampler, answer, leaky, own
 from terminus.evaluation.measure import Gallery
 from terminus.evaluation.metrics import (
     LuminanceDistances,
@@ -33,7 +33,7 @@ from terminus.evaluation.parent import Parent, parent_of, subject
 from terminus.evaluation.prompts import EvaluationPrompt, build_prompts, real_images
 from terminus.evaluation.report import write_report, write_samples
 from terminus.evaluation.settings import FULL, EvaluationSettings
-from terminus.evaluation.trained import Trained, check_recipe
+from terminus.evaluation.trained import TrainedOn, check_trained_on
 from terminus.model.components import Components, load_components
 from terminus.model.record import load_record
 from terminus.model.weights import resolve
@@ -46,7 +46,7 @@ CONTROL = "the same weights, prompts, seeds and guidance; schedule not rescaled,
 class Own:
     """The model's own data, as far as they are known."""
 
-    trained: Trained | None = None
+    trained: TrainedOn | None = None
     """Its recipe; None where nobody knows it."""
     file: Path | None = None
     """Prompts to draw in place of held-out captions."""
@@ -73,7 +73,7 @@ class _Questions:
         compared = self.captions is not None and len(self.captions.images) > 0
         return self if compared else replace(self, captions=None)
 
-    def answered(self, components: Components, sampler: Sampler, meter: Meter) -> Answers:
+    def answered(self, components: Components, sampler: Sampler, meter: Meter) -> Generated:
         """The images of one set."""
         items = self.captions.items if self.captions else ()
         return answer(components, self.prompts, items, self.settings, sampler, meter.advance)
@@ -85,8 +85,8 @@ class _Model:
 
     subject: MeasuredModel
     sampling: Sampling
-    own: Answers
-    leaky: Answers
+    own: Generated
+    leaky: Generated
     judge: Judge
     seconds_per_image: float
 
@@ -96,7 +96,7 @@ class _Before:
     """The parent's images, or why there are none."""
 
     subject: MeasuredModel | None = None
-    answers: Answers | None = None
+    answers: Generated | None = None
     missing: str | None = None
 
 
@@ -118,12 +118,12 @@ def evaluate(
     folder = resolve(model)
     parent = parent_of(data.trained, folder)
     if data.trained is not None and folder.is_dir():
-        check_recipe(data.trained, load_record(folder), parent.is_model)
+        check_trained_on(data.trained, load_record(folder), parent.is_model)
     captions = _captions(settings, data)
     components = load_components(folder)
     _check(components, folder)
     if data.trained is not None:
-        check_recipe(data.trained, components.record, parent.is_model)
+        check_trained_on(data.trained, components.record, parent.is_model)
     native = components.native_pixels
     _make(out)
 
@@ -147,7 +147,7 @@ def evaluate(
         captions=None if captions is None else _own_captions(captions),
         prompts=_asked(prompts),
         contrast=measure.contrast(gallery),
-        luminance=measure.luminance(gallery),
+        luminance=measure.image_luminance(gallery),
         alignment=measure.alignment(gallery, drawn.judge),
         samples=write_samples(gallery, out),
         timing=Timing(time.monotonic() - start, drawn.seconds_per_image, runtime.environment().hardware),

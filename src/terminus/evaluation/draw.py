@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from terminus.evaluation.captions import Caption, ImageSource
+from terminus.evaluation.captions import DrawnCaption, ImageSource
 from terminus.evaluation.luminance import Images
 from terminus.evaluation.prompts import EvaluationPrompt
 from terminus.evaluation.settings import EvaluationSettings
@@ -26,7 +26,7 @@ Sampler = Callable[[Components, Sequence[str], Sequence[int], Settings], Iterato
 
 
 @dataclass(frozen=True)
-class Answers:
+class Generated:
     """The images that one model drew, by one schedule."""
 
     probe: Images
@@ -38,11 +38,11 @@ class Answers:
 def answer(
     components: Components,
     prompts: Sequence[EvaluationPrompt],
-    captions: Sequence[Caption],
+    captions: Sequence[DrawnCaption],
     settings: EvaluationSettings,
     sampler: Sampler,
     advance: Callable[[int], None],
-) -> Answers:
+) -> Generated:
     """One image per prompt and per caption."""
     drawn: dict[int, ImageSource] = {}
     for size in dict.fromkeys(caption.size for caption in captions):
@@ -54,12 +54,12 @@ def answer(
         images = generate_images(components, same_size, replace(settings, sampling=sampling), sampler, advance)
         drawn |= dict(zip(rows, images, strict=True))
     probe = generate_images(components, prompts, settings, sampler, advance)
-    return Answers(probe, tuple(drawn[row] for row in range(len(captions))))
+    return Generated(probe, tuple(drawn[row] for row in range(len(captions))))
 
 
 def generate_images(
     components: Components,
-    prompts: Sequence[EvaluationPrompt] | Sequence[Caption],
+    prompts: Sequence[EvaluationPrompt] | Sequence[DrawnCaption],
     settings: EvaluationSettings,
     sampler: Sampler,
     advance: Callable[[int], None],

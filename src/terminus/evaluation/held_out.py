@@ -18,8 +18,8 @@ from terminus.data.geometry import CropPlan
 from terminus.data.schema import column_names, read_rows
 from terminus.data.store import Store, View, quoted
 from terminus.errors import UserError
-from terminus.evaluation.captions import Caption, Captions, ImageSource
-from terminus.evaluation.trained import Trained
+from terminus.evaluation.captions import Captions, DrawnCaption, ImageSource
+from terminus.evaluation.trained import TrainedOn
 from terminus.sampling.prompts import escape
 
 _BRING = "Bring the store back, name a recipe that says where it is with --recipe, or what to draw with --prompts FILE"
@@ -54,7 +54,7 @@ class _Stored:
     background: str | None
 
 
-def from_store(trained: Trained, count: int, seed: int) -> Captions:
+def from_store(trained: TrainedOn, count: int, seed: int) -> Captions:
     """Up to `count` held-out rows, chosen by the seed alone; UserError if the store has none of this recipe."""
     store = Store(trained.data.store)
     view = _latents(store, trained)
@@ -69,10 +69,10 @@ def from_store(trained: Trained, count: int, seed: int) -> Captions:
             rule="A model is compared with images that its training held out",
             fix=_BRING,
         )
-    items: list[Caption] = []
+    items: list[DrawnCaption] = []
     for number, row in enumerate(kept):
         size = Size(*images[row.image].shape[:2])
-        items.append(Caption(row.caption, escape(row.caption), seed + number, size))
+        items.append(DrawnCaption(row.caption, escape(row.caption), seed + number, size))
     return Captions(
         kind="held-out",
         items=tuple(items),
@@ -84,7 +84,7 @@ def from_store(trained: Trained, count: int, seed: int) -> Captions:
     )
 
 
-def _latents(store: Store, trained: Trained) -> View:
+def _latents(store: Store, trained: TrainedOn) -> View:
     here = "://" in trained.data.store or Path(trained.data.store).is_dir()
     view = store.latents.latest() if here else None
     if view is None:
@@ -97,7 +97,7 @@ def _latents(store: Store, trained: Trained) -> View:
     return view if trained.version is None else store.latents.at(trained.version)
 
 
-def _offsets(view: View, trained: Trained, seed: int) -> list[int]:
+def _offsets(view: View, trained: TrainedOn, seed: int) -> list[int]:
     """Row numbers of the held-out images, one of each, in an order that the seed decides."""
     spec = trained.data.transform.spec
     where = f"split = 'validation' AND transform = {quoted(spec)}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from terminus.evaluation.alignment import DEFINITION, HELD_OUT, PROBE, Alignment, Judge, measure_alignment
 from terminus.evaluation.captions import Captions, ImageSource
 from terminus.evaluation.contrast import HistogramDistance, histogram_distance, measure_contrast
-from terminus.evaluation.draw import Answers
+from terminus.evaluation.draw import Generated
 from terminus.evaluation.luminance import Images
 from terminus.evaluation.metrics import AlignmentSets, ContrastSets, LuminanceDistances
 from terminus.evaluation.prompts import EvaluationPrompt
@@ -24,9 +24,9 @@ class Gallery:
     prompts: Sequence[EvaluationPrompt]
     """Prompts of the contrast probe."""
     captions: Captions | None
-    own: Answers
-    leaky: Answers
-    before: Answers | None
+    own: Generated
+    leaky: Generated
+    before: Generated | None
     """The parent's; None without one."""
     real: Images | None
     """The drawings that the probe asks for; None where it asks for everyday subjects."""
@@ -43,7 +43,7 @@ class _Pairs:
     rows: Sequence[int] | None = None
     """Rows of the probe; None for the held-out captions."""
 
-    def of(self, answers: Answers) -> Sequence[ImageSource]:
+    def of(self, answers: Generated) -> Sequence[ImageSource]:
         """The images of one set for these captions."""
         return answers.captions if self.rows is None else [answers.probe[row] for row in self.rows]
 
@@ -59,13 +59,13 @@ def contrast(gallery: Gallery) -> ContrastSets:
     )
 
 
-def luminance(gallery: Gallery) -> LuminanceDistances | None:
+def image_luminance(gallery: Gallery) -> LuminanceDistances | None:
     """Distances to the run's held-out images, or to the probe's held-out drawings; None where neither are known."""
     pairs = _pairs(gallery, [row for row, prompt in enumerate(gallery.prompts) if prompt.held_out])
     if pairs is None:
         return None
 
-    def distance(answers: Answers) -> HistogramDistance:
+    def distance(answers: Generated) -> HistogramDistance:
         return histogram_distance(pairs.of(answers), pairs.real)
 
     return LuminanceDistances(

@@ -8,7 +8,7 @@ from pathlib import Path
 from terminus.errors import UserError
 from terminus.evaluation.fingerprint import model_fingerprint
 from terminus.evaluation.metrics import MeasuredModel
-from terminus.evaluation.trained import Trained
+from terminus.evaluation.trained import TrainedOn
 from terminus.model.components import Components
 from terminus.model.weights import model_name, resolve
 
@@ -25,7 +25,7 @@ class Parent:
     """Whether the model is the one that its recipe begins from."""
 
 
-def parent_of(trained: Trained | None, model: Path) -> Parent:
+def parent_of(trained: TrainedOn | None, model: Path) -> Parent:
     """The parent that the recipe of `model` names; it is looked for, and not yet loaded."""
     if trained is None:
         return Parent(missing="no recipe says what training began from")

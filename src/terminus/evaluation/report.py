@@ -14,7 +14,7 @@ from PIL import Image
 
 from terminus.evaluation.captions import ImageSource
 from terminus.evaluation.contrast import DEFINITIONS
-from terminus.evaluation.draw import Answers
+from terminus.evaluation.draw import Generated
 from terminus.evaluation.luminance import LEVELS, histograms
 from terminus.evaluation.measure import Gallery
 from terminus.evaluation.metrics import Metrics, Sample
@@ -108,7 +108,7 @@ def _curves(gallery: Gallery) -> list[_Curve]:
     # The probe's drawings that the embedded data hold out, or all where nothing is known of the training data.
     rows = [row for row, prompt in enumerate(prompts) if prompt.held_out] or list(range(len(prompts)))
 
-    def shown(answers: Answers) -> Sequence[ImageSource]:
+    def shown(answers: Generated) -> Sequence[ImageSource]:
         return answers.captions if own else list(answers.probe[rows])
 
     sets = {"this model": shown(gallery.own), "control, leaky schedule": shown(gallery.leaky)}

@@ -10,7 +10,7 @@ from terminus.model.record import Record
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedOn:
     """Where the model that is judged comes from."""
 
     recipe: str
@@ -22,7 +22,7 @@ class Trained:
     """Version of the table of latents that the run was trained on; None is the newest."""
 
 
-def check_recipe(trained: Trained, record: Record, is_parent: bool) -> None:
+def check_trained_on(trained: TrainedOn, record: Record, is_parent: bool) -> None:
     """UserError if the model cannot have come from this recipe and is not its parent either."""
     parents = record.parents or (None,)
     recorded = bool(record.weighting)

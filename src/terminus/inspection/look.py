@@ -9,7 +9,7 @@ from typing import cast
 
 from rich.console import Console
 
-from terminus.card.documents import Document, read_document, read_rows, read_yaml
+from terminus.card.documents import Document, read_document, read_log, read_yaml
 from terminus.errors import UserError
 from terminus.inspection.adapter import adapter_finding, looks_like_adapter
 from terminus.inspection.checkpoint import (
@@ -124,7 +124,7 @@ def _run(folder: Path, console: Console) -> RunFinding:
     recipe = read_yaml(folder / "recipe.yaml")
     facts, pin = read_document(folder / "facts.json"), read_document(folder / "data.json")
     last = Document()
-    for row in read_rows(folder / "log.jsonl"):
+    for row in read_log(folder / "log.jsonl"):
         last = row
     model = folder / "model"
     seen = facts.number("images_seen") or last.number("images_seen")

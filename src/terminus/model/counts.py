@@ -28,12 +28,12 @@ class Count(NamedTuple):
     """The thing that is counted, in the plural."""
 
 
-def check(network: str, config: Mapping[str, object], shapes: Shapes, where: str) -> None:
+def check_counts(network: str, config: Mapping[str, object], shapes: Shapes, where: str) -> None:
     """UserError unless the `config.json` of a class of diffusers or transformers is that of these tensors.
 
     `network` is the name of the class. The limits of `model.limits` are checked first.
     """
-    limits.check(config, network, where)
+    limits.check_limits(config, network, where)
     if network == "UNet2DConditionModel":
         _check_kind(config, where)
     if (config.get("latents_mean") is None) != (config.get("latents_std") is None):
@@ -44,7 +44,7 @@ def check(network: str, config: Mapping[str, object], shapes: Shapes, where: str
     _check_heads(config, where)
     stored = _Stored(shapes)
     wrong = [
-        f"{one.key} is {limits.shown(one.stated)}, the weights have {one.stored} {one.what}"
+        f"{one.key} is {limits.show_value(one.stated)}, the weights have {one.stored} {one.what}"
         for one in COUNTS[network](config, stored)
         if one.stated is not None and one.stored is not None and one.stated != one.stored
     ]
@@ -221,7 +221,7 @@ def _check_kind(config: Mapping[str, object], where: str) -> None:
     for key, known in _SDXLS.items():
         if config.get(key) not in known:
             raise UserError(
-                f"This configuration does not describe a UNet of SDXL ({key} is {limits.shown(config.get(key))})",
+                f"This configuration does not describe a UNet of SDXL ({key} is {limits.show_value(config.get(key))})",
                 where=where,
                 rule=f"SDXL's UNets read the time, the text and six sizes: {key} is {known[0] or 'not set'}",
             )

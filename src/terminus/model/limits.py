@@ -120,12 +120,12 @@ _LISTS = ("down_block_types", "up_block_types", "only_cross_attention")
 """Lists of other things, one entry per level."""
 
 
-def check(config: Mapping[str, object], network: str, where: str) -> None:
+def check_limits(config: Mapping[str, object], network: str, where: str) -> None:
     """UserError for the first number of a network's `config.json` that is none, or is beyond its limit."""
     for key, limit in LIMITS.items():
         if key in config and not _holds(limit, config[key]):
             raise UserError(
-                f"This configuration does not describe a {network} ({key} is {shown(config[key])})",
+                f"This configuration does not describe a {network} ({key} is {show_value(config[key])})",
                 where=where,
                 rule=f"{key} is {_rule(limit)}",
                 fix="Use the model's own config.json",
@@ -163,7 +163,7 @@ def _largest(value: object) -> int:
     return value if isinstance(value, int) else 1
 
 
-def shown(value: object) -> str:
+def show_value(value: object) -> str:
     """A value of a configuration, short enough for an error."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 10**18:
         return f"a number of {int(math.log10(abs(value))) + 1} digits"

@@ -212,7 +212,7 @@ def make_network(name: str, config: Mapping[str, Any], tensors: Mapping[str, Ten
 
 
 def _check_network(name: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> None:
-    counts.check(class_of(name), config, {key: value.shape for key, value in tensors.items()}, where)
+    counts.check_counts(class_of(name), config, {key: value.shape for key, value in tensors.items()}, where)
     with torch.device("meta"):
         if name in TEXT_ENCODERS:
             text_encoder = make_text_encoder(*TEXT_ENCODERS[name], config, None, where)

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from terminus.diffusion.schedule import NoiseSchedule
 from terminus.errors import UserError
-from terminus.model.limits import PIXELS, TIMESTEPS, shown
+from terminus.model.limits import PIXELS, TIMESTEPS, show_value
 from terminus.model.weights import read_json
 
 Number = TypeVar("Number", int, float)
@@ -58,8 +58,8 @@ class Record:
         side = self.native_pixels or factor * (latent if isinstance(latent, int) and latent > 0 else 128)
         if side > PIXELS:
             raise UserError(
-                f"The model says that it was trained on images of {shown(side)} pixels (sample_size is "
-                f"{shown(latent)}, a latent stands for {factor} pixels)",
+                f"The model says that it was trained on images of {show_value(side)} pixels (sample_size is "
+                f"{show_value(latent)}, a latent stands for {factor} pixels)",
                 rule=f"Such a side is at most {PIXELS}",
                 fix="Correct sample_size in the UNet's config.json",
             )
@@ -120,7 +120,7 @@ def _number(stored: object, kind: Callable[[Any], Number]) -> Number | None:
 
 def _pixels(side: int | None) -> int | None:
     if side is not None and not 8 <= side <= PIXELS:
-        raise ValueError(f"native_pixels is {shown(side)}, and is from 8 to {PIXELS}")
+        raise ValueError(f"native_pixels is {show_value(side)}, and is from 8 to {PIXELS}")
     return side
 
 

@@ -93,7 +93,7 @@ def read_single_file(
     wanted = set(parts.configs if networks is None else networks)
     configs = {name: config for name, config in parts.configs.items() if name in wanted}
     for name, config in configs.items():
-        counts.check(class_of(name), config, _shapes(header, layouts, sources, name), f"{parts.where} ({name})")
+        counts.check_counts(class_of(name), config, _shapes(header, layouts, sources, name), f"{parts.where} ({name})")
 
     # Read the tensors network by network, and give them diffusers' names.
     tensors: dict[str, Mapping[str, Tensor]] = {}
@@ -121,7 +121,7 @@ def read_configs(header: Header) -> Mapping[str, Mapping[str, Any]]:
     layouts = _layouts(parts.configs)
     sources = {name: _names(header, layout, False) for name, layout in layouts.items()}
     for name, config in parts.configs.items():
-        counts.check(class_of(name), config, _shapes(header, layouts, sources, name), f"{parts.where} ({name})")
+        counts.check_counts(class_of(name), config, _shapes(header, layouts, sources, name), f"{parts.where} ({name})")
     return parts.configs
 
 
@@ -169,12 +169,12 @@ def _levels(config: Mapping[str, Any]) -> tuple[int, int]:
 def _check_configs(configs: Mapping[str, Mapping[str, Any]], where: str) -> None:
     """UserError for what is beyond the limits, or what single files have no names for."""
     for name, config in configs.items():
-        limits.check(config, class_of(name), f"{where} ({name})")
+        limits.check_limits(config, class_of(name), f"{where} ({name})")
         if name in ("unet", "vae") and not isinstance(config.get("block_out_channels"), list | tuple):
             raise UserError("block_out_channels is no list", where=f"{where} ({name})", rule="It has one entry a level")
         if name in ("unet", "vae") and not isinstance(config.get("layers_per_block", 2), int):
             raise UserError(
-                f"layers_per_block is {limits.shown(config['layers_per_block'])}",
+                f"layers_per_block is {limits.show_value(config['layers_per_block'])}",
                 where=f"{where} ({name})",
                 rule="In single files all levels have equally many layers",
                 fix="Keep this model as a folder",

@@ -54,7 +54,7 @@ def check_tokenizers(text_encoders: TextEncoders, where: str) -> None:
         length, positions = tokenizer.model_max_length, text_encoder.config.max_position_embeddings
         if length > positions or len(tokenizer) > text_encoder.config.vocab_size:
             raise UserError(
-                f"A tokenizer gives {limits.shown(length)} tokens out of {len(tokenizer)}, "
+                f"A tokenizer gives {limits.show_value(length)} tokens out of {len(tokenizer)}, "
                 f"its text encoder reads {positions} out of {text_encoder.config.vocab_size}",
                 where=where,
                 rule="model_max_length and the vocabulary of a tokenizer must fit its text encoder",
@@ -97,7 +97,7 @@ class Vocabulary:
         pad = _text(token)
         if not isinstance(length, int | float) or length < 3 or pad not in self.ids:
             raise UserError(
-                f"This tokenizer pads with {limits.shown(token)} to {limits.shown(length)} tokens",
+                f"This tokenizer pads with {limits.show_value(token)} to {limits.show_value(length)} tokens",
                 rule="pad_token is an entry of its vocabulary, model_max_length a number of at least 3",
             )
         return build_tokenizer(self.ids, list(self.merges), int(length), pad)
@@ -198,7 +198,7 @@ def make_text_encoder(
     """A text encoder of this configuration with these weights, float32 and in evaluation mode; for None on the meta
     device.
     """
-    limits.check(config, cls.__name__, where)
+    limits.check_limits(config, cls.__name__, where)
     settings = {key: value for key, value in config.items() if key in _SETTINGS}
     try:
         with torch.device("meta"):

@@ -138,12 +138,12 @@ def read_config(network: str, folder: Path, stem: str, renamed: Callable[[str], 
     `renamed` gives the present name of each key. Without weights only the limits are checked.
     """
     config, where = read_json(folder / "config.json"), str(folder / "config.json")
-    limits.check(config, network, where)
+    limits.check_limits(config, network, where)
     files = weight_files(folder, stem)
     if files:
         stored = (read_header(file).tensors for file in files)
         shapes = {renamed(name): info.shape for tensors in stored for name, info in tensors.items()}
-        counts.check(network, config, shapes, where)
+        counts.check_counts(network, config, shapes, where)
     return config
 
 
@@ -272,7 +272,7 @@ def build_module(cls: type[Module], config: Mapping[str, Any], tensors: Mapping[
 
 def make_module(cls: type[Module], config: Mapping[str, Any], where: str) -> Module:
     """A diffusers network of this configuration, its weights random."""
-    limits.check(config, cls.__name__, where)
+    limits.check_limits(config, cls.__name__, where)
     settings = {key: value for key, value in config.items() if not key.startswith("_")}
     try:
         return cast(Module, cast(Any, cls).from_config(settings))

@@ -20,8 +20,8 @@ from terminus.sampling.limits import (
     HIRES_STRENGTH,
     check_factor,
     check_hires,
+    check_known,
     check_margins,
-    check_name,
     check_repaint,
     check_strength,
 )
@@ -230,7 +230,7 @@ def _control(text: str) -> ControlArgument:
         rule = f"The form is KIND:FOLDER:IMAGE[:SCALE], and KIND is {', '.join(CONTROL_KINDS)}"
         raise UserError(f"--control {text} cannot be read", rule=rule) from None
     source = existing(folder)
-    check_name("control of kind", kind, CONTROL_KINDS)
+    check_known("control of kind", kind, CONTROL_KINDS)
     return ControlArgument(kind, source, str(existing(image)), strength)
 
 

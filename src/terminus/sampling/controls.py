@@ -34,7 +34,7 @@ from terminus.model.weights import at_home
 from terminus.sampling.canvas import ImageSource, Pixels, digest, open_image
 from terminus.sampling.files import sha256
 from terminus.sampling.generation_metadata import ControlUse
-from terminus.sampling.limits import check_name
+from terminus.sampling.limits import check_known
 
 Kind = Literal["controlnet", "t2i", "ip"]
 _ALWAYS = ControlInterval()
@@ -56,7 +56,7 @@ class ControlInput:
     """When it acts, from noise (0) to image (1); "ip" acts always."""
 
     def __post_init__(self) -> None:
-        check_name("control of kind", self.kind, KINDS)
+        check_known("control of kind", self.kind, KINDS)
         if self.kind == "ip" and self.span != _ALWAYS:
             raise UserError(
                 "An IP-Adapter cannot act at some steps only", rule="It acts at every step; lower its scale instead"

@@ -53,8 +53,8 @@ def check_settings(
         raise UserError(f"guidance interval {low}..{high}", rule=rule)
     if not 0 <= variation <= 1:
         raise UserError(f"variation {variation}", rule="Variation is 0 (the seed's own) to 1 (another seed)")
-    check_name("solver", solver, SOLVER_NAMES)
-    check_name("spacing", spacing, SPACING_NAMES)
+    check_known("solver", solver, SOLVER_NAMES)
+    check_known("spacing", spacing, SPACING_NAMES)
 
 
 def check_steps(steps: int) -> None:
@@ -63,7 +63,7 @@ def check_steps(steps: int) -> None:
         raise UserError(f"{steps} sampling steps", rule="An image needs at least one step")
 
 
-def check_name(what: str, name: str, known: Collection[str]) -> None:
+def check_known(what: str, name: str, known: Collection[str]) -> None:
     """UserError for a name that is not known, with the nearest that is."""
     if name not in known:
         raise UserError(
@@ -111,7 +111,7 @@ def check_margins(left: int, top: int, right: int, bottom: int) -> None:
 def check_repaint(fill: str | None, feather: int, padding: int | None) -> None:
     """UserError for a masked part that cannot be painted anew like this."""
     if fill is not None:
-        check_name("fill", fill, FILL_NAMES)
+        check_known("fill", fill, FILL_NAMES)
     for name, value in (("feather", feather), ("padding", padding or 0)):
         if not 0 <= value <= 1024:
             raise UserError(f"{name} {value}", rule=f"The {name} is a number of pixels from 0 to 1024")

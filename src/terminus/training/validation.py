@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from terminus.data.loader import Batch, Rows
-from terminus.data.mixing import Sourced
+from terminus.data.mixing import RowsBySource
 from terminus.training.distributed.process_group import World
 from terminus.training.monitor.journal import by_band
 from terminus.training.step import TrainingStep
@@ -120,7 +120,7 @@ def _warn_damaged(batches: Sequence[Batch]) -> None:
 def _by_source(rows: Rows) -> dict[str, list[_Span]]:
     spans: dict[str, list[_Span]] = {}
     unnamed = [{"": count} for count in rows.sizes]
-    for bucket, sources in enumerate(rows.sources if isinstance(rows, Sourced) else unnamed):
+    for bucket, sources in enumerate(rows.sources if isinstance(rows, RowsBySource) else unnamed):
         first = 0
         for name, count in sources.items():
             spans.setdefault(name, []).append(_Span(bucket, first, count))

@@ -216,7 +216,7 @@ def metadata(row: ColumnRow) -> SourceMetadata:
     )
 
 
-def checksum(row: ColumnRow) -> str | None:
+def column_checksum(row: ColumnRow) -> str | None:
     """ "sha256:..." or "md5:..." of the file's bytes, if there is such a column."""
     for role, digits in (("sha256", 64), ("md5", 32)):
         if text := row.text(role):

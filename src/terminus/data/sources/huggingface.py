@@ -22,7 +22,7 @@ from terminus.config.base import Config
 from terminus.data import storage
 from terminus.data.record import Candidate, SourcePart
 from terminus.data.sources import tables
-from terminus.data.sources.columns import FACTS, BadRow, ColumnRow, Columns, checksum, metadata
+from terminus.data.sources.columns import FACTS, BadRow, ColumnRow, Columns, column_checksum, metadata
 from terminus.data.sources.printable import printable_caption
 from terminus.errors import UserError
 from terminus.images import Dropped
@@ -205,7 +205,7 @@ class HuggingfaceSource(Config):
             row.captions("caption"),
             data=data,
             url=url,
-            checksum=checksum(row),
+            checksum=column_checksum(row),
             metadata=metadata(row),
             licence=row.licence(),
         )

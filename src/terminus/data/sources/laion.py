@@ -15,7 +15,7 @@ from pydantic import Field
 from terminus.config.base import Config
 from terminus.data.record import Candidate, SourcePart
 from terminus.data.sources import tables
-from terminus.data.sources.columns import FACTS, ColumnRow, Columns, checksum, metadata
+from terminus.data.sources.columns import FACTS, ColumnRow, Columns, column_checksum, metadata
 
 Role = Literal[
     "id", "url", "image", "caption", "width", "height", "similarity", "unsafe", "nsfw", "watermark", "aesthetic",
@@ -70,7 +70,7 @@ class LaionSource(Config):
             row.captions("caption"),
             data=data,
             url=url,
-            checksum=checksum(row),
+            checksum=column_checksum(row),
             metadata=metadata(row),
             licence=row.licence(),
         )

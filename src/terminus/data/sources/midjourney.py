@@ -17,7 +17,7 @@ from pydantic import Field
 from terminus.config.base import Config
 from terminus.data.record import Candidate, Caption, SourcePart
 from terminus.data.sources import prompts, tables
-from terminus.data.sources.columns import FACTS, BadRow, ColumnRow, Columns, checksum, metadata
+from terminus.data.sources.columns import FACTS, BadRow, ColumnRow, Columns, column_checksum, metadata
 from terminus.data.sources.prompts import ParsedPrompt
 
 Role = Literal[
@@ -104,7 +104,7 @@ class MidjourneySource(Config):
             captions,
             data=data,
             url=url,
-            checksum=checksum(row),
+            checksum=column_checksum(row),
             metadata=replace(facts, tags=tags),
             licence=row.licence(),
         )
