@@ -60,6 +60,7 @@ def table_of(recipe: Recipe) -> str:
 
 def assemble(recipe: Recipe, view: View) -> TrainingSetup:
     """Builds or loads everything; `view` is the pinned version of the objective's table."""
+    # Before anything is built: random initial weights follow from the recipe's seed.
     torch.manual_seed(runtime.key(recipe.training.seed, 0, "initial weights"))
     device = runtime.pick_device(recipe.run.device)
     match recipe.objective:
@@ -82,6 +83,7 @@ def _diffusion(recipe: Recipe, objective: Diffusion, view: View, device: torch.d
     step = diffusion_step(components, objective, recipe.training, device)
     if adapter is not None:
         adapter.freeze()
+    # What is not trained is stored as autocast multiplies it; the export puts back what was loaded.
     frozen = store_frozen(networks(components).values(), recipe.training.precision)
     before = components.record
     parent = (recipe.model.start,) if recipe.model.start else ()
@@ -97,9 +99,11 @@ def _diffusion(recipe: Recipe, objective: Diffusion, view: View, device: torch.d
             licence=recipe.run.licence or before.licence,
             native_pixels=recipe.data.resolution,
         )
+        # The whole model: weights as they were loaded, with the adapter's change worked into them.
         whole = replace(components, record=record)
         with frozen.as_loaded(), adapter.merged() if adapter else nullcontext():
             save_components(whole, folder)
+        # The adapter alone, for other programs.
         if adapter is not None:
             adapter.write(whole, folder / "adapter", recipe.run.name)
 
@@ -129,6 +133,7 @@ def _vae(recipe: Recipe, objective: Autoencoding, view: View, device: torch.devi
         with torch.no_grad():
             latents = vae.encode(to_signal(batch.values)).mean
         scale = round(1.0 / latents.std().item(), 5)
+        # One factor for all channels: what the configuration said of each channel was of the weights before.
         vae.autoencoder.register_to_config(scaling_factor=scale, latents_mean=None, latents_std=None)
         save_module(vae.autoencoder, folder / "vae", torch.float16)
 
@@ -137,6 +142,7 @@ def _vae(recipe: Recipe, objective: Autoencoding, view: View, device: torch.devi
 
 def _text_encoders(recipe: Recipe, objective: Contrastive, view: View, device: torch.device) -> TrainingSetup:
     architecture = ARCHITECTURES[recipe.model.architecture]
+    # Text encoders and vision encoder: a checkpoint's, or random weights beside tokenizers from a folder.
     if recipe.model.start:
         start = _folder(recipe.model.start, "model.start", "text encoders and vision encoder")
         text, vision = load_text_encoders(start), load_vision(start / "vision")

@@ -62,8 +62,10 @@ def judge(loss: float, norm: float, health: Health, settings: Guards) -> Reason 
     """Why a step is to be left out, or None if it is a good one."""
     if not (isfinite(loss) and isfinite(norm)):
         return "not finite"
+    # A spike stands out against a whole window, not against the first few steps.
     if settings.spike_sigmas is None or len(health.recent) < WINDOW:
         return None
+    # Loss and norm, each against its own past.
     for value, past in zip((loss, norm), zip(*health.recent, strict=True), strict=True):
         if value > statistics.fmean(past) + settings.spike_sigmas * statistics.stdev(past):
             return "spike"
@@ -89,6 +91,7 @@ def good_before(step: int, health: Health) -> int:
     It is the one before the trouble began; or, where not one step was good since the last return, one before that.
     """
     begun = step - health.failed
+    # Not one good step since the last return: that checkpoint is part of the trouble.
     if health.returns and begun <= health.returns[-1][1]:
         return health.returns[-1][0] - 1
     return begun

@@ -27,6 +27,7 @@ def begin(model: ModelConfig, objective: Diffusion) -> Components:
     if model.start is None:
         return _from_random(model, objective)
     components = load_components(model.start)
+    # What the checkpoint is, and what the recipe wants of it.
     stored = components.record.schedule
     wanted = replace(stored, prediction=objective.prediction, zero_terminal=objective.zero_terminal_snr)
     if model.convert_from is None:
@@ -34,6 +35,7 @@ def begin(model: ModelConfig, objective: Diffusion) -> Components:
     else:
         _consent(model.start, stored, wanted, model.convert_from)
         log.info("converting %s: %s becomes %s", model.start, _spoken(stored), _spoken(wanted))
+    # The record holds the schedule that is trained, for previews and for the finished model.
     return replace(components, record=replace(components.record, schedule=wanted))
 
 
@@ -70,6 +72,7 @@ def _agree(start: str, stored: Schedule, objective: Diffusion) -> None:
         if have != want
     ]
     if conflicts:
+        # Where a conversion could give what the recipe asks for, the error says how.
         convertible = objective.prediction == "velocity" and not stored.zero_terminal
         convert = f", or set model.convert_from: {stored.prediction} to train it into another" if convertible else ""
         raise UserError(

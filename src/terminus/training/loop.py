@@ -73,6 +73,7 @@ class _Measured:
 
 def run_loop(step: TrainingStep, state: State, loader: Loader, settings: Training, hooks: Hooks) -> None:
     """Trains until `settings.images` have been seen. Raises `Stopped` when asked to, with everything saved."""
+    # Rounded up: steps are whole.
     last = -(-settings.images // settings.global_batch)
     reported: set[str] = set()
     step.trained.train()
@@ -140,6 +141,7 @@ def _or_saved(stream: Iterator[list[Batch]], state: State, hooks: Hooks) -> Iter
 
 
 def _gathered(world: World, own: list[StepLoss], norm: float, batches: list[Batch]) -> _Measured:
+    # In the order in which one process alone would have them: then their mean has the same bits.
     losses = world.interleaved([part.on_cpu() for part in own])
     damaged_here = [*chain.from_iterable(batch.damaged for batch in batches)]
     norms, damaged = zip(*world.gather((norm, damaged_here)), strict=True)

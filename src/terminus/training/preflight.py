@@ -69,6 +69,7 @@ def check_agreement(world: World, parts: TrainingSetup) -> None:
     if world.size == 1:
         return
     rows = repr((parts.train.sizes, parts.held_out.sizes))
+    # Digests travel, never the weights.
     for what, mine in (("weights", _digest(parts)), ("rows", rows)):
         all_of = world.gather(mine)
         odd = [rank for rank, one in enumerate(all_of) if one != all_of[0]]

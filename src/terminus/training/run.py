@@ -86,6 +86,7 @@ def train(loaded: Loaded[Recipe]) -> Path:
 def _nothing_to_do(folder: Path, recipe: Recipe) -> bool:
     seen = finished_images(folder)
     over = seen is not None and seen >= recipe.training.images
+    # Another recipe is an error even where there is nothing to do.
     same = same_run(folder, recipe, over)
     if over and same:
         log.info("nothing to do: %s has seen %d images, and %d are asked for", folder, seen, recipe.training.images)
@@ -131,6 +132,7 @@ def _train(
     order = order_of(parts.train, recipe.data, training.seed, training.micro_batch)
     loader = Loader(parts.train, order, training.accumulation, training.loader_threads, world.rank, world.size)
 
+    # Before the log is opened and cut back: it says when the session before ended.
     if world.first:
         with writing("The run's folder", folder):
             begin_session(folder, started, begun.step, data, recipe_digest(recipe))
@@ -148,6 +150,7 @@ def _train(
             if begun.step == 0:
                 hooks.measure_before()
             try:
+                # A signal from before the loop; whichever process has it, all stop.
                 if world.any(bool(asked)):
                     raise Stopped
                 run_loop(parts.step, state, loader, training, hooks.hooks(lambda: bool(asked)))
@@ -191,6 +194,7 @@ def _continued(folder: Path, state: State, parts: TrainingSetup) -> RunPosition:
 
 
 def _require_room(folder: Path, training: Training, state: State, parts: TrainingSetup) -> None:
+    # The saves to come, the last one included.
     saves = -(-(training.images - state.position.images) // training.checkpoints.every_images)
     size = sum(state.world.gather(checkpoint_size(state, parts.step.trained, training.optimizer)))
     state.world.once(lambda: require_checkpoint_room(folder / "checkpoints", size, training.checkpoints.keep, saves))

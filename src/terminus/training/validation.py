@@ -91,6 +91,7 @@ def build_validation(rows: Rows, images: int, micro_batch: int) -> HeldOutSet:
     sources: list[str] = []
     for bucket in range(len(rows.sizes)):
         for chunk in _chunks(sorted(row for place, row in picked if place == bucket), micro_batch):
+            # Positions count on from bucket to bucket: random numbers follow from them.
             numbers = range(len(sources), len(sources) + len(chunk))
             batches.append(rows.read(bucket, chunk, numbers, epoch=0))
             sources += [picked[bucket, row] for row in chunk]
@@ -119,6 +120,7 @@ def _warn_damaged(batches: Sequence[Batch]) -> None:
 
 def _by_source(rows: Rows) -> dict[str, list[_Span]]:
     spans: dict[str, list[_Span]] = {}
+    # A table without sources has one, without a name.
     unnamed = [{"": count} for count in rows.sizes]
     for bucket, sources in enumerate(rows.sources if isinstance(rows, RowsBySource) else unnamed):
         first = 0

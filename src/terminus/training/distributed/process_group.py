@@ -108,17 +108,20 @@ def joined(device: str) -> Generator[World]:
     Raises `UserError` for variables that contradict each other, a GPU that a process does not have, and a device that
     all processes would share.
     """
+    # Alone, unless a launcher says otherwise.
     size = _number("WORLD_SIZE", 1)
     if size == 1:
         _check_slurm()
         yield World()
         return
+    # What the launcher says, checked before anything waits for another process.
     rank, local, local_size = _number("RANK", None), _number("LOCAL_RANK", None), _number("LOCAL_WORLD_SIZE", size)
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if not os.environ.get(name):
             raise _missing(name, "not set")
     if rank >= size:
         raise _missing("RANK", f"{rank} of {size} processes")
+    # The device, and then the connection.
     on_gpu = _choose(device, local)
     if rank > 0:
         log.setLevel(logging.ERROR)  # what all of them would say is said once
@@ -129,6 +132,7 @@ def joined(device: str) -> Generator[World]:
 
 
 def _line() -> distributed.ProcessGroup:
+    # gloo on GPUs too: Python objects travel here, which NCCL would copy to the device and back.
     return cast(distributed.ProcessGroup, distributed.new_group(backend="gloo", timeout=PATIENCE))
 
 
@@ -148,6 +152,7 @@ def _choose(device: str, local: int) -> bool:
             rule="One process trains on one GPU",
             fix="Start as many processes as there are GPUs (torchrun --nproc-per-node), or set run.device: cpu",
         )
+    # NCCL, and every `cuda` without a number, mean the current device.
     torch.cuda.set_device(local)
     return True
 

@@ -79,6 +79,7 @@ def write_shards(path: Path, pieces: Mapping[str, HeldRows]) -> None:
     """One safetensors file of whole tensors and pieces; those without rows are left out."""
     kept = {name: piece for name, piece in pieces.items() if piece.local.numel() or not piece.shape}
     places = {name: {"saved_offsets": _offsets(piece)} for name, piece in kept.items()}
+    # Where all tensors are whole the header stays empty, and the file is like any other in safetensors.
     whole = all(tuple(piece.local.shape) == piece.shape for piece in kept.values())
     header = None if whole else {_PLACES: json.dumps(places)}
     save_file({name: piece.local.detach().cpu().contiguous() for name, piece in kept.items()}, path, header)
@@ -127,20 +128,24 @@ class Stored:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of the whole tensor."""
+        # Pieces are sorted, so the last one ends where the tensor ends.
         start, rows, part = self._pieces[name][-1]
         return () if isinstance(part, Tensor) else (start + rows, *part.get_shape()[1:])
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
         """A tensor, or these rows of it, on the CPU."""
         pieces = self._pieces[name]
+        # A scalar was read when its file was opened.
         if isinstance(pieces[0][2], Tensor):
             return pieces[0][2]
+        # From each piece the rows that are wanted of it.
         first, last = (rows.start, rows.stop) if rows else (0, self.shape(name)[0])
         found = [
             part[max(first, start) - start : min(last, start + count) - start]
             for start, count, part in pieces
             if start < last and first < start + count
         ]
+        # No row at all: an empty tensor that still has the format and the other dimensions.
         if not found:
             return pieces[0][2][:0]
         return found[0] if len(found) == 1 else torch.cat(found)

@@ -127,10 +127,12 @@ class Sharded:
     """FSDP2: rows of every tensor are divided, and a block's are gathered in float32 while it computes."""
 
     def __init__(self, module: nn.Module, world: World, replicas: int, device: torch.device) -> None:
+        # One group that shares everything, or several that each do (HSDP).
         shape, names = (world.size,), ("shard",)
         if replicas > 1:
             shape, names = (replicas, world.size // replicas), ("replicate", "shard")
         mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
+        # Ranks count along the last dimension, so the first group has the lowest.
         self.writes = world.rank < shape[-1]
         # The networks, not what ties them together: that is never called, and FSDP acts on calls.
         networks = [*module.children()] if isinstance(module, JointModel) else [module]
@@ -152,11 +154,13 @@ class Sharded:
     @contextmanager
     def whole(self) -> Generator[None]:
         """Gathers the weights one by one, for the first process alone, into its machine's memory."""
+        # All shards are listed before any is replaced.
         shards: list[tuple[nn.Module, str, nn.Parameter]] = []
         for module in self._module.modules():
             for name, parameter in module.named_parameters(recurse=False):
                 if isinstance(parameter, DTensor):
                     shards.append((module, name, parameter))
+        # A gather needs every process; the first alone keeps what comes of it.
         for module, name, parameter in shards:
             full = cast(DTensor, parameter.detach()).full_tensor()
             if self._first:
@@ -164,6 +168,7 @@ class Sharded:
         try:
             yield
         finally:
+            # The shards again: the optimizer holds these very parameters.
             for module, name, parameter in shards:
                 module.register_parameter(name, parameter)
 

@@ -76,6 +76,7 @@ def about_run(
     training = recipe.training
     images = -(-training.images // training.global_batch) * training.global_batch
     flops = peak = None
+    # Model FLOPs utilisation, where the peak is known: bf16 on a GPU of our table.
     if device is not None and device.type == "cuda" and training.precision == "bf16" and recipe.model.adapter is None:
         with suppress(UserError):  # a device or a network that is not in our tables
             peak = processes * find_gpu(torch.cuda.get_device_name(device)).peak
@@ -149,6 +150,7 @@ class Dashboard:
 
     def _facts(self) -> RunStatus:
         what, last = self.what, self.history.last
+        # A run that is continued has seen images before the first row of this session.
         seen = max(what.begun, last.images_seen if last else 0)
         saved, age = _last_checkpoint(what.folder / "checkpoints")
         speed = self.history.speed
@@ -169,6 +171,7 @@ class Dashboard:
 
     def _line(self, row: LogRow) -> None:
         now = time.monotonic()
+        # Lines become rarer as the run goes on; a validation and the end are told at once.
         wait = min(max(FIRST_SECONDS_BETWEEN_LINES, (now - self._start) / 60), MOST_SECONDS_BETWEEN_LINES)
         if now - self._spoken < wait and not row.validation and row.images_seen < self.what.images:
             return
@@ -228,6 +231,7 @@ def _last_checkpoint(folder: Path) -> tuple[int | None, float]:
     """(Images, seconds ago) of the newest; None if there is none."""
     with suppress(OSError, ValueError, IndexError):
         newest = checkpoint.whole_checkpoints(folder)[-1]
+        # Its name ends in the images seen.
         return int(newest.name.rpartition("-")[2]), max(0.0, time.time() - newest.stat().st_mtime)
     return None, 0.0
 
@@ -239,6 +243,7 @@ def _memory(device: torch.device | None) -> str:
     if device.type == "cuda":
         held, there = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
         return f"{held / 1e9:.1f} of {there / 1e9:.1f} GB"
+    # ru_maxrss counts bytes on macOS, KiB elsewhere.
     unit = 1 if sys.platform == "darwin" else 1024
     return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.1f} GB"
 
@@ -256,6 +261,7 @@ def watch(folder: Path, console: Console, seconds: float = 1.0, is_over: Callabl
             rule="The folder of a run (run.dir) holds its recipe.yaml",
             fix="Correct run.dir, or start the run first",
         )
+    # The recipe says what does not change, the log what does; nothing is asked of the process that trains.
     recipe = load(folder / "recipe.yaml", Recipe).value
     follower = Follower(folder / "log.jsonl")
     fresh = follower.read()

@@ -84,6 +84,7 @@ def write_facts(folder: Path, recipe: Recipe, parts: TrainingSetup, position: Ru
     """Collects and writes the facts of a finished run; those of a run that had finished there already stay."""
     if finished_images(folder) == position.images:
         return
+    # From the log and the order of the data, which cover all sessions of the run.
     rows = list(read_journal(folder / "log.jsonl"))
     before, after = _validation(rows)
     order = order_of(parts.train, recipe.data, recipe.training.seed, recipe.training.micro_batch)
@@ -163,6 +164,7 @@ def _begun_from(start: str | None) -> Begun:
 
 def _parameters(parts: TrainingSetup) -> dict[str, int]:
     components = parts.components
+    # A run of the VAE or of the text encoders alone has no whole model.
     if components is None:
         return {"trained": _count(parts.step.trained.parameters())}
     text_encoders = components.text_encoders
@@ -170,6 +172,7 @@ def _parameters(parts: TrainingSetup) -> dict[str, int]:
         "unet": components.unet, "vae": components.vae.autoencoder,
         "text_encoder": text_encoders.text_encoder_1, "text_encoder_2": text_encoders.text_encoder_2,
     }  # fmt: skip
+    # The finished model has the adapter merged into its weights, so the factors do not count.
     return {
         name: _count(parameter for key, parameter in network.named_parameters() if not is_adapter_parameter(key))
         for name, network in networks.items()

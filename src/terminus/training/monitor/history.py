@@ -49,6 +49,7 @@ class Curve:
         if self._count == self.stride:
             self._means.append(self._sum / self._count)
             self._sum, self._count = 0.0, 0
+        # No room for more: neighbours join, and from now on a mean stands for twice as many values.
         if len(self._means) == _POINTS:
             pairs = zip(self._means[::2], self._means[1::2], strict=True)
             self._means, self.stride = [(one + two) / 2 for one, two in pairs], 2 * self.stride
@@ -60,6 +61,7 @@ class Curve:
 
     def points(self, count: int) -> list[float]:
         """The whole series as at most `count` means, in order."""
+        # The values that do not fill a mean yet count as one.
         means = [*self._means, *([self._sum / self._count] if self._count else [])]
         return resample(means, count)
 
@@ -67,6 +69,7 @@ class Curve:
 def resample(values: Sequence[float], count: int) -> list[float]:
     """At most `count` means of neighbours, which cover all values evenly; no values, no means."""
     count = min(count, len(values))
+    # Cut at whole values: no mean has more than one value more than another.
     cuts = [at * len(values) // count for at in range(count + 1)] if count > 0 else [0]
     return [statistics.fmean(values[start:end]) for start, end in pairwise(cuts)]
 
@@ -139,11 +142,13 @@ class Follower:
             return 0
         with file:
             status = os.fstat(file.fileno())
+            # Another file in its place, or fewer bytes than were read: the log was written anew.
             if status.st_ino != self._inode or status.st_size < self._offset:
                 self.history, self._offset, self._inode = History(), 0, status.st_ino
             file.seek(self._offset)
             count = 0
             for line in file:
+                # Still being written: it is read once its end is there.
                 if not line.endswith(b"\n"):
                     break
                 self._offset += len(line)
@@ -173,6 +178,7 @@ def parse_row(line: bytes) -> tuple[LogRow, dict[str, float] | None, bool] | Non
     """
     try:
         tree: Any = json.loads(line)
+        # Fields that this version does not know are passed over.
         values: dict[str, Any] = {key: value for key, value in tree.items() if key in _FIELDS}
         for key in ("loss", "error", "learning_rate", "gradient_norm", "seconds", "images_per_second"):
             values[key] = _number(values[key])

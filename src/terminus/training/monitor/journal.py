@@ -77,6 +77,7 @@ class Journal:
         self._pending = bytearray()
         self._spoken = -SECONDS_BETWEEN_WARNINGS
         with writing("The log", self.path):
+            # Rows behind the checkpoint go: their steps are made again.
             kept = _rewrite(self.path, lambda row: row if cast(int, row["step"]) <= resume_step else None)
             self._file = self.path.open("ab", buffering=0)
             # Step 0 is what was measured before the first step: a run that begins anew measures it anew.
@@ -94,6 +95,7 @@ class Journal:
         fields = {key: _finite(value) for key, value in vars(row).items() if value not in (None, ())}
         if validation_before is not None:
             fields["validation_before"] = _finite(validation_before)
+        # The row waits before it is written, so what the disk does not take is still here for the next time.
         with self._lock:
             self._pending += (json.dumps(fields, allow_nan=False) + "\n").encode()
         with writing("The log", self.path):
@@ -130,6 +132,7 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # An error that is ending the run is not replaced by one of its log.
         failing = suppress(OSError, UserError) if error else writing("The log", self.path)
         with failing, closing(self._file):
             self._on_board(lambda board: board.close())
@@ -175,6 +178,7 @@ def read_journal(path: Path) -> Iterator[dict[str, object]]:
             if row is not None and cast(int, row["step"]) > last:
                 last = cast(int, row["step"])
                 yield row
+            # Without an end it is the last line of a process that was killed, which is no damage.
             elif line.endswith(b"\n"):
                 unreadable.append(number)
     if unreadable:
@@ -189,6 +193,7 @@ def _parsed(line: bytes) -> dict[str, object] | None:
     if not isinstance(row, dict):
         return None
     fields = cast("dict[str, object]", row)
+    # Not `isinstance`, for which true is an integer.
     return fields if type(fields.get("step")) is int else None
 
 
@@ -207,6 +212,7 @@ def by_band(errors: torch.Tensor, t: torch.Tensor) -> dict[str, float]:
 def _folder_name(name: str) -> str:
     """A run's name as one folder's: it may hold a slash, or be longer than folders' names can be."""
     plain = "".join(char if char.isprintable() and char not in "/\\" else "_" for char in name)
+    # Cut by bytes, which is how file systems count.
     return plain.encode()[:200].decode(errors="ignore").strip(". ")
 
 
@@ -220,6 +226,7 @@ def _finite(value: object) -> object:
 def _rewrite(path: Path, change: Callable[[dict[str, object]], dict[str, object] | None]) -> int:
     """Replaces the log at once by what `change` makes of its rows, and counts them; None leaves a row out."""
     count = 0
+    # Written beside the log, forced to the disk and only then moved over it: no moment has half a log.
     temporary = path.with_suffix(".jsonl.tmp")
     with temporary.open("w", encoding="utf-8") as file:
         for row in read_journal(path):

@@ -52,8 +52,10 @@ def image(
     """The view for a terminal of this size; it is never higher than 22 lines."""
     blocks = _ASCII if ascii_only else _BLOCKS
     inner = max(20, size.width - 4)
+    # Two columns where there are bands and room for them.
     wide = size.width >= _SIDE_BY_SIDE and bool(history.bands)
     left = (inner * 11 // 20 if wide else inner) - 1
+    # From top to bottom: how far the run is, its curves, and what else is to be said.
     body: list[RenderableType] = [_bar(facts, inner), _line(_progress(facts, history), inner), Text()]
     curves, below = [*_curves(facts, history, left, blocks)], [Text(), *_below(facts, history, left)]
     if wide:
@@ -61,6 +63,7 @@ def image(
         grid.add_row(Group(*curves, *below), Group(*_bands(history, inner - left - 3, 1, blocks)))
         body.append(grid)
     else:
+        # One column, with the bands only if the terminal has lines for them.
         body += curves
         if history.bands and size.height >= _LEAST_LINES:
             body += [Text(), *_bands(history, inner, 2 if inner >= 56 else 1, blocks)]
@@ -74,6 +77,7 @@ def _title(name: str, folder: str, width: int) -> Text:
     title, place = (Text(without_controls(text), no_wrap=True, overflow="ellipsis") for text in (name, folder))
     title.stylize("bold")
     place.stylize("dim")
+    # The folder gives way to the name, from its right end on.
     if len(title) + len(place) + 10 > width:
         place.right_crop(max(0, len(place) - max(0, width - len(title) - 10)))
     return Text.assemble(title, "  ", place)
@@ -148,9 +152,11 @@ def _validation(history: History, width: int, blocks: str) -> Text:
         return Text.assemble((f"{'validation':<11}", "dim"), said)
     errors = [error.get("all", nan) for _, error in history.validations]
     now = errors[-1]
+    # Compared with the best if that was better, else with the start.
     note = f"before {before:.4f} ({100 * (now / before - 1):+.0f} %)" if before else ""
     if best[1] < now:
         note = f"best {best[1]:.4f}, before {before:.4f}" if before else f"best {best[1]:.4f}"
+    # The curve begins with what was measured before the first step; a NaN is no point of it.
     curve = Curve()
     for value in (nan if before is None else before, *errors):
         curve.add(value)
@@ -159,6 +165,7 @@ def _validation(history: History, width: int, blocks: str) -> Text:
 
 def _entry(label: str, value: str, curve: Curve, width: int, blocks: str, note: str, low: float | None = None) -> Text:
     """label, value, curve, note; the note's column is as wide on every line."""
+    # Label and value take 22 columns; the note and then the curve share the rest.
     room = max(0, min(32, width - 22) if width < 66 else 28)
     points = max(0, width - 22 - room)
     drawn = spark(curve.points(points), blocks, low) if points >= 8 else ""
@@ -172,12 +179,14 @@ def _bands(history: History, width: int, columns: int, blocks: str) -> Iterator[
     yield Text("error by timestep", "dim")
     latest = history.validations[-1][1] if history.validations else {}
     each = width // columns - (2 if columns > 1 else 0)
+    # The held-out error stands beside its band only in one column that is wide enough.
     checked = columns == 1 and each >= 40 and bool(latest)
     names = sorted(history.bands)
     lines = -(-len(names) // columns)  # rounded up
     points = max(0, min(40, each - 17 - (20 if checked else 0)))
     for line in range(lines):
         text = Text(no_wrap=True, overflow="ellipsis")
+        # Bands go down the columns, like words in a dictionary.
         for name in names[line::lines]:
             curve = history.bands[name]
             text.append(f"{name:<8} ", "dim").append(f"{curve.now:.4f}"[:6], "bold").append("  ")

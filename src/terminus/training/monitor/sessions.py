@@ -66,6 +66,7 @@ def begin_session(
     ended = before[-1].started if before else None
     if journal.is_file():
         ended = max(journal.stat().st_mtime, ended or 0.0)
+    # What the log has beyond the checkpoint is lost with the session that made it.
     last = max((cast(int, row["step"]) for row in read_journal(journal)), default=step)
     session = Session(started, step, max(0, last - step), ended, dict(data) if data else None, recipe, gap)
     write_whole(file, "".join(json.dumps(asdict(one)) + "\n" for one in [*before, session]))
@@ -80,6 +81,7 @@ def _read(file: Path) -> tuple[list[Session], bool]:
     """The sessions, and whether what follows the last of them is damaged."""
     found: list[Session] = []
     gap = False
+    # What cannot be read marks the next row that can.
     for line in file.read_bytes().splitlines() if file.is_file() else ():
         session = _session(line)
         if session is None:

@@ -109,6 +109,7 @@ class _Tracker:
             folder.mkdir(parents=True, exist_ok=True)
             with self.said.open("ab") as output:
                 self._process = subprocess.Popen(
+                    # -P: the folder of this file is ours, and none of its modules may be found by a tracker.
                     [os.environ.get(PYTHON) or sys.executable, "-P", __file__, kind],
                     stdin=subprocess.PIPE, stdout=output, stderr=output, cwd=folder,
                     start_new_session=True,  # Ctrl-C is for the run, which then ends its trackers in order
@@ -116,6 +117,7 @@ class _Tracker:
         except OSError as error:
             self._give_up(error.strerror or str(error))
             return
+        # A write that would have to wait fails instead: training waits for no tracker.
         os.set_blocking(_pipe(self._process), False)
         self.tell(begin)
 
@@ -167,6 +169,7 @@ def _pipe(process: subprocess.Popen[bytes]) -> int:
 def _last_words(path: Path) -> str:
     with suppress(OSError):
         lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        # The last line that speaks of an error; failing that, the last one.
         telling = [line for line in lines if "error" in line.lower()] or lines
         if telling:
             return "".join(char if char.isprintable() else "?" for char in telling[-1])[:300]
@@ -194,6 +197,7 @@ Tell = Callable[[dict[str, Any]], None]
 def _wandb(begin: Mapping[str, Any]) -> tuple[Tell, Callable[[], object]]:
     """Without an account, or with WANDB_MODE=offline, see W&B's manual; nothing of the machine is sent."""
     wandb: Any = import_module("wandb")
+    # Off is all that W&B collects by itself: it gets what it is told.
     settings = wandb.Settings(
         console="off", disable_git=True, disable_code=True, save_code=False, disable_job_creation=True,
         x_disable_meta=True, x_disable_stats=True, x_disable_machine_info=True, x_save_requirements=False,
@@ -202,6 +206,7 @@ def _wandb(begin: Mapping[str, Any]) -> tuple[Tell, Callable[[], object]]:
         project=os.environ.get("WANDB_PROJECT", PROJECT), id=begin["id"], name=begin["name"], resume="allow",
         config=begin["config"], dir=os.getcwd(), settings=settings,
     )  # fmt: skip
+    # Everything is drawn over the images seen, as in the run's own log.
     run.define_metric("images_seen", hidden=True)
     run.define_metric("*", step_metric="images_seen")
 
@@ -215,6 +220,7 @@ def _wandb(begin: Mapping[str, Any]) -> tuple[Tell, Callable[[], object]]:
 
 def tracker_main(kind: str) -> int:
     """The tracker's process: reads messages until its input ends."""
+    # A thread empties the pipe, also while the tracker waits for its network.
     messages: queue.Queue[dict[str, Any] | None] = queue.Queue()
 
     def read() -> None:

@@ -33,6 +33,7 @@ class Watchdog:
     """Ends the process when `alive` is not called for too long; use as a context manager."""
 
     def __init__(self, leave: Callable[[int], object] = os._exit) -> None:
+        # os._exit: from this thread nothing else ends a process whose main thread hangs.
         self._leave = leave
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)

@@ -30,6 +30,7 @@ def weight_table(objective: Objective, density: Float64[Tensor, " timesteps"] | 
         start = number * BAND
         end = min(start + BAND, objective.schedule.timesteps) - 1
         lines.append(f"  {start:03d}-{end:03d} {100 * share:6.2f} %  {'#' * round(_WIDTH * share / highest)}")
+    # What the terminal timestep weighs decides whether the model learns the step at which sampling starts.
     terminal = objective.weights[-1].item()
     never = density is not None and density[-1].item() == 0
     return [*lines, f"  the terminal timestep weighs {terminal:.4g}{' and is never drawn' if never else ''}"]

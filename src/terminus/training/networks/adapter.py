@@ -71,16 +71,18 @@ class TrainedAdapter:
         try:
             with torch.no_grad():
                 for network in self._networks.values():
+                    # A list, for layers are taken out of the tree while it is walked.
                     for path, layer in list(_layers(network)):
                         base = cast(nn.Module, layer.get_base_layer())
                         weight = cast(Tensor, base.weight)
                         parent_path, _, name = path.rpartition(".")
                         parent = network.get_submodule(parent_path)
-                        home, factor = (
-                            weight.device,
-                            next(p for key, p in layer.named_parameters() if is_adapter_parameter(key)),
-                        )
+                        home = weight.device
+                        factor = next(p for key, p in layer.named_parameters() if is_adapter_parameter(key))
+
+                        # The weight as it was: what peft subtracts again would not be the same bits.
                         undo.append((parent, name, layer, weight.detach().to("cpu", copy=True)))
+                        # Worked in where the factors are, in float32; a weight that is not trained may be bfloat16.
                         weight.data = weight.data.to(factor.device, torch.float32)
                         layer.merge()
                         weight.data = weight.data.to(home)
@@ -90,6 +92,7 @@ class TrainedAdapter:
             for parent, name, layer, original in undo:
                 weight = cast(Tensor, layer.get_base_layer().weight)
                 weight.data = original.to(weight.device)
+                # peft is told as well that nothing is merged any more.
                 layer.merged_adapters.clear()
                 setattr(parent, name, layer)
 

@@ -56,6 +56,7 @@ def trainable(module: nn.Module, device: torch.device) -> None:
 
 def run_as(module: nn.Module, mode: Checkpointing, compiled: bool) -> None:
     """Applies `training.activation_checkpointing` and `training.compile` to the trained module."""
+    # In this order: a compiled region then holds the checkpointed forward.
     recompute(module, mode)
     if compiled:
         compile_for_training(module, next(module.parameters()).device)
@@ -141,9 +142,11 @@ class _Policy:
         self, context: SelectiveCheckpointContext, operation: object, *inputs: Any, **_: Any
     ) -> CheckpointPolicy:
         if operation is _aten.convolution.default:
+            # Counted apart in the forward pass and when computing again, which must decide alike.
             self.seen[context.is_recompute] += 1
             keep = self.seen[context.is_recompute] <= self.convolutions
         elif operation in _MATMULS:
+            # mm and addmm have the weight last.
             keep = self._keep_matmul(cast(Tensor, inputs[-1]))
         else:
             keep = operation in _KEPT
@@ -153,4 +156,5 @@ class _Policy:
         inner, outer = weight.shape[-2:]
         if inner == _WIDE * outer:  # ends a transformer block, and is never computed again
             return False
+        # The wide layer, with or without its gate.
         return not (self.feed_forward and outer in (_WIDE * inner, 2 * _WIDE * inner))

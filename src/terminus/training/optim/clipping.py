@@ -16,6 +16,7 @@ def clip_gradient_norm(parameters: Iterable[nn.Parameter], limit: float) -> floa
     """
     held = [parameter for parameter in parameters if parameter.grad is not None]
     norm: Tensor = get_total_norm([parameter.grad for parameter in held if parameter.grad is not None])
+    # Of sharded gradients each process has a part of the norm.
     if isinstance(norm, DTensor):
         norm = norm.full_tensor()
     clip_grads_with_norm_(held, limit, norm)

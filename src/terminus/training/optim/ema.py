@@ -65,6 +65,7 @@ def power(width: float) -> float:
     Solves sigma² = (gamma + 1) / ((gamma + 2)² (gamma + 3)), equation 4 of 2312.02696, in which sigma falls with gamma.
     """
     low, high = 0.0, 1.0 / width  # sigma < 1 / (gamma + 2), so the exponent is below
+    # Bisection to the last bit: then the middle is one of the two ends.
     while True:
         gamma = (low + high) / 2
         if gamma in (low, high):
@@ -97,6 +98,7 @@ class Average:
     def update(self, images: int, step_images: int) -> None:
         """Moves towards the live weights after a step of `step_images` images that ended at `images`."""
         every = self.settings.every_steps
+        # Steps are equally large, so their number follows from the images.
         if images // step_images % every:
             return
         weight = 1.0 - decay(self.settings, images, every * step_images)
@@ -113,8 +115,10 @@ class Average:
         Parameters that are not float32 are float32 within it: rounding the average would undo what it is for.
         """
         tensors = self.tensors
+        # Parameters that are not float32 get other tensors; the values of the others change in place.
         narrow = {name: p.data for name, p in self.trained.items() if p.dtype != torch.float32}
         kept = {name: p.clone() for name, p in self._live().items() if name not in narrow}
+        # What another process averages comes with `share_weights`; its weights keep the place until then.
         for name, own in narrow.items():
             self.trained[name].data = tensors[name].to(own.device) if name in tensors else own.float()
         self._load({name: tensors[name] for name in kept})
@@ -158,6 +162,7 @@ class _Mail:
                 # Page-locked, or the copy would wait for the device.
                 self._letter[name] = torch.empty_like(parameter, device="cpu", pin_memory=parameter.is_cuda)
             self._letter[name].copy_(parameter, non_blocking=True)
+        # The thread waits for these copies alone, not for what the device is told to do next.
         devices = {parameter.device for parameter in live.values() if parameter.is_cuda}
         arrived = [torch.cuda.current_stream(device).record_event().synchronize for device in devices]
         self._moving = self._thread.submit(_move, average, self._letter, weight, arrived)

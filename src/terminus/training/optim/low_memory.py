@@ -64,12 +64,14 @@ class AdamWRule:
         rate: float, decay: float, dice: Dice,
     ) -> None:  # fmt: skip
         """Algorithm 2 of Loshchilov & Hutter 1711.05101. The step uses the new moments before they are rounded."""
+        # torch's own step, on moments in float32.
         mean, square = self.moments.read(state, "exp_avg"), self.moments.read(state, "exp_avg_sq")
         taken = torch.full((), step - 1.0, device=weights.device)  # the kernel counts one up
         adamw(
             [weights], [gradient], [mean], [square], [], [taken], fused=True, amsgrad=False, beta1=self.beta1,
             beta2=self.beta2, lr=rate, weight_decay=decay, eps=self.epsilon, maximize=False,
         )  # fmt: skip
+        # Both moments are rounded by one draw of 32 bits, 16 for each.
         drawn: list[Tensor] = []
 
         def bits() -> Tensor:
@@ -108,8 +110,10 @@ class AdafactorRule:
         rate: float, decay: float, dice: Dice,
     ) -> None:  # fmt: skip
         """Algorithm 4 of 1804.04235, and decoupled weight decay."""
+        # Section 7.2: 1 at the first step and less at each, so that the zeros of the beginning need no correction.
         new = step**-self.beta2_decay
         squared = gradient.square().add_(1e-30)  # epsilon 1 of the paper: a dead gradient has no direction
+        # Section 3: a vector has all its mean squares, a matrix those of rows times those of columns.
         if "square" in state:
             state["square"].lerp_(squared, new)
             update = gradient * state["square"].rsqrt()
@@ -118,6 +122,7 @@ class AdafactorRule:
             rows, columns = state["rows"].lerp_(squared.mean(1), new), state["columns"].lerp_(squared.mean(0), new)
             scale = torch.outer((rows / rows.mean()).rsqrt(), columns.rsqrt())
             update = gradient * scale.view(weights.shape)
+        # Section 6: the update as a whole is clipped.
         update.div_((update.square().mean().sqrt() / self.clip).clamp_(min=1.0))
         weights.mul_(1 - rate * decay).sub_(update, alpha=rate)
 
@@ -144,18 +149,20 @@ class LowMemoryOptimizer(torch.optim.Optimizer):
                     self._update(name, parameter, float(group["lr"]), float(group["weight_decay"]))
 
     def _update(self, name: str, parameter: Tensor, rate: float, decay: float) -> None:
+        # What this process holds of the parameter, in float32.
         stored, start = self._held(name, parameter)
         gradient, _ = self._held(name, cast(Tensor, parameter.grad))
         weights = stored.float().contiguous()  # the parameter itself where it is float32 and lies in order
         state = cast(State, self.state[parameter])
         if not state:
-            state["step"] = torch.zeros(
-                ()
-            )  # on the CPU: it is read at each step, and a GPU would have to be waited for
+            # On the CPU: it is read at each step, and a GPU would have to be waited for.
+            state["step"] = torch.zeros(())
             self.rule.begin(name, state, weights)
+        # The rule's step.
         step = int(state["step"].add_(1).item())
         dice = Dice(self.seed, step, name, start)
         self.rule.update(weights, gradient.float().contiguous(), state, step, rate, decay, dice)
+        # Back into the format that it is stored in; nothing is copied where the rule worked on the parameter itself.
         if stored.dtype == torch.bfloat16:
             weights = stochastic(weights, dice.bits("weights", weights))
         if weights.data_ptr() != stored.data_ptr():

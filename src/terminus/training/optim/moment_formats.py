@@ -109,8 +109,10 @@ class Blocks:
 
     def _keep(self, state: State, name: str, value: Float32[Tensor, "..."]) -> None:
         levels, blocks = self._levels(name, value.device), value.reshape(-1, BLOCK)
+        # Shares of the largest element of each block; one of zeros is divided by the smallest number there is.
         scale = blocks.abs().amax(1)
         shares = blocks / scale.clamp(min=torch.finfo(torch.float32).tiny)[:, None]
+        # The nearest level is the one whose limits, half-way to its neighbours, a share lies between.
         between = (levels[1:] + levels[:-1]) / 2
         codes = torch.bucketize(shares, between, right=True, out_int32=True)
         state[name], state[f"{name}_scale"] = codes.to(torch.uint8).view(value.shape), scale
@@ -126,6 +128,7 @@ def levels(signed: bool) -> Float32[Tensor, " 256"]:
     """The dynamic tree of 2110.02861: seven decades below 1, each with twice as many levels as the one below it."""
     parts = [torch.tensor([0.0, 1.0])]
     for decade in range(7):
+        # Each decade is divided equally, and its levels are the middles.
         edges = torch.linspace(0.1, 1.0, 2 ** (decade + (0 if signed else 1)) + 1)
         middles = 10.0 ** (decade - 6) * (edges[1:] + edges[:-1]) / 2
         parts += [middles, -middles] if signed else [middles]

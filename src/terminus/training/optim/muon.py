@@ -48,8 +48,10 @@ class MuonRule:
             self.vectors.update(weights, gradient, state, step, rate, decay, dice)
             return
         momentum = state["momentum"].lerp_(gradient, 1 - self.momentum)
+        # Nesterov's momentum: the gradient counts once more, as if one step ahead.
         ahead = gradient.lerp(momentum, self.momentum).view(len(weights), -1)
         direction = orthogonal(ahead).view(weights.shape)
+        # An orthogonal matrix has a root mean square of 1 / sqrt(max(rows, columns)); the step's becomes 0.2.
         weights.mul_(1 - rate * decay).sub_(direction, alpha=rate * 0.2 * sqrt(max(ahead.shape)))
 
 
@@ -58,11 +60,14 @@ def orthogonal(matrix: Float[Tensor, "rows columns"], steps: int = 5) -> Float32
 
     Newton-Schulz with the coefficients of Jordan et al., in bfloat16 on a GPU.
     """
+    # Wide, for the product with its transpose is then the smaller one.
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     if matrix.is_cuda:
         wide = wide.bfloat16()
+    # Singular values of at most 1, from which the iteration converges.
     x = wide / wide.norm().clamp(min=1e-7)
     for _ in range(steps):
+        # x becomes 3.4445 x - 4.7750 (x x^T) x + 2.0315 (x x^T)^2 x: each singular value moves towards 1.
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
     return (x if wide.shape == matrix.shape else x.T).float()

@@ -118,6 +118,7 @@ def build_optimizer(
     if isinstance(settings, Muon):
         return LowMemoryOptimizer(groups, MuonRule(settings.momentum, AdamWRule(0.9, 0.99, 1e-8, Float())), seed)
     betas = (settings.beta1, settings.beta2)
+    # torch's own where nothing is kept in fewer bits.
     stored = {parameter.dtype for group in groups for _, parameter in group["params"]}
     if settings.moments == "fp32" and stored <= {torch.float32}:
         return torch.optim.AdamW(groups, betas=betas, eps=settings.epsilon, fused=True)
@@ -142,6 +143,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, s
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], stored: Stored) -> None:
     """The inverse of `optimizer_tensors`. A parameter that never had a gradient has no state."""
+    # What is stored of each parameter, by its name.
     parts: defaultdict[str, list[str]] = defaultdict(list)
     for key in stored.names:
         name, _, part = key.rpartition("/")
@@ -152,6 +154,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, s
             name, place = names[parameter], held(parameter)
             state = {}
             for part in parts[name]:
+                # A moment of the parameter's shape is read as far as this process holds it; anything else is whole.
                 key = f"{name}/{part}"
                 value = stored.read(key, place.rows if stored.shape(key) == place.shape else None)
                 state[part] = _placed(value, part, parameter, lean)

@@ -25,6 +25,7 @@ def store_weights(module: nn.Module, form: WeightFormat) -> None:
     for parameter in module.parameters():
         if parameter.requires_grad and parameter.ndim >= 2:
             parameter.data = parameter.data.to(torch.bfloat16)
+            # torch would add gradients up in the format of the parameter.
             parameter.grad_dtype = torch.float32
 
 

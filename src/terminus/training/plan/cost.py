@@ -95,6 +95,7 @@ def count_cost(shape: Shape, mode: Checkpointing) -> Cost:
     run = run_once(shape, mode, _SAMPLES)
     kept, peak, fixed = run.kept - run.kept_fixed, run.peak - run.peak_fixed, run.peak_fixed
     if shape.adapter is not None:  # changes are computed from weights as large as these, and no mark tells them apart
+        # Twice as many samples: what grows is theirs, the rest is fixed.
         more = run_once(shape, mode, 2 * _SAMPLES)
         kept, peak = more.kept - run.kept, more.peak - run.peak
         fixed = run.peak - peak
@@ -151,6 +152,7 @@ def run_once(shape: Shape, mode: Checkpointing, samples: int) -> PassCost:
     with living:
         with formats:
             loss = _loss(unet, shape, samples)
+        # Autocast is left before the backward pass, and with it go its copies of weights.
         formats.copies = None
         forward, kept, kept_fixed = living.flops, living.now - loss.nbytes, living.fixed
         loss.backward()
@@ -176,6 +178,7 @@ def _numbers(tensors: Iterable[Tensor]) -> int:
 
 def _loss(unet: UNet, shape: Shape, samples: int) -> Tensor:
     config = cast(dict[str, Any], json.loads(shape.config))
+    # The embedding takes the pooled text and six numbers: original size, crop and target size.
     pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
     with torch.device("meta"):
         x = torch.empty(samples, config["in_channels"], shape.height, shape.width)
@@ -218,12 +221,14 @@ class Living(TorchDispatchMode):
         storage = tensor.untyped_storage()
         self._marked.add(_key(storage))
         self.fixed += storage.nbytes()
+        # Made at the highest point, it is a part of that.
         if self.now == self.peak:
             self.peak_fixed = self.fixed
 
     @no_type_check
     def _born(self, storage: torch.UntypedStorage) -> None:
         key, size = _key(storage), storage.nbytes()
+        # Views, and what is written in place, bring no bytes.
         if key in self._known:
             return
 
@@ -234,6 +239,7 @@ class Living(TorchDispatchMode):
                 self._marked.remove(key)
                 self.fixed -= size
 
+        # Counted until nothing refers to it any more.
         self._known[key] = weakref.ref(storage, gone)
         self.now += size
         if self.now > self.peak:
@@ -263,6 +269,7 @@ class _Formats(TorchFunctionMode):
         """`forward`, in these formats also when it is called by the backward pass."""
 
         def formatted(*inputs: Any, **named: Any) -> Any:
+            # The forward pass runs within these formats already.
             if self.copies is not None:
                 return forward(*inputs, **named)
             with self:
@@ -289,6 +296,7 @@ class _Formats(TorchFunctionMode):
             return None
         if func in _PRODUCTS:
             return torch.bfloat16
+        # Of the norms a GPU's autocast makes float32, a CPU's leaves them as they come.
         if self.kind == "cuda" and func in (functional.group_norm, functional.layer_norm):
             return torch.float32
         return None
@@ -299,6 +307,7 @@ class _Formats(TorchFunctionMode):
             return value
         if not isinstance(value, nn.Parameter):
             return value.to(dtype)
+        # Of a weight there is one copy, whatever the number of samples.
         if self.copies is not None and id(value) in self.copies:
             return self.copies[id(value)]
         copy = value.to(dtype)

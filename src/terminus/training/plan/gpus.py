@@ -53,6 +53,7 @@ GPUS = {
 def find_gpu(name: str) -> Gpu:
     """By a key of `GPUS` or what a driver calls it; UserError for one that is not listed."""
     words = set(re.findall(r"[a-z0-9]+", name.lower().replace("-", " ")))
+    # Longer keys first: an a100-40 is an a100, too.
     for key, gpu in sorted(GPUS.items(), key=lambda item: -len(item[0])):
         parts = key.split("-")
         if all(part in words or f"{part}gb" in words for part in parts):

@@ -101,6 +101,7 @@ def largest(recipe: Recipe, room: float, processes: int = 1) -> Iterator[Cut]:
     sizes = [number for number in range(1, whole + 1) if whole % (number * processes) == 0]
     for mode in MODES:
         fitting = [cut for size in sizes if (cut := _cut(recipe, networks, mode, size, room, processes)).fits]
+        # Sizes rise, so the last one that fits is the largest.
         if fitting:
             yield fitting[-1]
 
@@ -130,6 +131,7 @@ def seconds_per_image(recipe: Recipe, cut: Cut, gpu: Gpu, efficiency: float = 0.
     rows = cut.micro_batch * shape.deepest
     products = cut.cost.total / (efficiency * gpu.peak) * (rows + FEW_ROWS) / rows
     again = 2 * (_cost(recipe, "none").kept - cut.cost.kept)
+    # Bytes per weight: 12 for a float32 gradient (read, read, written), 6 for reading a weight and writing its cast.
     weights = cut.cost.parameters * (12 + (6 if cut.memory.compute else 0)) / cut.micro_batch
     alone = products + (again + weights) / (1e12 * gpu.bandwidth)
     return alone / cut.processes + traffic_of(recipe, cut).seconds(gpu) / recipe.training.global_batch
@@ -156,6 +158,7 @@ def refuse_what_cannot_fit(recipe: Recipe, device: torch.device, processes: int 
 
 def out_of_memory(recipe: Recipe, error: torch.OutOfMemoryError, processes: int = 1) -> UserError:
     """The error for a GPU that ran out of memory all the same: which settings help, with the planner's numbers."""
+    # torch's first sentence says what was asked for; what follows is about its allocator.
     first = str(error).split(". ")[0].rstrip(".")
     if not isinstance(recipe.objective, Diffusion):
         return UserError(
@@ -164,6 +167,7 @@ def out_of_memory(recipe: Recipe, error: torch.OutOfMemoryError, processes: int 
             rule=f"The micro-batch is {recipe.training.micro_batch} at {recipe.data.resolution} pixels",
             fix="Lower training.micro_batch and raise training.accumulation by as much, or lower data.resolution",
         )
+    # The whole device: what this process holds of it is free at the next start.
     room = float(torch.cuda.mem_get_info()[1]) if torch.cuda.is_available() else 0.0
     own = own_cut(recipe, room, processes)
     per_sample = own.cost.peak
@@ -212,7 +216,9 @@ def _cut(
     training = recipe.training
     each = state_bytes(training.optimizer, training.weights, training.precision)
     trained = trained_parameters(recipe, cost)
+    # All networks but what is trained in them; an adapter's factors are beside them.
     held = cost.parameters + networks.trained_text + networks.frozen - (0 if recipe.model.adapter else trained)
+    # Two bytes and not four: frozen weights of blocks, those of text encoders unless they are trained.
     narrow = cost.narrow
     if training.precision == "bf16" and (recipe.model.adapter or not networks.trained_text):
         narrow += networks.text_blocks

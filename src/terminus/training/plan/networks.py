@@ -108,6 +108,7 @@ _SDXLS = _TextEncoders(SDXL_TEXT, SDXL_TEXT_BLOCKS)
 @lru_cache(maxsize=16)
 def _networks(start: str | None, architecture: str, vae: str | None, text: str | None, trained: bool) -> Networks:
     if start is None:
+        # From random weights: a UNet of the architecture, the other networks from where the recipe has them.
         shapes = ARCHITECTURES[architecture]
         with torch.device("meta"):
             config = config_of(build_unet(shapes))
@@ -117,11 +118,13 @@ def _networks(start: str | None, architecture: str, vae: str | None, text: str |
         return _made(config, shapes.positions, shapes.vae.factor, in_text, in_vae, trained, text_encoders is None)
     folder = _folder(start)
     if folder is None:
+        # A model that is not here yet: SDXL's shapes stand in for it.
         with torch.device("meta"):
             config = config_of(build_unet(SDXL))
         return _made(config, SDXL.positions, SDXL.vae.factor, _SDXLS, SDXL_VAE, trained, True)
     if folder.is_file():
         return _of_file(folder, trained)
+    # A folder: shapes from its configurations, counts from its files' headers.
     config = json.dumps(read_network_config(folder, "unet"), sort_keys=True)
     tokens = int(read_network_config(folder, "text_encoder").get("max_position_embeddings", SDXL.positions))
     factor = 2 ** (len(read_network_config(folder, "vae").get("block_out_channels", SDXL.vae.channels)) - 1)
@@ -134,6 +137,7 @@ def _of_file(path: Path, trained: bool) -> Networks:
     first, second = (json.dumps(configs[name], sort_keys=True) for name in _TEXT)
     text_encoders = _text_encoders_of_file(header, (first, second))
     unet = sum(info.count for name, info in header.tensors.items() if name.startswith(_UNET_OF_FILE))
+    # What is neither is the VAE.
     others = _count(header) - text_encoders.parameters - unet
     tokens = int(configs["text_encoder"].get("max_position_embeddings", SDXL.positions))
     factor = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
@@ -165,6 +169,7 @@ def _text_encoders_of_file(header: Header, configs: tuple[str, str] | None) -> _
 
 
 def _in_blocks(tensors: Mapping[str, TensorInfo]) -> int:
+    # Norms and biases of the same layers have one dimension.
     return sum(info.count for name, info in tensors.items() if _IN_BLOCKS.search(name) and len(info.shape) == 2)
 
 

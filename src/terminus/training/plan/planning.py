@@ -137,6 +137,7 @@ def _disk(recipe: Recipe, own: Cut) -> Disk:
     milestones = (
         training.images // training.checkpoints.milestone_images if training.checkpoints.milestone_images else 0
     )
+    # The finished model is in half precision.
     finished = 2.0 * (own.cost.parameters + networks_of(recipe).trained_text + networks_of(recipe).frozen)
     at_once = training.checkpoints.keep + milestones + 1  # the newest is complete before the oldest goes
     return Disk(

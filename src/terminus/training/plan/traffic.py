@@ -98,6 +98,7 @@ def held_numbers(shapes: Iterable[tuple[int, ...]], settings: Parallel, processe
     group, held = processes // settings.replicas, [0] * processes
     for shape in shapes:
         rows = shape[0] if shape else 1
+        # As torch's `chunk` cuts: equal shares, rounded up, so that the last processes get less or none.
         each = -(-rows // group)
         for process in range(processes):
             here = max(0, min(each, rows - process % group * each))
@@ -141,7 +142,9 @@ def traffic(weights: float, trained: int, settings: Parallel, processes: int, mi
     group = processes // settings.replicas
     # Each micro-batch: blocks are gathered in both passes, and gradients summed to where their rows are.
     sharded = micro_batches * _ring(group) * (2 * weights + gradients)
+    # Then each share's gradients are summed over the groups that have it.
     summed = micro_batches * 2 * _ring(settings.replicas) * gradients / group
+    # Groups as large as a machine lie on different ones.
     inside = sharded + (summed if group < MACHINE else 0.0)
     if processes <= MACHINE:
         return Traffic(inside, 0.0)

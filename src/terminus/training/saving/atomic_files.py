@@ -102,6 +102,7 @@ def require_room(folder: Path, size: int) -> None:
 
 def write_whole(path: Path, text: str) -> None:
     """Replaces a text file at once."""
+    # Written beside it and forced to the disk; the rename then replaces the old file at once.
     temporary = path.with_name(f"{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
     fsync(temporary)
@@ -114,14 +115,17 @@ def whole_folder(target: Path) -> Generator[Path]:
 
     A kill leaves the old folder, the new one, or in the instant between two renames none; never a part of one.
     """
+    # What a kill left of earlier tries.
     for stale in target.parent.glob(f".{target.name}-*"):
         shutil.rmtree(stale, ignore_errors=True)
     temporary, old = (target.with_name(f".{target.name}-{uuid.uuid4().hex}") for _ in range(2))
     temporary.mkdir()
     try:
         yield temporary
+        # Everything is on the disk before the folder gets its name.
         for path in temporary.rglob("*"):
             fsync(path)
+        # The old one moves aside, for a rename does not replace a folder that holds something.
         if target.exists():
             target.rename(old)
         temporary.rename(target)

@@ -86,11 +86,13 @@ def save_checkpoint(folder: Path, position: RunPosition, pieces: Pieces, world: 
     """
     world = world or World()
     target = folder / f"{_PREFIX}{position.images:012d}"
+    # All say what they will add; the first makes the folder, or finds the checkpoint there.
     size = sum(world.gather(checkpoint_bytes(pieces)))
     temporary = world.once(lambda: _begin(target, pieces, size, world.size > 1))
     if temporary is None:
         return target
     try:
+        # Each writes its part. An error travels as a value, so that nobody waits for a process that gave up.
         written = world.gather(_written(temporary, pieces, world))
         world.once(lambda: _finish(temporary, target, position, written))
     finally:
@@ -138,10 +140,12 @@ def _written(temporary: Path, pieces: Pieces, world: World) -> _Written:
 
 
 def _finish(temporary: Path, target: Path, position: RunPosition, written: list[_Written]) -> None:
+    # If one process could not write, there is no checkpoint.
     for one in written:
         if isinstance(one, UserError):
             raise one
     with writing("A checkpoint", temporary.parent):
+        # The position, and the manifest of all files, each on the disk before the next.
         place = temporary / _PLACE
         place.write_text(json.dumps(asdict(position)), encoding="utf-8")
         fsync(place)
@@ -150,6 +154,7 @@ def _finish(temporary: Path, target: Path, position: RunPosition, written: list[
             manifest |= {} if isinstance(one, UserError) else one
         (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
         fsync(temporary / _MANIFEST)
+        # The names within the folders, and only then its own.
         for inner in temporary.iterdir():
             if inner.is_dir():
                 fsync(inner)
@@ -227,6 +232,7 @@ def _checked(folder: Path) -> Saved | str:
                     return f"{name} does not match its manifest"
             position = _position((folder / _PLACE).read_text(encoding="utf-8"), folder)
             return Saved(position, folder, tuple(cast("dict[str, object]", manifest)))
+        # A missing file is damage; any other error of the disk is not, and leaves through `reading`.
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             return f"{error.strerror}: {os.path.relpath(error.filename or folder, folder)}"
         except (ValueError, RecursionError):
@@ -237,6 +243,7 @@ def _matches(file: Path, expected: object) -> bool:
     status = file.stat()
     if not stat.S_ISREG(status.st_mode) or not isinstance(expected, list):
         return False
+    # The size first: that needs no reading.
     return status.st_size == expected[0] and _fingerprint(file) == expected
 
 
@@ -257,6 +264,7 @@ def prune(folder: Path, keep: int, milestones: int | None = None) -> None:
         log.warning("%s Old checkpoints stay", error)
         return
     for old in there[:-keep]:
+        # The first one after each multiple of `milestones` stays.
         passed = images_of(old) // milestones if milestones else 0
         if passed and passed not in spared:
             spared.add(passed)
@@ -283,6 +291,7 @@ def copy_into(targets: Mapping[str, HeldRows], stored: Stored, some: bool = Fals
     """
     theirs = {name: stored.shape(name) for name in stored.names}
     ours = {name: target.shape for name, target in targets.items()}
+    # The same names on both sides or, with `some`, ours among theirs.
     names = ours.keys() if some else theirs.keys() | ours.keys()
     if odd := sorted(name for name in names if theirs.get(name) != ours.get(name)):
         raise UserError(

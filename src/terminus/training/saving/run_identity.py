@@ -45,6 +45,7 @@ def same_run(folder: Path, recipe: Recipe, over: bool) -> bool:
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key) and not key.startswith(_MAY_CHANGE):
             changed.append(f"{key} was {old.get(key)!r} and is now {new.get(key)!r}")
+    # A damaged file may still read as a recipe, though not as the one that was begun.
     if changed and _digest_of_begun(folder) == recipe_digest(recipe):
         log.warning("%s was damaged; sessions.jsonl says that this is the recipe, and it is written anew", path)
         return False
@@ -66,10 +67,12 @@ def _begun(path: Path, recipe: Recipe) -> Recipe | None:
         problem = "it is gone"
     except (UserError, OSError) as error:
         problem = str(error).splitlines()[0]
+    # Lost or damaged: sessions say whether this is the recipe.
     said = _digest_of_begun(path.parent)
     if said == recipe_digest(recipe):
         log.warning("%s is not readable; sessions.jsonl says that this is the recipe, and it is written anew", path)
         return None
+    # Neither a recipe nor a session: the run is new.
     if said is None and not path.exists():
         return None
     raise UserError(
@@ -133,6 +136,7 @@ def pinned(folder: Path, recipe: Recipe) -> View:
         return table.required()
     version, rows = found
     view = table.at(version)
+    # A version never changes: another number of rows means another table.
     if view.count != rows:
         raise UserError(
             f"Version {version} of the {name} has {view.count} rows, and had {rows} when this run was begun",
@@ -152,12 +156,14 @@ def _pin(folder: Path) -> tuple[int, int] | None:
         problem = "it is gone"
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         problem = str(error)
+    # The sessions say the same, the newest first.
     with reading("The run's folder", folder):
         sessions = read_sessions(folder)
     for session in reversed(sessions):
         if session.data is not None:
             log.warning("%s is not readable (%s); sessions.jsonl says the same, and it is repaired", file, problem)
             return _numbers(session.data)
+    # Neither a pin nor a session: the run is new.
     if not file.exists():
         return None
     raise UserError(

@@ -33,6 +33,7 @@ def restore(state: State, module: torch.nn.Module, saved: checkpoint.Saved) -> N
             checkpoint.copy_into(_weights(module), stored)
         with saved.tensors("average") as stored:
             checkpoint.copy_into(_averages(state), stored, some=True)
+        # Parameters without state in the checkpoint must have none here.
         state.optimizer.state.clear()
         with saved.tensors("optimizer") as stored:
             restore_optimizer(state.optimizer, _names(module), stored)

@@ -67,6 +67,7 @@ class Saver:
         Raises what an earlier save met, and `Unwritten` where the disk has taken none for `LIMIT_SECONDS`, or, if not
         `patient`, none of the first tries (one where it is full).
         """
+        # One save at a time: an older state that waits for room gives way to this one.
         self.join(give_way=True)
         self._give_way.clear()
         room = MEMORY_SHARE * free_memory() / self._world.local_size
@@ -94,9 +95,11 @@ class Saver:
         tries = 0
         while True:
             try:
+                # The log first, for a checkpoint may not be newer.
                 self._line.together(self._flush)
                 checkpoint.save_checkpoint(self.folder, position, pieces, self._line)
             except Unwritten as error:
+                # All processes try again, or all give up.
                 pause = self._pause(error, tries, patient)
                 if self._line.any(pause is None):
                     self._give_up()
@@ -109,6 +112,7 @@ class Saver:
             if self._failing_since is not None:
                 log.warning("the disk takes checkpoints again: saved at %d images", position.images)
                 self._failing_since = None
+            # Old ones go only now that the new one is whole.
             if prune and self._line.first:
                 checkpoint.prune(self.folder, self.settings.keep, self.settings.milestone_images)
             return
@@ -123,6 +127,7 @@ class Saver:
 
     def _pause(self, error: Unwritten, tries: int, patient: bool) -> float | None:
         """Seconds until the next try; None where there is none."""
+        # Counted from the first of all tries that failed in a row, of this save or of those before it.
         self._failing_since = self._failing_since or time.monotonic()
         if tries < len(SOON) and not isinstance(error, DiskFull):
             return SOON[tries]
@@ -136,6 +141,7 @@ class Saver:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # A run that ends by an error waits for no room.
         if error is not None:
             self._give_way.set()
         self._pool.shutdown()
@@ -162,6 +168,7 @@ def free_memory() -> int:
     if meminfo.is_file():  # counts what the page cache would give up
         lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         free = int(lines["MemAvailable"].split()[0]) * 1024
+    # In a container its own limit counts as well.
     group = Path("/sys/fs/cgroup")
     limit, used = group / "memory.max", group / "memory.current"
     if limit.is_file() and used.is_file() and (allowed := limit.read_text().strip()) != "max":

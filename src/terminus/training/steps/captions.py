@@ -23,7 +23,9 @@ def choose_caption(captions: Sequence[str], seed: int, position: int, weights: S
         return ""
     u = runtime.uniform(seed, position, "caption")
     weights = weights[: len(captions)]
+    # All alike.
     if len(set(weights)) <= 1:
         return captions[int(u * len(captions))]
+    # Without the last sum: rounding can then lead to no place beyond the end.
     up_to = list(accumulate(weights))
     return captions[bisect(up_to[:-1], u * up_to[-1])]

@@ -76,6 +76,7 @@ class TextEncodersStep:
 
 
 def _contrast(logits: Float[Tensor, "batch batch"], same: Tensor) -> Float[Tensor, " batch"]:
+    # An image whose caption occurs twice belongs to each as much.
     target = same.float() / same.sum(1, keepdim=True)
     rows = cross_entropy(logits, target, reduction="none")
     columns = cross_entropy(logits.T, target, reduction="none")

@@ -47,6 +47,7 @@ class VAEStep:
             decoded = self.vae.decode(self.vae.latents(posterior, runtime.sent(torch.stack(noise), self.device)))
         error = (decoded - pixels).abs().flatten(1).mean(1)
         squared = (decoded - pixels).square().flatten(1).mean(1)
+        # Differences of neighbouring pixels, down and across.
         edges = sum(
             (_differences(decoded, axis) - _differences(pixels, axis)).abs().flatten(1).mean(1) for axis in (2, 3)
         )
