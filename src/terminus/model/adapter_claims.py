@@ -54,6 +54,7 @@ class Configuration:
 
     def scaling(self, name: str) -> Scaling:
         """Alpha and rank of the module that the file calls `name`."""
+        # peft puts a wrapper's name in front; in diffusers' header each network has settings of its own.
         bare = name.removeprefix("base_model.model.")
         part = next((part for part in self.parts if part and bare.startswith(f"{part}.")), "")
         bare = bare.removeprefix(f"{part}.") if part else bare
@@ -128,15 +129,18 @@ def check_architecture(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str], components: Components, where: str
 ) -> None:
     """UserError for an adapter of another family of networks, said by its header or by the width of its context."""
+    # What the header says.
     said = metadata.get("ss_base_model_version", "")
     spec = metadata.get("modelspec.architecture", "")
     for value in (said, spec):
         if value and not re.sub("[^a-z0-9]", "", value.lower()).startswith(_NAMES):
             raise _other_family(f"its header says {value!r}", where)
+    # What the layers say: the keys and values of cross-attentions read the text, so their width is the context's.
     ours = cast(int, components.unet.config["cross_attention_dim"])
     for key, tensor in tensors.items():
         stem, slot = split_key(key)
         reads_text = stem.replace(".", "_").endswith(("attn2_to_k", "attn2_to_v"))
+        # Of these factors the second dimension is the input's.
         if reads_text and tensor.ndim >= 2 and (slot in ("down", "hada_w1_b", "diff")) and tensor.shape[1] != ours:
             width = tensor.shape[1]
             family = f", as {_FAMILIES[width]} does" if width in _FAMILIES else ""
@@ -166,10 +170,12 @@ def read_configuration(path: Path, metadata: Mapping[str, str]) -> Configuration
         return Configuration({})
     if not isinstance(stored, dict):
         raise UserError("The configuration of this adapter is not an object", where=str(path))
+    # "unet.r" is a setting of the UNet, "r" one of all networks.
     parts: dict[str, dict[str, Any]] = {}
     for key, value in cast(dict[str, Any], stored).items():
         part, _, setting = key.rpartition(".")
         parts.setdefault(part, {})[setting] = value
+    # An adapter that began by changing the model's own weights is nothing without that change.
     for values in parts.values():
         begun = values.get("init_lora_weights")
         if isinstance(begun, str) and begun.lower().startswith(_ADAPTED_BASES):

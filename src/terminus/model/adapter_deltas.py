@@ -45,6 +45,7 @@ class Layer:
         if product is None:
             return None
         delta = _like(product * self.scale, weight)
+        # DoRA gives the whole new weight, from which the old one is taken off again.
         return _decomposed(delta, weight.float(), _on(self.factors, weight.device)) - weight if self.dora else delta
 
     def bias_delta(self, bias: Float[Tensor, " out"]) -> Float[Tensor, " out"] | None:
@@ -85,6 +86,7 @@ def build_layer(factors: Mapping[str, Tensor], scaling: Scaling, name: str, wher
             rule="A layer of an adapter has a rank of at least 1",
             fix="The file is damaged; download it again",
         )
+    # The algorithm whose factors are all here, with no others beside them.
     present = factors.keys() - _EXTRAS
     for algorithm, (needed, optional) in _ALGORITHMS.items():
         if present and needed <= present <= needed | optional and _complete(algorithm, present):
@@ -96,6 +98,7 @@ def build_layer(factors: Mapping[str, Tensor], scaling: Scaling, name: str, wher
             rule="LoRA has down and up (and mid), LoHa hada_w1_a to hada_w2_b, LoKr lokr_w1 and lokr_w2 or halves",
             fix="The file may be cut or merged from two; download it again",
         )
+    # Magnitudes come on top of any of them.
     dora = not factors.keys().isdisjoint({"dora_scale", "magnitude"})
     used = {key: value.detach() for key, value in factors.items() if key not in ("alpha", "scalar")}
     return Layer(algorithm, used, _scale(algorithm, factors, scaling, name, where), dora)
@@ -103,6 +106,7 @@ def build_layer(factors: Mapping[str, Tensor], scaling: Scaling, name: str, wher
 
 def _complete(algorithm: str, present: set[str]) -> bool:
     if algorithm == "LoKr":
+        # Either side of the product is whole or in two halves, never both.
         halves = [(whole in present) != ({a, b} <= present) for whole, a, b in _LOKR_PAIRS]
         return all(halves) and ("lokr_t2" not in present or "lokr_w2_a" in present)
     return algorithm != "LoHa" or ("hada_t1" in present) == ("hada_t2" in present)
@@ -116,6 +120,7 @@ def _scale(algorithm: str, factors: Mapping[str, Tensor], scaling: Scaling, name
             if factors[key].numel() != 1:
                 raise UserError(f"{name}: {key} has {factors[key].numel()} numbers, not one", where=where)
             numbers[key] = factors[key].item()
+    # The file's own alpha counts before that of a configuration.
     scalar, alpha = numbers.get("scalar", 1.0), numbers.get("alpha", scaling.alpha)
     rank = _rank(factors) or scaling.rank
     if rank is None or alpha is None:
@@ -135,6 +140,7 @@ def _product(algorithm: str, factors: Mapping[str, Tensor]) -> Tensor | None:
     if algorithm == "LoRA":
         return _lora(factors)
     if algorithm == "LoHa":
+        # LoHa: two products of low rank, multiplied element by element.
         first, second = _hadamard(factors, "1"), _hadamard(factors, "2")
         if first.shape != second.shape:
             raise ValueError(f"changes of {list(first.shape)} and {list(second.shape)}")
@@ -167,6 +173,7 @@ def _kronecker(factors: Mapping[str, Tensor]) -> Tensor:
         second = torch.einsum("p q k l, p o, q i -> o i k l", factors["lokr_t2"], a, b)
     else:
         second = factors["lokr_w2_a"] @ factors["lokr_w2_b"]
+    # A matrix beside a kernel counts as one of 1 × 1.
     return torch.kron(first[(...,) + (None,) * (second.ndim - first.ndim)], second.contiguous())
 
 
@@ -177,12 +184,14 @@ def _decomposed(delta: Tensor, weight: Tensor, factors: Mapping[str, Tensor]) ->
     """
     magnitude = factors["magnitude"] if "magnitude" in factors else factors["dora_scale"]
     inputs = weight.shape[1]
+    # Which axis the magnitudes are for is told by their shape alone, and only LyCORIS has both.
     per_input = "dora_scale" in factors and inputs > 1 and tuple(magnitude.shape[:2]) == (1, inputs)
     axis = 1 if per_input else 0
     if magnitude.numel() != weight.shape[axis]:
         raise ValueError(f"a magnitude of {list(magnitude.shape)}")
     changed = weight + delta
     others = [dim for dim in range(weight.ndim) if dim != axis]
+    # Where the changed weight is 0 it has no direction: 0 then, and not 0 / 0.
     norm = torch.linalg.vector_norm(changed, dim=others, keepdim=True)
     return changed * torch.where(norm > 0, magnitude.reshape(norm.shape) / norm, 0.0)
 

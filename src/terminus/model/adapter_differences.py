@@ -82,5 +82,6 @@ def _differences(adapter: Adapter, components: Components, dtype: torch.dtype) -
 def _metadata(stored: Mapping[str, str]) -> dict[str, str]:
     """The adapter's own words, but for those on its factors."""
     kept = {key: value for key, value in stored.items() if key not in _GONE}
+    # LyCORIS calls whole differences the algorithm "full".
     kind = {"ss_network_module": "lycoris.kohya", "ss_network_args": json.dumps({"algo": "full"})}
     return {"format": "pt", **kept, **kind, HASH: ""}

@@ -58,6 +58,7 @@ def write_adapter(trained: Trained, components: Components, folder: Path, name: 
     folder.mkdir(parents=True, exist_ok=True)
     _write_kohya(trained, components, folder / f"{name}.safetensors", name)
     if trained.algorithm in ("lora", "dora"):
+        # diffusers: one file, with the settings of each network in its header.
         configs: dict[str, object] = {}
         for part, config in trained.configs.items():
             configs |= {f"{FOLDERS[part]}.{key}": config[key] for key in _SAID if key in config}
@@ -65,6 +66,7 @@ def write_adapter(trained: Trained, components: Components, folder: Path, name: 
         tensors = {f"{FOLDERS[target.part]}.{key}": value for target, key, value in _as_peft(trained, _lasting_name)}
         write_safetensors(folder / DIFFUSERS_FILE, tensors, metadata)
         return
+    # peft: a folder for each network.
     for part, config in trained.configs.items():
         (folder / FOLDERS[part]).mkdir()
         found = _as_peft(trained, _present_name)

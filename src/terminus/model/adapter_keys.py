@@ -98,11 +98,13 @@ def networks(components: Components) -> dict[Part, nn.Module]:
 
 def place(tensors: Mapping[str, Tensor], components: Components, where: str) -> Placed:
     """Sorts the tensors of an adapter by module and factor; UserError when two of them claim one place."""
+    # All names that a module may have in a file, by network.
     tables = {part: _table(part, network, components) for part, network in networks(components).items()}
     layers: dict[Target, dict[str, Tensor]] = {}
     names: dict[Target, str] = {}
     unplaced: list[str] = []
     for key, value in tensors.items():
+        # The key's module and factor; what has no place here is kept, to be told.
         stem, slot = split_key(key)
         part, name = _part(stem)
         module = _find(name, tables[part], part) if slot else None
@@ -157,6 +159,7 @@ def weighted_modules(network: nn.Module) -> Iterator[str]:
 
 def _part(stem: str) -> tuple[Part, str]:
     part: Part = "unet"
+    # peft's wrapper may stand before the network's name, or after it.
     rest = stem.removeprefix(_PEFT)
     for prefix, owner in _PREFIXES.items():
         if rest.startswith(prefix):
@@ -172,6 +175,7 @@ def _table(part: Part, network: nn.Module, components: Components) -> dict[str, 
         # transformers has dropped `text_model.` from its paths, files have not.
         return _flattened((name.removeprefix("text_model."), name) for name in names)
     layers = cast(int, components.unet.config["layers_per_block"])
+    # diffusers' names, and where there are some LDM's.
     pairs = [(name, name) for name in names]
     for name in names:
         try:
@@ -193,10 +197,12 @@ def _find(name: str, table: Mapping[str, str], part: Part) -> str | None:
     flat = _flat(name)
     if part != "unet":
         flat = flat.removeprefix("text_model_")
+    # Words of older files, where the present ones find nothing.
     replacements = _OLD_LAYERS if part == "unet" else _OLD_TEXT_ENCODER_LAYERS
     for old, new in replacements.items():
         if flat not in table and old in flat:
             flat = flat.replace(old, new)
+    # `to_out` is a list with one layer, which files may name without its number.
     return table.get(flat) or table.get(f"{flat}_0" if flat.endswith("_to_out") else flat)
 
 

@@ -75,19 +75,23 @@ def read_adapter(path: str | Path, components: Components, name: str | None = No
     header = read_header(file)
     metadata = header.metadata
     tensors = read_safetensors(file)
+    # What kind it is, for which architecture, and whether its numbers are numbers.
     check_kind(tensors, where)
     check_architecture(tensors, metadata, components, where)
     for key, value in tensors.items():
         if not torch.isfinite(value.float()).all():  # float: 8-bit formats have no test of their own
             raise UserError(f"{key} holds NaN or infinity", where=where, rule="An adapter is finite numbers")
+    # The module of each tensor.
     placed = place(tensors, components, where)
     _check_some(placed, where)
+    # Factors become layers, whose products must have the shapes of the weights that they change.
     configuration = read_configuration(file, metadata)
     layers = {
         target: build_layer(factors, configuration.scaling(placed.names[target]), placed.names[target], where)
         for target, factors in placed.layers.items()
     }
     _check_shapes(layers, placed.names, components, where)
+    # In a folder all adapters' files have one name; then the folder's says more.
     title = name or (file.parent.name if file.name in _FILES else file.stem)
     _tell(title, placed.unplaced, len(tensors))
     return Adapter(
@@ -183,9 +187,11 @@ class Adapters:
                 if key in self._originals:
                     parameter.copy_(self._originals.pop(key))
                 return
+            # The original is kept before its first change.
             if key not in self._originals:
                 self._originals[key] = parameter.detach().to("cpu", copy=True)
             original = self._originals[key]
+            # At weight 0 the original itself, not its sum with nothing: that has the same bits.
             moved = any(weight != 0 for weight, _ in parts)
             first = original.to(parameter.device, torch.float32)
             parameter.copy_(_with_deltas(first, which, parts) if moved else original)

@@ -147,6 +147,7 @@ def save_components(components: Components, folder: Path, dtype: torch.dtype = t
 def check_widths(unet: UNet, text: TextEncoders, where: str) -> None:
     """UserError unless the text encoders give what the UNet reads."""
     projection = cast(int, text.text_encoder_2.config.projection_dim)
+    # Six numbers are embedded: original size, crop and target size.
     sizes = 6 * cast(int, unet.config["addition_time_embed_dim"] or 0)
     for what, have, want in (
         (

@@ -69,6 +69,7 @@ class Control:
         time_ids: Float[Tensor, "batch 6"],
     ) -> Residuals:
         """Tensors to add inside the UNet for these inputs at timestep t; nothing outside its span, or at scale 0."""
+        # Outside of its time, or without weight, exactly as if it were not there.
         if self.scale == 0 or not self.span.covers(t, self.timesteps):
             return Residuals()
         if self.kind == "t2i":
@@ -114,10 +115,12 @@ def load_control(
     path = at_home(folder)
     if not math.isfinite(scale):
         raise UserError(f"The scale of a control is {scale}", rule="A scale is a finite number, 1 as it was trained")
+    # The network, if its folder says that it is of this class.
     cls = ControlNetModel if kind == "controlnet" else T2IAdapter
     _check_class(cls.__name__, path)
     network = load_module(cls, path).eval().requires_grad_(False)
     cast(nn.Module, network).to(components.text_encoders.device)  # where the UNet runs, which may wait elsewhere
+    # The image that steers it.
     channels = _channels(network)
     if image.shape[1] != channels or not (image.min() >= 0 and image.max() <= 1):
         raise UserError(
@@ -128,6 +131,7 @@ def load_control(
     image = image.to(components.text_encoders.device, torch.float32)
     timesteps = components.record.schedule.timesteps
     features: tuple[Tensor, ...] = ()
+    # Does it fit this UNet? A T2I-Adapter's features show it, and are made once for all steps.
     if isinstance(network, ControlNetModel):
         _check_controlnet(network, components.unet, str(path))
     else:

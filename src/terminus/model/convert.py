@@ -123,6 +123,7 @@ def _write(parts: CheckpointParts, target: Path, dtype: torch.dtype | None, shar
     files = [target]
     with fresh(target) as draft:
         write_single_file(parts, draft, dtype)
+        # Within the file's block: if the side-car cannot be written, the file is not kept either.
         if modelspec.needs_side_car(parts):
             side_car = target.with_suffix(".yaml")
             with fresh(side_car) as text:

@@ -42,6 +42,7 @@ def check_counts(network: str, config: Mapping[str, object], shapes: Shapes, whe
             rule="Latents are centred by both: (latents - latents_mean) * scaling_factor / latents_std",
         )  # fmt: skip
     _check_heads(config, where)
+    # What is stated, beside what the tensors have.
     stored = _Stored(shapes)
     wrong = [
         f"{one.key} is {limits.show_value(one.stated)}, the weights have {one.stored} {one.what}"
@@ -63,6 +64,7 @@ class _Stored:
     def __init__(self, shapes: Shapes) -> None:
         self.shapes = shapes
         self._inside: dict[str, set[str]] = defaultdict(set)
+        # Modules of a list are numbered: names under `blocks.0.` and `blocks.1.` are two entries of `blocks`.
         for name in shapes:
             parts = name.split(".")
             for depth, part in enumerate(parts):
@@ -90,6 +92,7 @@ def _unet(config: Mapping[str, object], stored: _Stored) -> Iterator[Count]:
         return
     levels = len(channels)
     yield Count("block_out_channels", levels, stored.count("up_blocks"), "levels on the way up")
+    # The way up begins at the bottom, and has one residual block more in each level.
     for level in range(levels):
         down = _at(layers, levels - 1 - level)
         blocks = down + 1 if isinstance(down, int) else None
@@ -102,6 +105,7 @@ def _controlnet(config: Mapping[str, object], stored: _Stored) -> Iterator[Count
     yield from _way_down(config, stored)
     widths, key = _list(config.get("conditioning_embedding_out_channels")), "conditioning_embedding_out_channels"
     if widths is not None:
+        # Two convolutions lead from each level to the next.
         found = stored.count("controlnet_cond_embedding.blocks") // 2 + 1
         yield Count(key, len(widths), found, "levels of the embedding of the image")
     found = stored.side("controlnet_cond_embedding.conv_in.weight", 1)
@@ -119,6 +123,7 @@ def _way_down(config: Mapping[str, object], stored: _Stored) -> Iterator[Count]:
         yield Count("block_out_channels", width, found, f"channels in level {level}")
         found = stored.count(f"{block}.resnets")
         yield Count("layers_per_block", _at(layers, level), found, f"residual blocks in level {level}")
+        # A level without attention has no transformer blocks, whatever is stated.
         if "CrossAttn" in str(types[level] if level < len(types) else ""):
             for number in range(max(1, stored.count(f"{block}.attentions"))):
                 found = stored.count(f"{block}.attentions.{number}.transformer_blocks")
@@ -133,12 +138,14 @@ def _way_down(config: Mapping[str, object], stored: _Stored) -> Iterator[Count]:
         ("cross_attention_dim", "attn2.to_k.weight"),
         ("projection_class_embeddings_input_dim", "add_embedding.linear_1.weight"),
     ):
+        # A list, with an entry for each level, is not compared.
         stated = config.get(key)
         yield Count(key, None if isinstance(stated, list) else stated, stored.any_side(name, 1), "inputs")
 
 
 def _vae(config: Mapping[str, object], stored: _Stored) -> Iterator[Count]:
     channels, layers = _list(config.get("block_out_channels")), config.get("layers_per_block")
+    # The decoder has one residual block more in each level, and its first level is that of the latent.
     for half, blocks, more in (("encoder", "down_blocks", 0), ("decoder", "up_blocks", 1)):
         if channels is not None:
             found = stored.count(f"{half}.{blocks}")
@@ -190,6 +197,7 @@ def _text_encoder(config: Mapping[str, object], stored: _Stored) -> Iterator[Cou
     if isinstance(image, int) and isinstance(patch, int):
         yield Count("image_size", (image // patch) ** 2 + 1, bare.side(positions, 0), "patches and the class token")
     vocabulary = config.get("vocab_size")
+    # An id beyond the vocabulary would be read outside of the embedding.
     for key in ("bos_token_id", "eos_token_id"):
         for token in _list(config.get(key)) or [config.get(key)]:
             if isinstance(token, int) and isinstance(vocabulary, int) and token >= vocabulary:

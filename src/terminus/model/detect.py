@@ -81,6 +81,7 @@ def detect(source: Path | Header) -> Detection:
     for conflict in detection.conflicts:
         log.warning("%s: %s", ascii(path.name)[1:-1], conflict)
     schedule = detection.schedule
+    # Velocity was said somewhere, and nowhere whether the SNR ends at 0.
     assumed = any(e.source == DEFAULT and not e.prediction for e in detection.evidence)
     if schedule.prediction == "velocity" and assumed:
         log.warning("%s: velocity prediction, and nothing says whether at zero terminal SNR; taken for none "
@@ -103,10 +104,12 @@ def _impossible(detection: Detection, path: Path) -> UserError:
 def weigh(evidence: Iterable[Evidence], schedule: Schedule | None = None) -> Detection:
     """The decision: the first evidence that speaks of a fact decides it. `schedule` has all other numbers."""
     found = list(dict.fromkeys(evidence))
+    # What nobody says is as in SDXL base.
     if all(e.prediction is None for e in found):
         found.append(Evidence(DEFAULT, "epsilon, as SDXL base", prediction="epsilon"))
     if all(e.zero_terminal is None for e in found):
         found.append(Evidence(DEFAULT, "no zero terminal SNR, as SDXL base", zero_terminal=False))
+    # The first that speaks of a fact decides; those that contradict it are told.
     conflicts: list[str] = []
     prediction = _first(found, "prediction", conflicts)
     zero_terminal = _first(found, "zero_terminal", conflicts)
@@ -131,6 +134,7 @@ def read_evidence(source: Path | Header) -> tuple[list[Evidence], Schedule | Non
     header = read_header(source) if isinstance(source, Path) else source
     path = header.path
     refuse_edm(header.tensors.keys(), path)
+    # In the order in which they count: ours, markers, other programs' metadata, the table, name and side-car.
     ours, schedule = _our_metadata(header)
     found = [*ours, *marker_evidence(header.tensors.keys()), *metadata_evidence(header.metadata), *_table(header)]
     return [*found, *file_name(path.stem), *_side_car(path), *_projection(header)], schedule
@@ -139,10 +143,12 @@ def read_evidence(source: Path | Header) -> tuple[list[Evidence], Schedule | Non
 def _folder(folder: Path) -> tuple[list[Evidence], Schedule | None]:
     found: list[Evidence] = []
     schedule: Schedule | None = None
+    # The scheduler's file comes first, then our record, which repeats it.
     if (folder / "scheduler" / "scheduler_config.json").is_file():
         schedule = load_record(folder).schedule
         found.append(_of_schedule(SCHEDULER, schedule))
     found += _our_record(folder / "terminus.json")
+    # Then labels in the UNet's own files.
     for path in sorted((folder / "unet").glob("*.safetensors")):
         header = read_header(path)
         refuse_edm(header.tensors.keys(), path)
@@ -184,6 +190,7 @@ def _schedule(content: Mapping[str, Any], where: str) -> Schedule | None:
     if not isinstance(schedule, dict):
         return None
     ours = cast(dict[str, Any], schedule)
+    # Our names, as diffusers calls them.
     names = {
         "prediction": "prediction_type",
         "timesteps": "num_train_timesteps",
@@ -286,6 +293,7 @@ def _table(header: Header) -> list[Evidence]:
         return []
     numbers = read_numbers(header, name)
     last = float(numbers[-1]) if numbers.size else float("nan")
+    # What lies between the two is no evidence.
     zero: bool | None = None
     if 0 <= last <= _ZERO:
         zero = True

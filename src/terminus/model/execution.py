@@ -200,8 +200,10 @@ class Turns:
         if self.resident is modules:
             return
         self._send_home()
+        # The allocator gives back what the last group held.
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+        # What waits on the CPU is remembered before the modules move.
         waiting = [(parameter, parameter.data) for module in modules for parameter in module.parameters()]
         for module in modules:
             module.to(self.device)
@@ -210,6 +212,7 @@ class Turns:
 
     def _send_home(self) -> None:
         for parameter, home, version in self._homes:
+            # Not changed while it was there: what waited is still right, and nothing is copied.
             if _version(parameter) == version:
                 parameter.data = home
         for module in self.resident:
@@ -235,6 +238,7 @@ def _in_turns(components: Components, device: torch.device) -> Components:
     turns.add([autoencoder], [part for part in parts if isinstance(part, nn.Module)])
     if components.vision is not None:
         turns.add([cast(nn.Module, components.vision)], [cast(nn.Module, components.vision)])
+    # The same autoencoder, which says where it runs and not where it waits.
     vae = VAE(autoencoder, components.vae.tiling)
     vae.device = device
     waiting = _OffloadedTextEncoders(

@@ -97,6 +97,7 @@ def sdxl_configs(in_channels: int = 4) -> dict[str, dict[str, Any]]:
 
 @cache
 def _configs(architecture: Architecture) -> str:
+    # Built without numbers: their own configuration is then that of what would be built.
     with torch.device("meta"):
         unet, vae = build_unet(architecture), build_vae(architecture).autoencoder
         text_encoders = build_text_encoders(architecture, clip_tokenizers())
@@ -116,6 +117,7 @@ def ema_names(header: Header) -> dict[str, str]:
     """Stored name -> LDM name of the UNet's moving averages, whose stored names have lost their dots."""
     with torch.device("meta"):
         unet = build_unet(SDXL)
+    # Written without dots, names cannot be split again: every parameter's is written like that, and looked up.
     flat: dict[str, str] = {}
     for name in unet.state_dict():
         ldm = unet_map().ldm_name(name)

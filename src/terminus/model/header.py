@@ -91,6 +91,7 @@ def read_header(path: Path) -> Header:
         if not path.is_file():
             raise UserError("This is not a file" if path.exists() else "This file does not exist", where=str(path))
         with path.open("rb") as file:
+            # Another kind of file shows in its first bytes, before a length is believed.
             first = file.read(512)
             _check_kind(first, path)
             length = int.from_bytes(first[:8], "little")
@@ -98,6 +99,7 @@ def read_header(path: Path) -> Header:
                 raise _broken(path, f"its first 8 bytes claim a header of {length} bytes")
             with safe_open(path, framework="numpy"):  # pyright: ignore[reportUnknownVariableType]
                 pass  # opening checks the layout
+            # The header once more: of a name that stands twice the library takes the last.
             file.seek(8)
             raw = file.read(length)
     except SafetensorError as error:
@@ -150,6 +152,7 @@ def kind_of(first: bytes) -> str | None:
 
 def _kind_by_fields(first: bytes) -> str | None:
     """A kind that more than its first bytes tell, or bytes further on."""
+    # A pickle begins with 0x80 and its protocol, from 2 on.
     if first[0] == 0x80 and first[1:2] <= b"\x05":
         return "a pickle"
     if first.startswith(b"BM") and first[6:10] == bytes(4):

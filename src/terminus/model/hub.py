@@ -36,6 +36,7 @@ def download(model: HubId) -> Path:
     Raises `UserError` for what cannot be reached and for repositories that are no one model.
     """
     try:
+        # The hub's list of files; without a connection, what an earlier one has left here.
         names = _listed(model)
     except (HTTPError, HFValidationError, OSError) as error:
         folder = _cached(model, error)
@@ -49,6 +50,7 @@ def download(model: HubId) -> Path:
 
 def _listed(model: HubId) -> list[str]:
     """The files of the commit that the id means now."""
+    # The commit first, so that the list is of one moment.
     hub = HfApi()
     commit = hub.model_info(model.repository, revision=model.revision or DEFAULT_REVISION).sha
     return [one.path for one in hub.list_repo_tree(model.repository, recursive=True, revision=commit)]
@@ -106,6 +108,7 @@ def _single_files(names: Collection[str]) -> list[str]:
 
 def _most_precise(names: Collection[str]) -> list[str]:
     """The weights that are read of each network: one variant, whole or in shards."""
+    # Each network's files by variant, of which the most precise is read.
     groups: dict[str, dict[str, list[str]]] = {}
     for name in names:
         if part := _WEIGHTS.fullmatch(name):

@@ -65,6 +65,7 @@ def read_image_prompt(path: str | Path, unet: UNet) -> ImagePrompt:
     file = at_home(path)
     stored, where = read_safetensors(file), str(file)
     parts: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
+    # Two parts: the projection of images, and layers for the UNet's cross-attentions.
     for key, value in stored.items():
         part, _, name = key.partition(".")
         if part not in parts:
@@ -74,6 +75,7 @@ def read_image_prompt(path: str | Path, unet: UNet) -> ImagePrompt:
         if not torch.isfinite(value).all():
             raise UserError(f"{key} holds NaN or infinity", where=where)
         parts[part][name] = value.to(torch.float32)
+    # Plus has queries of its own, called latents; the plain kind has a linear layer and a norm.
     projection, plus = parts["image_proj"], "latents" in parts["image_proj"]
     if not plus and projection.keys() != _PLAIN:
         raise UserError(
@@ -133,11 +135,13 @@ class ImagePrompts:
         self.clear()
 
     def _install(self) -> None:
+        # From the beginning each time: diffusers converts all adapters at once.
         self._restore()
         # As diffusers' `_load_ip_adapter_weights`, which moves the whole UNet in the end, and warns of that.
         unet, tensors = cast(Any, self._unet), [dict(prompt.tensors) for prompt, _ in self._used]
         processors = cast(dict[str, Any], unet._convert_ip_adapter_attn_to_diffusers(tensors, low_cpu_mem_usage=False))
         projection = MultiIPAdapterImageProjection([_projection(unet, one["image_proj"]) for one in tensors])
+        # Where the UNet is, in its format, and without gradients.
         for module in (*processors.values(), projection):
             if isinstance(module, nn.Module):
                 module.to(unet.device, unet.dtype).requires_grad_(False).eval()
@@ -203,6 +207,7 @@ def _check_attention(stored: Mapping[str, Tensor], unet: UNet, where: str) -> No
     expected: dict[str, tuple[int, ...]] = {}
     names = [name.removesuffix(".processor") for name in cast(Mapping[str, Any], unet.attn_processors)]
     for index, name in enumerate(name for name in names if not name.endswith("attn1")):
+        # Keys and values of images are as large as those of the text.
         shape = tuple(unet.get_parameter(f"{name}.to_k.weight").shape)
         expected |= {f"{2 * index + 1}.{which}.weight": shape for which in ("to_k_ip", "to_v_ip")}
     wrong = sorted(expected.keys() ^ stored.keys())
@@ -230,6 +235,7 @@ def _check_projection(stored: Mapping[str, Tensor], plus: bool, unet: UNet, wher
     try:
         # diffusers builds the module from the shapes that it finds, and refuses what does not fill it.
         module = _projection(unet, stored)
+        # The plain kind makes four tokens of an image in one product.
         width = stored["proj_out.weight"].shape[0] if plus else stored["proj.weight"].shape[0] / 4
     except (RuntimeError, LookupError, ValueError, TypeError) as error:
         raise UserError(f"The projection of this IP-Adapter is not whole ({error})", where=where) from error

@@ -99,6 +99,7 @@ class KeyMap:
         """The inverse of `to_ldm`; other networks' keys (another prefix) are passed over."""
         left = self._own(tensors, where)
         result: dict[str, Tensor] = {}
+        # One matrix has query, key and value one above the other.
         for name, parts in self.fused.items():
             if name in left:
                 pieces = left.pop(name).chunk(len(parts), dim=0)
@@ -107,6 +108,7 @@ class KeyMap:
             if there in left:
                 result[here] = left.pop(there).T.contiguous()
         result |= self._renamed(left, self.diffusers_name, "diffusers", where)
+        # Convolutions of one pixel become linear layers.
         for name in self.convolutions & result.keys():
             if result[name].shape[2:] == (1, 1):
                 result[name] = result[name][:, :, 0, 0].contiguous()
@@ -157,6 +159,7 @@ class KeyMap:
 
 def _translate(name: str, table: Mapping[str, tuple[str, re.Pattern[str]]]) -> str:
     """The longest entry that `name` begins with, and the rest of it, if the entry allows such a rest."""
+    # From the whole name backwards, part by part: the longest entry decides.
     end = len(name)
     while end > 0:
         if found := table.get(name[:end]):
@@ -200,6 +203,7 @@ def unet_map(levels: int = 3, layers: int = 2) -> KeyMap:
         yield Entry("conv_in", "input_blocks.0.0")
         for here, there in (("time_embedding", "time_embed"), ("add_embedding", "label_emb.0")):
             yield from (Entry(f"{here}.linear_1", f"{there}.0"), Entry(f"{here}.linear_2", f"{there}.2"))
+        # Down: a block there is a layer here, and after each level one is its downsampler.
         for level in range(levels):
             for layer in range(layers):
                 there = f"input_blocks.{(layers + 1) * level + layer + 1}"
@@ -212,6 +216,7 @@ def unet_map(levels: int = 3, layers: int = 2) -> KeyMap:
         yield from block("mid_block.resnets.0", "middle_block.0")
         yield Entry("mid_block.attentions.0", "middle_block.1", _TRANSFORMER)
         yield from block("mid_block.resnets.1", "middle_block.2")
+        # Up: the upsampler belongs to the last block of its level.
         for level in range(levels):
             for layer in range(layers + 1):
                 there = f"output_blocks.{(layers + 1) * level + layer}"
@@ -274,6 +279,7 @@ def vae_map(levels: int = 4, layers: int = 2) -> KeyMap:
                 yield Entry(f"encoder.down_blocks.{level}.downsamplers.0.conv", f"{down}.downsample.conv")
                 yield Entry(f"decoder.up_blocks.{level}.upsamplers.0.conv", f"{up}.upsample.conv")
 
+    # The attention's layers, which are convolutions of one pixel there.
     convolutions = frozenset(
         f"{half}.mid_block.attentions.0.{name}.weight"
         for half in ("encoder", "decoder")

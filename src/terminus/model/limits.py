@@ -146,6 +146,7 @@ def _check_blocks(config: Mapping[str, object], network: str, where: str) -> Non
     layers, transformers = (_largest(config.get(f"{kind}_per_block")) for kind in ("layers", "transformer_layers"))
     channels = config.get("block_out_channels")
     levels = len(cast("list[object]", channels)) if isinstance(channels, list | tuple) else 4
+    # At each level `layers` on the way down, and one more on the way up.
     blocks = levels * (2 * layers + 1) * transformers
     if blocks > BLOCKS:
         raise UserError(
@@ -175,6 +176,7 @@ def show_value(value: object) -> str:
 def _holds(limit: Limit, value: object) -> bool:
     if isinstance(value, list | tuple):
         entries = cast("list[object]", value)
+        # An entry has the same bounds; it may be a list itself only where that is said, and only once.
         inside = replace(limit, entries=limit.entries if limit.nested else 0, empty=False, nested=False, bare=True)
         return 0 < len(entries) <= limit.entries and all(_holds(inside, entry) for entry in entries)
     if value is None:

@@ -48,6 +48,7 @@ def modelspec_metadata(parts: CheckpointParts) -> dict[str, str]:
         found["ss_base_model_version"] = "sdxl_base_v1-0"
     if schedule.zero_terminal:
         found["modelspec.usage_hint"] = "trailing timesteps (sgm_uniform), guidance rescale 0.7"
+    # People's words are kept; what the record knows comes after them and counts.
     for key in (f"modelspec.{name}" for name in _KEPT):
         if key in parts.metadata:
             found[key] = parts.metadata[key]

@@ -27,6 +27,7 @@ def parse_hub_id(name: str) -> HubId | None:
     """The id that a text is; None for what can only be a path."""
     where, _, revision = name.partition("@")
     found = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(/.+\.safetensors)?", where)
+    # "folder/file.safetensors" is a path: no repository is called like a file.
     if found is None or (found[2] is None and where.endswith(".safetensors")):
         return None
     return HubId(found[1], found[2] and found[2][1:], revision or None)

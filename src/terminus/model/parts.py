@@ -164,7 +164,9 @@ def check_index(index: Mapping[str, Any], where: str) -> None:
     pipeline = index.get("_class_name", "StableDiffusionXLPipeline")
     for name, pair in {**CLASSES, "the pipeline": ()}.items():
         stored = index.get(name)
+        # Folders of older programs name the fast tokenizer, which was a class of its own.
         known = [list(pair), [pair[0], pair[1] + "Fast"]] if pair else []
+        # Any scheduler may stand there: its numbers are read, its class is never used.
         if name == "the pipeline" and not isinstance(pipeline, str):
             stored = pipeline
         elif not pair or name == "scheduler" or stored in known:
@@ -213,6 +215,7 @@ def make_network(name: str, config: Mapping[str, Any], tensors: Mapping[str, Ten
 
 def _check_network(name: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> None:
     counts.check_counts(class_of(name), config, {key: value.shape for key, value in tensors.items()}, where)
+    # Without numbers: names and shapes are compared before memory is taken.
     with torch.device("meta"):
         if name in TEXT_ENCODERS:
             text_encoder = make_text_encoder(*TEXT_ENCODERS[name], config, None, where)

@@ -113,6 +113,7 @@ def parse_record(stored: dict[str, Any], schedule: Schedule, where: str) -> Reco
 
 
 def _number(stored: object, kind: Callable[[Any], Number]) -> Number | None:
+    # true would count as 1, and text that looks like a number as that number.
     if isinstance(stored, bool | str):
         raise ValueError(f"{stored!r} is not a number")
     return None if stored is None else kind(stored)
@@ -168,6 +169,7 @@ def parse_schedule(config: dict[str, Any], where: str) -> Schedule:
     if config.get("trained_betas") is not None or config.get("beta_schedule", "scaled_linear") != "scaled_linear":
         raise UserError("Only the scaled_linear schedule of SDXL is known", where=where)
     try:
+        # Text, "false" among it, would count as true.
         if not isinstance(config.get("rescale_betas_zero_snr"), bool | None):
             raise ValueError(f"rescale_betas_zero_snr is {config['rescale_betas_zero_snr']!r:.40}, not true or false")
         schedule = Schedule(

@@ -121,6 +121,7 @@ def taken_for(name: str, size: int) -> tuple[str, str]:
     name = name.lower()
     large = "xl" in name
     model, reason = (_XL, "") if large else (_OLDER, f'its {size} MiB and no "xl" in its name')
+    # The size, and then each list of words overrules what came before.
     for first, last, kind in _SIZES:
         if first <= size <= last:
             model, reason = kind, f"its {size} MiB"
@@ -137,6 +138,7 @@ def taken_for(name: str, size: int) -> tuple[str, str]:
 
 def _first_word(name: str, words: Iterable[str]) -> str | None:
     for word in words:
+        # Of chroma it asks that no xl stands beside it.
         if word in name and not (word == "chroma" and "xl" in name):
             return word
     return None

@@ -133,6 +133,7 @@ def _shapes(
         return {name.removeprefix(VISION_PREFIX): info.shape for name, info in header.tensors.items()
                 if name.startswith(VISION_PREFIX)}  # fmt: skip
     try:
+        # The mapping that renames tensors also gives their shapes; without storage it costs nothing.
         stored = {ldm: torch.empty(header.tensors[name].shape, device="meta") for name, ldm in sources[network].items()}
     except RuntimeError as error:
         raise UserError(f"The shapes of the {network} are impossible", where=str(header.path)) from error
@@ -185,6 +186,7 @@ def _names(header: Header, layout: KeyMap, ema: bool) -> dict[str, str]:
     """Stored name -> LDM name of one network's tensors."""
     own = (name for name in header.tensors if name.startswith(layout.prefix))
     plain = {name: name for name in own if not layout.unused.search(name)}
+    # The UNet's averages, if they are asked for or if there is nothing else.
     if layout.component != unet_map().component or not (ema or not plain):
         return plain
     averages = foreign.ema_names(header)
@@ -219,6 +221,7 @@ def _our_metadata(parts: CheckpointParts) -> dict[str, Any]:
         tokenizers[name] = {"settings": vocabulary.settings}
         if name in parts.special_tokens:
             tokenizers[name]["special_tokens"] = parts.special_tokens[name]
+        # CLIP's own vocabulary comes with us and is not stored.
         if vocabulary.ids != clip_vocabulary() or vocabulary.merges != clip_merges():
             entries = sorted(vocabulary.ids, key=lambda entry: vocabulary.ids[entry])
             tokenizers[name] |= {"vocabulary": entries, "merges": [" ".join(pair) for pair in vocabulary.merges]}
@@ -246,6 +249,7 @@ def _ours(header: Header, schedule: Schedule) -> CheckpointParts:
             f"Its format is {stored.get('format')!r:.40}, known is {_FORMAT}", where=where,
             fix="Update Terminus, if a newer one wrote it",
         )  # fmt: skip
+    # The configurations, the record and what the folder said of itself.
     configs = _our_configs(stored.get("configs"), where)
     described = stored.get("record") is not None
     record = Record(schedule=schedule)
@@ -253,6 +257,7 @@ def _ours(header: Header, schedule: Schedule) -> CheckpointParts:
         record = parse_record(parse_object(stored["record"], "record", where), schedule, where)
     index = parse_object(stored.get("index", new_index()), "index", where)
     check_index(index, where)
+    # Tokenizers, and their special tokens where the folder had some.
     tokenizers = parse_object(stored.get("tokenizers"), "tokenizers", where)
     kept = {name: parse_object(tokenizers.get(name), name, where) for name in TOKENIZERS}
     special: dict[str, dict[str, Any]] = {}

@@ -120,6 +120,7 @@ def read_vocabulary(folder: Path) -> Vocabulary:
             lines = merges.read_text(encoding="utf-8").splitlines()
             pairs = [line for line in lines if line and not line.startswith("#version")]
             return make_vocabulary(settings, read_json(vocabulary), pairs)
+        # Newer folders may have both in one file.
         model = cast(dict[str, object], read_json(folder / "tokenizer.json").get("model", {}))
         return make_vocabulary(settings, model.get("vocab", {}), model.get("merges", []))
     except (ValueError, TypeError, AttributeError, OSError) as error:
@@ -131,6 +132,7 @@ def make_vocabulary(settings: dict[str, Any], ids: object, merges: object) -> Vo
     if not isinstance(ids, dict) or not isinstance(merges, list):
         raise ValueError("a vocabulary is an object, its merges are a list")
     entries, listed = cast("dict[object, object]", ids), cast("list[object]", merges)
+    # Counted before anything goes through them.
     most = max(len(listed), len(entries))
     if most > limits.VOCABULARY:
         raise ValueError(f"it has {most} entries, and at most {limits.VOCABULARY} are read")
@@ -212,6 +214,7 @@ def make_text_encoder(
 
 def text_encoder_keys(text_encoder: nn.Module, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a file, of the older or the newer form, under the names of this transformers."""
+    # Without the prefix first, then with it where this transformers has it.
     prefixed = any(key.startswith(_PREFIX) for key in text_encoder.state_dict())
     bare = {key.removeprefix(_PREFIX): value for key, value in stored.items()}
     tensors = {(_PREFIX + key if prefixed and _inner(key) else key): value for key, value in bare.items()}

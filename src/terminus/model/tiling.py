@@ -45,9 +45,11 @@ def in_tiles(
     """The result of `run` on x, tile by tile. `tile` and `overlap` are in x; the result is `scale` times as large."""
     height, width = x.shape[-2:]
     tall, wide = min(tile, height), min(tile, width)
+    # First pass: what each norm reads of the whole image. Tiles that meet suffice for that.
     with _measuring(norms) as sums:
         for place in _places(height, width, tall, wide, 0):
             run(x[(..., *place)])
+    # Second pass: all tiles normalised alike, fading into one another where they overlap.
     slopes = [slope(round(side * scale), round(overlap * scale)) for side in (tall, wide)]
     weights = runtime.sent(slopes[0][:, None] * slopes[1][None, :], x.device)
     total, covered = torch.empty(0), weights.new_zeros(1, 1, round(height * scale), round(width * scale))
@@ -117,6 +119,7 @@ def _normalised_by(sums: dict[nn.GroupNorm, _Sums]) -> Generator[None]:
     """Group norms with these statistics in place of those of what they read: one product and sum per channel."""
     for norm, known in sums.items():
         mean = known.mean / known.tiles
+        # Variance = mean square - squared mean.
         deviation = (known.square / known.tiles - mean.square() + norm.eps).sqrt()
         each = norm.num_channels // norm.num_groups
         factor = norm.weight / deviation.repeat_interleave(each, dim=1)

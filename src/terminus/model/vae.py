@@ -110,6 +110,7 @@ class VAE:
         def run(part: Tensor) -> Tensor:
             return decoder(part, return_dict=False)[0]
 
+        # The inverse of `latents`.
         raw = latents / self.scale
         if self.centre is not None:
             mean, std = (table.to(raw) for table in self.centre)
@@ -176,6 +177,7 @@ def keep_lengths(vae: AutoencoderKL) -> None:
             # SiLU, in front of the last layer of either half, keeps about a third of the variance.
             nn.init.orthogonal_(cast(Tensor, module.weight), 1.7 if layer == "conv_out" else 1.0)
         nn.init.zeros_(cast(Tensor, module.bias))
+    # The log-variance begins at -6, a spread of 0.05.
     posterior = cast(nn.Conv2d, vae.quant_conv)
     logvar = slice(posterior.out_channels // 2, None)
     with torch.no_grad():

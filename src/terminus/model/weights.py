@@ -192,6 +192,7 @@ def assign(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None
     check_fit(module, tensors, where)
     precise = {name: value.to(torch.float32, copy=True) for name, value in tensors.items()}
     module.load_state_dict(precise, assign=True)
+    # Tables that no file holds are made here: on the meta device they have no numbers.
     for name, table in list(module.named_buffers()):
         if name.endswith("position_ids"):  # CLIP's only table, which it counts itself
             owner = module.get_submodule(name.rpartition(".")[0])
@@ -273,6 +274,7 @@ def build_module(cls: type[Module], config: Mapping[str, Any], tensors: Mapping[
 def make_module(cls: type[Module], config: Mapping[str, Any], where: str) -> Module:
     """A diffusers network of this configuration, its weights random."""
     limits.check_limits(config, cls.__name__, where)
+    # Keys with an underscore are diffusers' own notes, of class and version.
     settings = {key: value for key, value in config.items() if not key.startswith("_")}
     try:
         return cast(Module, cast(Any, cls).from_config(settings))

@@ -51,9 +51,11 @@ def write_safetensors(
     Floating-point numbers are written in `dtype` where it is given, one tensor after the other, so that no second copy
     of a model is held; those named in `exact` stay as they are. OverflowError for a number that it cannot hold.
     """
+    # The dtype of each tensor, and their order, which is the library's: largest numbers first.
     cast_to = {name: dtype for name in tensors.keys() - set(exact) if dtype and tensors[name].is_floating_point()}
     kinds = {name: cast_to.get(name, value.dtype) for name, value in tensors.items()}
     names = sorted(tensors, key=lambda name: (-kinds[name].itemsize, name))
+    # The header. The hash is not known yet, and zeros keep its place.
     stated = dict(sorted(metadata.items())) | ({HASH: _hash_text("0" * 64)} if HASH in metadata else {})
     header: dict[str, object] = {"__metadata__": stated}
     end = 0
@@ -61,6 +63,7 @@ def write_safetensors(
         value = tensors[name]
         start, end = end, end + value.numel() * kinds[name].itemsize
         header[name] = {"dtype": DTYPES[kinds[name]], "shape": list(value.shape), "data_offsets": [start, end]}
+    # The tensors one by one, each hashed on its way to the file.
     with path.open("wb") as file:
         length = file.write(_encode(header))
         digest = hashlib.sha256()
@@ -69,6 +72,7 @@ def write_safetensors(
             raw = _bytes(in_precision(name, value, cast_to[name]) if name in cast_to else value)
             digest.update(raw)
             file.write(raw)
+        # The header once more, with the hash: it is as long as before.
         if HASH in metadata:
             stated[HASH] = _hash_text(digest.hexdigest())
             file.seek(0)
@@ -93,10 +97,12 @@ def fresh(target: Path) -> Generator[Path]:
     UserError when something is there already (nothing is ever overwritten), and when it cannot be written.
     """
     refuse_existing(target)
+    # Named by the process, so that two writers do not share a draft.
     draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield draft
+        # Something may have come there meanwhile.
         refuse_existing(target)
         draft.rename(target)
     except OSError as error:
@@ -128,11 +134,13 @@ def refuse_existing(target: Path) -> None:
 
 def _encode(header: Mapping[str, object]) -> bytes:
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    # Filled up with blanks, so that the tensors begin at a multiple of 8 bytes.
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
 
 def _bytes(value: Tensor) -> memoryview:
+    # As bytes, since NumPy has no bfloat16.
     array = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return memoryview(cast(bytes, array))
 
