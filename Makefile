@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help setup demo test test-slow test-wheel check docs constraints
+.PHONY: help setup demo serve test test-slow test-wheel check docs constraints
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,6 +20,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: $(INSTALLED)  ## The whole life of a tiny model, into runs/demo
 	$(BIN)/terminus demo
+
+serve: $(INSTALLED)  ## A page to draw on, with nano
+	$(BIN)/terminus serve nano
 
 test: $(INSTALLED)  ## The tests, offline, in two processes
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from terminus import cli_data, options
+from terminus import cli_data, cli_serve, options
 from terminus.cli_bench import bench_app
 from terminus.cli_config import config_app
 from terminus.cli_data import check_plan, load_recipe, loading
@@ -71,6 +71,7 @@ def demo(out: Annotated[Path, typer.Option(help="Folder of data, run and report.
 
 app.command()(cli_data.prepare)
 app.command()(cli_data.caption)
+app.command()(cli_serve.serve)
 
 
 @app.command()

@@ -275,3 +275,27 @@ ImportSource = Annotated[Path, typer.Argument(metavar="SOURCE", help="Settings f
 ImportOut = Annotated[Path, typer.Option("--out", metavar="RECIPE", help="The recipe to write; it must be new.")]
 PlanJson = Annotated[bool, typer.Option("--json", help="With --plan: print one JSON object.")]
 Watch = Annotated[bool, typer.Option("--watch", help="Show the progress of a run that another process trains.")]
+
+ServedModels = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[MODEL]...",
+        help="Models to draw with, the first of them at the start: folders, .safetensors files, hub ids.",
+        show_default="nano",
+    ),
+]
+Host = Annotated[str, typer.Option(help="Address to listen on; any but this machine's own needs --token-file.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")]
+TokenFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Tokens that let users in: a line each, TOKEN or NAME TOKEN.")
+]
+ModelsFolder = Annotated[
+    list[Path] | None, typer.Option("--models", metavar="DIR", help="Folder of further models and of adapters.")
+]
+ImagesFolder = Annotated[Path, typer.Option("--folder", metavar="DIR", help="Folder of images, queue and uploads.")]
+RunsFolder = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of training runs to show.")]
+RootPath = Annotated[str, typer.Option(metavar="PATH", help="Path that a proxy serves this under, such as /terminus.")]
+Devices = Annotated[
+    str, typer.Option(metavar="LIST", help="Devices with a worker each, such as cuda:0,cuda:1; auto takes one.")
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of each worker.", show_default="PyTorch's own")]

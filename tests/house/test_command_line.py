@@ -34,6 +34,10 @@ SURFACE = {
         *("--variation", "--lora", "--control"),
         *("--out", "--format", "--private", "--sign", "--compile", "--offload", "--device"),
     ],
+    "serve": [
+        *("[MODEL]...", "--host", "--port", "--token-file", "--models", "--folder", "--runs", "--root-path"),
+        *("--devices", "--threads"),
+    ],
     "inspect": ["PATH", "--json", "--fix", "--as", "--probe"],
     "convert": ["SOURCE", "TARGET", "--precision", "--shard-size", "--ema", "--onto"],
     "evaluate": ["MODEL_OR_RUN", "--out", "--recipe", "--prompts", "--count", "--steps", "--seed"],

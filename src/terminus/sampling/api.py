@@ -180,7 +180,7 @@ class Terminus:
         **how: Unpack[How],
     ) -> list[Image.Image]:
         """Images (RGB) from prompts. `hires` draws each once more, so many times larger, from the first image."""
-        settings, control_inputs = _settings(how), _control_inputs(how)
+        settings, control_inputs = _settings(how), how.get("control_inputs", ())
         again = Hires(hires) if isinstance(hires, int | float) else hires
         stream = self.stream(
             prompt, negative, seed=seed, count=count, settings=settings, hires=again, control_inputs=control_inputs
@@ -275,7 +275,7 @@ class Terminus:
         found = {"model_hash": self.hash, "schedule": self.components.record.schedule}
         found |= {"adapters": self._adapters(), "controls": used.uses, **(one.edit.facts if one.edit else {})}
         compare(generation, found)
-        (drawn,) = _finished(self._drawn([one.request], one.settings, one.edit, one.hires, used))
+        (drawn,) = _finished(self.draw([one.request], one.settings, one.edit, one.hires, used))
         return drawn
 
     def stream(
@@ -291,22 +291,25 @@ class Terminus:
         control_inputs: Sequence[ControlInput] = (),
     ) -> Iterator[SamplingStep]:
         """The same, step by step and batch by batch; stop iterating to cancel."""
-        if edit is not None and hires is not None:
-            raise UserError("A second pass cannot follow an edit", rule="It follows an image drawn from a prompt")
         settings = settings or Settings()
-        settings = replace(settings, precision=settings.precision or self._precision)
-        texts = [prompt] if isinstance(prompt, str) else list(prompt)
+        texts = [prompt] if isinstance(prompt, str) else prompt
         requests = [one for text in texts for one in requests_for(text, negative, seed, count, settings)]
-        yield from self._drawn(requests, settings, edit, hires, ControlInputs(control_inputs, self.components))
+        yield from self.draw(requests, settings, edit, hires, control_inputs)
 
-    def _drawn(
+    def draw(
         self,
         requests: Sequence[ImageRequest],
         settings: Settings,
-        edit: Edit | None,
-        hires: Hires | None,
-        used: ControlInputs,
+        edit: Edit | None = None,
+        hires: Hires | None = None,
+        control_inputs: Sequence[ControlInput] | ControlInputs = (),
     ) -> Iterator[SamplingStep]:
+        """The steps of these requests, which may differ in everything that is not a setting."""
+        if edit is not None and hires is not None:
+            raise UserError("A second pass cannot follow an edit", rule="It follows an image drawn from a prompt")
+        settings = replace(settings, precision=settings.precision or self._precision)
+        given = control_inputs
+        used = given if isinstance(given, ControlInputs) else ControlInputs(given, self.components)
         size = edit.canvas.size if edit else settings.size_for(self.components)
         place = edit.canvas.place if edit else partial(scaled, size=size)
         # Enlarged here as well, so that what cannot be drawn or guided in the second pass is said before the first.
@@ -329,7 +332,7 @@ class Terminus:
     def _edited(
         self, prompt: str | Sequence[str], negative: str, seed: int | Sequence[int], count: int, how: How, edit: Edit
     ) -> list[Image.Image]:
-        settings, control_inputs = _settings(how), _control_inputs(how)
+        settings, control_inputs = _settings(how), how.get("control_inputs", ())
         stream = self.stream(
             prompt, negative, seed=seed, count=count, settings=settings, edit=edit, control_inputs=control_inputs
         )
@@ -386,10 +389,6 @@ class Terminus:
 
 def _finished(drawings: Iterator[SamplingStep]) -> list[Image.Image]:
     return [image for drawing in drawings if drawing.finished for image in drawing.images()]
-
-
-def _control_inputs(how: How) -> Sequence[ControlInput]:
-    return how.get("control_inputs", ())
 
 
 def _settings(how: How) -> Settings:

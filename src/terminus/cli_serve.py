@@ -1,0 +1,53 @@
+"""`terminus serve` on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from terminus import options
+from terminus.errors import UserError
+
+
+def serve(
+    models: options.ServedModels = None,
+    host: options.Host = "127.0.0.1",
+    port: options.Port = 7860,
+    token_file: options.TokenFile = None,
+    models_dir: options.ModelsFolder = None,
+    folder: options.ImagesFolder = Path("images"),
+    runs: options.RunsFolder = Path("runs"),
+    root_path: options.RootPath = "",
+    devices: options.Devices = "auto",
+    threads: options.Threads = None,
+) -> None:
+    """Serve a page to draw on, and OpenAI-style, A1111-style and MCP interfaces."""
+    from terminus.model.naming import find_local
+    from terminus.sampling.arguments import check_folder
+
+    for name in models or ():
+        find_local(name)
+    check_folder(folder)
+    if token_file is None and host not in ("127.0.0.1", "localhost", "::1"):
+        raise UserError(
+            f"--host {host} without --token-file", rule="Whoever reaches the server could draw, look and delete",
+            fix="Write a token into a file and give it with --token-file, or leave --host out",
+        )  # fmt: skip
+    from terminus.serving.command import checked_root, default_devices
+    from terminus.serving.command import serve as run_serve
+    from terminus.serving.security import Tokens
+    from terminus.serving.service import ServeOptions
+
+    run_serve(
+        ServeOptions(
+            models=tuple(models or ("nano",)),
+            host=host,
+            port=port,
+            folder=folder,
+            model_folders=tuple(models_dir or ()),
+            runs=runs,
+            tokens=Tokens({}) if token_file is None else Tokens.read(token_file),
+            root_path=checked_root(root_path),
+            devices=default_devices(devices),
+            threads=threads,
+        )
+    )

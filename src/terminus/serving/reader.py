@@ -1,0 +1,58 @@
+"""A process that reads strangers' files: images that come in, models in folders, prompts.
+
+Decoders are what attackers look for, and reading takes time: neither may stop the process that answers everybody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import BaseContext
+from typing import Any, ParamSpec, TypeVar
+
+from terminus.errors import UserError
+
+log = logging.getLogger("terminus")
+
+Given = ParamSpec("Given")
+Read = TypeVar("Read")
+
+
+class Reader:
+    """One such process, begun when it is first needed, and begun again where a file has killed it."""
+
+    def __init__(self, context: BaseContext) -> None:
+        self._context = context
+        self._pool: ProcessPoolExecutor | None = None
+
+    async def ask(self, work: Callable[Given, Read], *given: Given.args, **named: Given.kwargs) -> Read:
+        """The result of `work`, a function of `reading_work`; UserError for a file that it does not survive."""
+        try:
+            # Starting the process waits for it, so another thread does.
+            future = await asyncio.to_thread(self._submit, work, *given, **named)
+            return await asyncio.wrap_future(future)
+        except BrokenProcessPool as error:
+            self._pool = None
+            raise UserError("This file could not be read", rule="The process that reads files ended at it") from error
+
+    def _submit(self, work: Callable[..., Any], *given: Any, **named: Any) -> Any:
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(1, mp_context=self._context, initializer=_quiet)
+        return self._pool.submit(work, *given, **named)
+
+    def close(self) -> None:
+        """Ends the process."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _quiet() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    import torch
+
+    torch.set_num_threads(1)

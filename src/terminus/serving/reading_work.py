@@ -1,0 +1,148 @@
+"""What the reader's process does: images decoded and understood, prompts counted, models inspected."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+from rich.console import Console
+
+from terminus.decode import Limits, decode
+from terminus.errors import UserError
+from terminus.images import Dropped
+from terminus.inspection.look import look
+from terminus.inspection.show import finding_json
+from terminus.model.text_encoders import load_tokenizer
+from terminus.model.weights import resolve
+from terminus.sampling import prompts
+from terminus.sampling.files import read_file
+from terminus.sampling.reading import OURS, PARAMETERS, ImageFacts, read_bytes
+from terminus.serving.limits import LIMITS
+from terminus.serving.recall import Recalled, recalled
+
+_WHITE = (255, 255, 255)
+_THUMBNAIL_SIDE = 320
+
+
+@dataclass(frozen=True)
+class Upload:
+    """An image that came in, as a PNG of its upright sRGB pixels."""
+
+    png: bytes
+    width: int
+    height: int
+    recalled: Recalled | None = None
+
+
+@dataclass(frozen=True)
+class GalleryFile:
+    """What a file of the gallery says of itself."""
+
+    width: int
+    height: int
+    metadata: str
+    parameters: str
+    recalled: Recalled
+    thumbnail: bytes
+
+
+def read_upload(data: bytes, mask: str | None = None, *, understand: bool = False) -> Upload:
+    """The pixels of a stranger's image, on white; UserError for what is none.
+
+    `mask` "transparent" makes a mask of what is transparent: white where it is. `understand` reads its settings too.
+    """
+    decoded = decode(data, Limits(LIMITS.upload, LIMITS.upload_pixels))
+    if isinstance(decoded, Dropped):
+        detail = f" ({decoded.detail})" if decoded.detail else ""
+        rule = f"Images are JPEG, PNG or WebP, of at most {LIMITS.upload_pixels:,} pixels"
+        raise UserError(f"This image cannot be used: {decoded.reason}{detail}", rule=rule)
+    pixels = decoded.on(_WHITE)
+    if mask == "transparent":
+        hidden = np.zeros(pixels.shape[:2], np.uint8) if decoded.alpha is None else 255 - decoded.alpha
+        pixels = np.where(hidden[..., None] > 127, 255, 0).astype(np.uint8).repeat(3, axis=2)
+    known = recalled(read_bytes(data)) if understand else None
+    return Upload(_png(Image.fromarray(pixels)), decoded.size.width, decoded.size.height, known)
+
+
+def read_settings(data: bytes) -> Recalled:
+    """The settings that an image tells."""
+    return recalled(read_bytes(data))
+
+
+def read_image(path: Path) -> GalleryFile:
+    """The facts of a file that was found in the gallery's folder."""
+    data = read_file(path, LIMITS.upload)
+    facts: ImageFacts = read_bytes(data)
+    upload = read_upload(data)
+    with Image.open(io.BytesIO(upload.png), formats=("PNG",)) as image:
+        small = image.convert("RGB")
+    small.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
+    file = io.BytesIO()
+    small.save(file, "WEBP", quality=80)
+    return GalleryFile(
+        upload.width, upload.height, facts.texts.get(OURS, ""), facts.texts.get(PARAMETERS, ""), recalled(facts),
+        file.getvalue(),
+    )  # fmt: skip
+
+
+def inspect(name: str) -> dict[str, Any]:
+    """What `terminus inspect --json` says of a model or adapter, without its path."""
+    finding = look(name, Console(file=io.StringIO()))
+    said: dict[str, Any] = json.loads(json.dumps(finding_json(finding), allow_nan=False))
+    said.pop("path", None)
+    return said
+
+
+def count_tokens(model: str, prompt: str) -> dict[str, Any]:
+    """Chunks of a prompt with the tokens in each, its spans, and what is wrong with it."""
+    problems: list[dict[str, str]] = []
+    chunks: list[dict[str, int]] = []
+    try:
+        tokenizer, limit = _tokenizer(model)
+        for spans in prompts.parse_weights(prompts.expand(prompt, 0)):
+            count = sum(len(tokenizer(span.text, add_special_tokens=False)["input_ids"]) for span in spans)
+            full, rest = divmod(count, limit)
+            chunks += [{"tokens": limit, "limit": limit}] * full
+            if rest or not full:
+                chunks.append({"tokens": rest, "limit": limit})
+    except UserError as error:
+        problems.append({"message": error.what, "rule": error.rule, "fix": error.fix})
+    return {"chunks": chunks[: prompts.MOST_CHUNKS], "problems": problems}
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(model: str) -> tuple[Any, int]:
+    folder = resolve(model)
+    place = folder / "tokenizer" if folder.is_dir() else resolve("nano") / "tokenizer"
+    tokenizer = load_tokenizer(place)
+    return tokenizer, tokenizer.model_max_length - 2
+
+
+def legend_sheet(cells: list[Path | None], columns: list[str], rows: list[str]) -> bytes:
+    """A PNG of images in a table, each column and each row with its title."""
+    from terminus.sampling.sheet import sheet
+
+    shown: list[Image.Image] = []
+    for path in cells:
+        if path is None:
+            blank = Image.new("RGB", (128, 128), (235, 235, 235))
+            ImageDraw.Draw(blank).text((8, 56), "not drawn", (90, 90, 90))
+            shown.append(blank)
+            continue
+        with Image.open(path, formats=("PNG",)) as image:
+            shown.append(image.convert("RGB"))
+    captions = [column for _ in range(max(1, len(rows))) for column in columns]
+    page = sheet(shown, captions, len(columns), row_titles=rows)
+    return _png(page)
+
+
+def _png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()

@@ -1,0 +1,229 @@
+"""A worker: the process that draws, one per device. Only here, and in the reader of files, is torch imported.
+
+It is told what to draw through a pipe, and looks into the pipe again after every step: so a job can be cancelled at any
+step. When the pipe ends, because the server did, so does the worker.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import time
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+
+import torch
+from PIL import Image
+
+from terminus.errors import UserError
+from terminus.sampling.api import SamplingStep, Terminus
+from terminus.sampling.metadata import encode_image
+from terminus.sampling.reading import OURS, PARAMETERS
+from terminus.sampling.repeating import difference
+from terminus.sampling.settings import ImageRequest
+from terminus.serving import orders
+from terminus.serving.drawing import again, draw, prompt_requests
+from terminus.serving.errors import parts
+from terminus.serving.orders import Order
+from terminus.serving.shelf import Shelf
+
+_FAILURES = (
+    RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError, OSError,
+    MemoryError,
+)  # fmt: skip
+"""What torch and the libraries on it raise: the job has failed, the worker goes on."""
+_PREVIEW_SHARE = 3.0
+"""Time between previews, in times of what one costs: they take at most a quarter."""
+_PREVIEW_SIDE, _THUMBNAIL_SIDE = 512, 320
+
+
+def run(pipe: Connection, device: str, first_model: str | None, threads: int | None) -> None:
+    """The life of a worker: it loads a model, and draws until it is told to stop or its server is gone."""
+    # Ctrl-C and a service manager's SIGTERM go to every process; the server decides when its workers end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        Worker(pipe, device).serve(first_model)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        os._exit(0)  # the server is gone; there is nobody to tell
+
+
+class Worker:
+    """The models of one device, and the jobs that are drawn with them."""
+
+    def __init__(self, pipe: Connection, device: str) -> None:
+        self._pipe = pipe
+        self._shelf = Shelf(device)
+        self._cancelled: set[str] = set()
+        self._watched: set[str] = set()
+        self._waiting: list[orders.Draw] = []
+        self._stopped = False
+
+    def serve(self, first_model: str | None) -> None:
+        """Draws until told to stop."""
+        try:
+            if first_model is not None:
+                self._shelf.model(first_model)
+        except UserError as error:
+            self._pipe.send(orders.Broken(parts(error)))
+            return
+        except _FAILURES as error:
+            self._pipe.send(orders.Broken(parts(_internal(error))))
+            return
+        self._pipe.send(orders.Ready(self._shelf.device, first_model))
+        while not self._stopped:
+            if not self._waiting:
+                self._hear(self._pipe.recv())
+                continue
+            self._batch(self._waiting.pop(0).orders)
+            self._pipe.send(orders.Idle(self._shelf.loaded))
+
+    def _hear(self, message: orders.ToWorker) -> None:
+        match message:
+            case orders.Draw():
+                self._waiting.append(message)
+                self._watched |= {one.job for one in message.orders if one.watched}
+            case orders.Cancel():
+                self._cancelled.add(message.job)
+            case orders.Watch():
+                self._watched.add(message.job)
+            case orders.Stop():
+                self._stopped = True
+
+    def _listen(self) -> None:
+        """Whatever has been told meanwhile."""
+        while self._pipe.poll():
+            self._hear(self._pipe.recv())
+
+    def _batch(self, batch: Sequence[Order]) -> None:
+        """Draws these together; where that fails, one by one, so that each has its own error."""
+        try:
+            self._draw(batch)
+            errors: dict[str, str] | None = None
+        except UserError as error:
+            errors = parts(error)
+        except _FAILURES as error:
+            errors = parts(_internal(error))
+        if errors is not None and len(batch) > 1:
+            for order in batch:
+                self._batch([order])
+            return
+        for order in batch:
+            if errors is not None:
+                self._pipe.send(orders.Failed(order.job, errors))
+            else:
+                self._pipe.send(orders.Done(order.job, order.job in self._cancelled))
+            self._cancelled.discard(order.job)
+            self._watched.discard(order.job)
+
+    def _draw(self, batch: Sequence[Order]) -> None:
+        first = batch[0]
+        model = self._shelf.model(first.model)
+        self._shelf.adapt(model, first.adapters)
+        if first.again is not None:
+            self._again(model, first)
+            return
+        requests = [prompt_requests(order, model) for order in batch]
+        owners = {
+            id(request): (order, number)
+            for order, own in zip(batch, requests, strict=True)
+            for number, request in enumerate(own)
+        }
+        progress = _Progress({order.job: len(own) for order, own in zip(batch, requests, strict=True)})
+        steps = draw(model, first, [request for own in requests for request in own])
+        last, cost = 0.0, 0.0
+        for step in steps:
+            self._listen()
+            if self._stopped or all(order.job in self._cancelled for order in batch):
+                self._cancelled |= {order.job for order in batch}
+                return
+            looked_at = any(order.job in self._watched for order in batch)
+            began, shown = time.monotonic(), None
+            if step.finished or (looked_at and began - last >= _PREVIEW_SHARE * cost):
+                shown = step.images()
+                last = time.monotonic()
+                cost = last - began
+            self._tell(step, shown, owners, progress)
+
+    def _tell(
+        self,
+        step: SamplingStep,
+        shown: Sequence[Image.Image] | None,
+        owners: dict[int, tuple[Order, int]],
+        progress: _Progress,
+    ) -> None:
+        """One step's news, to each of its jobs."""
+        by_job: dict[str, list[int]] = {}
+        for place, request in enumerate(step.requests):
+            by_job.setdefault(owners[id(request)][0].job, []).append(place)
+        for job, places in by_job.items():
+            if job in self._cancelled:
+                continue
+            done = progress.advance(job, len(places), step)
+            first = owners[id(step.requests[places[0]])][1]
+            previews = () if shown is None else tuple(_preview(shown[place]) for place in places)
+            if shown is not None and step.finished:
+                for place in places:
+                    order, number = owners[id(step.requests[place])]
+                    self._pipe.send(_drawn(order, number, step.requests[place], shown[place]))
+            self._pipe.send(orders.Stepped(job, step.step, step.steps, done, first, previews))
+
+    def _again(self, model: Terminus, order: Order) -> None:
+        assert order.again is not None
+        image = again(model, order)
+        gap = difference(image, order.again) or ""
+        request = ImageRequest(order.request.prompt, order.request.seed or 0)
+        self._pipe.send(_drawn(order, 0, request, image, gap))
+
+
+class _Progress:
+    """How much of each job is done: steps of its images."""
+
+    def __init__(self, counts: dict[str, int]) -> None:
+        self._counts = counts
+        self._done = dict.fromkeys(counts, 0)
+
+    def advance(self, job: str, images: int, step: SamplingStep) -> float:
+        """The share, 0..1, after one more step of so many images."""
+        self._done[job] += images
+        return min(1.0, self._done[job] / (self._counts[job] * step.steps))
+
+
+def _drawn(
+    order: Order, number: int, request: ImageRequest, image: Image.Image, gap: str | None = None
+) -> orders.Drawn:
+    small = image.copy()
+    small.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
+    return orders.Drawn(
+        order.job, number, request.seed, image.width, image.height,
+        png=encode_image(image, "PNG"),
+        thumbnail=_webp(small, 80),
+        metadata=str(image.info.get(OURS, "")),
+        parameters=str(image.info.get(PARAMETERS, "")),
+        difference=gap,
+    )  # fmt: skip
+
+
+def _preview(image: Image.Image) -> bytes:
+    small = image.copy()
+    small.thumbnail((_PREVIEW_SIDE, _PREVIEW_SIDE))
+    return _webp(small, 70)
+
+
+def _webp(image: Image.Image, quality: int) -> bytes:
+    file = io.BytesIO()
+    plain = Image.frombytes(image.mode, image.size, image.tobytes())  # without what the image says of itself
+    plain.save(file, "WEBP", quality=quality, method=0)
+    return file.getvalue()
+
+
+def _internal(error: BaseException) -> UserError:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return UserError(
+            "There is not enough memory for this", rule="Images that are drawn at once share the device's memory",
+            fix="Draw fewer at once, or smaller",
+        )  # fmt: skip
+    return UserError(f"The worker could not draw this ({type(error).__name__}: {error})", fix="See the server's log")
