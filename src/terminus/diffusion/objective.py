@@ -108,9 +108,11 @@ def _losses(
     error: Tensor, t: Tensor, weights: Tensor, huber: Tensor | None, mask: Tensor | None,
 ) -> Losses:  # fmt: skip
     square = error.square()
+    # The plain error, by which runs are compared: neither weight nor mask.
     unweighted = square.flatten(1).mean(1)
     if huber is None and mask is None:
         return Losses(gather(weights, t) * unweighted, unweighted)
+    # w(t) · mean m ρ(d): the mask multiplies, and its sum does not divide.
     each = square
     if huber is not None:
         each = pseudo_huber(error, gather(huber, t).reshape(-1, *[1] * (error.ndim - 1)))

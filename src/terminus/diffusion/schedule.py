@@ -32,6 +32,7 @@ class NoiseSchedule:
         falling = bool((table.diff() < 0).all())
         if not (falling and float(table[0]) < 1 and float(table[-1]) >= 0):
             raise ValueError("alphas_cumprod must fall strictly, from below 1 to 0 or above")
+        # Frozen from here on.
         object.__setattr__(self, "alphas_cumprod", table)
 
     @classmethod
@@ -49,6 +50,7 @@ class NoiseSchedule:
         """
         alpha = self.alpha
         first, last = alpha[0], alpha[-1]
+        # alpha moves down by its last value, and is stretched back to its first.
         table = ((alpha - last) * (first / (first - last))).square()
         table[0] = self.alphas_cumprod[0]  # exactly, not to the last bit of a division and a square
         return NoiseSchedule(table)

@@ -46,7 +46,9 @@ def uniform_timesteps(
 ) -> Int[Tensor, "batch"]:
     """Each of 0 .. T−1 equally likely, or as likely as `density` says, from `u` in [0, 1)."""
     if density is None:
+        # u T may round up to T.
         return (u * timesteps).long().clamp(max=timesteps - 1)
+    # t = F^-1(u), where F is the sum of the density.
     upto = density.cumsum(0)
     # Strictly above u, so that a timestep of density 0 is never met; the last possible one, where the sum rounds to u.
     return torch.searchsorted(upto, u * upto[-1], right=True).clamp(max=int(density.nonzero().max()))

@@ -41,6 +41,7 @@ def min_snr(
     if form not in ("augmented", "paper"):
         raise ValueError(f"form must be 'augmented' or 'paper', got {form!r}")
     scale = _scale(snr, prediction)
+    # The cap is on d in one form and on the SNR in the other; d divides both.
     capped = scale if form == "augmented" else snr
     return (capped.clamp(max=gamma) / scale).clamp(min=floor)
 
