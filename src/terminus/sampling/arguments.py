@@ -51,6 +51,7 @@ class Start:
     padding: int | None = None
 
     def __post_init__(self) -> None:
+        # One change at a time, and an image to change.
         asked = self._given("mask", "outpaint", "upscale")
         if len(asked) > 1:
             raise UserError(
@@ -195,6 +196,7 @@ def check_prompts(prompts: Sequence[str]) -> None:
 
 def check_folder(out: Path) -> None:
     """UserError for a folder that cannot be written: minutes of work must not end there."""
+    # The nearest folder that exists must take those that are missing.
     there = next(folder for folder in (out, *out.absolute().parents) if _exists(folder))
     if not there.is_dir():
         raise UserError(f"This folder cannot be made ({there} is a file)", where=str(out), fix=ANOTHER)
@@ -224,6 +226,7 @@ def _lora(text: str) -> tuple[Path, float]:
 
 def _control(text: str) -> ControlArgument:
     try:
+        # The scale may be missing.
         kind, folder, image, scale = text.split(":") if text.count(":") == 3 else (*text.split(":"), "1")
         strength = float(scale)
     except ValueError:

@@ -137,6 +137,7 @@ def enlarge(image: Pixels, factor: float, components: Components) -> Canvas:
     _check_area(size)
     if min(size) < low:
         raise UserError(f"{size.width}x{size.height} pixels", rule=f"Sides are at least {low} pixels afterwards")
+    # The model's multiple is reached by repeating the last row and column, which `finish` cuts off again.
     return Canvas(
         _padded(_resized(image, size), low),
         None,
@@ -150,6 +151,7 @@ def extended(image: Pixels, margins: Margins) -> tuple[Pixels, Mask]:
     check_margins(*margins)
     left, top, right, bottom = margins
     _check_area(Size(image.shape[0] + top + bottom, image.shape[1] + left + right))
+    # torch pads from the last dimension on: left and right come first.
     sides = (left, right, top, bottom)
     larger = functional.pad(image.permute(2, 0, 1)[None].float(), sides, mode="replicate")[0]
     mask = functional.pad(torch.zeros(image.shape[:2]), sides, value=1.0) > 0
@@ -192,6 +194,7 @@ def repaint(
         return _padded(part, multiple) if size is None else _resized(part, size)
 
     def finish(drawn: Batch) -> Batch:
+        # Back at the size of the box, and into the image.
         parts = [_resized(one, region) if size else one[: region.height, : region.width] for one in drawn]
         return torch.stack([_composed(image, backdrop, part, weight, box) for part in parts])
 
@@ -251,9 +254,11 @@ def _shape(around: Extent, components: Components) -> Size:
 def _box(around: Extent, shape: Size, whole: Size) -> Box:
     """The extent, grown to the shape of `shape` as far as the image goes."""
     lengths = [stop - start for start, stop in around]
+    # As large as the shape must be to cover the extent; then each side is moved into the image.
     scale = max(length / side for length, side in zip(lengths, shape, strict=True))
     slices: list[slice] = []
     for (start, stop), side, most in zip(around, shape, whole, strict=True):
+        # Without the small number rounding errors would add a row.
         length = min(math.ceil(side * scale - 1e-6), most)
         first = min(max((start + stop - length) // 2, 0), most - length)
         slices.append(slice(first, first + length))
@@ -275,6 +280,7 @@ def _collar(box: Box, whole: Size) -> tuple[Box, Box]:
 def _fitting(size: Size, components: Components) -> Size:
     """The drawable size nearest to this one, its shape kept where it has to be scaled."""
     native = components.native_pixels
+    # Far from what the model draws only the shape is kept.
     if max(size) > 4 * native or min(size) < native // 4:
         return size_of_shape(Aspect(size.width, size.height), components)
     return nearest_size(size, components)
@@ -307,6 +313,7 @@ def _nearest(mask: Mask, size: Size) -> Tensor:
 def _padded(image: Tensor, multiple: int) -> Tensor:
     """Right and bottom edge repeated up to the next multiple."""
     height, width = image.shape[:2]
+    # What is missing to the next multiple, 0 if nothing is.
     down, right = -height % multiple, -width % multiple
     if not (down or right):
         return image

@@ -54,11 +54,13 @@ def understand(stored: object) -> GraphFacts | None:
     samplers = [name for name, node in graph.items() if _is_sampler(graph, node)]
     if not samplers:
         return None
+    # Later passes refine what the first one was asked for.
     first = _first_pass(graph, samplers)
     settings = _settings(graph, first)
     if len(samplers) > 1:
         settings["Passes"] = str(len(samplers))
     sides = _sides(graph, first)
+    # A guider without a negative side calls its prompt "conditioning".
     positive = sides.get("positive", sides.get("conditioning"))
     return GraphFacts(_side(graph, positive, "positive"), _side(graph, sides.get("negative"), "negative"), settings)
 
@@ -76,6 +78,7 @@ def _first_pass(graph: Graph, samplers: list[str]) -> str:
 def _sides(graph: Graph, sampler: str) -> Mapping[str, Any]:
     """The inputs that hold both prompts: the sampler's, its guider's, or those of a node above that passes them on."""
     inputs = _inputs(graph[sampler])
+    # Samplers in pieces have their prompts at a guider.
     guider = _node(graph, inputs.get("guider"))
     sides = inputs if "positive" in inputs or guider is None else _inputs(guider)
     if "positive" in sides or "conditioning" in sides:
@@ -122,6 +125,7 @@ def _is_sampler(graph: Graph, node: Node) -> bool:
 def _upstream(graph: Graph, start: str, without: str = "") -> Iterator[str]:
     """`start`, then every node that it depends on but through the input `without`, nearest first; rings end."""
     queue, seen = [start], {start}
+    # The list grows while it is gone through, so nodes come by their distance.
     for name in queue:
         yield name
         for key, value in _inputs(graph[name]).items():
@@ -135,6 +139,7 @@ def _settings(graph: Graph, sampler: str) -> dict[str, str]:
     found: dict[str, str] = {}
     size: dict[str, str] = {}
     loras: list[str] = []
+    # Nearest first: what a node close to the sampler says stands.
     for name in _upstream(graph, sampler):
         inputs, kind = _inputs(graph[name]), str(graph[name]["class_type"])
         for key, label in _SINGLE.items():
@@ -144,6 +149,7 @@ def _settings(graph: Graph, sampler: str) -> dict[str, str]:
                 _keep(size, side, _value(graph, inputs.get(key)))
         for key in _MODELS:
             _keep(found, "Model", inputs.get(key))
+        # Nodes that say what the model predicts, and how it is guided.
         if kind == "ModelSamplingDiscrete":
             _keep(found, "Prediction", inputs.get("sampling"))
             if inputs.get("zsnr") is True:

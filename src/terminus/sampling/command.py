@@ -81,13 +81,16 @@ def sample(
     """Draws `count` images per prompt and prints their paths."""
     console = Console(stderr=True, highlight=False)
     settings, start, out = settings or Settings(), start or Start(), output.folder
+    # What is wrong with the words, before a network is loaded.
     check_prompts(prompts)
     if negative and settings.guidance == 1.0:
         console.print("The negative prompt has no effect at guidance 1.")
     check_folder(out)
     signer, second = _identity(output), start.second_pass()
     hires = None if second is None else Hires(*second)
+    # The bytes of the image to start from: content credentials name it as the parent.
     parent = read_file(start.image) if start.image is not None else None
+    # The model and the edit, and their images as a stream.
     loaded, control_inputs = _load(drawer, console)
     edit = edit_of(start, loaded, settings)
     stream = loaded.stream(
@@ -102,6 +105,7 @@ def sample(
     )
     written = _Written(output, signer, parent, console)
     total = loaded.steps(settings, edit, hires) * len(prompts) * count
+    # Each image is written as soon as it is finished.
     try:
         with Meter(console, "sample", total, unit="steps") as meter:
             for drawing in stream:
@@ -130,6 +134,7 @@ def again(
 
     Whether its pixels are those of the file is said in one line.
     """
+    # What the image says of itself, and whether its files are given.
     check_again(given)
     console = Console(stderr=True, highlight=False)
     generation = settings_of(read_image_metadata(source), str(source))
@@ -138,6 +143,7 @@ def again(
     signer, parent = _identity(output), None if image is None else read_file(image)
     # Networks held in bf16, as they are on a GPU, cannot draw what was drawn in fp32.
     loaded, control_inputs = _load(drawer, console, "fp32" if generation.precision == "fp32" else None)
+    # Drawn, written, and compared with the file.
     with waiting(console, f"drawing {source} again"):
         drawn = loaded.again(source, image, mask, control_inputs)
     _make_folder(output.folder)
@@ -165,6 +171,7 @@ class _Written:
 
     def one(self, image: Image.Image, seed: int) -> None:
         """Writes an image under the next number."""
+        # Looked up with the first image and not before: others may have drawn into the folder meanwhile.
         numbers = self.numbers = self.numbers or itertools.count(_next_number(self.output.folder))
         self._save(image, (f"{number:05d}-{seed}" for number in numbers), self.parent, self.output.format)
         self.count += 1

@@ -70,6 +70,7 @@ class ControlInputs:
         self._components = components
         self._seen = [(control_input, open_image(control_input.image)) for control_input in control_inputs]
         self._networks: dict[int, Control] = {}
+        # IP-Adapters look at the whole image, wherever the canvas lies.
         prompts = [(control_input, pixels) for control_input, pixels in self._seen if control_input.kind == "ip"]
         self._prompting = _prompting(prompts, components) if prompts else None
         self.uses = tuple(_use(control_input, pixels) for control_input, pixels in self._seen)
@@ -77,6 +78,7 @@ class ControlInputs:
 
     def on(self, place: Callable[[Pixels], Pixels]) -> LoadedControls:
         """The controls for one canvas; `place` cuts from an image of the whole what lies on the canvas."""
+        # The others see the part of their image that lies on the canvas.
         steering = [(index, *one) for index, one in enumerate(self._seen) if one[0].kind != "ip"]
         return LoadedControls(
             [self._control(index, control_input, place(seen)) for index, control_input, seen in steering],
@@ -121,6 +123,7 @@ class Prompting:
     def __init__(self, prompts: Sequence[tuple[ImagePrompt, float]], features: Sequence[ImageFeatures], unet: UNet):
         self._features, self._unet = features, unet
         self._attentions = [cast(Any, module) for module in unet.modules() if hasattr(module, "set_processor")]
+        # Put on once; the state that this makes is what `attached` puts on.
         with ImagePrompts(unet) as used:
             for prompt, scale in prompts:
                 used.attach(prompt, scale)
@@ -142,6 +145,7 @@ class Prompting:
 
     def _now(self) -> tuple[nn.Module | None, str | None, list[Any]]:
         unet = cast(Any, self._unet)
+        # All that an IP-Adapter changes in a UNet: projection, one word of its configuration, processors.
         processors = [attention.processor for attention in self._attentions]
         return unet.encoder_hid_proj, unet.config.encoder_hid_dim_type, processors
 
@@ -167,6 +171,7 @@ def _prompting(control_inputs: Sequence[tuple[ControlInput, Pixels]], components
 
 def _use(control_input: ControlInput, pixels: Pixels) -> ControlUse:
     source = at_home(control_input.source)
+    # A network in a folder may lie in several files, which are hashed as one.
     files = [source] if source.is_file() else sorted(source.glob("*.safetensors"))
     interval = None if control_input.span == _ALWAYS else (control_input.span.start, control_input.span.end)
     name = source.stem if source.is_file() else source.resolve().name
@@ -175,6 +180,7 @@ def _use(control_input: ControlInput, pixels: Pixels) -> ControlUse:
 
 def _vision(source: Path, components: Components) -> CLIPVisionModelWithProjection:
     beside = source.parent / "image_encoder"
+    # The one beside the file comes before the model's own.
     if beside.is_dir():
         return load_vision(beside).to(components.text_encoders.device)  # pyright: ignore[reportArgumentType]
     if components.vision is None:

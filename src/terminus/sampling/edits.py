@@ -100,6 +100,7 @@ def upscaling(
         check_strength(strength)
     pixels = open_image(image)
     canvas = enlarge(pixels, factor, components)
+    # In tiles of the size that the model learnt, if it cannot see all at once.
     scale = components.vae.factor
     side = components.native_pixels // scale
     tile = (side, round(side * TILE_OVERLAP)) if max(canvas.size) > components.native_pixels else None
@@ -117,6 +118,7 @@ def strength_for(tiles: int) -> float:
 
 
 def _strength_in_tiles(asked: float | None, tiles: int) -> float:
+    # Said in both cases: that it was lowered, or that it is high for so many tiles.
     fitting = strength_for(tiles)
     if tiles > 1 and asked is None:
         log.warning(

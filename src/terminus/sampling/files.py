@@ -39,6 +39,7 @@ def sha256(files: Iterable[Path]) -> str:
 
 def write_new(path: Path, data: bytes) -> None:
     """FileExistsError rather than overwrite; what the disk did not take whole, or Ctrl-C cut off, is removed again."""
+    # "x" fails where the name is taken, be it between looking and writing.
     file = path.open("xb")
     try:
         with file:

@@ -30,6 +30,7 @@ class ForeignMetadata(NamedTuple):
 
 def foreign(texts: Mapping[str, str], notes: list[str]) -> ForeignMetadata:
     """The facts as the first program states them whose words these are; what could not be used goes to `notes`."""
+    # In this order, for one file may have the words of several programs.
     readers = (_invokeai, _json_parameters, _a1111, _comfyui, _novelai)
     return next((said for reader in readers if (said := reader(texts, notes))), ForeignMetadata("none", "", "", {}))
 
@@ -44,6 +45,7 @@ def _comfyui(texts: Mapping[str, str], notes: list[str]) -> ForeignMetadata | No
     said = comfyui.understand(stored)
     if said is not None:
         return ForeignMetadata("comfyui", *said)
+    # A graph all the same, in which nothing is understood.
     if isinstance(stored, dict) or isinstance(_json(texts, "workflow", notes), dict):
         notes.append("the graph has no sampler that is understood")
         return ForeignMetadata("comfyui", "", "", {})
@@ -94,6 +96,7 @@ def _swarmui(stored: Mapping[str, Any]) -> ForeignMetadata:
         "model": "Model",
         "swarm_version": "Version",
     }
+    # Two lists, which belong together entry by entry.
     loras = zip(_list(stored.get("loras")), _list(stored.get("loraweights")), strict=False)
     return _said("swarmui", stored, "prompt", "negativeprompt", names, {"Loras": _loras(loras)})
 
@@ -131,6 +134,7 @@ def _novelai(texts: Mapping[str, str], notes: list[str]) -> ForeignMetadata | No
         "cfg_rescale": "CFG rescale",
     }
     said = _said("novelai", stored, "prompt", "uc", names, {})
+    # Newer files have the captions in parts, older ones in one text.
     prompt = _captions(stored, "v4_prompt") or said.prompt or texts.get("Description", "")
     return said._replace(prompt=prompt, negative=_captions(stored, "v4_negative_prompt") or said.negative)
 
@@ -151,6 +155,7 @@ def _said(
     extra: Mapping[str, str],
 ) -> ForeignMetadata:
     """From an object whose keys are the settings."""
+    # By the names that A1111 gave them, without those that are empty.
     settings = {label: _plain(stored.get(key)) for key, label in names.items()}
     width, height = _plain(stored.get("width")), _plain(stored.get("height"))
     size = {"Size": f"{width}x{height}"} if width and height else {}

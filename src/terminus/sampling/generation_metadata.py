@@ -147,8 +147,10 @@ def from_text(text: str) -> GenerationMetadata:
     if not isinstance(stored, dict):
         raise ValueError("it is not a JSON object")
     payload = cast(dict[str, Any], stored)
+    # Who wrote it decides no pixel.
     writer = payload.pop(_VERSION, None)
     try:
+        # As JSON once more: there a strict check takes a list for a tuple.
         generation = _ORIGIN.validate_json(json.dumps(payload), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]

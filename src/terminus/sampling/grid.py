@@ -129,10 +129,12 @@ def beta_cdf(x: Float64[Tensor, "count"], shape: float) -> Float64[Tensor, "coun
     the one before; beyond, the symmetry of the density.
     """
     low = torch.minimum(x, 1 - x)
+    # Terms (1 - shape)_n x^n / n!, each divided by shape + n.
     term, total = torch.ones_like(low), torch.full_like(low, 1 / shape)
     for n in range(1, 60):
         term = term * low * (n - shape) / n
         total = total + term / (shape + n)
+    # B(shape, shape), the integral over all of 0 .. 1.
     whole = math.exp(2 * math.lgamma(shape) - math.lgamma(2 * shape))
     below = low**shape * total / whole
     return torch.where(x <= 0.5, below, 1 - below)
@@ -142,6 +144,7 @@ def _refuse_zero_terminal(name: str, spacing: Spacing, steps: int, schedule: Noi
     """UserError on a zero-terminal-SNR schedule, with what the spacing would do on other programs' stand-in for it."""
     if not schedule.is_zero_terminal:
         return
+    # Counted on the stand-in, for the error to say what it would come to.
     table = schedule.alphas_cumprod.clone()
     table[-1] = _STAND_IN
     finite = NoiseSchedule(table)
@@ -178,6 +181,7 @@ def _falling(grid: Sequence[int]) -> list[int]:
     """The same, where those that coincide move down to the next free timestep, or up where none is left below."""
     result: list[int] = []
     for i, t in enumerate(grid):
+        # Below the one before, and high enough for those that follow.
         highest = result[-1] - 1 if result else t
         result.append(max(min(t, highest), len(grid) - 1 - i))
     return result

@@ -66,6 +66,7 @@ def rescaled(guided: Latents, cond: Latents, rescale: float = 0.7) -> Latents:
     that of its rounding has none to restore and is returned as it is.
     """
     (std_guided, mean), (std_cond, _) = _std_mean(guided), _std_mean(cond)
+    # Eq. 15, unless the spread is rounding alone; eq. 16 mixes both.
     factor = torch.where(std_guided > _ROUNDING * mean.abs(), std_cond / std_guided, 1.0)
     return torch.lerp(guided, guided * factor, rescale)
 

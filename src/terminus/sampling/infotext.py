@@ -70,6 +70,7 @@ def infotext_settings(generation: GenerationMetadata) -> dict[str, str]:
         "RNG": "Terminus",  # noise of our own making: no other program's generator draws the same
         "Prediction": "v" if schedule.prediction == "velocity" else "epsilon",
     }
+    # Said only where it is not what a reader would assume.
     if schedule.zero_terminal:
         facts["Noise Schedule"] = "Zero Terminal SNR"
     if generation.rescale:
@@ -126,6 +127,7 @@ def parse_infotext(text: str) -> Infotext | None:
     found = _fields(last) if len(last) <= _LONGEST_LINE else {}
     if len(found) < _FEWEST:
         return None
+    # The prompt ends where the negative one begins, which goes on to the line of settings.
     starts = next((n for n, line in enumerate(lines) if line.startswith(_NEGATIVE)), len(lines))
     negative = "\n".join(lines[starts:])[len(_NEGATIVE) :]
     return Infotext("\n".join(lines[:starts]).strip(), negative.strip(), found)
@@ -136,6 +138,7 @@ def _fields(line: str) -> dict[str, str]:
     found: dict[str, str] = {}
     start, json_closes = 0, True
     while key := _KEY.search(line, start):
+        # A string ends at its quotation mark, JSON at its last bracket, any other value at a comma.
         begin = inner = key.end()
         if string := _STRING.match(line, begin):
             inner = string.end()
@@ -153,6 +156,7 @@ def _fields(line: str) -> dict[str, str]:
 def _json_end(line: str, begin: int) -> int:
     """Behind the bracket that closes the one at `begin`; `begin` where none does."""
     depth, in_string = 0, False
+    # Brackets within strings close nothing.
     for token in _INSIDE.finditer(line, begin):
         if token[0] == '"':
             in_string = not in_string

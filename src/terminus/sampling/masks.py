@@ -54,8 +54,10 @@ def feathered(mask: Mask, width: int) -> Float[Tensor, "height width"]:
         clear = torch.zeros(len(rows), across, dtype=torch.int64)
         for bit in reversed(range((width + 1).bit_length())):
             more = clear + 2**bit
+            # A larger square around each pixel, cut at the border of the image.
             top, bottom = ((rows[:, None] + side).clamp(0, height) for side in (1 - more, more))
             left, right = ((columns + side).clamp(0, across) for side in (1 - more, more))
+            # Pixels of it outside the mask: four corners of the table of sums.
             outside = counts[bottom, right] - counts[top, right] - counts[bottom, left] + counts[top, left]
             clear = torch.where(outside == 0, more, clear)
         depth[rows] = clear.clamp(max=width + 1).float()
@@ -68,6 +70,7 @@ def fill_masked(pixels: Pixels, mask: Mask, fill: Fill) -> Pixels:
         return pixels
     if fill == "grey":
         return torch.where(mask[..., None], torch.tensor(127, dtype=torch.uint8), pixels)
+    # Colours count by weight: what the mask hides has none.
     known = (~mask)[None, None].float()
     colour = pixels.permute(2, 0, 1)[None].float()
     continued = _continued(colour * known, known)[0].permute(1, 2, 0).round().to(torch.uint8)
@@ -88,6 +91,7 @@ def _continued(
     height, width = weight.shape[-2:]
     if height == width == 1:
         return torch.full_like(colour, 127.5)  # nothing is known
+    # At half the size first, where each place is the mean of those that are known.
     coarse = _continued(*(functional.avg_pool2d(one, 2, ceil_mode=True) for one in (colour, weight)))
     smooth = functional.interpolate(coarse, size=(height, width), mode="bilinear", align_corners=False)
     made = torch.where(known, colour / weight.clamp(min=1e-6), smooth)

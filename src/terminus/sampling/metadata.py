@@ -91,6 +91,7 @@ class Marked(Image.Image):
         if params.keys() & {"pnginfo", "exif", "xmp"}:
             carried = _only_mark(carried)
         blocks = _blocks(carried)
+        # Where the texts are too long for JPEG, the mark alone.
         if any(len(block) > _BLOCK for block in blocks.values()):
             blocks = _blocks(_only_mark(carried))
         chunks = _chunks(carried, params.pop("pnginfo", None))
@@ -133,6 +134,7 @@ def save_image(
         raise UserError(f"`{path.suffix}` is no format for images", where=str(path), rule=f"Known suffixes: {known}")
     data = encode_image(image, kind, private=private)
     if signer is not None:
+        # Whether it was drawn out of another image is in the mark.
         source_type = REDRAWN if REDRAWN in str(image.info.get(XMP)) else DRAWN
         data = signed(data, signer, source_type, parent)
     write_new(path, data)
@@ -191,6 +193,7 @@ def _exif(text: str) -> bytes:
     """
     comment = b"UNICODE\0" + _storable(text).encode("utf-16-be")
     long, undefined = 4, 7
+    # TIFF's header, a directory that leads to EXIF's, and that one with its single entry.
     header = struct.pack(">2sHI", b"MM", 42, 8)
     first = struct.pack(">HHHIII", 1, EXIF_IFD, long, 1, 26, 0)
     second = struct.pack(">HHHIII", 1, USER_COMMENT, undefined, len(comment), 44, 0)
@@ -200,6 +203,7 @@ def _exif(text: str) -> bytes:
 def _packet(info: dict[str, str]) -> bytes:
     packet = info[XMP]
     if OURS in info and _END in packet:
+        # Our JSON is a property of its own, at the end of the packet.
         ours = _OURS_IN_XMP.format(namespace=NAMESPACE, ours=escape(info[OURS]))
         packet = packet.replace(_END, ours + _END)
     return packet.encode("utf-8")

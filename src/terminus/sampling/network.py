@@ -39,6 +39,7 @@ def network(
     All rows of `t` are the same timestep. It is looked at, so on the CPU it costs nothing.
     """
     control_inputs = control_inputs or LoadedControls()
+    # In which precision, and whether guided.
     device, dtype = components.text_encoders.device, _computes_in(components, settings)
     held = dtype != torch.float32
     precision = _autocast_precision(components, settings, held, bool(control_inputs))
@@ -53,6 +54,7 @@ def network(
     ids = time_ids(sizes, device)
 
     def run(x: Tensor, t: Tensor) -> Tensor:
+        # A UNet for inpainting reads the same further channels in every row.
         here = x if known is None else torch.cat([x, known.expand(len(x), -1, -1, -1)], dim=1)
         now = int(t[0])
         # Where guidance acts, one call of the UNet makes both predictions.
@@ -63,6 +65,7 @@ def network(
             inputs = here.to(dtype).repeat(copies, 1, 1, 1)
             times = torch.full((len(inputs),), now, dtype=torch.long, device=x.device)
             residuals = combined(control_inputs.controls, inputs, now, text[rows], ids[rows])
+            # Controls give float32, and a UNet held in bf16 adds bf16.
             if held and residuals is not None:
                 residuals = _in(residuals, dtype)
             with control_inputs.image_prompts(len(x), twice) as embeds:
@@ -125,6 +128,7 @@ def _in(residuals: Residuals, dtype: torch.dtype) -> Residuals:
 
 
 def _encode(components: Components, texts: Sequence[str], count: int) -> TextFeatures:
+    # Equal texts, such as most negative prompts, are read once.
     distinct = list(dict.fromkeys(texts))
     encoded = prompts.encode_prompts(components.text_encoders, distinct, count)
     rows = [distinct.index(text) for text in texts]

@@ -82,6 +82,7 @@ def expand(prompt: str, seed: int) -> str:
     """
     tokens = _tokens(prompt)
     _refuse(tokens)
+    # A stack of open braces: the innermost collects its options.
     groups = 0
     outer: list[tuple[int, list[str]]] = []  # of each open brace: its number, and its options so far
     number, options = 0, [""]
@@ -99,6 +100,7 @@ def expand(prompt: str, seed: int) -> str:
             options.append("")
         else:
             options[-1] += text
+    # Braces that were never closed are text.
     unmatched = [*(one for _, one in outer), options]
     return "{".join("|".join(one) for one in unmatched)
 
@@ -118,6 +120,7 @@ def parse_weights(prompt: str) -> tuple[tuple[WeightedText, ...], ...]:
     parts: list[list[WeightedText]] = [[]]
     for index, token in enumerate(tokens):
         kind, text = token.lastgroup, token[0]
+        # A bracket that weighs begins a product or ends one; any other is text.
         if index in factors:
             product, factor = products[_OPENS.get(text[-1], text)], factors[index]
             if factor is None:
@@ -195,6 +198,7 @@ def _refuse(tokens: Sequence[re.Match[str]]) -> None:
         kind, text = token.lastgroup, token[0]
         _refuse_file(kind, text)
         closes = _closes(token)
+        # What [a:b:0.5] and [a|b] are shows where their bracket closes.
         if opened.get(closes):
             if kind == "number" and closes == "[":
                 raise _changing(text)
@@ -266,6 +270,7 @@ def _choose(options: Sequence[str], seed: int, number: int) -> str:
                 rule="A group stands for exactly one of its options; 2$$ (several at once) is not supported",
                 fix="Write several groups",
             )
+        # "3::red" has three shares.
         share = _SHARE.match(option)
         shares.append(float(share[1]) if share else 1.0)
         texts.append(option[share.end() :] if share else option)
@@ -274,6 +279,7 @@ def _choose(options: Sequence[str], seed: int, number: int) -> str:
             f"The weights of the options {{{'|'.join(options)[:60]}}} add up to {sum(shares)}",
             rule="At least one option must have a weight above 0, and all must be finite",
         )
+    # All shares in a row, and a point in one of them.
     point = runtime.uniform(seed, number, "wildcard") * sum(shares)
     for share, text in zip(shares, texts, strict=True):
         if point < share:
@@ -296,6 +302,7 @@ def _factors(tokens: Sequence[re.Match[str]]) -> dict[int, float | None]:
             start = opened[_OPENS[last]].pop()
             factors[index] = None
             if kind == "number":
+                # A number stands in place of the usual factor.
                 factors[start] = _in_range(float(token["value"]))
     return factors
 
@@ -359,6 +366,7 @@ def _cut(part: Chunk, size: int, comma: int) -> Iterator[Chunk]:
     start = 0
     while len(part.tokens) - start > size:
         end = start + size
+        # As in A1111, there is no step back where the next token is a comma.
         if part.tokens[end] != comma:
             near = range(end - 1, end - int(size * _BACKTRACK) - 1, -1)
             end = next((index + 1 for index in near if part.tokens[index] == comma), end)

@@ -121,6 +121,7 @@ def signed(data: bytes, identity: Identity, source_type: str = DRAWN, parent: by
             builder.sign(signer, _media_type(data), BytesIO(data), out)
     except c2pa.C2paError as error:
         raise UserError(f"This image cannot be signed: {_short(error)}") from error
+    # Checked as a reader would, before anybody gets it.
     result = examine_provenance(out.getvalue())
     if result.state not in ("Valid", "Trusted"):
         raise UserError(f"This signature would not be valid: {result.reason}")
@@ -177,6 +178,7 @@ def examine_provenance(data: bytes, anchors: bytes | None = None) -> Credentials
 
 
 def _credentials(store: Mapping[str, Any]) -> Credentials:
+    # The active manifest speaks of this image, the others of those it was made from.
     manifest = store.get("manifests", {}).get(store.get("active_manifest"), {})
     signature, generators = manifest.get("signature_info", {}), manifest.get("claim_generator_info", [])
     actions = _actions(manifest)

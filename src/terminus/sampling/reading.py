@@ -105,6 +105,7 @@ def read_image_metadata(path: Path) -> ImageFacts:
 def read_bytes(data: bytes, where: str = "") -> ImageFacts:
     """The same for an image in memory; `where` is what an error calls it."""
     notes: list[str] = []
+    # Pillow would walk through very many parts for minutes, so such files are refused before.
     if crowded := structure.crowded(data):
         raise UserError("This is not a readable image", where=where, rule=f"It has {crowded.detail}")
     try:
@@ -119,6 +120,7 @@ def read_bytes(data: bytes, where: str = "") -> ImageFacts:
     except _BROKEN as error:
         known = ", ".join(decode.FORMATS)
         raise UserError("This is not a readable image", where=where, rule=f"Formats: {known}") from error
+    # Whose words these are, and what they say.
     said = _understood(found, notes)
     return ImageFacts(
         kind=said.kind,
@@ -160,12 +162,14 @@ def _texts(image: Image.Image, notes: list[str]) -> _Found:
     """Every text of the file under the name that a PNG would give it."""
     if image.format == "PNG" and _USUAL.isdisjoint(image.info) and image.width * image.height <= _PIXELS:
         image.load()  # a PNG's texts may stand behind its pixels
+    # Text chunks, then EXIF; our JSON is in XMP where there are no chunks.
     texts = _strings(image.info) | _from_exif(image, notes)
     packet = image.info.get("xmp")
     source, ours = _from_xmp(packet, notes) if isinstance(packet, bytes) else (None, None)
     if ours is not None:
         texts.setdefault(OURS, ours)
     texts.pop(XMP, None)
+    # Texts that are too long, then texts that are too many.
     for name in [name for name, text in texts.items() if len(text) > _TEXT]:
         notes.append(f"{name!r} has {len(texts.pop(name))} characters and was left out")
     return _Found(dict(list(texts.items())[:_TEXTS]), source)
@@ -215,6 +219,7 @@ def _from_xmp(packet: bytes, notes: list[str]) -> tuple[str | None, str | None]:
         notes.append("the XMP packet is damaged")
         return None, None
     source: str | None = None
+    # Written as an attribute, as text, or as a resource: all three are about.
     for element in root.iter():
         inside = (element.get(_RESOURCE) or element.text) if element.tag == _IPTC else None
         source = source or element.get(_IPTC) or inside

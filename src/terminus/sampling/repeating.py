@@ -60,6 +60,7 @@ def recorded_request(
     """The request that an image's metadata and the files it names describe; UserError for missing or extra files."""
     check_given(generation, image, mask)
     varied, grown = generation.variation, generation.enlargement
+    # Enlarged from a prompt, it had a second pass.
     again = Hires(grown.factor, generation.strength or 1.0) if grown and generation.task == "text2img" else None
     settings = Settings(
         steps=generation.steps,
@@ -94,6 +95,7 @@ def check_given(generation: GenerationMetadata, image: ImageSource | None, mask:
 
 def compare(generation: GenerationMetadata, found: Mapping[str, Any]) -> None:
     """UserError if what was `found`, fields of `Origin`, is not what the image was drawn with."""
+    # The same metadata with what is here: where they differ, something else was given.
     here = replace(generation, **found)
     other = [name for field, name in _CALLED.items() if _told(here, field) != _told(generation, field)]
     if other:
@@ -147,6 +149,7 @@ def difference(image: Image.Image, file: Path) -> str | None:
     """How this image differs from that in the file, in the file's own format; None if no byte of a pixel does."""
     with Image.open(file) as there:
         kind: Format = "JPEG" if there.format == "MPO" else cast(Format, there.format)
+        # In 16 bits with sign: differences of bytes would wrap around.
         known = np.asarray(there.convert("RGB")).astype(np.int16)
     with Image.open(BytesIO(encode_image(image, kind, private=True))) as here:  # JPEG changes pixels, ours as theirs
         made = np.asarray(here.convert("RGB")).astype(np.int16)

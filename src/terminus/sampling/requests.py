@@ -17,6 +17,7 @@ def requests_for(
 ) -> list[ImageRequest]:
     """One per image, with wildcards chosen by the seed; a variation chooses like another seed."""
     numbered = list(enumerate(_seeds(seed, count)))
+    # Neighbours share the first seed, and differ by their number.
     if settings.variation and not isinstance(seed, Sequence):
         numbered = [(number, numbered[0][1]) for number, _ in numbered]
     # Without a brace there is nothing to choose, and what is refused is refused whatever the seed.

@@ -37,6 +37,7 @@ class ImageRequest:
         if not 0 <= self.seed < SEEDS:
             raise UserError(f"seed {self.seed}", rule=SEED)
         for text in (self.prompt, self.negative):
+            # What is not UTF-8 on a command line reaches Python as such halves of characters.
             if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
                 raise UserError(f"{text!r} is not valid text", rule="Prompts are Unicode; write them in UTF-8")
 
@@ -120,9 +121,11 @@ def size_of_shape(aspect: Aspect, components: Components) -> Size:
     if min(aspect) < 1:
         raise UserError(f"shape {aspect.width}:{aspect.height}", rule="Both numbers of a shape are at least 1")
     native, multiple = components.native_pixels, size_multiple(components)
+    # A sixteenth of the native side in whole multiples: 64 pixels for SDXL.
     grid = multiple * max(1, native // 16 // multiple)
     ratio = math.sqrt(aspect.width / aspect.height)
     low, high = _sides(components)
+    # Of this shape, with the area of the native square.
     sides = (native / ratio, native * ratio)
     return Size(*(min(max(round(side / grid) * grid, low), high) for side in sides))
 

@@ -93,6 +93,7 @@ def _resized(image: Image.Image, scale: int | None, widest: int) -> Image.Image:
     if scale is None and widest > _WIDEST:
         size = (max(1, image.width * _WIDEST // widest), max(1, image.height * _WIDEST // widest))
         return image.resize(size, Image.Resampling.LANCZOS)
+    # By a whole number, so that every pixel becomes a square.
     times = scale or -(-_READABLE // widest)
     return image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
 
@@ -108,6 +109,7 @@ def _wrapped(caption: str, width: int, font: _Font) -> list[str]:
             elif line:
                 lines, line = [*lines, line], ""
             else:
+                # As many letters as fit, by bisection.
                 fits = max(1, bisect_right(range(len(word) + 1), width, key=lambda n: font.getlength(word[:n])) - 1)
                 line, word = word[:fits], word[fits:]
     lines = [*lines, line] if line else lines

@@ -98,6 +98,7 @@ def dpmpp_2m(
     for hop in _hops(schedule, grid):
         model = denoise(x, hop.t)
         x = hop.alpha * model.x0 + hop.sigma * model.epsilon
+        # Second order: D instead of x0.
         if before is not None and hop.slope > 0:
             x = x + hop.alpha * (1 - hop.decay) * hop.slope * (model.x0 - before)
         before = model.x0
@@ -134,10 +135,12 @@ def unipc(denoise: Denoiser, schedule: NoiseSchedule, x: Tensor, grid: Sequence[
     for hop in _hops(schedule, grid):
         model = denoise(x, hop.t)
         x = hop.alpha * model.x0 + hop.sigma * model.epsilon
+        # UniC: the last hop, with what the model says of where it led.
         if correction is not None and hop.sigma > 0:
             x = x + correction(model.x0, hop.ratio)
         change = None if before is None else model.x0 - before
         correction = _corrector(hop, model.x0, change)
+        # UniP: the hop of 2M.
         if change is not None and hop.slope > 0:
             x = x + hop.alpha * (1 - hop.decay) * hop.slope * change
         before = model.x0
@@ -170,6 +173,7 @@ def tcd(denoise: Denoiser, schedule: NoiseSchedule, x: Tensor, grid: Sequence[in
         if t_next is None:
             x = model.x0
         else:
+            # 0.7 t' may come out just below a whole number.
             s = math.floor((1 - _GAMMA) * t_next + 1e-9)
             keep = hop.alpha / float(schedule.alpha[s])
             x = hop.alpha * model.x0 + keep * float(schedule.sigma[s]) * model.epsilon
@@ -215,6 +219,7 @@ class _Hop:
 
 
 def _hops(schedule: NoiseSchedule, grid: Sequence[int]) -> Iterator[_Hop]:
+    # The points of the grid, and the image at their end: (1, 0).
     alphas, sigmas = [*schedule.alpha[list(grid)].tolist(), 1.0], [*schedule.sigma[list(grid)].tolist(), 0.0]
     h_before = math.inf
     for index, t in enumerate(grid):
@@ -236,6 +241,7 @@ def _corrector(hop: _Hop, x0: Tensor, change: Tensor | None) -> Callable[[Tensor
     alpha / sigma, which is finite out of pure noise too.
     """
     scale = hop.alpha * (1 - hop.decay)
+    # A first hop: the trapezoid.
     if change is None:
         return lambda after, ratio: ratio * scale / 2 * (after - x0)
     h, gap = hop.h, 1 - hop.decay

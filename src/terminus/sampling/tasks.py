@@ -214,6 +214,7 @@ def _noise(
     def noise(index: int) -> Float[Tensor, "batch c h w"]:
         if index < 0:
             return runtime.sent(torch.stack([first(request) for request in requests]), device)
+        # A generator for each image and step, so that the batch decides nothing.
         rows = [torch.randn(shape, generator=runtime.rng(one.seed, index + 1, "sampling")) for one in requests]
         return runtime.sent(torch.stack(rows), device)
 
