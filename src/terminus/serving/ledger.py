@@ -28,8 +28,8 @@ class Ledger:
         """Writes a job as it is now."""
         self._state.put(
             "jobs", id=job.id, user=job.user, created=job.created, finished=job.finished, state=job.state.value,
-            attempts=job.attempts, steps=job.steps, request=job.request.model_dump_json(), images=json.dumps(job.images),
-            error=_json(job.error), key=job.key, grouped=job.group, again=job.again,
+            attempts=job.attempts, steps=job.steps, request=job.request.model_dump_json(),
+            images=json.dumps(job.images), error=_json(job.error), key=job.key, grouped=job.group, again=job.again,
             again_result=_json(job.again_result),
         )  # fmt: skip
 

@@ -23,8 +23,8 @@ _VERSION = 1
 _TABLES = """
 CREATE TABLE jobs (
     id TEXT PRIMARY KEY, user TEXT NOT NULL, created REAL NOT NULL, finished REAL, state TEXT NOT NULL,
-    attempts INTEGER NOT NULL, steps INTEGER NOT NULL, request TEXT NOT NULL, images TEXT NOT NULL, error TEXT, key TEXT, grouped TEXT,
-    again TEXT, again_result TEXT
+    attempts INTEGER NOT NULL, steps INTEGER NOT NULL, request TEXT NOT NULL, images TEXT NOT NULL, error TEXT,
+    key TEXT, grouped TEXT, again TEXT, again_result TEXT
 );
 CREATE UNIQUE INDEX jobs_by_key ON jobs (user, key) WHERE key IS NOT NULL;
 CREATE INDEX jobs_by_user ON jobs (user, created);
