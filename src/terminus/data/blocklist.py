@@ -37,6 +37,7 @@ class Blocklist:
         self.counts = dict.fromkeys((*_KINDS.values(), "url", "host"), 0)
         for place in lists:
             for number, line in enumerate(_lines(place), 1):
+                # A URL may hold a #; on other lines it begins a comment.
                 if entry := line.partition("#")[0].strip() if "://" not in line else line.strip():
                     self._add(entry, f"{place}:{number}")
 
@@ -51,6 +52,7 @@ class Blocklist:
             return None
         if self._has("url", _plain(url)):
             return Dropped(REASON, "its URL")
+        # The host itself, then each domain that it lies under.
         labels = _host(url).split(".")
         for start in range(len(labels) - 1):
             domain = ".".join(labels[start:])
@@ -70,6 +72,7 @@ class Blocklist:
 
     def still(self, detail: str, url: str | None) -> bool:
         """Whether the entry for which an image was dropped, as the detail of its rejection says, is listed today."""
+        # A detail begins with the kind of the entry and its value.
         kind, _, value = detail.partition(";")[0].partition(" ")
         if kind in ("sha256", "md5", "host"):
             return self._has(kind, value)

@@ -60,6 +60,7 @@ def revision(  # pyright: ignore[reportUnknownParameterType]
         row = {"_rowid": before["_rowid"], **changes}
         stored = before.get(CHECKSUM)
         if isinstance(stored, int):
+            # `_rowid` is Lance's number, and no part of the checksum.
             plain = {name: value for name, value in before.items() if name != "_rowid"}
             row[CHECKSUM] = (stored - checksum(plain) + checksum(plain | dict(changes))) % _MODULUS
         revised.append(row)

@@ -69,6 +69,7 @@ def connect(engine: RayEngine) -> None:
         )
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         _unusable(engine.address, (str(error).splitlines() or ["no answer"])[0])
+    # Every node must make the bytes that this machine would make.
     here = environment_fingerprint()
     found = _on_every_node(environment_fingerprint)
     if not found:
@@ -130,6 +131,7 @@ def _on_every_node(function: Callable[..., Any], *given: object) -> dict[str, An
     """What it returns on each node that computes."""
     ray = _ray()
     task, at = ray.remote(function), ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+    # A task on each node that computes, which itself takes no CPU there.
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
     asked = [
         task.options(num_cpus=0, scheduling_strategy=at(node["NodeID"], soft=False)).remote(*given) for node in nodes
@@ -140,6 +142,7 @@ def _on_every_node(function: Callable[..., Any], *given: object) -> dict[str, An
         try:
             answers[name] = ray.get(one, timeout=ANSWER_SECONDS)
         except ray.exceptions.RayError as error:
+            # Ray wraps what was raised on the node; the last line says it.
             said = (str(cast(object, getattr(error, "cause", None)) or error).strip().splitlines() or ["no answer"])[-1]
             raise UserError(
                 f"{name} cannot compute ({said})",

@@ -201,6 +201,7 @@ class _Curation:
             advance(1)
         for _ in verdicts:
             pass  # files that came too early, without those before them: no others are asked for meanwhile
+        # The next downloads: as many as fit by the size of these, twice as many if none came, half if none fitted.
         if sizes:
             self.room = min(DOWNLOADED_GROUP, max(1, int(DOWNLOADED_BYTES / (SPREAD * sum(sizes) / len(sizes)))))
         elif not cut:

@@ -93,6 +93,7 @@ def by_halves(  # pyright: ignore[reportUnknownParameterType]
         if len(numbers) <= least:
             yield numbers, error
             return
+        # By halves, until what cannot be read stands alone.
         middle = len(numbers) // 2
         yield from by_halves(view, numbers[:middle], columns, least, whatever)
         yield from by_halves(view, numbers[middle:], columns, least, whatever)

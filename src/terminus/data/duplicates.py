@@ -62,12 +62,14 @@ class HashIndex:
     def add(self, dhash: str, row: int) -> None:
         """Files a hash of 16 hex digits under a number of the caller's."""
         value = int(dhash, 16)
+        # Under each pair of blocks, the other bits left out.
         entries = ((pair, _signed(value & mask), row, _signed(value)) for pair, mask in enumerate(_MASKS))
         self.database.executemany(f"INSERT OR REPLACE INTO {self.name} VALUES (?, ?, ?, ?)", entries)
 
     def near(self, dhash: str) -> list[int]:
         """The numbers of all that lie near, in rising order."""
         value = int(dhash, 16)
+        # One more than is compared shows that there are more.
         most = -1 if self.longest is None else self.longest + 1
         query = f"SELECT row, hash FROM {self.name} WHERE pair = ? AND bits = ? ORDER BY row LIMIT {most}"
         found: set[int] = set()
@@ -98,6 +100,7 @@ class NearDuplicates:
 
     def find(self, dhash: str, thumbprint: bytes) -> Twin | None:
         """The first remembered image that looks the same."""
+        # With sign: differences of bytes would wrap around.
         colors = np.frombuffer(thumbprint, np.uint8).astype(np.int16)
         for row in self.hashes.near(dhash):
             query = "SELECT thumbprint, key, name FROM looks WHERE row = ?"

@@ -133,6 +133,7 @@ def _subset(styles: frozenset[str], limit: int | None, groups: frozenset[str]) -
 
 
 def _backgrounds(drawing: Emoji, count: int, seed: int, colors: Sequence[str]) -> list[str]:
+    # By hash, so that the order of some colours does not depend on which others there are.
     order = sorted(colors, key=lambda name: _hash(f"{seed}:{drawing.id}:{name}"))
     first = [name for name in CONTRAST if name in colors] if count >= len(CONTRAST) else []
     return [*first, *(name for name in order if name not in first)][:count]

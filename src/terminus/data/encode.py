@@ -139,6 +139,7 @@ def _encode_group(
     damaged: Callable[[Damage], None],
 ) -> list[LatentRow]:
     """The latents of one commit, bucket by bucket: what is alike lies together, and a loader keeps runs of rows."""
+    # Each image once, however many of its cuts are wanted.
     indices = list(dict.fromkeys(image for image, _ in wanted))
     # They are compared with their checksums where the files are read; nothing is made of them before.
     rows = dict(zip(indices, damage.take(images, indices, column_names(_Described)), strict=True))
@@ -148,6 +149,7 @@ def _encode_group(
     with closing(_render(images, cuts, vae.factor)) as rendered:
         for target, alike in groupby(cuts, key=lambda cut: cut.plan.target):
             for batch in _batches(list(alike), max(1, BATCH_PIXELS // max(1, prod(target)))):
+                # A damaged image leaves its batch, and is told.
                 whole: list[tuple[_Cut, _Rendered]] = []
                 for cut in batch:
                     crop = next(rendered)
@@ -181,6 +183,7 @@ def _planned(
                 yield _cut(image, read_row(_Described, row), number)
                 continue
         except (ArithmeticError, ValueError):
+            # Read anew with its checksum: it is damaged, or else the fault is ours.
             [row] = damage.read(images, [image])
             if not isinstance(row, Damage):
                 raise
@@ -211,6 +214,7 @@ def _pieces(images: View, cuts: Sequence[_Cut], factor: int) -> Iterator[list[_R
     """What is rendered together; all neighbouring cuts of an image from one decoding."""
     cuts_by_image = [list(some) for _, some in groupby(cuts, key=lambda cut: cut.image)]
     for piece in _fitting(images, cuts_by_image):
+        # The engine gets the whole ones; damaged ones keep their places among the results.
         whole = [(some, row) for some, row in piece if not isinstance(row, Damage)]
         corners = [[side for cut in some for side in cut.plan.crop] for some, _ in whole]
         columns: dict[str, list[object]] = {name: [row.get(name) for _, row in whole] for name in _INPUT.names}
@@ -240,6 +244,7 @@ def _fitting(
         read = damage.read(images, [cuts[0].image for cuts in some])
         files = [row[name] for row in read if not isinstance(row, Damage) for name in _FILES]
         more = sum(len(file) for file in files if isinstance(file, bytes))
+        # Three bytes for each pixel of each cut.
         more += sum(3 * prod(cut.plan.target) for cuts in some for cut in cuts)
         if piece and held + more > PIECE_BYTES:
             yield piece
@@ -265,8 +270,10 @@ def _readable(images: Sequence[list[_Cut]]) -> Iterator[list[list[_Cut]]]:
 
 def _pixels(row: engine.Row, factor: int) -> engine.Row:
     one = read_row(_ToRender, row)
+    # They come flat: top and left of one cut after the other.
     corners = zip(one.corners[::2], one.corners[1::2], strict=True)
     ways = [one.plan.at(Crop(*corner)) for corner in corners]
+    # Decoded and resized once, and cut as often as is wanted.
     image, mask = resized(one, one.plan), resized_mask(one, one.plan)
     pixels = tuple(geometry.cut(image, way).tobytes() for way in ways)
     masks: tuple[bytes | None, ...] = (None,) * len(ways)

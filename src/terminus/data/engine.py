@@ -98,11 +98,13 @@ def run(
         use(NativeEngine(kind="native"))
     names = tuple(schema.names)
     table = pa.table(dict(columns), schema=schema)
+    # Results come in any order, which this column restores.
     table = table.append_column("order", pa.array(range(table.num_rows), pa.int64()))
     mapped = _mapped((*names, "fetched") if errand else names, function, returns)
     fetched = _fetched(names, errand) if errand else None
 
     def frame(part: pa.Table) -> daft.DataFrame:  # pyright: ignore[reportUnknownParameterType]
+        # Nodes get small parts to share, this machine all rows at once.
         size = ROWS_PER_PARTITION if isinstance(_used, RayEngine) else max(1, part.num_rows)
         given = daft.from_arrow([part.slice(start, size) for start in range(0, max(1, part.num_rows), size)])
         inputs = [given[name] for name in names]
@@ -123,6 +125,7 @@ def _in_order(
     turn = losses = 0
     lost = cluster.losses() if isinstance(_used, RayEngine) else ()
     while turn < table.num_rows:
+        # At first all rows; after a loss those that have no result yet.
         missing = [number for number in range(turn, table.num_rows) if number not in early]
         try:
             for batch in frame(table.take(missing)).to_arrow_iter():

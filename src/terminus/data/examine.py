@@ -82,6 +82,7 @@ class Refused:
 
 def examine_image(subject: ImageVerdict, rules: Filters, transform: Transform) -> Examined | Refused:
     """Reads, decodes and judges one image."""
+    # The bytes, if they are those that the source describes.
     data = subject.file
     if not isinstance(data, bytes):
         data = read_bounded(*data, rules.max_file_bytes)
@@ -91,6 +92,7 @@ def examine_image(subject: ImageVerdict, rules: Filters, transform: Transform) -
     seen = Seen(image_hash, md5)
     if subject.checksum is not None and subject.checksum.lower() not in (f"sha256:{image_hash}", f"md5:{md5}"):
         return Refused(Dropped("checksum differs", f"the file is sha256:{image_hash}, md5:{md5}"), seen)
+    # The image, its measures, and what would be cut out of it.
     decoded = decode.decode(data, decode.Limits(rules.max_file_bytes, rules.max_pixels))
     if isinstance(decoded, Dropped):
         return Refused(decoded, seen)
@@ -99,6 +101,7 @@ def examine_image(subject: ImageVerdict, rules: Filters, transform: Transform) -
     image = whole.reduce(max(1, min(whole.size) // MEASURED))
     measures = filters.measure_image(image, has_camera(data))
     plan = geometry.plan(decoded.size, transform, geometry.position(image_hash, transform))
+    # Whether it may be kept: classifiers, which cost most, see only what passes all else.
     scores: dict[Score, float] = {}
     dropped = _judged(decoded.size, measures, plan, rules, transform) or _masked(subject, decoded.size, rules)
     if dropped is None and rules.classifiers:

@@ -110,6 +110,7 @@ def nearest_bucket(original: Size, choices: Sequence[Size]) -> Size | None:
     fitting = [size for size in choices if size.height <= original.height and size.width <= original.width]
     if not fitting:
         return None
+    # The nearest shape, and of two that are equally near the larger.
     return min(
         fitting,
         key=lambda size: (round(abs(log(size.width / size.height) - ratio), 9), -size.height * size.width),
@@ -131,6 +132,7 @@ def plan(original: Size, transform: Transform, where: CropPosition) -> CropPlan 
     if target is None:
         return None
     resized = original if transform.crop == "native" else cover(original, target)
+    # Room for the cut to move in.
     free = Size(resized.height - target.height, resized.width - target.width)
     if transform.crop == "center":
         corner = Crop(free.height // 2, free.width // 2)
@@ -142,6 +144,7 @@ def plan(original: Size, transform: Transform, where: CropPosition) -> CropPlan 
 def cover(original: Size, target: Size) -> Size:
     """The smallest size of the original's shape that covers `target`, rounded to the nearest pixel."""
     if original.height * target.width < original.width * target.height:
+        # The original is wider, so that the height decides.
         return Size(target.height, max(target.width, round(original.width * target.height / original.height)))
     return Size(max(target.height, round(original.height * target.width / original.width)), target.width)
 
@@ -153,6 +156,7 @@ def cuts(way: CropPlan, image_hash: str, spec: str, count: int) -> tuple[CropPla
     cut k is the same however many are asked for. Where there is no room there are fewer: an unaltered square is one.
     """
     columns = way.resized.width - way.target.width + 1
+    # Places are numbered row by row; that of the first cut is not drawn again.
     taken = way.crop.top * columns + way.crop.left
     found = [way]
     for number in range(min(count, way.room) - 1):

@@ -65,6 +65,7 @@ class Grouped:
             if not isinstance(one, Damage):
                 filled.append(one)
                 continue
+            # Of its source if that has a sound row, else of its bucket, else one of this batch again.
             other = self._drawn(bucket, *self._span(bucket, row), position)
             other = other or self._drawn(bucket, 0, self.sizes[bucket], position)
             if other is None and sound:
@@ -97,6 +98,7 @@ class Grouped:
         )
 
     def _read(self, bucket: int, rows: Sequence[int]) -> list[Row | Damage]:
+        # Each row is read once, in rising order, and given as often and where it was asked for.
         unique, inverse = np.unique(self.rows[bucket].numbers(rows), return_inverse=True)
         found = damage.read(self.view, unique.tolist())
         return [found[place] for place in inverse.tolist()]

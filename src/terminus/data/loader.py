@@ -128,6 +128,7 @@ class Loader:
 
     def batch(self, index: int) -> Batch:
         """Micro-batch `index` of the run."""
+        # Which rows, and their running numbers in the run.
         place = self.order[index]
         step, micro = divmod(index, self.accumulation)
         micro_batch = self.order.micro_batch
@@ -150,6 +151,7 @@ class Loader:
             try:
                 for index in indices:
                     ahead.append(pool.submit(self.batch, index))
+                    # Two for each thread, so that none waits while a step computes.
                     if len(ahead) > 2 * self.threads:
                         yield ahead.popleft().result()
                 while ahead:

@@ -91,10 +91,12 @@ class Mixed:
         -1 (the one chosen is owed something, since all debts add up to one unit) and is a whole number at the end of
         the cycle, where all add up to 0: there every stream has had exactly its share.
         """
+        # After this many units every share is a whole number of units.
         length = lcm(*(stream.share.denominator for stream in self.streams))
         had = [0] * len(self.streams)
         chosen: list[int] = []
         for unit in range(length):
+            # What each should have had by the end of this unit, less what it has had: exact, in fractions.
             owed = [(unit + 1) * stream.share - units for stream, units in zip(self.streams, had, strict=True)]
             chosen.append(owed.index(max(owed)))
             had[chosen[-1]] += 1
@@ -113,6 +115,7 @@ class Mixed:
         return tuple(map(tuple, counts))
 
     def __getitem__(self, index: int) -> MicroBatch:
+        # Several buckets: one unit, so that all rows are of one bucket. One bucket: a unit for each sample.
         each = self.micro_batch // self.unit
         bucket, rows = 0, list[int]()
         for unit in range(index * each, (index + 1) * each):
@@ -163,10 +166,13 @@ def order_of(rows: Rows, data: DataConfig, seed: int, micro_batch: int) -> Batch
                 rule="A source that is mixed in has images of this transform and VAE",
                 fix="Correct the source, and run `terminus prepare` with this recipe, or do not name it there.",
             )
+    # A stream for each source that has a share, each with a seed of its own: their passes do not run in step.
     shares, repeats = data.shares, data.repeats
     streams = [_stream(rows, {name: 1}, part, runtime.key(seed, 0, f"source {name}")) for name, part in shares.items()]
+    # All others are one stream, with the seed of a run without shares.
     others = {name: repeats.get(name, 1) for name in sorted(present - set(shares))}
     rest = Fraction(1) - sum(shares.values())
+    # There is a rest exactly where there are others to divide it.
     if bool(others) != (rest > 0):
         raise UserError(
             f"the shares add up to {float(1 - rest):g}, and "
@@ -186,6 +192,7 @@ def epochs(order: BatchOrder, rows: Rows, data: DataConfig, samples: int) -> dic
     if not isinstance(rows, RowsBySource):
         return {}
     present = {name for bucket in rows.sources for name in bucket}
+    # Unmixed, all sources are gone through together.
     if not isinstance(order, Mixed):
         return dict.fromkeys(sorted(present), samples / sum(rows.sizes))
     passes = order.passes(samples)  # in the order of the streams: what has a share, then all others together

@@ -25,14 +25,17 @@ def permuted(index: int, size: int, key: str) -> int:
     """
     if not 0 <= index < size:
         raise ValueError(f"index {index} is not in range({size})")
+    # Two halves of the same number of bits, which together hold every number of the range.
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     mask = (1 << half) - 1
     while True:
         left, right = index >> half, index & mask
+        # One pass of the network: each round mixes one half into the other, which can be undone, so it is a bijection.
         for round_ in range(_ROUNDS):
             digest = blake2b(f"{key}:{round_}:{right}".encode(), digest_size=8).digest()
             left, right = right, left ^ (int.from_bytes(digest, "little") & mask)
         index = (left << half) | right
+        # Outside the range the walk goes on from there; the cycle leads back to its start, so it always ends.
         if index < size:
             return index
 
@@ -74,15 +77,18 @@ class Order:
             raise ValueError(f"an order needs rows: buckets {self.sizes}, micro-batch {self.micro_batch}")
 
     def __getitem__(self, index: int) -> MicroBatch:
+        # The epoch that this micro-batch is in, and how many each bucket has in it.
         epoch = self.epoch(index)
         start = self._batches_before(epoch)
         counts = [self._bucket_batches(size, epoch + 1) - self._bucket_batches(size, epoch) for size in self.sizes]
+        # Its slot among all of the epoch, shuffled; slots are numbered bucket after bucket.
         slot = permuted(index - start, sum(counts), f"{self.seed}:epoch:{epoch}")
         bucket = 0
         while slot >= counts[bucket]:
             slot -= counts[bucket]
             bucket += 1
         size = self.sizes[bucket]
+        # From there on, consecutive places of the bucket's endless stream.
         first = (self._bucket_batches(size, epoch) + slot) * self.micro_batch
         return MicroBatch(
             bucket, tuple(self._row(bucket, place) for place in range(first, first + self.micro_batch)), epoch
@@ -100,6 +106,7 @@ class Order:
 
     def epoch(self, index: int) -> int:
         """The last epoch that starts at or before micro-batch `index`."""
+        # An epoch that starts later, by doubling; then by bisection between it and the last that does not.
         low, high = 0, 1
         while self._batches_before(high) <= index:
             low, high = high, 2 * high

@@ -29,6 +29,7 @@ class SourceParts:
         self.transform = data.transform.spec
         self.rules = {source.name: _rules(source, data.rules, blocked.digest) for source in data.sources}
         self.judged: dict[bytes, Counter[str]] = {}
+        # What earlier runs judged to the end; a later row of the same part replaces an earlier one.
         if view := store.parts.latest():
             for batch in view.batches([*_IDENTITY, "reasons", "counts"], f"transform = {quoted(self.transform)}", 8192):
                 for row in batch.to_pylist():

@@ -72,6 +72,7 @@ class PixelRows:
 
     def read(self, bucket: int, rows: Sequence[int], positions: Sequence[int], epoch: int) -> Batch:
         """RGB bytes, [batch, 3, height, width]."""
+        # Rows whose bytes are not what was written are replaced, and told.
         found, damaged = self._grouped.sound(bucket, rows, positions)
         images = [read_row(ImageRow, row) for row in found]
         arrays = [training_pixels(image) for image in images]

@@ -113,9 +113,11 @@ def plan_preparation(
     images: int | None = None, prices: Prices | None = None,
 ) -> PreparePlan:  # fmt: skip
     """`images` stands in for what the sources count."""
+    # Images: what the sources count, unless `--images` says it; a sum with an unknown part is unknown.
     sources = tuple(map(_found, data.sources))
     known = [source.count for source in sources if source.count is not None]
     total = images if images is not None else sum(known) if len(known) == len(sources) else None
+    # Hours and bytes of each step, in the order of the way.
     latents = None if total is None else total * data.crops
     encoding = None if latents is None else latents / encoded_per_second(data, machine) / 3600
     decoding = None if total is None else total / DECODED / 3600
@@ -164,6 +166,7 @@ def _found(source: Source) -> Found:
     links = isinstance(source, LaionSource | MidjourneySource) or (
         isinstance(source, CocoSource) and source.images is None
     )
+    # Counting these would cost a download.
     if isinstance(source, HuggingfaceSource) and source.repo is not None:
         return Found(source.name, None, "the repository would be fetched first")
     if isinstance(source, CocoSource) and storage.is_remote(source.path):
@@ -172,6 +175,7 @@ def _found(source: Source) -> Found:
         count = source.count()
     except UserError as error:
         return Found(source.name, None, error.what, links)
+    # 0 is what a source answers that cannot count cheaply; only a folder and a recipe's own images can really be empty.
     if count == 0 and not isinstance(source, FolderSource | EmbeddedSource):
         return Found(source.name, None, "all of it would be read", links)
     return Found(source.name, count, "", links)
@@ -235,6 +239,7 @@ def _passes(data: DataConfig, counts: dict[str, int], images: int, total: int, g
     elif given or not all(counts.values()):
         return []
     else:
+        # Sources without a share divide the rest: one pass of theirs is all of their images with their repeats.
         rest = float(1 - sum(data.shares.values())) * images
         others = {name: data.repeats.get(name, 1) for name in counts if name not in data.shares}
         once = rest / max(1, sum(counts[name] * times for name, times in others.items()))
@@ -250,10 +255,12 @@ def show_preparation_plan(plan: PreparePlan, as_json: bool) -> None:
         print(json.dumps(asdict(plan), indent=1))
         return
     console = Console(highlight=False)
+    # What the sources have.
     table = Table("source", "")
     for source in plan.sources:
         table.add_row(source.name, f"not known: {source.why}" if source.count is None else f"{source.count:,} counted")
     console.print(table, markup=False)
+    # What each stage takes; a column for cost only where prices were given.
     columns = ["stage", "images", "disk", "core hours", "GPU hours", "kWh"]
     priced = any(stage.cost is not None for stage in plan.stages)
     table = Table()

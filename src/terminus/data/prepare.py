@@ -43,17 +43,21 @@ def prepare(
     Raises `UserError` (and writes nothing) if no image can be used, or if the store was made by other rules.
     """
     console = console or Console(stderr=True)
+    # What can be wrong with the recipe or the store is found before any work.
     store = Store(data.store)
     check_rules(data, store)
     engine.use(data.engine)
     # Loaded before the first stage, so that a wrong model is known in seconds and not after hours of curation.
     vae = None if model is None else _vae(data, model)
+    # Images: judge, and keep.
     with Meter(console, "curate", sum(source.count() for source in data.sources)) as meter:
         curated = curate(data, store, meter.advance, allow)
     with room_for_scratch():
         merge_captions(store)  # captions that models wrote survive a change of those that the sources bring
+    # Latents, of what has none yet.
     damaged: list[Damage] = []
     added = 0 if vae is None else _encode(data, store, vae, console, damaged)
+    # Small fragments of this run become large ones, then what the store holds is counted.
     store.compact()
     found = survey(store, data.transform.spec, data.filters)
     result = _result(data, store, curated, found.holdings, vae.id if vae else None, added)
@@ -68,6 +72,7 @@ def _vae(data: DataConfig, model: str) -> VAE:
     from terminus.model.components import load_vae
 
     vae = load_vae(model)
+    # Sides of all buckets are multiples of this.
     unit = min(data.resolution, data.transform.step or data.resolution)
     if unit % vae.factor:
         raise UserError(

@@ -93,6 +93,7 @@ class Candidate:
         """Changes with anything that a source says of the image; in the same state it is not judged again."""
         content = content_hash(self.data) if self.data else self.stamp
         metadata = (self.captions, self.background or background, self.split, self.licence, self.problem)
+        # Added only where something is said, so that all other candidates keep the state that they had without these.
         if (more := (self.url, self.checksum, self.metadata, self.mask)) != (None, None, SourceMetadata(), None):
             metadata += more
         return _digest(content, repr(metadata))[:16]

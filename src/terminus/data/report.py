@@ -116,6 +116,7 @@ def _kept_examples(store: Store, survey: Survey) -> list[ExampleImage]:
 def _kept_image(row: ImageRow) -> ExampleImage:
     decoded = decode(row.data, Limits(len(row.data), HARD_PIXEL_LIMIT))
     assert isinstance(decoded, Decoded), "what was kept decodes"
+    # Black under transparency only where the row names no background.
     small = thumbnail(Image.fromarray(decoded.on(parse_color(row.background or "#000000"))))
     return ExampleImage(_uri(small), row.source_id, "; ".join(row.captions))
 
@@ -139,6 +140,7 @@ def _pairs(store: Store, survey: Survey) -> list[tuple[ExampleImage, ExampleImag
     if images is None or rejected is None or not indices:
         return []
     rows = list(read_rows(_Dropped, rejected.take(indices, column_names(_Dropped))))
+    # One scan finds all kept images; a twin that has been taken down since is missing, and so is its pair.
     keys = sorted({str(row.twin) for row in rows})
     where = f"key IN ({', '.join(quoted(key) for key in keys)})"
     found = images.scan(["_rowoffset"], where).column("_rowoffset").to_pylist()
@@ -159,6 +161,7 @@ def save_beside_tables(location: str, name: str, text: str) -> str:
     try:
         if "://" not in location:
             path = Path(location, name)
+            # Renamed when complete: a reader sees the old file or the new one.
             partial = path.with_name(f".{name}.partial")
             partial.write_text(text, encoding="utf-8")
             partial.replace(path)

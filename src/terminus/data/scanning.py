@@ -40,6 +40,7 @@ class Runs:
     @staticmethod
     def joined(pieces: Sequence[Piece]) -> Runs:
         """The rows of all pieces, one after the other; runs that touch become one."""
+        # A run begins wherever a piece does not continue the one before it.
         first, lengths = (np.concatenate(part) for part in zip(*pieces, strict=True))
         begins = np.flatnonzero(np.append(True, first[1:] != first[:-1] + lengths[:-1]))
         return Runs(first[begins], np.cumsum(np.add.reduceat(lengths, begins)))
@@ -49,6 +50,7 @@ class Runs:
 
     def numbers(self, rows: Sequence[int]) -> Int64[np.ndarray, " rows"]:
         """The numbers in the table of the rows at these places, 0-based."""
+        # The run that holds each place, and how far into it the place lies.
         places = np.asarray(rows, dtype=np.int64)
         run = np.searchsorted(self.ends, places, side="right")
         return self.first[run] + places - np.where(run > 0, self.ends[run - 1], 0)
@@ -78,6 +80,7 @@ def scan(view: View, wanted: Mapping[str, Collection[str]]) -> Scanned:
         for bucket, source, piece in _pieces(batch.filter(pa.array(chosen & ~wrong))):
             names.setdefault(source)
             pieces.setdefault(bucket, {}).setdefault(source, []).append(piece)
+    # Within a bucket source after source, so that a source's rows can be found by counting.
     for bucket in sorted(pieces):
         parts = [(name, pieces[bucket][name]) for name in names if name in pieces[bucket]]
         runs = Runs.joined([piece for _, some in parts for piece in some])
@@ -90,6 +93,7 @@ def _batches(view: View, unread: list[int]) -> Iterator[pa.RecordBatch]:  # pyri
     `unread`."""
     present = view.dataset.schema.names
     columns = [*grouping(present), *(name for name in (GROUP_CHECKSUM,) if name in present), "_rowoffset"]
+    # In one go, as long as everything can be read.
     done = 0
     try:
         for batch in view.batches(columns, size=SCANNED):
@@ -117,23 +121,28 @@ def _judged(
     names = grouping(batch.schema.names)
     # As bytes, since damaged text need not be text.
     columns = [pc.fill_null(batch.column(name).cast(pa.binary()), b"").dictionary_encode() for name in names]
+    # One number for each combination of values: the columns are its digits.
     codes = np.zeros(batch.num_rows, np.int64)
     combinations = 1
     for column in columns:
         if (combinations := combinations * max(1, len(column.dictionary))) > 1 << 62:
+            # More combinations than 64 bits number: those that occur are renumbered from 0.
             _, codes = np.unique(codes, return_inverse=True)
             combinations = batch.num_rows * len(column.dictionary)
         codes = codes * len(column.dictionary) + column.indices.to_numpy()
+    # One row stands for all of its combination.
     _, first, combination = np.unique(codes, return_index=True, return_inverse=True)
     values = [[column[int(row)].as_py() for column in columns] for row in first]
     allowed = {name: {value.encode() for value in some} for name, some in wanted.items()}
     chosen = [
         all(value in allowed.get(name, (value,)) for name, value in zip(names, one, strict=True)) for one in values
     ]
+    # Older tables have no checksum: nothing is known to be wrong.
     if GROUP_CHECKSUM not in batch.schema.names:
         return np.zeros(batch.num_rows, bool), np.array(chosen, bool)[combination]
     stored = batch.column(GROUP_CHECKSUM)
     expected = np.array([group_checksum(one) for one in values], np.int64)[combination]
+    # A row without one counts as right.
     given = pc.fill_null(stored.cast(pa.int64()), -1).to_numpy()
     return (given >= 0) & (given != expected), np.array(chosen, bool)[combination]
 
@@ -147,8 +156,10 @@ def _pieces(batch: pa.RecordBatch) -> Iterator[tuple[str, str, Piece]]:  # pyrig
     buckets, sources = (batch.column(name).dictionary_encode() for name in ("bucket", "source"))
     count = len(buckets.dictionary)
     codes = sources.indices.to_numpy().astype(np.int64) * count + buckets.indices.to_numpy()
+    # Stable, so that within a pair the row numbers keep rising.
     order = np.argsort(codes, kind="stable")
     codes, numbers = codes[order], _numbers(batch)[order]
+    # A run ends where the pair changes or a number is left out.
     begins = np.flatnonzero(np.append(True, (np.diff(codes) != 0) | (np.diff(numbers) != 1)))
     lengths = np.diff(begins, append=len(numbers))
     for code in np.unique(codes):

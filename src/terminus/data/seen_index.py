@@ -37,6 +37,7 @@ class SeenIndex:
         """Reads what earlier runs decided under the same transform, but for what no block-list names any more."""
         same = f"transform = {quoted(transform)}"
         identity = ["source", "source_id", "state"]
+        # What was dropped; a name that has left every block-list is judged anew.
         if view := store.rejected.latest():
             columns = (*identity, "reason", "detail", "url")
             for batch in view.batches(columns, same, size=8192):

@@ -94,6 +94,7 @@ class DataConfig(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> DataConfig:
+        # Values that contradict each other.
         names = [source.name for source in self.sources]
         if len(set(names)) < len(names):
             raise ValueError(f"two sources share a name; names are {', '.join(names)}")
@@ -103,11 +104,13 @@ class DataConfig(Config):
             raise ValueError(f"buckets.step {self.buckets.step} does not divide resolution {self.resolution}")
         if self.crops > 1 and self.crop == "center":
             raise ValueError("crops above 1 needs crop: random or native; an image has one center")
+        # Names of sources, which must exist.
         for key, named in (("mix", self.mix), ("filters_of", self.filters_of)):
             if unknown := sorted(set(named) - set(names)):
                 raise ValueError(f"{key} names {', '.join(unknown)}; the sources are {', '.join(names)}")
         if self.captioner and (unknown := sorted(set(self.captioner.sources) - set(names))):
             raise ValueError(f"captioner.sources names {', '.join(unknown)}; the sources are {', '.join(names)}")
+        # Filters of one source, which cannot set what is compared across all of them.
         for name, own in self.filters_of.items():
             if shared := [one for one in SHARED_FILTERS if getattr(own, one) != getattr(Filters(), one)]:
                 raise ValueError(
@@ -122,6 +125,7 @@ class DataConfig(Config):
     @property
     def shares(self) -> dict[str, Fraction]:
         """The sources in `mix` that have a share, exactly as it was written: 0.1 is one tenth."""
+        # By its decimals: 0.1 as a float is not a tenth.
         return {name: Fraction(repr(part)) for name, part in self.mix.items() if isinstance(part, float)}
 
     @property

@@ -18,6 +18,7 @@ def judged(candidate: Candidate, rules: Filters, transform: Transform) -> Candid
     """The candidate with the captions that may be used, or why it is dropped."""
     if candidate.problem is not None:
         return candidate.problem
+    # Captions first: without one, no score makes an image useful.
     captions = _captions(candidate.captions, rules.captions)
     if isinstance(captions, Dropped):
         return captions
@@ -77,6 +78,7 @@ def _scores(metadata: SourceMetadata, rules: Filters) -> Dropped | None:
         return dropped
     if rules.unscored == "keep":
         return None
+    # A limit on a score that nobody gives; what a classifier will still give is no fault yet.
     to_come = {classifier.score for classifier in rules.classifiers}
     missing = [name for name in filters.limited_scores(rules) if name not in given and name not in to_come]
     return Dropped(f"no {missing[0]} score", "the source gives none") if missing else None

@@ -101,6 +101,7 @@ def stamp(uri: str) -> str:
         return f"{status.st_size}-{status.st_mtime_ns}"
     with open_input(uri) as file:
         facts: dict[str, bytes] = {str(name).lower(): value for name, value in (file.metadata() or {}).items()}
+        # The best that the store offers; names of headers differ in case between stores.
         mark = facts.get("etag") or facts.get("generation") or facts.get("last-modified") or b""
         return f"{file.size()}-{mark.decode(errors='replace').strip(chr(34))}"
 
@@ -128,6 +129,7 @@ def _store(bucket: str, environment: tuple[str | None, ...]) -> fs.FileSystem:  
         anonymous = authority.startswith("anonymous@") or _yes(said["GOOGLE_SKIP_SIGNATURE"])
         return fs.GcsFileSystem(anonymous=anonymous, retry_time_limit=_PATIENCE)
     if _yes(said["AWS_SKIP_SIGNATURE"]):
+        # pyarrow's own client does not know this variable, so the anonymous one is built here.
         server = said["AWS_ENDPOINT_URL_S3"] or said["AWS_ENDPOINT_URL"]
         kind, _, address = (server or "").rpartition("://")
         region = said["AWS_DEFAULT_REGION"] or (None if server else fs.resolve_s3_region(authority))
@@ -167,11 +169,13 @@ def _local_files(uri: str) -> Iterator[str]:
         return
     root = Path(uri)
     for folder, folders, names in os.walk(root, onerror=lambda error: _unreadable(uri, error)):
+        # In place, so that `os.walk` does not enter them.
         folders[:] = [name for name in folders if not _private(name)]
         for name in [*folders, *names]:
             path = Path(folder, name)
             if _private(name) or (name in folders and not path.is_symlink()):
                 continue
+            # A link, also to a folder, which the walk does not enter.
             if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
                 raise UserError(
                     "this link leads out of the folder",

@@ -167,6 +167,7 @@ class Table(Generic[Row]):
         view = self.latest()
         if view is None or changes.num_rows == 0:
             return
+        # Besides the changed columns those that the row's checksum is computed from.
         schema = view.dataset.schema
         columns = checksums.needed(schema, changes.schema.names) if CHECKSUM in schema.names else [on]
         wanted = {row[on]: row for row in changes.to_pylist()}
@@ -174,8 +175,10 @@ class Table(Generic[Row]):
         fields: set[int] = set()
         with reading(self.uri, "changed"):
             for fragment in view.dataset.get_fragments():
+                # Files without any of the rows are not rewritten.
                 if wanted.keys().isdisjoint(fragment.to_table(columns=[on]).column(on).to_pylist()):
                     continue
+                # Joined by Lance's row number, which is unique where `on` may repeat.
                 rows = fragment.to_table(columns=columns, with_row_id=True).to_pylist()
                 revision = checksums.revision([(row, wanted[row[on]]) for row in rows if row[on] in wanted], schema)
                 metadata, modified = fragment.update_columns(revision.drop([on]), "_rowid", "_rowid")[:2]
@@ -202,11 +205,13 @@ class Table(Generic[Row]):
         view = self.latest()
         if view is None:
             return
+        # What lies behind the last large file, if it is worth a commit.
         sizes = {one.fragment_id: _size(one.metadata) for one in view.dataset.get_fragments()}
         last = max((number for number, size in sizes.items() if size >= SMALL), default=-1)
         others = sorted(number for number in sizes if number <= last)
         if len(sizes) - len(others) < MANY_SMALL:
             return
+        # Lance counts in rows: sizes in bytes are divided by the mean of a row.
         row_bytes = max(1, sum(sizes.values()) // max(1, view.count))
         try:
             view.dataset.optimize.compact_files(

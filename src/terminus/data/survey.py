@@ -100,6 +100,7 @@ class _Scale:
 
     def done(self) -> Histogram:
         kept, dropped = (self.counts.get(part, np.zeros(len(self.edges) - 1, np.int64)) for part in _PARTS)
+        # Without the empty bins at both ends, but never so few that the shape is lost.
         used = np.flatnonzero(kept + dropped)
         first, last = 0, len(kept)
         if self.trimmed and len(used):
@@ -132,6 +133,7 @@ def survey(store: Store, transform: str, filters: Filters) -> Survey:
     scales = _scales(filters)
     names: dict[str, Counter[str]] = {}
     numbers: Counter[str] = Counter()
+    # One pass over each table fills all counters.
     sample = _kept(store, transform, scales, names, numbers)
     newest = _dropped(store, transform, scales)
     holdings = Holdings(
@@ -225,6 +227,7 @@ def _scales(filters: Filters) -> dict[str, _Scale]:
 
     lowest = filters.min_luminance if filters.min_luminance > 0 else None
     highest = filters.max_luminance if filters.max_luminance < 1 else None
+    # Four bins for each doubling, from 8 to 65536 pixels.
     octaves = np.exp2(np.arange(3, 16.25, 0.25))
     return {
         _TITLES["luminance"]: linear(0.0, 1.0, lowest, highest),
@@ -239,6 +242,7 @@ def _scales(filters: Filters) -> dict[str, _Scale]:
 
 
 def _bounded(counts: Counter[str]) -> Counter[str]:
+    # Half at once, so that this is not done again with every batch.
     return counts if len(counts) <= MOST_NAMES else Counter(ranked(counts, MOST_NAMES // 2))
 
 

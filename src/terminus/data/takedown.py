@@ -88,6 +88,7 @@ def _listed(batch: pa.RecordBatch, blocked: Blocklist) -> Iterator[_Listed]:  # 
     if "data" in batch.schema.names:
         files = batch.column("data").to_pylist()
     for key, dhash, file, row in zip(keys, hashes, files, read_rows(_Copied, batch), strict=True):
+        # By address, then by content; the same order as when it is judged.
         dropped = None if row.url is None else blocked.address(row.url)
         if dropped is None:
             dropped = blocked.content(row.image_hash, None if file is None else record.md5(file), dhash)
@@ -97,6 +98,7 @@ def _listed(batch: pa.RecordBatch, blocked: Blocklist) -> Iterator[_Listed]:  # 
 
 def _remove(store: Store, found: Sequence[_Listed]) -> None:
     """The reason first and the image last: what a kill leaves half done is found again."""
+    # A kill between these steps left the reason: it is not written twice.
     written = _written(store, [one.row for one in found])
     rejections = [
         Rejection(**vars(one.row), reason=one.dropped.reason, detail=f"{one.dropped.detail}; kept until it was listed")

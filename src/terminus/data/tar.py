@@ -85,10 +85,12 @@ def samples(file: pa.NativeFile, wanted: Wanted) -> Iterator[TarSample]:  # pyri
         stream = _Stream(file)
         for header in _headers(stream):
             split = _split(header.name)
+            # No member of any sample.
             if header.type == _FOLDER or split is None:
                 stream.skip(_padded(header.size))
                 continue
             key, ending = split
+            # Another key ends the sample: its members lie side by side.
             if current is None or current.key != key:
                 if current is not None:
                     yield current
@@ -109,6 +111,7 @@ def samples(file: pa.NativeFile, wanted: Wanted) -> Iterator[TarSample]:  # pyri
 
 def _read(stream: _Stream, header: _Header, ending: str, sample: TarSample, wanted: Wanted) -> None:
     """One member's content into its sample, or the reason why the sample cannot be used."""
+    # The first fault of any member counts for the whole sample; what it has read is let go.
     limit = wanted(ending)
     fault = _fault(header) if limit else None
     if fault is None and ending in sample.fields:
@@ -151,12 +154,14 @@ def _headers(stream: _Stream) -> Iterator[_Header]:
     pax: dict[bytes, bytes] = {}
     ended = False
     for _ in range(MAX_MEMBERS):
+        # Blocks of zeros mark the end.
         while (block := stream.block()) and not any(block):
             ended = True  # an archive may follow behind the end of another
         if not block:
             if not ended or long_name is not None or pax:
                 raise _Damaged("the archive ends before its end mark", "truncated archive")
             return
+        # Headers that describe the next one: its long name, or PAX records. Global ones and long links are passed over.
         header, ended = _header(block), False
         if header.type in (_PAX, _GLOBAL, _LONG_NAME, _LONG_LINK):
             if header.size > MAX_HEADER_BYTES:
@@ -170,6 +175,7 @@ def _headers(stream: _Stream) -> Iterator[_Header]:
             continue
         if header.type == b"S" or any(name.startswith(b"GNU.sparse") for name in pax):
             raise _Damaged("a sparse member, whose size is a mere claim")
+        # PAX overrides GNU's long name, and both the header's own fields.
         name = pax.get(b"path", long_name if long_name is not None else header.name)
         if len(name) > MAX_NAME_BYTES:
             raise _Damaged(f"a name of {len(name)} bytes, the limit is {MAX_NAME_BYTES}")
@@ -182,6 +188,7 @@ def _headers(stream: _Stream) -> Iterator[_Header]:
 
 def _header(block: bytes) -> _Header:
     """Of POSIX.1-1988 (ustar) and GNU tar: name 0, size 124, checksum 148, type 156, magic 257, prefix 345."""
+    # The checksum is computed as if its own field held spaces.
     blanked = block[:148] + b" " * 8 + block[156:]
     stated, unsigned = _number(block[148:156], 8), sum(blanked)
     # Some old writers summed signed bytes.
@@ -190,6 +197,7 @@ def _header(block: bytes) -> _Header:
     name = block[:100].partition(b"\0")[0]
     prefix = block[345:500].partition(b"\0")[0] if block[257:263] == b"ustar\0" else b""
     size = block[124:136]
+    # GNU writes sizes of 8 GiB and more in binary, marked by the first bit.
     if size[0] == 0x80:
         value = int.from_bytes(size[1:], "big")
     elif size[0] == 0xFF:
@@ -197,6 +205,7 @@ def _header(block: bytes) -> _Header:
     else:
         value = _number(size, 8)
     kind = block[156:157]
+    # Before POSIX a folder was known by its slash alone.
     if kind == b"\0" and name.endswith(b"/"):
         kind = _FOLDER
     return _Header(prefix + b"/" + name if prefix else name, value, kind)
@@ -236,6 +245,7 @@ class _Stream:
         self.file = file
         self.position = 0
         self.length = int(file.size())
+        # Kind by content, since a name can say anything.
         start = bytes(file.read(4))
         file.seek(0)
         kind = next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)

@@ -50,6 +50,7 @@ def verify(location: str, remove: bool = False, console: Console | None = None) 
         "captions": store.captions,
         "parts": store.parts,
     }
+    # One version of each table, whatever is written meanwhile.
     views: dict[str, View] = {name: view for name, table in tables.items() if (view := table.latest())}
     if not views:
         raise UserError(
@@ -80,6 +81,7 @@ def verify(location: str, remove: bool = False, console: Console | None = None) 
 
 def _read(view: View) -> Iterator[list[Row | Damage]]:
     """All rows in pieces, each checked."""
+    # As many rows at a time as have about the allowed bytes, by their mean.
     size = sum(int(file.file_size_bytes or 0) for one in view.dataset.get_fragments() for file in one.metadata.files)
     step = max(1, min(MOST, READ_BYTES * view.count // max(1, size)))
     for start in range(0, view.count, 2 * step):
@@ -142,6 +144,7 @@ def _judge(location: str, found: Sequence[Verified], damaged: dict[str, list[Dam
 
 def _remove(view: View, numbers: Sequence[int]) -> None:
     """Deletes these rows by their ids, so that no column need be read: theirs may not be readable."""
+    # Row numbers count through the fragments in order; ids do not.
     gone, first, ids = set(numbers), 0, list[int]()
     for fragment in view.dataset.get_fragments():
         here = fragment.to_table(columns=[], with_row_id=True).column("_rowid").to_pylist()

@@ -113,6 +113,7 @@ def _held(name: str, table: Table[ImageRow] | Table[LatentRow] | Table[Rejection
     view = table.latest()
     if view is None:
         return None
+    # Counts of the newest version from its rows, then of each version what its commit says.
     kind = "reason" if name == "rejected" else "split"
     counts = {column: Counter[str]() for column in ("source", kind, "transform")}
     for batch in view.batches(list(counts), size=8192):

@@ -70,6 +70,7 @@ def waiting(store: Store, transform: str, vae: str, crops: int = 1) -> Waiting:
     for batch in images.batches(column_names(_Planned), size=SCANNED):
         asked: list[tuple[str, Wanted]] = []
         for index, row in enumerate(read_rows(_Planned, batch), start):
+            # Not by a condition of the scan: the index of the row in the whole table is needed.
             if row.transform == transform:
                 asked += [(row.key, Wanted(index, cut)) for cut in range(_cut_count(row, crops))]
         found.add(wanted for key, wanted in asked if not done.has(key, wanted.cut))
@@ -90,6 +91,7 @@ class _Done:
         self.database = scratch()
         self.database.execute("CREATE TABLE done (id BLOB PRIMARY KEY) WITHOUT ROWID")
         view = store.latents.latest()
+        # Each cut of an image has a transform's name of its own.
         cuts = {name: cut for cut, name in enumerate(names)}
         same = f"vae = {quoted(vae)} and transform in ({', '.join(quoted(name) for name in names)})"
         for batch in view.batches(["image_key", "transform"], same, SCANNED) if view else ():

@@ -69,6 +69,7 @@ class Worker:
             return
         engine.require_readable({candidate.root for candidate in candidates if candidate.root is not None})
         columns = _columns(candidates, self.background)
+        # Downloads, if there are any, come before the examination; their calls share a budget of bytes.
         errand = None
         if any(candidate.remote for candidate in candidates):
             calls = max(1, READY * self.policy.concurrency // URLS_PER_CALL)
@@ -125,6 +126,7 @@ def _answer(found: Downloaded | Dropped | None) -> Row:
 def _examined(row: Row, filters: Filters, transform: Transform) -> Row:
     if row.get("lost") is not None:
         return _packed(Refused(Dropped(cast(str, row["lost"]), cast(str, row["lost_detail"]))))
+    # The file: downloaded, brought by the source, or a path that is read here.
     if row.get("fetched_data") is not None:
         file = cast(bytes, row["fetched_data"])
     elif row["data"] is not None:
@@ -177,6 +179,7 @@ def _unpacked(row: Row) -> Examined | Refused:
         _scores(row),
         cast("bytes | None", row["thumbnail"]),
     )
+    # Refused: nothing below is set.
     if row["reason"] is not None:
         return Refused(Dropped(cast(str, row["reason"]), cast(str, row["detail"])), seen)
     numbers = cast("list[int]", row["plan"])

@@ -79,11 +79,13 @@ def caption_of(answer: Answer, max_tokens: int) -> str | Dropped:
 
 def clean_answer(text: str) -> str:
     """One line of valid Unicode, without thoughts, greetings, labels, quotes and mark-up around the caption."""
+    # Halves of characters become question marks before anything is compared.
     text = unicodedata.normalize("NFC", text.encode("utf-8", "replace").decode())
     text = _THOUGHTS.sub("", text)
     text = "" if text.lstrip().startswith("<think") else text  # thoughts that never ended
     text = _MARKUP.sub(r"\2", text)
     text = " ".join("".join(map(_visible, text)).split())
+    # What stands around the caption: a greeting, a label, quotes.
     text = _LABEL.sub("", text, count=1)
     if len(text) > 1 and _QUOTES.get(text[0]) == text[-1] and text[0] not in text[1:-1]:
         text = text[1:-1].strip()
@@ -94,6 +96,7 @@ def loops(text: str) -> bool:
     """Whether a phrase follows itself again and again, as greedy decoding does when it is lost."""
     words = re.findall(r"\w+", text.casefold())
     for size in range(1, LONGEST_PHRASE + 1):
+        # So many words in a row must equal the word one phrase before them.
         needed = size * (REPEATS - 1) + (size == 1)
         run = 0
         for place in range(size, len(words)):

@@ -95,6 +95,7 @@ class EndpointAsking:
         self._images.shutdown(cancel_futures=True)
 
     async def _end(self) -> None:
+        # Requests end before the client that they run on.
         others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in others:
             task.cancel()
@@ -105,6 +106,7 @@ class EndpointAsking:
         return [await self._ask(question) for question in questions]
 
     async def _ask(self, question: Question) -> Answer | Failure:
+        # Images take the cores, in threads: the loop stays free for other requests.
         body = await self._loop.run_in_executor(self._images, self._request, question)
         failure = Failure("no connection")
         for attempt in range(RETRIES + 1):
@@ -115,6 +117,7 @@ class EndpointAsking:
                 late = isinstance(error, httpx2.TimeoutException)
                 failure = Failure("timed out" if late else "no connection", _said(error))
             else:
+                # An answer, or what no repetition changes.
                 if status == 200:
                     return _answer(said)
                 failure = Failure(f"HTTP {status}", self._explanation(said))

@@ -47,6 +47,7 @@ class LocalAsking:
 
     def submit(self, questions: Sequence[Question]) -> Future[list[Answer | Failure]]:
         """The answers of one batch; the same batch gives the same answers on the same machine."""
+        # Decoded while the batch before is answered; batches are answered one after the other.
         images = self._images.map(Question.image, questions)
         return self._thread.submit(self._ask, questions, images)
 
@@ -59,6 +60,7 @@ class LocalAsking:
         inputs = self._inputs(list(images), [self._text(question.prompt) for question in questions])
         drawn = self.captioner.temperature > 0
         if drawn:
+            # Drawn answers follow from the seed and the first image of the batch.
             torch.manual_seed(runtime.key(self.seed, int(questions[0].key[:15], 16), "caption"))
         try:
             with torch.inference_mode():
@@ -75,6 +77,7 @@ class LocalAsking:
                 fix="Halve it; what was answered is kept, and the same command continues.",
             ) from None
         asked = cast(torch.Tensor, inputs["attention_mask"]).sum(dim=1).tolist()
+        # What was generated, without the question in front of it.
         told = produced[:, inputs["input_ids"].shape[1] :].cpu()
         return [self._answer(tokens, int(count)) for tokens, count in zip(told, asked, strict=True)]
 

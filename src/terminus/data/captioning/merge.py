@@ -29,6 +29,7 @@ def merge_captions(store: Store) -> int:
     if not texts.origins:
         return 0
     changed = 0
+    # Images first: latents take over what they say.
     if view := store.images.latest():
         for piece in _pieces(_differing(view, texts)):
             changed += len(piece)

@@ -80,6 +80,7 @@ def write_captions(
     console = console or Console(stderr=True)
     store = Store(data.store)
     images = store.images.required()
+    # The name, and whether anybody answers, before an image is read.
     _check_name(store, images, captioner.name)
     asking = _asking(captioner, data.seed, device)
     try:
@@ -88,6 +89,7 @@ def write_captions(
         if trial:
             run.try_out(images, rows, limit or EXAMPLES, asking)
             return run.counts
+        # However it ends, what was answered is written.
         try:
             run.ask(images, rows[:limit], asking)
         except UserError:
@@ -117,6 +119,7 @@ class _Run:
 
     def waiting(self, images: View) -> list[int]:
         """Row numbers of the images of this transform without an answer, in row order."""
+        # The images of this transform and these sources, and those of them without an answer.
         answered = self.answers.answered(self.request)
         table = images.scan(["key", "transform", "source"])
         columns = (table.column(name).to_pylist() for name in ("key", "transform", "source"))
@@ -175,6 +178,7 @@ class _Run:
 
     def finish(self) -> Captioned:
         """Hands the captions to the tables that training reads, and writes the page."""
+        # Few files, today's weights, and then the tables that training reads.
         self.commit()
         self.answers.compact()
         chosen = self.captioner
@@ -220,6 +224,7 @@ class _Run:
     def _fail(self, question: Question, failure: Failure, asking: Asking) -> None:
         self.counts.failed[failure.reason] += 1
         self.failures.append((question, failure))
+        # When a server goes down, all requests under way fail together.
         if len(self.failures) < FAILURES_IN_A_ROW + asking.at_once:
             return
         reasons = _listed(Counter(failure.reason for _, failure in self.failures))
@@ -285,6 +290,7 @@ def _asking(captioner: Captioner, seed: int, device: str) -> Asking:
         asking = EndpointAsking(captioner, captioner.model, seed)
         try:
             asking.check()
+        # Else its thread would go on.
         except BaseException:
             asking.close()
             raise
@@ -296,6 +302,7 @@ def _asking(captioner: Captioner, seed: int, device: str) -> Asking:
 
 def _check_name(store: Store, images: View, name: str) -> None:
     """A captioner must not be called what a source calls its captions: it would replace them."""
+    # A captioner that has answered before keeps its name.
     if name in generated(store, ()).origins:
         return
     origins = images.scan(["caption_origins"]).column("caption_origins")

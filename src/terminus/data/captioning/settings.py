@@ -108,6 +108,7 @@ class Captioner(Config):
             "max_side": MAX_SIDE,
             "image": "whole" if whole else "crop",
         }
+        # Greedy answers follow from the rest.
         if self.temperature:
             deciding["seed"] = seed
         return json.dumps(deciding, sort_keys=True, ensure_ascii=False)

@@ -82,6 +82,7 @@ class Shown:
 def write_sheet(store: Store, transform: str, failed: Mapping[str, int]) -> str:
     """Both files, in the store; returns the page's place. `failed` are this run's images without an answer."""
     captioners = facts(store)
+    # For programs, then for people.
     content = {"captioners": [asdict(captioner) for captioner in captioners], "failed": dict(failed)}
     save_beside_tables(store.location, "captions.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     images = store.images.required()
@@ -143,6 +144,7 @@ def _sample(images: View, transform: str, origins: frozenset[str]) -> list[Shown
             if row["transform"] == transform and origins.intersection(row["caption_origins"]):
                 smallest.append((row["key"], place))
             place += 1
+        # Only the smallest so far are kept.
         smallest = sorted(smallest)[:SAMPLE]
     return [_shown(row, origins) for row in _taken(images, [number for _, number in smallest])]
 
@@ -179,6 +181,7 @@ def _useless(store: Store, images: View, captioners: Sequence[CaptionerFacts]) -
     for row in view.scan(columns, "reason IS NOT NULL").to_pylist():
         group = examples.setdefault(f"{row['origin']}: {row['reason']}", [])
         group.append(row)
+        # The last ones of each kind.
         del group[:-USELESS]
     origins = frozenset(captioner.name for captioner in captioners)
     wanted = {row["image_key"] for group in examples.values() for row in group}

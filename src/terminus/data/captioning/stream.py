@@ -20,6 +20,7 @@ def replies(asking: Asking, questions: Iterable[Question]) -> Generator[Reply]:
     running: dict[Future[list[Answer | Failure]], Sequence[Question]] = {}
     groups = _groups(questions, asking.batch)
     try:
+        # As many under way as the captioner takes, and one more for each that is done.
         for group in groups:
             running[asking.submit(group)] = group
             if len(running) >= asking.at_once:
@@ -37,6 +38,7 @@ def _finished(running: dict[Future[list[Answer | Failure]], Sequence[Question]])
     for future, group in done:
         if future.exception() is None:
             yield from zip(group, future.result(), strict=True)
+    # Only then the error of one of them.
     for future, _ in done:
         future.result()
 

@@ -84,6 +84,7 @@ class Answers:
             return
         columns = ["key", "image_key", "request", "weight", "own_weight"]
         rows = view.scan(columns, f"origin = '{origin}' AND caption IS NOT NULL").to_pylist()
+        # Where this request has an answer, those to other requests give way.
         here = {row["image_key"] for row in rows if row["request"] == request}
         changes: list[dict[str, object]] = []
         for row in rows:
@@ -110,6 +111,7 @@ def generated(store: Store, image_keys: Collection[str] | None = None) -> Genera
     origins: set[str] = set()
     for batch in view.batches(columns, "caption IS NOT NULL"):
         for row in batch.to_pylist():
+            # All who ever answered, whether in force or not.
             origins.add(row["origin"])
             if row["weight"] is None or (image_keys is not None and row["image_key"] not in image_keys):
                 continue

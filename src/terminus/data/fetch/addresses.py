@@ -90,6 +90,7 @@ def is_global(address: Address) -> bool:
         return not any(address in network for network in _NOT_GLOBAL_4)
     if address.ipv4_mapped is not None:
         return is_global(address.ipv4_mapped)
+    # The last 32 bits: NAT64 and ISATAP put an IPv4 address there.
     low = IPv4Address(int(address) & 0xFFFFFFFF)
     if address in _NAT64:
         return is_global(low)

@@ -51,10 +51,12 @@ class CheckedConnections(httpcore2.AsyncNetworkBackend):
         Raises HostNotFound, ConnectError and ConnectTimeout too. The last three arguments are the interface's and
         not used.
         """
+        # All addresses are judged before a socket is opened.
         found = await _resolve(host, port)
         for address in found:
             self._check(host, address)
         problem: Exception = httpcore2.ConnectError("no address")
+        # The first one that answers.
         for address in found[:_ADDRESSES]:
             try:
                 stream = await self.sockets.connect_tcp(str(address), port, timeout=SECONDS)
@@ -62,6 +64,7 @@ class CheckedConnections(httpcore2.AsyncNetworkBackend):
                 problem = error
                 continue
             peer = stream.get_extra_info("server_addr")
+            # Gone before it could be asked which address it has.
             if peer is None:
                 await stream.aclose()
                 problem = httpcore2.ConnectError("closed at once")

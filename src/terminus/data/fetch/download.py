@@ -195,6 +195,7 @@ class _Downloader:
             except NotNow as error:
                 return Dropped("rate limited", str(error))
             except _Failure as failure:
+                # Ours or the server's, whichever is longer; beyond our patience it is the end.
                 pause = max(min(pause_before(request.url, attempt), self.policy.max_wait), failure.wait)
                 if not failure.passing or attempt == self.policy.retries or pause > self.policy.max_wait:
                     return failure.dropped
@@ -203,10 +204,12 @@ class _Downloader:
 
     async def _attempt(self, request: DownloadRequest) -> Downloaded:
         address = addresses.parse_url(request.url)
+        # One deadline for a file with all redirects to it; waiting for a turn does not count.
         seconds = self.policy.timeout
         clock = asyncio.get_running_loop().time
         for _ in range(MAX_REDIRECTS + 1):
             async with self.traffic.turn(address.host):
+                # Where the budget is spent, nothing is begun.
                 self.purse.take(0)
                 began = clock()
                 found = await self._within(seconds, address, request.max_bytes)
@@ -242,6 +245,7 @@ class _Downloader:
         host = (b"Host", address.authority.encode())
         async with self.pool.stream("GET", url, headers=[host, *self.headers]) as response:
             headers = [(_text(name).lower(), _text(value)) for name, value in response.headers]
+            # In this order: an error, a reservation (its body is not read), a redirect, and only then a file.
             if response.status >= 400:
                 raise self._refusal(address, response.status, dict(headers).get("retry-after", ""))
             if said := optouts.reservation(headers, self.agent):
@@ -262,8 +266,8 @@ class _Downloader:
             if pause:
                 self.traffic.leave_alone(address.host, pause)
                 detail += f", asks for {pause:.0f} s without requests"
-            reason: Reason = "rate limited" if status == 429 else "timed out" if status == 408 else "server error"
-            return _Failure(reason, detail, passing=True, wait=pause)
+            named: dict[int, Reason] = {408: "timed out", 429: "rate limited"}
+            return _Failure(named.get(status, "server error"), detail, passing=True, wait=pause)
         return _Failure("forbidden" if status in (401, 402, 403, 407, 451) else "not found", detail)
 
 
@@ -295,6 +299,7 @@ async def _body(chunks: AsyncGenerator[bytes], headers: dict[str, str], max_byte
     body = bytearray()
     try:
         async for chunk in chunks:
+            # Room is taken before the bytes are held.
             purse.take(len(chunk))
             body += chunk
             if len(body) > max_bytes:
@@ -321,6 +326,7 @@ def _text(header: bytes) -> str:
 async def _fetch_all(
     requests: Sequence[DownloadRequest], policy: Policy, allow: Callable[[Address], bool], budget: Budget | None
 ) -> list[Downloaded | Dropped]:
+    # Shared by all calls under this policy, since hosts see one process.
     traffic = _traffic.setdefault(policy, RequestLimits(policy.concurrency, policy.per_host, policy.max_wait))
     pool = httpcore2.AsyncConnectionPool(
         _certificates(),

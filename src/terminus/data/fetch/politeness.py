@@ -63,6 +63,7 @@ class RequestLimits:
         loop = asyncio.get_running_loop()
         host = self._hosts.setdefault(name, _Host(self.per_host))
         host.ready_at = max(host.ready_at, loop.time() + seconds)
+        # Forgotten when its time is over, if nobody has come.
         loop.call_later(seconds + 1, self._forget, name)
 
     def _forget(self, name: str) -> None:

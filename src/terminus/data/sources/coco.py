@@ -59,6 +59,7 @@ class CocoSource(Config):
     def candidates(self, seed: int) -> Iterator[Candidate]:
         """One per image in the order of the list; before them captions that cannot be read, after them captions of
         images that are not listed."""
+        # First reading: captions and licences, which may stand behind the images they belong to.
         folder = self._folder()
         notes = _Notes()
         for key, index, entry in self._entries():
@@ -66,8 +67,10 @@ class CocoSource(Config):
                 yield Candidate(self.name, f"annotations[{index}]", problem=problem)
             elif key == "licenses":
                 notes.license(entry)
+        # Second reading: the images, with what was noted of each.
         images = (self._image(index, entry, notes) for key, index, entry in self._entries() if key == "images")
         yield from _read(images) if folder is None and self.images else images
+        # Captions that no image has asked for.
         for key, texts in notes.texts.items():
             if key not in notes.seen:
                 problem = Dropped("caption without image", printable_caption(texts[:200]))
@@ -136,11 +139,13 @@ class CocoSource(Config):
     def _found(self, candidate: Candidate, values: dict[str, object]) -> Candidate:
         """With the place of the image's bytes, or the reason why there are none."""
         if self.images is None:
+            # Without a folder: to be downloaded.
             links = [values.get(name) for name in ("coco_url", "flickr_url")]
             url = next((link for link in links if isinstance(link, str) and link), None)
             if url is None or not _valid(url):
                 return replace(candidate, problem=Dropped("row names no image", "neither coco_url nor flickr_url"))
             return replace(candidate, url=url)
+        # In a folder: the name is the file's own word, and may not lead out.
         name = values.get("file_name")
         if not isinstance(name, str) or not name:
             return replace(candidate, problem=Dropped("row names no image", "no file_name"))
@@ -227,6 +232,7 @@ class _Json:
     def _value(self) -> object:
         while True:
             try:
+                # Fails also where the window ends within the value: then more of the file is read, up to a limit.
                 value, end = _DECODER.raw_decode(self.text, self.place)
             except ValueError as error:
                 if len(self.text) - self.place > MAX_ENTRY or not self._more():
@@ -258,6 +264,7 @@ class _Json:
             return False
         data = self.file.read(READ_BYTES)
         self.ended = not data
+        # What is read already falls out of the window.
         self.text, self.place = self.text[self.place :] + self.decoder.decode(data, final=self.ended), 0
         return not self.ended
 

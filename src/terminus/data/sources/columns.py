@@ -74,12 +74,14 @@ class Columns:
 
     def among(self, present: Sequence[str]) -> dict[str, str]:
         """Role to column, where there is one."""
+        # Of columns that differ only in case, the first.
         folded: dict[str, str] = {}
         for name in present:
             folded.setdefault(name.casefold(), name)
         found: dict[str, str] = {}
         for role in {**self.names, **self.chosen}:
             wanted = (self.chosen[role],) if role in self.chosen else self.names[role]
+            # A name as it is written goes before one in another case; among these the best first.
             exact = [name for name in wanted if name in present]
             alike = [folded[name.casefold()] for name in wanted if name.casefold() in folded]
             if exact or alike:
@@ -113,12 +115,14 @@ class ColumnRow:
         """Stripped; None where there is nothing."""
         value = self.values.get(role)
         if isinstance(value, int | float) and not isinstance(value, bool):
+            # NaN, which pandas writes for a missing text, is the only value that differs from itself.
             value = None if value != value else str(value)
         if value is None:
             return None
         if not isinstance(value, str):
             raise self._wrong(role, value, "text")
         try:
+            # A lone surrogate would fail later, where it is stored.
             value.encode()
         except UnicodeEncodeError:
             raise self._wrong(role, value, "UTF-8") from None
@@ -130,6 +134,7 @@ class ColumnRow:
         if value is None or (isinstance(value, str) and not value.strip()):
             return None
         try:
+            # Python takes both for numbers: True is 1, and b"7" is 7.
             if isinstance(value, bool | bytes):
                 raise TypeError
             number = float(value)  # pyright: ignore[reportArgumentType]  (what has no float raises TypeError)
@@ -230,6 +235,7 @@ def _unsafe(row: ColumnRow) -> float | None:
     score = row.number("unsafe", 0.0, 1.0)
     if score is not None:
         return score
+    # Without a probability, LAION-400M's words, a truth value, or a number under that name.
     word = row.values.get("nsfw")
     if isinstance(word, str) and word.strip().casefold() in NSFW:
         return NSFW[word.strip().casefold()]

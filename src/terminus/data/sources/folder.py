@@ -87,6 +87,7 @@ class FolderSource(Config):
 
     def _candidate(self, root: Path, path: Path, described: tuple[Caption, ...], metadata: str | None) -> Candidate:
         identity = printable_caption(str(path.relative_to(root)))
+        # What is no image is a candidate with a reason: nothing in the folder is passed over without a word.
         if os.path.islink(path) and os.path.isdir(path):
             return Candidate(self.name, identity, problem=Dropped("link to a folder"))
         if path.suffix.lower() not in IMAGE_SUFFIXES:
@@ -106,6 +107,7 @@ class FolderSource(Config):
             path=path,
             root=root,
             licence=licence or metadata,
+            # Of the sidecars as well: an edited caption makes the image judged again.
             stamp="|".join((_stamp(path), *stamps)),
         )
 
@@ -129,11 +131,13 @@ def _files(root: Path) -> Iterator[Path | OSError]:
     unread: list[OSError] = []
     for folder, folders, names in os.walk(root, onerror=unread.append):
         yield from _taken(unread)
+        # In place, since `os.walk` goes on with this list: sorted, and without the links.
         folders.sort()
         for linked in [name for name in folders if os.path.islink(os.path.join(folder, name))]:
             folders.remove(linked)
             names.append(linked)
         present = set(names)
+        # Metadata comes before the images that it describes.
         for name in sorted(names, key=lambda name: (name not in METADATA, name)):
             if not _is_sidecar(name, present):
                 yield Path(folder, name)

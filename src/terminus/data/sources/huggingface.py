@@ -123,6 +123,7 @@ class HuggingfaceSource(Config):
         # The hub's rule: the split's name stands between separators, in the file's name or a folder's.
         metadata = None if self.split is None else re.compile(rf"(?:^|[/._ -]){re.escape(self.split)}(?=[/._ -]|$)")
         found = [uri for uri in every if metadata is None or metadata.search(uri[len(root) :])]
+        # Whether any file says of which split it is; if none does, all of them are what there is to train on.
         named = any(
             re.search(r"(?:^|[/._ -])(train|test|validation|dev|val)(?=[/._ -])", uri[len(root) :]) for uri in every
         )
@@ -140,6 +141,7 @@ class HuggingfaceSource(Config):
 
     def _no_tables(self, root: str) -> UserError:
         where = f"data.sources ({self.name}): {root}"
+        # Nothing that could be read, or images beside metadata, which `kind: folder` reads.
         if not (beside := storage.files(root, METADATA)):
             return UserError(
                 "there are no Parquet or Arrow files here",
@@ -182,6 +184,7 @@ class HuggingfaceSource(Config):
                 present: list[str] = reader.schema.names
                 found = self._columns().find(present, uri)
                 for batch in reader:
+                    # Arrow does not check what it reads: offsets of a damaged file would lead outside its buffers.
                     batch.validate(full=True)
                     for row in _unpacked(batch, found):
                         yield self._read(ColumnRow(f"{name}#{number}", row, found))
@@ -227,6 +230,7 @@ def _card_licence(root: str) -> str | None:
             text = bytes(file.read(MAX_CARD_BYTES)).decode(errors="replace")
     except (UserError, OSError):
         return None
+    # Only the YAML head between the two lines of dashes.
     head = text.split("\n---", 1)[0] if text.startswith("---") else ""
     found = _LICENCE.search(head)
     return found[1] if found else None

@@ -50,6 +50,7 @@ class Metadata:
         `UserError` if the file cannot be read, lies outside the folder, lacks the columns, or has no row that can be
         read.
         """
+        # The file itself may be a link.
         if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.root)):
             raise UserError(
                 "this link leads out of the folder",
@@ -58,6 +59,7 @@ class Metadata:
                 fix="Put the file in place of the link, or remove it.",
             )
         folder = path.parent.relative_to(self.root)
+        # Each row waits for its image, or is told as one of no use; a file of which no row can be read is an error.
         read, unread = 0, ""
         for row in _rows(path):
             identity = f"{printable_caption(folder.as_posix())}/{row.id}".removeprefix("./")
@@ -92,6 +94,7 @@ class Metadata:
             yield Candidate(self.source, identity, problem=self._absent(Path(os.fsdecode(path))))
 
     def _add(self, folder: Path, identity: str, row: ColumnRow) -> None:
+        # Names that cannot be of a file in this folder.
         name = row.text("file_name")
         if name is None:
             raise BadRow("row names no image", "no file_name")
@@ -106,6 +109,7 @@ class Metadata:
 
     def _absent(self, name: Path) -> Dropped:
         shown = printable_caption(name.as_posix()[:200])
+        # Why the walk has not met it: behind a link, there but no image, or not there.
         if any(os.path.islink(self.root / folder) for folder in list(name.parents)[:-1]):
             return Dropped("link to a folder", shown)
         if os.path.lexists(self.root / name):

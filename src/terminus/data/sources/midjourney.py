@@ -90,11 +90,13 @@ class MidjourneySource(Config):
         prompt = _prompt(row)
         if self.only != "any":
             _refuse_grids(prompt, row, url, known=self.only == "upscaled")
+        # The prompt first, then captions that others wrote; a prompt that stands for several is none.
         captions = row.captions("caption")
         if prompt.caption and not prompt.alternatives:
             captions = (Caption(prompt.caption, "prompt"), *captions)
         elif prompt.alternatives and not captions:
             raise BadRow("prompt stands for several", "it holds {this, that}, and which made the image is unknown")
+        # Tags: from the parameters, from words of the captions, and those of the table.
         facts = metadata(row)
         words = prompts.mentions("\n".join(caption.text for caption in captions), self.tags)
         tags = tuple(dict.fromkeys((*prompt.tags, *words, *facts.tags)))
@@ -115,6 +117,7 @@ def _prompt(row: ColumnRow) -> ParsedPrompt:
     prompt = prompts.parse_prompt(" ".join(row.texts("prompt")))
     more = prompts.parse_prompt(" ".join(row.texts("parameters")))
     parameters = dict(prompt.parameters) | dict(more.parameters)
+    # The column counts only where the prompt itself names no version.
     version = _VERSION.fullmatch(row.text("version") or "")
     if version and version[0] and not {"niji", "version"} & parameters.keys():
         parameters["niji" if version[1] else "version"] = version[2] or ""

@@ -114,10 +114,13 @@ class ParsedPrompt:
 def parse_prompt(text: str) -> ParsedPrompt:
     """Takes a prompt or a message apart. Never fails: what it does not understand stays in the caption, except that
     two hyphens before an unknown name make it a parameter, because the bot has always added some."""
+    # Off with what is not the prompt: the bot's words, mentions, the command, the parameters.
     prompt, shows = _message(" ".join(text.split()))
     prompt = _COMMAND.sub("", _DISCORD.sub(" ", prompt))
     description, parameters, negative = _parameters(prompt)
+    # The image URLs at its beginning; they shaped the image, and are no part of the caption.
     images = len(re.findall(r"<?https?://", description[: _description_start(description)], re.IGNORECASE))
+    # Parts by weight: a negative one asks for what is not there, one of 0 says nothing.
     kept: list[str] = []
     for part, weight in _parts(_URL.sub(" ", description)):
         if weight < 0:
@@ -125,6 +128,7 @@ def parse_prompt(text: str) -> ParsedPrompt:
         elif weight > 0:
             kept.append(part)
     alternatives = any("," in found.replace("\\,", "") for found in _BRACES.findall(description))
+    # One line, with commas between the parts.
     caption = ", ".join(part for part in (_plain(part).rstrip(",; ") for part in kept[:-1]) if part)
     last = _plain(kept[-1]) if kept else ""
     return ParsedPrompt(
@@ -149,6 +153,7 @@ def _folded(word: str) -> str:
 
 def _message(text: str) -> tuple[str, Shows | None]:
     """The prompt in a message of the bot, and how many images the message shows."""
+    # The bot sets the prompt in bold, with nothing but a mention before it.
     start, end = text.find("**"), text.rfind("**")
     bold = 0 <= start < end and not _DISCORD.sub("", text[:start]).strip()
     after = text[end + 2 :] if bold else ""
@@ -177,6 +182,7 @@ def _parameters(prompt: str) -> tuple[str, dict[str, str], list[str]]:
     negative: list[str] = []
     place = 0
     for dash in _DASH.finditer(prompt):
+        # A dash within the value of the parameter before it, such as the second of `--no a --b`.
         if dash.start() < place:
             continue
         known = _known(dash[1].casefold(), prompt, dash)
@@ -198,6 +204,7 @@ def _known(word: str, prompt: str, dash: re.Match[str]) -> tuple[str, str, int] 
     typed = dash[0].startswith("-")
     name, kind = PARAMETERS.get(word, (word, "number"))
     start = dash.end() + len(word)
+    # A free text ends where the next parameter begins whose name is known.
     if kind == "text":
         following = next((other for other in _DASH.finditer(prompt, start) if other[1].casefold() in PARAMETERS), None)
         end = following.start() if following else len(prompt)

@@ -143,6 +143,7 @@ def estimate(place: str, columns: Columns) -> int:
     tables = _tables(place)
     counted: list[int] = []
     settled = False
+    # Files at equal distances; the first that can be read must have the columns.
     for table in tables[:: -(-len(tables) // SAMPLED)]:
         try:
             if not settled:
@@ -210,8 +211,10 @@ def _parquet(table: _Table, columns: Columns) -> Iterator[ColumnRow]:
             yield table.broken(0, _said(error))
             return
         found = _found(columns, table, present)
+        # Values of the columns come from the file, those of the partitions from its folders.
         stored = {role: name for role, name in found.items() if name in present}
         metadata = {role: table.partitions[name] for role, name in found.items() if role not in stored}
+        # By row group: a damaged one costs its own rows, and the numbers of the rows behind it stay right.
         first = 0
         for group in range(file.num_row_groups):
             number, end = first, first + max(0, file.metadata.row_group(group).num_rows)
@@ -223,6 +226,7 @@ def _parquet(table: _Table, columns: Columns) -> Iterator[ColumnRow]:
                     yield ColumnRow(f"{printable_caption(table.name)}#{number}", metadata | row, found)
                     number += 1
             else:
+                # Reached only where no batch of the group was damaged.
                 if number != end:
                     yield table.broken(number, f"the file promises rows up to {end - 1}")
             first = end
@@ -231,6 +235,7 @@ def _parquet(table: _Table, columns: Columns) -> Iterator[ColumnRow]:
 def _batches(file: pq.ParquetFile, group: int, names: list[str]) -> Iterator[pa.RecordBatch | str]:  # pyright: ignore[reportUnknownParameterType]
     """Of one row group; a text where it is damaged."""
     facts = file.metadata.row_group(group)
+    # As many rows as fit, by the mean size of the group's.
     size = max(1, min(BATCH_ROWS, BATCH_BYTES * facts.num_rows // max(1, facts.total_byte_size)))
     try:
         yield from file.iter_batches(size, row_groups=[group], columns=names, use_threads=False)
@@ -249,6 +254,7 @@ def _values(column: pa.Array) -> list[object]:  # pyright: ignore[reportUnknownP
     try:
         return column.to_pylist()
     except _BROKEN:
+        # One value is damaged: one by one, so that the others are read.
         return [_value(scalar) for scalar in column]
 
 
@@ -266,6 +272,7 @@ def _csv(table: _Table, columns: Columns) -> Iterator[ColumnRow]:
         if isinstance(header, ColumnRow):
             yield header
             return
+        # Excel begins a file with a byte order mark.
         header[:1] = [name.removeprefix("\ufeff") for name in header[:1]]
         found = _found(columns, table, header)
         for number, cells in enumerate(records):
@@ -314,6 +321,7 @@ def _json_lines(table: _Table, columns: Columns) -> Iterator[ColumnRow]:
                 continue
             values = table.partitions | values
             present = tuple(values)
+            # Objects have few sets of keys; a file where each has its own must not fill the memory.
             if present not in known:
                 if len(known) > BATCH_ROWS:
                     known.clear()
@@ -367,6 +375,7 @@ def _length(table: _Table) -> int:
             return pq.ParquetFile(raw).metadata.num_rows
         plain = pa.CompressedInputStream(raw, "gzip") if table.uri.lower().endswith(".gz") else raw
         lines = plain.read(READ_BYTES).count(b"\n")
+        # By the share of the file that was read, of compressed bytes where it is compressed.
         return lines * raw.size() // max(1, raw.tell())
 
 

@@ -111,6 +111,7 @@ class WebdatasetSource(Config):
         except UserError as error:
             yield Candidate(self.name, shard, problem=Dropped("archive cannot be read", error.what), stamp="unreadable")
             return
+        # A key that comes again, not next to the first: a second image must not take its id.
         met: dict[str, int] = {}
         with closing(file):
             for sample in tar.samples(file, self._wanted):
@@ -141,6 +142,7 @@ class WebdatasetSource(Config):
             licence, url = row.licence(), row.text("url")
         except BadRow as error:
             return Candidate(self.name, identity, problem=error.dropped, stamp=stamp)
+        # Of captions with the same text the first, so that the sidecar's origin stays.
         unique = {caption.text: caption for caption in reversed(captions)}
         return Candidate(
             self.name,
@@ -193,6 +195,7 @@ def _expanded(pattern: str) -> list[str]:
     choices: list[list[str]] = []
     end = 0
     for match in _BRACES.finditer(pattern):
+        # Neither a range nor a list: part of a name.
         span = _RANGE.fullmatch(match[1])
         if span is None and "," not in match[1]:
             continue
@@ -201,6 +204,7 @@ def _expanded(pattern: str) -> list[str]:
             choices.append(match[1].split(","))
         else:
             low, high = int(span[1]), int(span[2])
+            # Before the list is made: {0..999999999999} would not fit in memory.
             _bounded(pattern, high - low + 1)
             choices.append([str(number).zfill(len(span[1])) for number in range(low, high + 1)])
         end = match.end()
