@@ -32,6 +32,7 @@ def import_recipe(source: Path, out: Path, console: Console) -> None:
     check_import(source, out)
     draft = read_settings(source)
     text = written(draft)
+    # Read back before it has its name: a recipe that does not load is never left there.
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.stem}.{os.getpid()}.yaml")
     try:
@@ -58,6 +59,7 @@ def read_settings(source: Path) -> Draft:
 def _reader(source: Path) -> Callable[[Path], Draft] | None:
     """The importer of the program whose settings these are; None if no program is recognized."""
     if source.is_dir():
+        # By content: what each program's files are called, then which keys they hold.
         if any((source / name).is_file() for name in (*simpletuner.CONFIGS, simpletuner.BACKENDS)):
             return simpletuner.read_simpletuner
         return img2dataset.read_img2dataset if img2dataset.looks_like(source) else None
@@ -77,6 +79,7 @@ def _reader_of_toml(values: dict[str, object]) -> Callable[[Path], Draft] | None
 
 
 def _reader_of_json(found: object) -> Callable[[Path], Draft] | None:
+    # A list can only be backends; sd-scripts' files are objects.
     if isinstance(found, list):
         return simpletuner.read_simpletuner
     if not isinstance(found, dict):

@@ -73,6 +73,7 @@ def looks_like(folder: Path) -> bool:
 
 def read_img2dataset(folder: Path) -> Draft:
     """The draft of the folder. `UserError` if there is nothing in it that a source reads."""
+    # What there is to train on; counts alone name no images.
     found = _shards(folder)
     if not (found.archives or found.folders or found.tables):
         raise UserError(
@@ -85,6 +86,7 @@ def read_img2dataset(folder: Path) -> Draft:
     draft.set("run.dir", f"runs/{draft.name}", "a new folder")
     draft.set("data.store", f"runs/{draft.name}-data", "where prepared latents are kept")
     place = str(folder)
+    # A source for the best of what is there: archives hold images, captions and all columns.
     if found.archives:
         draft.source("webdataset", draft.name, "", path=Sourced(place, f"{len(found.archives)} archives"))
     elif found.folders:
@@ -102,6 +104,7 @@ def read_img2dataset(folder: Path) -> Draft:
             "laion", draft.name, "", path=Sourced(place, f"{len(found.tables)} tables"), columns=Sourced(columns, "")
         )
         draft.notes.append("Rows whose download failed have no bytes but a link in these tables: it is tried again.")
+    # What is known of the images: how many there should be, and whether they were scaled.
     _counts(draft, found.counts)
     _sizes(draft, found, bool(found.archives))
     data_only(draft)
@@ -130,6 +133,7 @@ def _counts(draft: Draft, files: list[Path]) -> None:
     """Says how many images there should be, and what failed."""
     total, reasons = Counter[str](), Counter[str]()
     for file in files[:MAX_STATS]:
+        # Counts of all files together, and settings where a file has them.
         keys = root(read_json_settings(file), file)
         total.update(_whole_numbers(keys, ("count", "successes", "failed_to_download", "failed_to_resize")))
         if status := keys.table("status_dict"):
@@ -139,6 +143,7 @@ def _counts(draft: Draft, files: list[Path]) -> None:
                 draft.notes.append(f"{given.origin}, by the counts")
     if not files:
         return
+    # The most frequent reasons of failed downloads.
     reasons.pop("success", None)
     worst = ", ".join(f"{printable_caption(word[:60])}: {count}" for word, count in reasons.most_common(3))
     some = f", by the first {MAX_STATS} of {len(files)} files of counts" if len(files) > MAX_STATS else ""
@@ -156,6 +161,7 @@ def _whole_numbers(keys: Keys, names: Iterable[str]) -> Counter[str]:
 
 def _sizes(draft: Draft, found: _Shards, archives: bool) -> None:
     """What was done to the images, by the sizes of the first rows of the first table that can be read."""
+    # One table speaks for all: a run of img2dataset treats every image alike.
     for table in found.tables:
         try:
             with pq.ParquetFile(table) as file:
@@ -182,6 +188,7 @@ def _columns(draft: Draft, names: list[str]) -> None:
 
 
 def _resized(draft: Draft, rows: list[dict[str, object]], archives: bool) -> None:
+    # What changed between the downloaded and the stored file was done by img2dataset.
     sizes = [size for row in rows if (size := _size(row)) is not None]
     if not sizes:
         draft.notes.append(
@@ -202,6 +209,7 @@ def _resized(draft: Draft, rows: list[dict[str, object]], archives: bool) -> Non
 
 def _note_scaled(draft: Draft, sizes: Sequence[_Sizes], changed: Sequence[_Sizes], archives: bool) -> None:
     """Says how many images were scaled, and what follows from it."""
+    # One shape for all: cut or padded, which the sizes cannot tell apart.
     shapes = {one[:2] for one in sizes}
     one_shape = ""
     if len(shapes) == 1:
@@ -237,6 +245,7 @@ def _size(row: Mapping[str, object]) -> _Sizes | None:
 
 def _resolution(draft: Draft, sizes: Sequence[_Sizes]) -> None:
     """The largest of the usual resolutions that at least half of the images have room for."""
+    # The median of the shortest sides: nothing is enlarged here, so half of the images can be used.
     short = sorted(min(size.width, size.height) for size in sizes)
     middle = short[len(short) // 2]
     fitting = [side for side in (1024, 768, 512, 256, 128, 64) if side <= middle]

@@ -38,11 +38,13 @@ class _Dataset:
 
 def read_kohya(path: Path) -> Draft:
     """The draft of a dataset or training file, TOML or (dataset only) JSON. `UserError` if it is neither."""
+    # A dataset file: there is no more.
     keys = read_toml(path) if path.suffix.lower() == ".toml" else root(read_json_settings(path), path)
     name = slug(path.stem)
     if "datasets" in keys.values:
         draft = Draft(f"{path.name}, a dataset file of {TRAINER}", name)
         return _finished(draft, keys, None)
+    # A training file, flat whatever its sections, with the dataset file that it may name.
     training = Keys(_flat(keys.values), str(path))
     draft = Draft(f"{path.name}, a training file of {TRAINER}", name)
     if given := training.text("output_name"):
@@ -79,6 +81,7 @@ def _flat(values: object) -> dict[str, object]:
 def _finished(draft: Draft, dataset: Keys | None, training: Keys | None) -> Draft:
     draft.set("run.dir", f"runs/{draft.name}", "a new folder; that trainer's own results stay where they are")
     draft.set("data.store", f"runs/{draft.name}-data", "where prepared latents are kept")
+    # Levels outside all datasets, the inner one first.
     general = dataset.table("general") if dataset else None
     outer = tuple(keys for keys in (general, training) if keys is not None)
     if dataset is not None:
@@ -86,16 +89,19 @@ def _finished(draft: Draft, dataset: Keys | None, training: Keys | None) -> Draf
     else:
         assert training is not None
         datasets = [_Dataset(outer, ())]
+    # Images: how they are cut, where they are, how often their captions are dropped.
     _geometry(draft, datasets)
     if dataset is None and training is not None:
         _folders(draft, training)
     _sources(draft, datasets)
     _dropout(draft, datasets)
+    # Training, which needs the batch: steps are counted as images from here on.
     size = _batch(draft, datasets, training)
     if training is not None:
         kohya_training.read_kohya_training(draft, training, size)
     else:
         data_only(draft)
+    # No key is lost: what nobody has asked for is listed with a reason, what decided something as well.
     every = _every(dataset, general, training, datasets)
     for keys in every:
         _name_the_rest(draft, keys, training is keys)
@@ -109,6 +115,7 @@ def _dataset(keys: Keys, outer: tuple[Keys, ...]) -> _Dataset:
 
 
 def _every(dataset: Keys | None, general: Keys | None, training: Keys | None, datasets: list[_Dataset]) -> list[Keys]:
+    # Without a dataset file the levels are `training` itself, which comes once, at the end.
     inner = [keys for one in datasets if dataset for keys in (one.levels[0], *(subset.keys for subset in one.subsets))]
     return [keys for keys in (dataset, general, *inner, training) if keys is not None]
 
@@ -131,12 +138,14 @@ def _first(levels: Sequence[Keys], read: Callable[[Keys], Sourced[T] | None]) ->
 
 def _geometry(draft: Draft, datasets: list[_Dataset]) -> None:
     """Resolution, buckets and crop are of the whole recipe: those of the dataset with the most pixels."""
+    # Of several resolutions the largest: pixels can be left out, and never made.
     shapes = [_shape(one.levels) for one in datasets]
     found = [shape for shape in shapes if shape is not None]
     if not found:
         draft.notes.append("No resolution is said; the recipe has the default, 1024.")
         return
     largest = max(found, key=lambda shape: shape.area)
+    # A resolution there may be a rectangle; only its area counts here.
     draft.set("data.resolution", meaning.side(largest.area, largest.step), largest.origin)
     if largest.bucket:
         draft.set("data.buckets.kind", "aspect", largest.bucket.origin)
@@ -177,6 +186,7 @@ def _shape(levels: Sequence[Keys]) -> _Shape | None:
     given = _first(levels, _resolution)
     if given is None:
         return None
+    # A step that buckets here cannot have is replaced by that program's default.
     usable = bucket and steps and 8 <= steps.value <= 512 and steps.value % 8 == 0
     return _Shape(*given.value, given.origin, bucket, steps.value if steps and usable else 64)
 
@@ -186,6 +196,7 @@ def _resolution(keys: Keys) -> Sourced[tuple[int, int]] | None:
     given = keys.raw("resolution")
     if given is None:
         return None
+    # As sd-scripts reads it: one number stands for both sides.
     value = given.value
     several: list[object] = list(value.split(",")) if isinstance(value, str) else [value]
     parts = cast("list[object]", value) if isinstance(value, list) else several
@@ -207,16 +218,19 @@ def _sources(draft: Draft, datasets: list[_Dataset]) -> None:
     seen: set[str] = set()
     crops: list[Sourced[bool] | None] = []
     for subset in (subset for one in datasets for subset in one.subsets):
+        # Everything that decides is read first, so that no key of a subset counts as unknown.
         path = subset.keys.text("image_dir")
         repeats = _first(subset.levels, lambda keys: keys.whole("num_repeats"))
         place = nearest(path.value, subset.keys.file) if path else ""
         regular = subset.keys.is_on("is_reg") is not None
         extension = _first(subset.levels, lambda keys: keys.text("caption_extension"))
         unused = repeats is not None and repeats.value < 1
+        # A folder once: a second subset of it would be the same images again.
         if path is None or regular or place in seen or unused:
             _leave_out(draft, subset, _why_unused(path is not None, regular, place in seen))
             continue
         seen.add(place)
+        # What it becomes: a source, with its repeats.
         crops.append(_first(subset.levels, lambda keys: keys.flag("random_crop")))
         name = draft.source("folder", Path(place.replace("\\", "/")).name, "", path=Sourced(place, path.origin))
         if repeats and repeats.value > 1:
@@ -275,6 +289,7 @@ def _folders(draft: Draft, training: Keys) -> None:
         return
     place = nearest(given.value, training.file)
     inside = sorted(Path(place).iterdir()) if Path(place).is_dir() else []
+    # A folder such as `10_cat`: ten times in an epoch.
     named = [(found, folder) for folder in inside if folder.is_dir() and (found := _REPEATS.fullmatch(folder.name))]
     for found, folder in named:
         name = draft.source("folder", found[2] or folder.name, "", path=Sourced(str(folder), given.origin))
@@ -293,6 +308,7 @@ def _folders(draft: Draft, training: Keys) -> None:
 
 def _dropout(draft: Draft, datasets: list[_Dataset]) -> None:
     """Dropped captions are of a subset there and of the objective here."""
+    # The rate of every subset; without subsets that of the training file.
     levels = [subset.levels for one in datasets for subset in one.subsets] or [one.levels for one in datasets]
     given = [
         _first(one, lambda keys: keys.number("caption_dropout_rate"))
@@ -314,6 +330,7 @@ def _dropout(draft: Draft, datasets: list[_Dataset]) -> None:
 
 
 def _batch(draft: Draft, datasets: list[_Dataset], training: Keys | None) -> meaning.GlobalBatch:
+    # Of several batch sizes the first; a recipe has one.
     given = [
         _first(one.levels, lambda keys: keys.whole("batch_size") or keys.whole("train_batch_size")) for one in datasets
     ]

@@ -17,9 +17,11 @@ _MODULES = ("networks.lora", "networks.lora_fa", "lycoris.kohya")
 
 def read_kohya_training(draft: Draft, keys: Keys, size: meaning.GlobalBatch) -> None:
     """Lays down what the training file says; what it has no place for is listed."""
+    # Before the model: `meaning.start` asks what is trained, and on which objective.
     _adapter(draft, keys)
     _objective(draft, keys)
     _noise(draft, keys)
+    # The model. A path is relative to the file, an id of the hub is not.
     if model := keys.text("pretrained_model_name_or_path"):
         path = model.value
         if Path(path).suffix in (".safetensors", ".ckpt") or path.startswith((".", "/", "\\")):
@@ -33,6 +35,7 @@ def read_kohya_training(draft: Draft, keys: Keys, size: meaning.GlobalBatch) -> 
         draft.notes.append(
             "pretrained_model_name_or_path is not set; set model.start, which is the tiny nano by default."
         )
+    # Length before the learning rate, whose warm-up may be a share of it.
     _length(draft, keys, size)
     _optimizer(draft, keys)
     _rate(draft, keys, size)
@@ -41,6 +44,7 @@ def read_kohya_training(draft: Draft, keys: Keys, size: meaning.GlobalBatch) -> 
 
 
 def _objective(draft: Draft, keys: Keys) -> None:
+    # Prediction, schedule and min-SNR.
     velocity = keys.flag("v_parameterization") or keys.unset("v_parameterization", False)
     terminal = keys.flag("zero_terminal_snr") or keys.unset("zero_terminal_snr", False)
     gamma = keys.number("min_snr_gamma")
@@ -50,6 +54,7 @@ def _objective(draft: Draft, keys: Keys) -> None:
             f"{gamma.origin}: {TRAINER} takes the SNR before it rescales the schedule, so its weight at the last "
             "timestep was 0.0047 by accident; here it is exactly that of the schedule."
         )
+    # Other weights of the loss, and its form.
     _debiased(draft, keys, velocity.value, gamma is not None)
     unset = keys.unset("loss_type", "l2")
     schedule = keys.text("huber_schedule") or keys.unset("huber_schedule", "snr")
@@ -59,6 +64,7 @@ def _objective(draft: Draft, keys: Keys) -> None:
 
 
 def _debiased(draft: Draft, keys: Keys, velocity: bool, weighted: bool) -> None:
+    # A weight of its own here; there it multiplies with others.
     debiased = keys.is_on("debiased_estimation_loss")
     if debiased and weighted:
         draft.leave(
@@ -73,10 +79,12 @@ def _debiased(draft: Draft, keys: Keys, velocity: bool, weighted: bool) -> None:
 
 
 def _noise(draft: Draft, keys: Keys) -> None:
+    # Noise that is added to the plain one.
     if offset := keys.number("noise_offset"):
         draft.set("objective.offset_noise", offset.value, offset.origin)
     if perturbed := keys.number("ip_noise_gamma"):
         draft.set("objective.input_perturbation", perturbed.value, perturbed.origin)
+    # Timesteps: a half-open range there, an inclusive band here.
     low, high = keys.whole("min_timestep"), keys.whole("max_timestep")
     if low or high:
         first, end = low.value if low else 0, high.value if high else 1000
@@ -89,6 +97,7 @@ def _noise(draft: Draft, keys: Keys) -> None:
 
 
 def _length(draft: Draft, keys: Keys, size: meaning.GlobalBatch) -> None:
+    # How many images an epoch has is not known before preparation.
     epochs = keys.whole("max_train_epochs")
     steps = keys.whole("max_train_steps")
     if epochs is not None:
@@ -106,11 +115,13 @@ def _length(draft: Draft, keys: Keys, size: meaning.GlobalBatch) -> None:
 
 
 def _optimizer(draft: Draft, keys: Keys) -> None:
+    # Which optimizer: the older flags override its name.
     kind = keys.text("optimizer_type") or keys.unset("optimizer_type", "AdamW")
     if eight := keys.is_on("use_8bit_adam"):
         kind = Sourced("AdamW8bit", eight.origin)
     if lion := keys.is_on("use_lion_optimizer"):
         kind = Sourced("Lion", lion.origin)
+    # AdamW under any of its names; they differ in how the moments are stored.
     values, others = meaning.optimizer_values(keys.texts("optimizer_args"), "optimizer_args")
     moments = {
         "adamw": "fp32",
@@ -131,6 +142,7 @@ def _optimizer(draft: Draft, keys: Keys) -> None:
         )
     if others:
         draft.notes.append(f"optimizer_args {', '.join(others)[:200]} could not be carried over: no such setting.")
+    # Clipping, which cannot be turned off here.
     clip = keys.number("max_grad_norm")
     if clip and clip.value == 0:
         draft.leave(keys, "max_grad_norm", "0 clips nothing there; gradients are always clipped here, to norm 1")
@@ -139,12 +151,15 @@ def _optimizer(draft: Draft, keys: Keys) -> None:
 
 
 def _rate(draft: Draft, keys: Keys, size: meaning.GlobalBatch) -> None:
+    # The peak, of the UNet.
     top = keys.number("learning_rate") or keys.unset("learning_rate", 2e-6)
     top = keys.number("unet_lr") or top
     _text_encoder_rate(draft, keys, top.value)
+    # The shape below it.
     shape = keys.text("lr_scheduler") or keys.unset("lr_scheduler", "constant")
     ratio = keys.number("lr_scheduler_min_lr_ratio")
     end = Sourced(ratio.value * top.value, f"{ratio.origin}, times {top.value:g}") if ratio else None
+    # Warm-up in steps, or as a share of the run where it is below 1.
     warmup = keys.number("lr_warmup_steps") or Sourced(0.0, "")
     steps, of = warmup.value, draft.settings.get("training.images")
     if 0 < steps < 1:  # a share of the run
@@ -174,6 +189,7 @@ def _adapter(draft: Draft, keys: Keys) -> None:
     if module is None:
         _no_adapter(draft, keys)
         return
+    # LyCORIS names the algorithm among the arguments of its module, and DoRA as a flag of LoRA.
     words = {word.partition("=")[0]: word.partition("=")[2] for word in keys.texts("network_args")}
     algorithm = words.pop("algo", "lora") if module.value.startswith("lycoris") else "lora"
     if words.pop("dora_wd", "").strip().lower() in ("true", "1") and algorithm in ("lora", "locon"):
@@ -181,10 +197,12 @@ def _adapter(draft: Draft, keys: Keys) -> None:
     if module.value not in _MODULES or algorithm not in _ALGORITHMS:
         draft.notes.append(f"{module.origin} {algorithm}: there are lora, dora, loha and lokr; the recipe has lora.")
     draft.set("model.adapter.algorithm", _ALGORITHMS.get(algorithm, "lora"), module.origin)
+    # Size: that program's defaults, which are not those here.
     rank = keys.whole("network_dim") or keys.unset("network_dim", 4)
     alpha = keys.number("network_alpha") or keys.unset("network_alpha", 1.0)
     draft.set("model.adapter.rank", rank.value, rank.origin)
     draft.set("model.adapter.alpha", alpha.value, alpha.origin)
+    # Which layers; there is no counterpart that matches exactly.
     if "conv_dim" in words:
         draft.set("model.adapter.targets", "all", "network_args: conv_dim")
     else:
@@ -220,6 +238,7 @@ def _adapted_text_encoders(draft: Draft, keys: Keys) -> None:
 
 
 def _machine(draft: Draft, keys: Keys) -> None:
+    # Formats of numbers, and what is saved of memory.
     precision = keys.text("mixed_precision")
     if precision and precision.value == "no":
         draft.set("training.precision", "fp32", precision.origin)

@@ -49,7 +49,9 @@ def images(draft: Draft, setting: str, steps: Sourced[int] | None, size: GlobalB
 
 def objective(draft: Draft, velocity: Sourced[bool], terminal: Sourced[bool], gamma: Sourced[float] | None) -> None:
     """Prediction, schedule and min-SNR, in the form that the trainers of today have."""
+    # What is predicted, and whether the schedule ends in pure noise.
     draft.set("objective.prediction", "velocity" if velocity.value else "epsilon", velocity.origin)
+    # No such model exists, so the recipe would be refused: one of the two has to go.
     if terminal.value and not velocity.value:
         draft.set("objective.zero_terminal_snr", False, f"{terminal.origin}: cannot be had with epsilon, see below")
         draft.notes.append(
@@ -68,6 +70,7 @@ def objective(draft: Draft, velocity: Sourced[bool], terminal: Sourced[bool], ga
             f"{terminal.origin}: velocity on a schedule that never reaches pure noise. If the model was made with zero "
             "terminal SNR, training refuses to begin and says so: set objective.zero_terminal_snr: true then."
         )
+    # min-SNR (Hang et al. 2303.09556), in that program's form for velocity, whose weight is 0 where the SNR is.
     if gamma is None:
         draft.set("objective.weighting.kind", "constant", "no min-SNR")
         return
@@ -92,6 +95,7 @@ def objective(draft: Draft, velocity: Sourced[bool], terminal: Sourced[bool], ga
 def start(draft: Draft, model: Sourced[str], path: str) -> None:
     """The model that training begins from, and consent where it is known to be something else."""
     draft.set("model.start", path, model.origin)
+    # Consent is written only where it is certain: a known base, and an objective that differs from its own.
     given = draft.settings["objective.prediction"].value, draft.settings["objective.zero_terminal_snr"].value
     adapts = any(setting.startswith("model.adapter.") for setting in draft.settings)
     if model.value in EPSILON_BASES and given != ("epsilon", False) and not adapts:
@@ -111,6 +115,7 @@ def rate(
 ) -> None:
     """The learning rate; `end` where the trainer says it, `warmup` in images. The shape here is a cosine, or "
     "constant."""
+    # Half a cosine between two bounds; where these are equal it is constant.
     draft.set("training.learning_rate.max", top.value, top.origin)
     word = shape.value.lower()
     if word.startswith("constant"):
@@ -120,6 +125,7 @@ def rate(
         draft.set("training.learning_rate.min", min(low.value, top.value), low.origin)
         if word != "cosine":
             draft.notes.append(f"{shape.origin}: between its bounds the learning rate here follows half a cosine.")
+    # Plain `constant` has no warm-up there, whatever number stands beside it.
     if warmup.value and word != "constant":
         draft.set("training.learning_rate.warmup_images", warmup.value, warmup.origin)
 
@@ -156,6 +162,7 @@ def optimizer_values(words: list[str], origin: str) -> tuple[dict[str, Sourced[f
     }  # fmt: skip
     found, others = dict[str, Sourced[float]](), list[str]()
     for word in words:
+        # `betas` is two numbers for two settings; a word counts only if all of its numbers do.
         key, _, text = word.partition("=")
         key = key.strip()
         parts = [part.strip() for part in text.strip("()[] ").split(",") if part.strip()]
@@ -173,6 +180,7 @@ def optimizer_values(words: list[str], origin: str) -> tuple[dict[str, Sourced[f
 def average(draft: Draft, decay: Sourced[float], every: int, step: int) -> None:
     """A decay per move as the images after which old weights count half."""
     if 0 < decay.value < 1:
+        # decay^(n / images per move) = 1/2, solved for n.
         half = max(1, round(math.log(0.5) / math.log(decay.value) * every * step))
         draft.set("training.ema.half_life_images", half, f"{decay.origin}, which halves in so many images")
         draft.set("training.ema.every_steps", every, decay.origin)
@@ -190,6 +198,7 @@ def no_average(draft: Draft, trainer: str) -> None:
 
 def side(area: float, step: int) -> int:
     """The side of the square of so many pixels, down to a whole number of steps; at least one."""
+    # A little more than the root, so that that of a square number is not rounded below it.
     return max(step, int(math.sqrt(max(area, 0.0)) + 1e-6) // step * step)
 
 

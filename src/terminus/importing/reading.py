@@ -68,6 +68,7 @@ class Keys:
         given = self._spoken(key, float)
         if given is None:
             return None
+        # bool is an int in Python, and true is no number here.
         if isinstance(given.value, bool) or not isinstance(given.value, int | float):
             self.wrong(key, "a number")
         try:
@@ -89,6 +90,7 @@ class Keys:
 
     def flag(self, key: str) -> Sourced[bool] | None:
         """True or false."""
+        # These words count only where the trainer takes texts for flags.
         given = self._spoken(key, {"true": True, "false": False, "1": True, "0": False}.__getitem__)
         if given is None:
             return None
@@ -144,6 +146,7 @@ class Keys:
         given = self.raw(key)
         if given is None or not self.spoken or not isinstance(given.value, str):
             return given
+        # What cannot be read so stays a text, and the caller names it.
         word = given.value.strip().lower()
         try:
             return Sourced(read(word), given.origin) if word not in ("", "none", "null") else None
@@ -167,6 +170,7 @@ def read_json_settings(path: Path) -> object:
     """The value of a JSON file. `UserError` if it is none, says a key twice, or is too large, deep or full."""
 
     def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        # JSON allows a key twice, and Python keeps the last one without a word.
         found = dict(pairs)
         if len(found) < len(pairs):
             twice = next(key for index, (key, _) in enumerate(pairs) if key in dict(pairs[:index]))
@@ -193,6 +197,7 @@ def shown(value: object, key: str = "") -> str:
     """A value in at most 60 harmless characters; of what is secret only that it is set."""
     if _is_secret(key):
         return "(set, and not repeated here)"
+    # Before it is shown: one line, no address with a password in it, no control characters.
     text = json.dumps(value, ensure_ascii=False, default=str) if not isinstance(value, float) else f"{value:g}"
     if "://" in text and "@" in text:
         return "(an address with a user, not repeated here)"
@@ -202,6 +207,7 @@ def shown(value: object, key: str = "") -> str:
 
 def nearest(path: str, file: str) -> str:
     """A path of a settings file, which is relative to that file, as it is said from here; a foreign one as it is."""
+    # Of another place or system: nothing here can make it relative.
     if "://" in path or (PureWindowsPath(path).drive and os.name != "nt"):
         return path
     found = Path(os.path.normpath(Path(file).parent / Path(path).expanduser())).absolute()
@@ -254,6 +260,7 @@ def _object(value: object, file: str, place: str) -> dict[str, object]:
 
 def _bounded(value: object, path: Path) -> dict[str, object]:
     """The object itself, if it is neither too deep nor too full."""
+    # Level by level instead of by recursion, which a deep file would exhaust.
     level, count = [value], 0
     for _ in range(MAX_DEPTH):
         count += len(level)

@@ -75,6 +75,7 @@ class Draft:
         """Adds a source under a name that no other has, and returns that name. `UserError` if there are too many."""
         if len(self.sources) == MAX_SOURCES:
             raise UserError(f"more than {MAX_SOURCES} sources", where=self.what, fix="Import it in parts.")
+        # The first free of NAME, NAME-2, NAME-3 and so on.
         taken = {str(source["name"].value) for source in self.sources}
         plain = slug(name)
         free = next(one for one in (plain, *(f"{plain}-{n}" for n in range(2, MAX_SOURCES + 2))) if one not in taken)
@@ -89,10 +90,12 @@ def slug(text: str) -> str:
 
 def account(draft: Draft, every: Iterable[Keys]) -> None:
     """Names each key that was read and that no list names so far: it is in the recipe by what it decided."""
+    # What stands in the file already: in a comment behind a setting, in one of the lists, or in a subset left whole.
     origins = [given.origin for one in (draft.settings, *draft.sources) for given in one.values()]
     named = set(re.findall(r"[\w.\[\]]+", "\n".join([*origins, *draft.notes, *draft.same, *map(str, draft.left)])))
     listed = {(left.key.partition(" ")[0], key) for left in draft.left for key in left.value.split(", ")}
     gone = {left.key for left in draft.left}
+    # What does not is said once, so that every key of the source is in the file.
     for keys in every:
         for key, value in keys.values.items():
             name = keys.name(key)
@@ -121,8 +124,10 @@ def settle(draft: Draft) -> dict[str, Any]:
             where=draft.what,
             rule="; ".join(str(left) for left in draft.left[:5]),
         )
+    # An objective is a tagged choice: without its kind no setting of it would be taken.
     if any(setting.startswith("objective.") for setting in draft.settings):
         draft.settings = {"objective.kind": Sourced("diffusion", ""), **draft.settings}
+    # Each round drops the settings that the errors are about, until the recipe is valid.
     while True:
         tree = _tree(draft)
         try:
@@ -140,8 +145,10 @@ def settle(draft: Draft) -> dict[str, Any]:
 
 def written(draft: Draft) -> str:
     """The recipe as YAML with the origin of each setting and the three lists. `UserError` if that is too long."""
+    # The recipe itself, each setting with its origin at the end of the line, then the lists.
     settle(draft)
     stream = io.StringIO()
+    # Never wrapped: a comment at the end of a line belongs to all of it.
     yaml = YAML()
     yaml.width = 4096
     yaml.allow_unicode = True
@@ -177,6 +184,7 @@ def _tree(draft: Draft) -> dict[str, Any]:
         "data": {"sources": [{k: given.value for k, given in one.items()} for one in draft.sources]}
     }
     for setting, given in draft.settings.items():
+        # A source's name may hold dots.
         *way, last = setting.split(".", 2) if setting.startswith("data.mix.") else setting.split(".")
         node = tree
         for step in way:
@@ -190,10 +198,12 @@ def _drop(draft: Draft, tree: dict[str, Any], error: ValidationError) -> bool:
     dropped = False
     for problem in error.errors():
         place = _place(tree, problem["loc"])
+        # A source that is wrong cannot just be left out: training would go on without its images.
         if place[:2] == ["data", "sources"] and len(place) > 2:
             source = draft.sources[int(place[2])]
             raise UserError(f"{source['name'].origin}: {problem['msg']}", where=draft.what)
         meant = ".".join(place)
+        # The setting itself, or all of a choice that is wrong as a whole.
         below = [s for s in draft.settings if s == meant or s.startswith(f"{meant}.")]
         for setting in below if len(place) > 1 else ():
             given = draft.settings.pop(setting)
@@ -216,10 +226,12 @@ def _place(tree: object, location: Sequence[str | int]) -> list[str]:
 
 def _leave_out_defaults(draft: Draft, recipe: Recipe) -> None:
     """Moves the settings that have their defaults to `same`."""
+    # Defaults as the recipe itself has them; it does not load without a store and a source.
     bare = {"data": {"store": "x", "sources": [{"kind": "embedded", "name": "x"}]}}
     default = _flat(Recipe.model_validate_json(json.dumps(bare)).model_dump(mode="json"))
     ours = _flat(recipe.model_dump(mode="json"))
     differing = [setting for setting in ours if default.get(setting) != ours[setting]]
+    # Where one setting of a choice differs, all that were said of it stay.
     chosen = {choice for choice in _CHOICES if any(setting.startswith(f"{choice}.") for setting in differing)}
     for setting, given in list(draft.settings.items()):
         if setting == "objective.kind" or setting.rpartition(".")[0] in chosen:
@@ -228,6 +240,7 @@ def _leave_out_defaults(draft: Draft, recipe: Recipe) -> None:
             del draft.settings[setting]
             if " = " in given.origin:  # or else nobody said it
                 draft.same.append(f"{given.origin} ({setting})")
+    # The kind alone says nothing.
     if [setting for setting in draft.settings if setting.startswith("objective.")] == ["objective.kind"]:
         del draft.settings["objective.kind"]
 
@@ -241,6 +254,7 @@ def _flat(value: Any, key: str = "") -> dict[str, Any]:
 
 def _commented(draft: Draft) -> CommentedMap:
     root: Any = CommentedMap({room: CommentedMap() for room in _ROOMS})
+    # Order of the file: rooms, then sources behind the store, and the mix behind the sources.
     for setting, given in sorted(draft.settings.items(), key=lambda one: one[0].startswith("data.mix.")):
         *way, last = setting.split(".", 2) if setting.startswith("data.mix.") else setting.split(".")
         node = root
@@ -249,11 +263,13 @@ def _commented(draft: Draft) -> CommentedMap:
         _put(node, last, given)
         if setting == "data.store":
             root["data"]["sources"] = CommentedSeq()
+    # The sources, each as its own entry.
     for source in draft.sources:
         entry: Any = CommentedMap()
         for key, given in source.items():
             _put(entry, key, given)
         root["data"]["sources"].append(entry)
+    # Rooms without a line.
     for room in [room for room in _ROOMS if not root[room]]:
         del root[room]
     return root

@@ -23,6 +23,7 @@ BACKENDS = "multidatabackend.json"
 
 def read_simpletuner(path: Path) -> Draft:
     """The draft of a configuration with its backends, of backends alone, or of the folder of both."""
+    # The configuration, or the backends alone; of a folder whichever is there.
     if path.is_dir():
         present = [path / name for name in (*CONFIGS, BACKENDS) if (path / name).is_file()]
         path = present[0] if present else path / CONFIGS[0]
@@ -33,6 +34,7 @@ def read_simpletuner(path: Path) -> Draft:
         if isinstance(found, list):
             return _read(path, None, path, cast("list[object]", found))
         config = root(found, path)
+    # A file holds what could stand on the command line: `--` before names, texts for values.
     config = Keys(_plain_names(config), str(path), spoken=True)
     beside = _backends(config, path)
     listed = read_json_settings(beside)
@@ -73,8 +75,10 @@ def _backends(config: Keys, path: Path) -> Path:
 
 
 def _read(path: Path, config: Keys | None, beside: Path, listed: list[object]) -> Draft:
+    # A name for the run: `config.json` says nothing, so it is that of its folder.
     what = f"{path.name}, settings of {TRAINER}" + (f", with {beside.name}" if config else "")
     draft = Draft(what, slug(path.parent.name if path.stem in ("config", "multidatabackend") else path.stem))
+    # Places as that file has them: `[0].id`, without the key that holds the list here.
     entries = Keys({"backends": listed}, str(beside)).tables("backends")
     for index, one in enumerate(entries):
         one.place = f"[{index}]"
@@ -84,6 +88,7 @@ def _read(path: Path, config: Keys | None, beside: Path, listed: list[object]) -
         raise UserError(
             f"model_family is {family.value}", where=str(path), rule="Terminus trains SDXL and nothing else"
         )
+    # Images, then training, then what nobody has asked for.
     draft.set("run.dir", f"runs/{draft.name}", "a new folder; that trainer's own results stay where they are")
     draft.set("data.store", f"runs/{draft.name}-data", "where prepared latents are kept")
     simpletuner_backends.read_simpletuner_backends(draft, config, entries)

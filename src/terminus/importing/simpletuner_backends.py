@@ -37,6 +37,7 @@ class _Source:
 
 def read_simpletuner_backends(draft: Draft, config: Keys, entries: Sequence[Keys]) -> None:
     """Adds the sources, and how they are cut and mixed; `config` has the defaults of all."""
+    # Sources first: how all are cut and mixed depends on which there are.
     found = [source for keys in entries if (source := _source(draft, config, keys))]
     if found:
         _geometry(draft, config, found)
@@ -49,6 +50,7 @@ def read_simpletuner_backends(draft: Draft, config: Keys, entries: Sequence[Keys
 
 
 def _source(draft: Draft, config: Keys, keys: Keys) -> _Source | None:
+    # Whether it holds training images, then whether there is a source that can read them.
     name = keys.text("id") or Sourced(keys.place, "")
     kind = keys.text("type") or keys.unset("type", "local")
     why = _unusable(keys)
@@ -69,6 +71,7 @@ def _unusable(keys: Keys) -> str:
     off = keys.is_on("disabled") or keys.is_on("disable")
     part = keys.is_on("is_regularisation_data") or keys.is_on("is_regularization_data")
     chance = keys.number("probability")
+    # The first reason that holds.
     if off:
         return f"{off.origin}; set it to false to import it"
     if dataset.value != "image":
@@ -140,6 +143,7 @@ def _csv(keys: Keys) -> tuple[str, dict[str, Sourced[Plain]]] | str:
 
 
 def _hub(keys: Keys) -> tuple[str, dict[str, Sourced[Plain]]] | str:
+    # Beside the type, or in an object of its own.
     inner = keys.table("huggingface")
     several = [one for one in (keys, inner) if one is not None]
 
@@ -200,6 +204,7 @@ def _side(config: Keys, keys: Keys) -> Sourced[int]:
         keys.wrong("resolution", "pixels, or megapixels with resolution_type area")
     if not megapixels:
         return Sourced(round(given.value), given.origin)
+    # Round numbers of megapixels mean the usual sides; of others the square root.
     near = [side for area, side in _SNAPS.items() if abs(given.value - area) <= 0.05]
     side = near[0] if near else round((given.value * 1e6) ** 0.5)
     return Sourced(side, f"{given.origin} megapixels")
@@ -207,6 +212,7 @@ def _side(config: Keys, keys: Keys) -> Sourced[int]:
 
 def _geometry(draft: Draft, config: Keys, found: list[_Source]) -> None:
     """One resolution, one rule of cropping and one kind of buckets for all sources: those of the first largest."""
+    # Resolution, of the largest.
     step = config.whole("aspect_bucket_alignment")
     by = step.value if step and 8 <= step.value <= 512 and step.value % 8 == 0 else 64
     largest = max(found, key=lambda one: one.side.value)
@@ -215,6 +221,7 @@ def _geometry(draft: Draft, config: Keys, found: list[_Source]) -> None:
         draft.left.append(
             Left(one.side.origin, one.name, "a recipe has one resolution, the largest; make one more for it")
         )
+    # Crop and buckets, of the same source; squares need no buckets.
     rules = {one.name: _crop(one.keys) for one in found}
     square, style, origin = rules[largest.name]
     if not square:
@@ -223,6 +230,7 @@ def _geometry(draft: Draft, config: Keys, found: list[_Source]) -> None:
         draft.set("data.buckets.step", by, step_origin)
         _note_areas(draft, largest.keys.text("resolution_type") or config.text("resolution_type"))
     _set_crop(draft, style, origin)
+    # What the others have else is told.
     for name, rule in rules.items():
         if rule[:2] != (square, style):
             draft.left.append(Left(rule[2], name, "a recipe has one rule of cropping, that of the largest resolution"))
@@ -262,6 +270,7 @@ def _crop(keys: Keys) -> tuple[bool, str, str]:
 
 def _limits(draft: Draft, config: Keys, found: list[_Source]) -> None:
     """Smallest side and largest aspect, where all sources agree."""
+    # Smallest side: a number of pixels, unless it is megapixels there.
     edges = [one.keys.number("minimum_image_size") or config.number("minimum_image_size") for one in found]
     types = [one.keys.text("resolution_type") or config.text("resolution_type") for one in found]
     in_pixels = {kind.value if kind else "" for kind in types} <= {"pixel", "pixel_area"}
@@ -272,6 +281,7 @@ def _limits(draft: Draft, config: Keys, found: list[_Source]) -> None:
     elif given:
         why = "data.filters.min_edge is one number of pixels for all sources; it is megapixels there, or not for all"
         draft.left.append(Left(given[0].origin, "", why))
+    # Longest side divided by the shortest.
     ratios = [ratio for one in found if (ratio := one.keys.number("maximum_aspect_ratio"))]
     ratio = _agreed(ratios, len(found))
     if ratio and ratio.value >= 1:
@@ -291,6 +301,7 @@ def _mix(draft: Draft, config: Keys, found: list[_Source]) -> None:
     repeats = {one.name: one.keys.whole("repeats") for one in found}
     chances = {one.name: one.keys.number("probability") or Sourced(1.0, "probability is 1") for one in found}
     repeated = {name: given for name, given in repeats.items() if given and given.value > 0}
+    # By chances alone, whatever the number of images: these are exact shares here.
     uniform = config.text("data_backend_sampling")
     if uniform and uniform.value == "uniform" and len(found) > 1:
         _share(draft, chances, uniform)
@@ -298,6 +309,7 @@ def _mix(draft: Draft, config: Keys, found: list[_Source]) -> None:
             why = "its share of the mix is exact, and so decides how often its images come"
             draft.left.append(Left(given.origin, name, why))
         return
+    # In proportion to images times chance: no form here has both.
     if len({given.value for given in chances.values()}) > 1:
         why = (
             "a chance per batch, in proportion to probability times images; data.mix has exact shares (0.1) or whole "
@@ -305,6 +317,7 @@ def _mix(draft: Draft, config: Keys, found: list[_Source]) -> None:
         )
         for name, given in chances.items():
             draft.left.append(Left(given.origin, name, why))
+    # Repeats are further times there, and all times here.
     for name, given in repeated.items():
         draft.set(f"data.mix.{name}", given.value + 1, f"{given.origin}, which is {given.value + 1} times in all")
 
@@ -312,6 +325,7 @@ def _mix(draft: Draft, config: Keys, found: list[_Source]) -> None:
 def _share(draft: Draft, chances: Mapping[str, Sourced[float]], uniform: Sourced[str]) -> None:
     """The chances as exact shares; the last source has the rest."""
     total = sum(given.value for given in chances.values())
+    # In thousandths, as the setting takes them; the last has what rounding leaves.
     *others, last = chances
     for name in others:
         given = chances[name]

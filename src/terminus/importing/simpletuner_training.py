@@ -14,11 +14,13 @@ _TIMESTEPS = 1000
 
 def read_simpletuner_training(draft: Draft, keys: Keys) -> None:
     """Lays down what the configuration says; what it has no place for is listed."""
+    # The batch first: steps are counted as images from here on.
     size = meaning.GlobalBatch(
         keys.whole("train_batch_size") or keys.unset("train_batch_size", 4),
         keys.whole("gradient_accumulation_steps") or keys.unset("gradient_accumulation_steps", 1),
     )
     meaning.batch(draft, size)
+    # Before the model: `meaning.start` asks what is trained, and on which objective.
     _adapter(draft, keys)
     _objective(draft, keys)
     _noise(draft, keys)
@@ -35,6 +37,7 @@ def read_simpletuner_training(draft: Draft, keys: Keys) -> None:
 
 
 def _objective(draft: Draft, keys: Keys) -> None:
+    # Prediction and schedule.
     given = keys.text("prediction_type")
     terminal = keys.flag("rescale_betas_zero_snr") or keys.unset("rescale_betas_zero_snr", False)
     if given is None:
@@ -51,11 +54,13 @@ def _objective(draft: Draft, keys: Keys) -> None:
         draft.leave(keys, "prediction_type", "there are velocity and epsilon; the recipe has epsilon")
     gamma = keys.number("snr_gamma")
     meaning.objective(draft, velocity, terminal, gamma if gamma and gamma.value > 0 else None)
+    # Weight and form of the loss.
     if (weight := keys.number("snr_weight")) and weight.value != 1:
         draft.leave(keys, "snr_weight", "a factor on the whole loss does what the learning rate does")
     loss = keys.text("loss_type") or keys.unset("loss_type", "l2")
     schedule = keys.text("huber_schedule") or keys.unset("huber_schedule", "snr")
     meaning.huber(draft, keys, loss, schedule, keys.number("huber_c") or keys.unset("huber_c", 0.1))
+    # Dropped captions.
     dropout = keys.number("caption_dropout_probability") or keys.unset("caption_dropout_probability", 0.1)
     draft.set("objective.caption_dropout", dropout.value, dropout.origin)
     if dropout.value:
@@ -68,6 +73,7 @@ def _objective(draft: Draft, keys: Keys) -> None:
 
 def _noise(draft: Draft, keys: Keys) -> None:
     if keys.is_on("offset_noise"):
+        # On for a part of the batches there, for all of them here; only the same is carried over.
         offset = keys.number("noise_offset") or keys.unset("noise_offset", 0.1)
         part = keys.number("noise_offset_probability") or keys.unset("noise_offset_probability", 0.25)
         if part.value == 1:
@@ -87,6 +93,7 @@ def _noise(draft: Draft, keys: Keys) -> None:
 def _timesteps(draft: Draft, keys: Keys) -> None:
     if uniform := keys.is_on("disable_segmented_timestep_sampling"):
         draft.set("objective.timesteps", "uniform", uniform.origin)
+    # All keys are read, also where the strategy makes nothing of them, so that none counts as unknown.
     strategy = keys.text("timestep_bias_strategy")
     factor = keys.number("timestep_bias_multiplier") or keys.unset("timestep_bias_multiplier", 1.0)
     portion = keys.number("timestep_bias_portion") or keys.unset("timestep_bias_portion", 0.25)
@@ -94,6 +101,7 @@ def _timesteps(draft: Draft, keys: Keys) -> None:
     end = keys.whole("timestep_bias_end") or keys.unset("timestep_bias_end", _TIMESTEPS)
     if strategy is None or strategy.value == "none":
         return
+    # The range that is drawn more or less often, as [low, high).
     width = int(min(max(portion.value, 0.0), 1.0) * _TIMESTEPS)
     ranges = {
         "earlier": (0, width),
@@ -104,12 +112,14 @@ def _timesteps(draft: Draft, keys: Keys) -> None:
     if low >= high or factor.value <= 0:
         draft.leave(keys, "timestep_bias_strategy", "there are earlier, later and range, with a factor above 0")
         return
+    # As bands that cover all timesteps: before it, itself, behind it.
     parts = ((0, low, 1.0), (low, high, factor.value), (high, _TIMESTEPS, 1.0))
     bands: list[Plain] = [{"low": a, "high": b - 1, "weight": weight} for a, b, weight in parts if a < b]
     draft.set("objective.timestep_bands", bands, f"{strategy.origin}, {factor.origin}")
 
 
 def _length(draft: Draft, keys: Keys, size: meaning.GlobalBatch) -> None:
+    # The run, its checkpoints, and where its random numbers begin.
     steps, epochs = keys.whole("max_train_steps"), keys.whole("num_train_epochs")
     if steps and steps.value > 0:
         meaning.images(draft, "training.images", steps, size)
@@ -132,6 +142,7 @@ def _optimizer(draft: Draft, keys: Keys) -> None:
         [word for text in keys.texts("optimizer_config") for word in text.split(",") if word.strip()],
         "optimizer_config",
     )
+    # A key of its own counts only where the list of settings says nothing.
     for key, name in (
         ("adam_beta1", "beta1"), ("adam_beta2", "beta2"), ("optimizer_beta1", "beta1"), ("optimizer_beta2", "beta2"),
         ("adam_weight_decay", "weight_decay"), ("adam_epsilon", "epsilon"),
@@ -160,6 +171,7 @@ def _optimizer_kind(draft: Draft, kind: Sourced[str], values: dict[str, Sourced[
 
 
 def _clipping(draft: Draft, keys: Keys) -> None:
+    # By value is the default there, and nothing here does it.
     method = keys.text("grad_clip_method") or keys.unset("grad_clip_method", "value")
     if method.value == "norm":
         clip = keys.number("max_grad_norm") or keys.unset("max_grad_norm", 2.0)
@@ -172,10 +184,12 @@ def _clipping(draft: Draft, keys: Keys) -> None:
 
 
 def _rate(draft: Draft, keys: Keys, size: meaning.GlobalBatch) -> None:
+    # Warm-up in images.
     top = keys.number("learning_rate") or keys.unset("learning_rate", 4e-7)
     shape = keys.text("lr_scheduler") or keys.unset("lr_scheduler", "constant_with_warmup")
     steps = keys.whole("lr_warmup_steps") or Sourced(0, "")
     warmup = Sourced(steps.value * size.images, f"{steps.origin}, times {size.images} images")
+    # A cosine there comes back; the number of warm-up steps is its period.
     if shape.value in ("sine", "cosine") and steps.value:
         draft.set(
             "training.learning_rate.period_images", warmup.value, f"{steps.origin} is the period of {shape.value} there"
@@ -187,6 +201,7 @@ def _rate(draft: Draft, keys: Keys, size: meaning.GlobalBatch) -> None:
             "all of it."
         )
         warmup = Sourced(0, "")
+    # The rate, and that of the text encoders relative to it.
     end = keys.number("lr_end") or keys.unset("lr_end", 4e-7)
     meaning.rate(draft, top, end, shape, warmup)
     if text := keys.is_on("train_text_encoder"):
@@ -234,6 +249,7 @@ def _adapter(draft: Draft, keys: Keys) -> None:
 
 def _machine(draft: Draft, keys: Keys) -> None:
     precision = keys.text("mixed_precision")
+    # Without half precision the weights are float32 as well, whatever the optimizer is called.
     if precision and precision.value in ("no", "fp32"):
         draft.set("training.precision", "fp32", precision.origin)
         if "training.weights" in draft.settings:
@@ -247,6 +263,7 @@ def _machine(draft: Draft, keys: Keys) -> None:
 
 
 def _looking(draft: Draft, keys: Keys, size: meaning.GlobalBatch) -> None:
+    # Previews.
     if prompt := keys.text("validation_prompt"):
         draft.set("training.preview.prompts", [prompt.value], prompt.origin)
     for key in ("validation_step_interval", "validation_steps"):
@@ -255,6 +272,7 @@ def _looking(draft: Draft, keys: Keys, size: meaning.GlobalBatch) -> None:
         draft.set("training.preview.steps", steps.value, steps.origin)
     if guidance := keys.number("validation_guidance"):
         draft.set("training.preview.guidance", guidance.value, guidance.origin)
+    # Validation and services.
     meaning.images(draft, "training.validation.every_images", keys.whole("eval_steps_interval"), size)
     if held := keys.whole("num_eval_images"):
         draft.set("training.validation.images", held.value, held.origin)
