@@ -60,6 +60,7 @@ def looks_like_adapter(header: Header) -> bool:
 def adapter_finding(header: Header, console: Console) -> AdapterFinding:
     """The facts of one adapter file."""
     stored = header.metadata
+    # What its metadata say of the model that it was trained on.
     evidence = tuple(metadata_evidence(stored))
     prediction, zero_terminal = _trained_on(evidence)
     return AdapterFinding(
@@ -85,6 +86,7 @@ def adapter_finding(header: Header, console: Console) -> AdapterFinding:
 
 def _trained_on(evidence: Sequence[Evidence]) -> tuple[Prediction | None, bool | None]:
     """Prediction and zero terminal SNR of the model it was trained on; None where the metadata do not say."""
+    # The weighing has a default for what nobody says; here only what was said counts.
     decided = weigh(evidence).schedule
     says_prediction = any(one.prediction for one in evidence)
     says_terminal = any(one.zero_terminal is not None for one in evidence)
@@ -124,6 +126,7 @@ def _naming(header: Header) -> str:
 
 
 def _modules(header: Header) -> dict[str, int]:
+    # One module has several factors: their common beginning is counted once.
     modules = {name[: found.start()] for name in header.tensors if (found := _FACTOR.search(name))}
     owners = Counter(
         next((owner for prefix, owner in _NETWORKS.items() if module.startswith(prefix)), "unknown")
@@ -133,6 +136,7 @@ def _modules(header: Header) -> dict[str, int]:
 
 
 def _alphas(header: Header) -> tuple[float, ...]:
+    # Only plain numbers; an alpha in int8 or of several values means nothing here.
     names = [name for name, info in header.tensors.items() if name.endswith(".alpha") and info.count == 1
              and info.dtype in ("F64", "F32", "F16", "BF16")]  # fmt: skip
     return tuple(sorted({float(read_numbers(header, name)[0]) for name in names[:_MOST_READ]}))

@@ -39,6 +39,7 @@ _TASKS = {4: "text to image", 5: "depth to image, or an upscaler's", 8: "edits b
 
 def file_finding(header: Header, console: Console) -> Checkpoint:
     """The facts of one file that holds a UNet in the layout of Stability's files."""
+    # Which network each tensor belongs to, by the beginning of its name.
     groups: dict[str, list[TensorInfo]] = {}
     for name, info in header.tensors.items():
         if name.startswith(_LABELS):
@@ -46,6 +47,7 @@ def file_finding(header: Header, console: Console) -> Checkpoint:
         owner = next((owner for prefix, owner in _PREFIXES.items() if name.startswith(prefix)), "other")
         groups.setdefault(owner, []).append(info)
     components = {name: part(tensors) for name, tensors in sorted(groups.items())}
+    # What it is, by all evidence, and what Terminus has recorded if it wrote the file.
     detection = weigh(*read_evidence(header))
     record = _record(header, detection)
     found = hashes([header], console)
@@ -68,6 +70,7 @@ def unet_in_file(header: Header) -> dict[str, TensorInfo]:
 
 def folder_finding(folder: Path, console: Console) -> Checkpoint:
     """The facts of a folder with `model_index.json`."""
+    # Headers of every network that is there; without the UNet it is no model.
     headers: dict[str, list[Header]] = {}
     for name in _NETWORKS:
         if (folder / name).is_dir() and (files := network_headers(folder / name)):
@@ -146,6 +149,7 @@ def _conflicts(detection: Detection, found: Hashes) -> tuple[str, ...]:
 
 
 def _record(header: Header, detection: Detection) -> Record:
+    # Without a readable record the schedule is all that is known.
     stored = header.metadata.get("terminus")
     if stored is None:
         return Record(schedule=detection.schedule)
@@ -158,6 +162,7 @@ def _record(header: Header, detection: Detection) -> Record:
 
 
 def _spacing(path: Path, metadata: Mapping[str, str]) -> str | None:
+    # Where the scheduler's configuration lies: a file of the folder, or in the metadata of the file.
     try:
         if path.is_dir():
             config: object = read_json(path / "scheduler" / "scheduler_config.json")
@@ -171,6 +176,7 @@ def _spacing(path: Path, metadata: Mapping[str, str]) -> str | None:
 
 def architecture(unet: Mapping[str, TensorInfo]) -> str:
     """The model family, by the shapes of the UNet under either naming."""
+    # Three marks: channels of the first layer, width of the context, and whether it takes image sizes.
     first = _shape(unet, ("input_blocks.0.0.weight", UNET_IN_FOLDER))
     context = next((info.shape for name, info in unet.items() if name.endswith("attn2.to_k.weight")), ())
     sizes = any(name.startswith(("label_emb.", "add_embedding.")) for name in unet)
@@ -178,6 +184,7 @@ def architecture(unet: Mapping[str, TensorInfo]) -> str:
         return "not a UNet of Stable Diffusion"
     channels, width = first[0], context[1]
     found = f"{channels} channels, context of {width}"
+    # It takes no sizes: the width of its context says which other family it is.
     if not sizes:
         known = CONTEXTS.get(width) if channels == 320 else None
         return known or f"not SDXL's: it takes no image sizes ({found})"

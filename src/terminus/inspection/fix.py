@@ -54,6 +54,7 @@ def write_fixed_copy(source: str | Path, target: str | Path, decided: str | None
     `decided` ("v-ztsnr", "v" or "epsilon") says what the model is; without it the first evidence counts, as when
     sampling. UserError if nothing is wrong, or if what is wrong cannot be decided without the user.
     """
+    # What is to be written, and whether there is anything to correct: all before the copy.
     path, target = resolve(source), at_home(target)
     if path.is_file() and not _is_checkpoint(read_header(path)):
         raise UserError(
@@ -69,6 +70,7 @@ def write_fixed_copy(source: str | Path, target: str | Path, decided: str | None
             "Nothing is wrong with this checkpoint's labels", where=str(path), rule="A copy would be the same",
             fix="Give `--as` if the labels agree with each other but not with the model",
         )  # fmt: skip
+    # The copy appears as a whole, or not at all.
     with fresh(target) as draft:
         if path.is_dir():
             _fix_folder(path, draft, schedule)
@@ -78,6 +80,7 @@ def write_fixed_copy(source: str | Path, target: str | Path, decided: str | None
             if text is not None:
                 with fresh(target.with_suffix(".yaml")) as beside:
                     beside.write_text(text, encoding="utf-8")
+    # SD.Next decides by the file's size and path, so what it will take the copy for is known only now.
     if path.is_file():
         unet = unet_in_file(read_header(target))
         sdnext.warn(target, schedule, input_channels(unet), architecture(unet) == "SDXL")
@@ -89,12 +92,14 @@ def _is_checkpoint(header: Header) -> bool:
 
 
 def _decide(detection: Detection, decided: str | None, path: Path) -> Schedule:
+    # The user's word counts more than every label.
     found = detection.schedule
     if decided is not None:
         if decided not in DECISIONS:
             raise UserError(f"A model cannot be {decided!r:.60}", rule=f"Known: {', '.join(DECISIONS)}")
         prediction, zero_terminal = DECISIONS[decided]
         return replace(found, prediction=prediction, zero_terminal=zero_terminal)
+    # Labels that cannot all be right, or do not say enough, are not decided here.
     if found.prediction == "epsilon" and found.zero_terminal:
         raise UserError(
             "Its labels say epsilon prediction at zero terminal SNR, which no model can have",
@@ -111,6 +116,7 @@ def _decide(detection: Detection, decided: str | None, path: Path) -> Schedule:
 
 
 def _check_target(path: Path, target: Path, schedule: Schedule) -> None:
+    # Kind and place of the copy.
     if path.is_file() != (target.suffix == ".safetensors"):
         kind = "a .safetensors file" if path.is_file() else "a folder"
         raise UserError(f"The corrected copy of this is {kind}", where=str(target), fix="`terminus convert` changes it")
@@ -119,6 +125,7 @@ def _check_target(path: Path, target: Path, schedule: Schedule) -> None:
     if path.is_file():
         refuse_existing(target.with_suffix(".yaml"))
         sdnext.check_name(target, schedule)
+    # People and SD.Next read the name of the file as well.
     wrong = _disagreeing(file_name(target.stem), schedule)
     if wrong:
         raise UserError(
@@ -136,6 +143,7 @@ def _disagreeing(evidence: Iterator[Evidence] | list[Evidence], schedule: Schedu
 
 def _problems(path: Path, evidence: list[Evidence], schedule: Schedule) -> Iterator[str]:
     """One line for each label that is wrong, missing or harmful."""
+    # Labels that contradict the schedule, and what is dangerous whatever they say.
     right = f"{schedule.prediction}, {'' if schedule.zero_terminal else 'no '}zero terminal SNR"
     yield from (f"{e.source} says {e.says}; right is {right}" for e in _disagreeing(evidence, schedule))
     yield from (f"{e.source} says {e.says}" for e in evidence if e.warning and e.source != "file name")
@@ -146,6 +154,7 @@ def _problems(path: Path, evidence: list[Evidence], schedule: Schedule) -> Itera
 
 
 def _scheduler_problems(config: Mapping[str, Any], schedule: Schedule) -> Iterator[str]:
+    # "linspace" is the default of diffusers' Euler scheduler.
     spacing = config.get("timestep_spacing", "linspace")
     if schedule.zero_terminal and spacing != "trailing":
         yield f"the spacing is {ascii(spacing)[:40]}, which never sees the last timestep; right is trailing"
@@ -157,6 +166,7 @@ def _scheduler_problems(config: Mapping[str, Any], schedule: Schedule) -> Iterat
 
 def _file_problems(header: Header, schedule: Schedule) -> Iterator[str]:
     yield from _marker_problems(header, schedule)
+    # Metadata, table of alphas and side-car must say the same as the markers.
     stated = header.metadata.get("modelspec.prediction_type")
     right = modelspec.prediction_type(schedule)
     if schedule.prediction == "velocity" and stated != right:
@@ -182,12 +192,14 @@ def _table_fits(header: Header, schedule: Schedule) -> bool:
     wanted = modelspec.marker_tensors(schedule).get("alphas_cumprod")
     if wanted is None or "alphas_cumprod" not in header.tensors:
         return True
+    # Loosely: rounded to half precision it is the same table.
     stored, table = read_numbers(header, "alphas_cumprod"), wanted.double().numpy()
     return stored.shape == table.shape and np.allclose(stored, table, rtol=1e-2, atol=1e-7)
 
 
 def _relabelled(stored: Mapping[str, str], schedule: Schedule, where: str) -> dict[str, str]:
     """Metadata with true statements about the schedule, and everything else as it was."""
+    # Statements of the trainers' and of ModelSpec; the hash is computed again when the file is written.
     metadata = {key: value for key, value in stored.items() if key != "ss_v_parameterization"}
     metadata |= {
         "modelspec.prediction_type": modelspec.prediction_type(schedule),
@@ -197,6 +209,7 @@ def _relabelled(stored: Mapping[str, str], schedule: Schedule, where: str) -> di
     }
     if _disagreeing(one_trainer_config(stored), schedule):
         del metadata["ot_config"]  # OneTrainer's settings, which no longer describe the file
+    # Our own record, of which only the schedule changes.
     if "terminus" not in stored:
         return metadata
     try:
@@ -226,6 +239,7 @@ def _tensors(header: Header, names: list[str]) -> dict[str, Tensor]:
 
 
 def _side_car(path: Path, schedule: Schedule) -> str | None:
+    # For other architectures there is no program that would read one.
     header = read_header(path)
     unet = unet_in_file(header)
     if architecture(unet) != "SDXL":
@@ -239,6 +253,7 @@ def _side_car(path: Path, schedule: Schedule) -> str | None:
 
 
 def _fix_folder(source: Path, target: Path, schedule: Schedule) -> None:
+    # Everything as it is, then the three places that name the schedule.
     _copy_folder(source, target)
     write_json(target / "scheduler" / "scheduler_config.json", scheduler_config(schedule))
     ours = target / "terminus.json"
@@ -254,6 +269,7 @@ def _copy_folder(source: Path, target: Path) -> None:
         shutil.copytree(source, target, copy_function=shutil.copyfile)  # the owner's to change, whatever the source was
     except shutil.Error as error:
         raise UserError(f"This cannot be copied ({error.args[0][0][-1]})", where=str(source)) from error
+    # Folders keep their modes when they are copied, and in a read-only one no file could be replaced.
     for folder in (target, *(path for path in target.rglob("*") if path.is_dir())):
         folder.chmod(folder.stat().st_mode | stat.S_IRWXU)
 
@@ -269,6 +285,7 @@ def _fix_unet_file(path: Path, schedule: Schedule) -> None:
         # The table is left out: nobody looks for it here, and loaders would take it for a weight.
         markers = modelspec.marker_tensors(schedule)
         tensors |= {name: markers[name] for name in MARKERS if name in markers}
+    # Under another name first: the tensors are still read from the file that it replaces.
     draft = path.with_suffix(".new")
     write_safetensors(draft, tensors, _relabelled(header.metadata, schedule, str(path)))
     draft.replace(path)

@@ -34,6 +34,7 @@ _ADAPTERS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 
 def look(name: str, console: Console) -> Finding:
     """The facts of what `name` is; UserError if it is nothing that is known. `console` shows how far long reads are."""
+    # First what is no safetensors file: a folder, an image, or something that is refused for what it is.
     try:
         path = at_home(name)
         if name in SHIPPED or not path.exists():
@@ -45,6 +46,7 @@ def look(name: str, console: Console) -> Finding:
         refuse_file(path)
     except OSError as error:
         raise UserError(f"This cannot be read ({error.strerror or error})", where=name[:300], rule=RULE) from error
+    # A safetensors file, by the names of its tensors.
     header = read_header(path)
     if UNET_IN_FILE in header.tensors or has_only_ema(header):
         return file_finding(header, console)
@@ -54,10 +56,12 @@ def look(name: str, console: Console) -> Finding:
 
 
 def _folder(folder: Path, console: Console) -> Finding:
+    # By the one file that each kind of folder always has.
     if (folder / "recipe.yaml").is_file():
         return _run(folder, console)
     if (folder / "model_index.json").is_file():
         return folder_finding(folder, console)
+    # No such file: an adapter, or one network.
     files = sorted(folder.glob("*.safetensors"))
     for name in _ADAPTERS:
         if files == [folder / name]:  # beside others it would be one answer for several files
@@ -105,6 +109,7 @@ def _tensors(headers: list[Header], path: Path, console: Console) -> Tensors:
 
 def _guess(names: list[str]) -> str:
     present = set(names)
+    # In this order: a ControlNet has `conv_in.weight` as well.
     for what, ending in (
         ("a ControlNet", "controlnet_cond_embedding.conv_in.weight"),
         ("a ControlNet in LDM naming", "input_hint_block.0.weight"),
@@ -121,9 +126,11 @@ def _guess(names: list[str]) -> str:
 
 
 def _run(folder: Path, console: Console) -> RunFinding:
+    # A run that is going on, or was killed, lacks some of these files; each then says nothing.
     recipe = read_yaml(folder / "recipe.yaml")
     facts, pin = read_document(folder / "facts.json"), read_document(folder / "data.json")
     last = Document()
+    # Only the last row; the log is not held in memory.
     for row in read_log(folder / "log.jsonl"):
         last = row
     model = folder / "model"

@@ -49,6 +49,7 @@ _VELOCITY_ENDINGS = {
 
 def probe(model: str) -> Probe:
     """Loads a model and asks it; UserError for what is no model. It takes 8 calls of the UNet."""
+    # The labels decide how the network is run, and are then compared with what it answers.
     path = resolve(model)
     labelled = weigh(*read_evidence(path)).schedule
     components = load_components(model, labelled).to(pick_device())
@@ -65,6 +66,7 @@ def measure_leak(
     slopes: list[float] = []
     leaks: list[float] = []
     shift = float(NoiseSchedule.scaled_linear().alpha[-1]) * brightness
+    # The mean of both answers has the slope, and their difference the leak.
     for noise in noises:
         above, below = answer(noise + shift), answer(noise - shift)
         middle = _centred(above + below) / 2
@@ -78,6 +80,7 @@ def conclude(path: str, slopes: list[float], leak: float, labelled: Schedule) ->
     prediction: Prediction | None = None
     zero_terminal: bool | None = None
     looks_like = "neither epsilon nor velocity"
+    # Every seed must agree; between the bounds nothing is said.
     if min(slopes) > _EPSILON:
         prediction, zero_terminal = "epsilon", False
         looks_like = "epsilon, or another target that holds the noise, such as flow matching"
@@ -115,11 +118,13 @@ def _centred(x: Tensor) -> Tensor:
 
 def seam(components: Components, timestep: int) -> tuple[Answer, Float[Tensor, "c h w"]]:
     """The network at one timestep as a function of the latent, and half the way from black to white in latents."""
+    # Sides of whole steps of 8 latents, so that the UNet can halve them three times.
     vae, unet, device = components.vae, components.unet, components.text_encoders.device
     side = min(components.native_pixels, _LARGEST) // (8 * vae.factor) * 8 * vae.factor
     channels = unet.config["in_channels"]
     if side == 0 or channels < vae.channels:
         raise UserError(f"A UNet with {channels} input channels and images of {side} pixels cannot be probed")
+    # Half the way from black to white, and the empty caption.
     with torch.no_grad():
         black, white = (
             vae.encode(to_signal(torch.full((1, 3, side, side), level, dtype=torch.uint8)).to(device))

@@ -49,6 +49,7 @@ def _section(finding: Finding | Probe, title: str, console: Console) -> None:
 
 
 def _rows(finding: Finding | Probe) -> Iterator[tuple[str, list[str]]]:
+    # Hashes have a line each, everything else one for the whole field.
     for entry in fields(finding):
         value = getattr(finding, entry.name)
         if entry.name in ("kind", "path", "model"):
@@ -62,6 +63,7 @@ def _rows(finding: Finding | Probe) -> Iterator[tuple[str, list[str]]]:
 
 
 def _lines(value: Any, name: str) -> list[str]:
+    # Entries of a mapping or tuple share a line if it is short; evidence has a line each.
     if isinstance(value, Mapping):
         pairs = cast(Mapping[str, Any], value).items()
         return _joined([f"{key}: {line}" for key, item in pairs for line in _lines(item, key)])

@@ -58,6 +58,7 @@ def refuse_folder(folder: Path) -> UserError:
 
 
 def _file(path: Path, first: bytes) -> Stranger | None:
+    # By the first bytes: an ending may say anything.
     kind = kind_of(first)
     if kind == "a text file":
         return _text(path, first)
@@ -72,9 +73,11 @@ def _file(path: Path, first: bytes) -> Stranger | None:
 
 def _text(path: Path, first: bytes) -> Stranger:
     """By its content: endings are only names."""
+    # A byte order mark and blank lines are no content.
     start = first.lstrip(b"\xef\xbb\xbf \t\r\n")
     if start[:1] in (b"{", b"["):
         return _json(path)
+    # YAML: a recipe by its sections, else what it lies beside.
     keys = _yaml_keys(path)
     if keys & _RECIPE:
         return Stranger("a recipe", f"`terminus config show {path}` says what it sets")
@@ -138,6 +141,7 @@ def _folder(folder: Path) -> Stranger:
     names = _names(folder)
     if not names:
         return Stranger("an empty folder")
+    # The most certain first: a store, a run, a model, then files of any kind.
     for look in (_of_data, _of_run, _of_model, _of_files):
         found = look(folder, names)
         if found is not None:
@@ -158,6 +162,7 @@ def _of_data(folder: Path, names: Sequence[str]) -> Stranger | None:
 
 
 def _of_run(folder: Path, names: Sequence[str]) -> Stranger | None:
+    # Inside a run: the folder that was meant lies above.
     if "manifest.json" in names and folder.name.startswith("images-"):
         return Stranger("one checkpoint of a run, from which training goes on", _did_you_mean(_run_above(folder)))
     saves = sum(name.startswith("images-") for name in names)
@@ -180,6 +185,7 @@ def _of_model(folder: Path, names: Sequence[str]) -> Stranger | None:
     if "snapshots" in names:
         copies = [folder / "snapshots" / name for name in _names(folder / "snapshots")]
         return Stranger("a repository in the cache of the hub", f"Did you mean {_listed(copies)}?" if copies else "")
+    # Parts of a model folder, whose own folder lies above.
     model = folder.parent if (folder.parent / "model_index.json").is_file() else None
     if "tokenizer_config.json" in names or "merges.txt" in names:
         return Stranger("a tokenizer, one part of a model", _did_you_mean(model))
@@ -206,6 +212,7 @@ def _of_files(folder: Path, names: Sequence[str]) -> Stranger | None:
         what = "a folder with one .safetensors file" if len(files) == 1 else f"a folder of {len(files)} model files"
         return Stranger(what, f"Inspect a file of it by its name: {_listed(files)}")
     images = [folder / name for name in names if name.lower().endswith(_IMAGES)]
+    # Captions may lie beside them, so that images need not be most of the names.
     if len(images) > len(names) / 3:
         return Stranger(
             f"a folder of {_counted(len(images), 'image', 'images')}", f"Inspect one: {_listed(images[:1])}"

@@ -38,11 +38,13 @@ def part(tensors: Iterable[TensorInfo]) -> NetworkFinding:
 
 def hashes(headers: Sequence[Header], console: Console) -> Hashes:
     """SHA-256 of the files, in one pass on two cores; large files show a progress bar."""
+    # ModelSpec's hash is of one file.
     stated = headers[0].metadata.get("modelspec.hash_sha256") if len(headers) == 1 else None
     whole, tensors = hashlib.sha256(), hashlib.sha256()
     total = sum(header.path.stat().st_size for header in headers)
     bar = Meter(console, "reading", -(-total // _CHUNK), unit="MiB") if total > _LARGE else nullcontext()
     with bar as meter, ThreadPoolExecutor(1) as beside:
+        # Both hashes at once: hashlib lets go of the GIL, so that two cores work.
         for chunk, behind_header in _chunks(headers):
             pending = beside.submit(tensors.update, chunk if behind_header else b"")
             whole.update(chunk)
