@@ -65,6 +65,7 @@ class ConfigError(UserError):
 def did_you_mean(wrong: str, valid: Iterable[str]) -> str:
     """A question that names the nearest valid word; empty when none is near."""
     known = list(valid)
+    # A setting that was renamed is known, however little its new name looks like it.
     if RENAMED.get(wrong) in known:
         return f"Did you mean `{RENAMED[wrong]}`? It was called `{wrong}`."
     near = difflib.get_close_matches(wrong, known, n=1)
@@ -73,6 +74,7 @@ def did_you_mean(wrong: str, valid: Iterable[str]) -> str:
 
 def _excerpt(origin: Origin) -> str:
     """The line with a caret under the place; a long line is cut around it."""
+    # The caret stays in the middle of what is shown.
     start = max(0, origin.caret - LONGEST_EXCERPT // 2)
     line = origin.excerpt[start : start + LONGEST_EXCERPT].replace("\t", " ")
     return f"    {line}\n    {' ' * (origin.caret - start)}^\n"

@@ -43,6 +43,7 @@ def _settings_at(key: str, field: FieldInfo) -> Iterator[Setting]:
     if not variants:
         yield Setting(key, type_name(field.annotation), default_text(field), description)
         return
+    # Settings of settings: the choice first, then what each variant has.
     if _is_collection(field.annotation):
         key += ".*"
     kinds = [kind for kind in map(kind_of_model, variants) if kind]
@@ -72,6 +73,7 @@ def models(annotation: Any) -> tuple[type[BaseModel], ...]:
 def kind_of_model(model: type[BaseModel]) -> str | None:
     """`min_snr` for a variant with `kind: Literal["min_snr"]`."""
     field = model.model_fields.get("kind")
+    # Only a literal names a kind; a setting `kind` of any other type is an ordinary one.
     values = get_args(field.annotation) if field and get_origin(field.annotation) is Literal else ()
     return str(values[0]) if values else None
 
@@ -104,6 +106,7 @@ def type_name(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation in NAMES:
         return NAMES[annotation]
+    # What `Annotated` adds (limits, the key of a choice) is no part of the type's name.
     if origin is Annotated:
         return type_name(arguments[0])
     if origin is Literal:

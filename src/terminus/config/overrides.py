@@ -25,6 +25,7 @@ def apply_overrides(tree: MappingTree, overrides: Sequence[str]) -> MappingTree:
     A `kind` is laid first, since it clears the settings of the kind before it; otherwise
     `w.gamma=5 w.kind=min_snr` would lose gamma and the other order would not.
     """
+    # All are read before any is laid, so that every malformed one is told at once.
     parsed: list[_Override] = []
     problems: list[Problem] = []
     for text in overrides:
@@ -48,6 +49,7 @@ def _parse(text: str) -> _Override:
         rule = "It is `key.path=value`: `training.seed=7`, or `data.sources.0.path=x` for a list's entry."
         raise ConfigError([Problem(Origin(whole, text, 0), "This is not an override.", rule)])
     keys = tuple(key.split("."))
+    # Column of each key in the argument, for the caret of a message.
     starts = [sum(len(part) + 1 for part in keys[:index]) for index in range(len(keys))]
     indent = len(key) + 1
     node = parse_yaml(value, lambda line, column: Origin(whole, text, indent + column if line == 0 else indent))
@@ -55,9 +57,11 @@ def _parse(text: str) -> _Override:
 
 
 def _lay(node: Node | None, override: _Override, depth: int) -> Node:
+    # Behind the last key: the value itself, which merges if it is a mapping.
     if depth == len(override.keys):
         return override.value if node is None else merge_trees(node, override.value)
     key, place = override.keys[depth], override.places[depth]
+    # In a list: only an entry that is there.
     if isinstance(node, Items):
         index = _index(node, override, depth)
         entry = _lay(node.entries[index], override, depth + 1)
@@ -73,6 +77,7 @@ def _lay(node: Node | None, override: _Override, depth: int) -> Node:
                 )
             ]
         )
+    # In a mapping: a layer with this one key, down to the value, laid over what is there.
     below = node.entries.get(key) if isinstance(node, MappingTree) else None
     layer = MappingTree({key: _lay(below, override, depth + 1)}, {key: place}, place)
     return layer if node is None or isinstance(node, Leaf) else _put(node, layer, key)

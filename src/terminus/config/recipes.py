@@ -37,6 +37,7 @@ def _find(path: Path, name: Path | str) -> Path:
         raise UserError("this is a folder", where=str(name), rule="A recipe is one YAML file.", fix=_offer(path, ""))
     if path.exists():
         raise UserError("this is not a regular file", where=str(name), rule="A recipe is one YAML file.")
+    # A shipped recipe, only where no file of that name is: what lies in the folder comes first.
     asked = Path(name)
     if asked.parent in (Path(), Path("recipes")) and asked.suffix in ("", *SUFFIXES):
         shipped = shipped_recipes() / f"{asked.stem if asked.suffix else asked.name}.yaml"
@@ -67,6 +68,7 @@ def _read(path: Path, chain: tuple[Path, ...], done: dict[Path, MappingTree]) ->
     path = path.resolve()
     if path in done:
         return done[path]
+    # What it extends, from left to right, each over those before it.
     table = _table(path)
     below: Node | None = None
     for name, origin in _extended(table):
@@ -74,12 +76,14 @@ def _read(path: Path, chain: tuple[Path, ...], done: dict[Path, MappingTree]) ->
             parent = find_recipe(name, path.parent)
         except UserError as error:
             raise ConfigError([Problem(origin, f"`extends: {_clipped(name)}`: {error}")]) from None
+        # Told with the whole way, since the file that closes a circle need not be the wrong one.
         circle = (*chain, path, parent.resolve())
         if parent.resolve() in circle[:-1]:
             names = " -> ".join(_shown(step) for step in circle)
             raise ConfigError([Problem(origin, f"Recipes extend each other in a circle: {names}.")])
         tree = _read(parent, (*chain, path), done)
         below = tree if below is None else merge_trees(below, tree)
+    # The file itself, over all of these.
     own = _without_extends(table)
     merged = own if below is None else merge_trees(below, own)
     assert isinstance(merged, MappingTree)
@@ -100,6 +104,7 @@ def _table(path: Path) -> MappingTree:
 def _text(path: Path) -> str:
     shown = _shown(path)
     try:
+        # One byte more than is allowed tells a file that is too large without reading all of it.
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
@@ -158,6 +163,7 @@ def _offer(folder: Path, name: str) -> str:
     """The nearest recipe names: in the folder that was named, then among the shipped ones."""
     here = [str(folder / file) for file in _recipes_in(folder)]
     shipped = [Path(file).stem for file in _recipes_in(shipped_recipes())]
+    # By the name alone: the folder is what was typed.
     near = [path for path in here if difflib.get_close_matches(Path(name).stem, [Path(path).stem])]
     near += difflib.get_close_matches(Path(name).stem, shipped)
     if near:

@@ -13,6 +13,7 @@ from terminus.config.outline import leaf_settings, yaml_word
 
 def show_settings(loaded: Loaded[Any]) -> list[str]:
     """One line per effective value, `key = value` and its origin: `default`, a line, or the command line."""
+    # Lists are shown entry by entry, so that each has its own origin.
     rows = [
         (key, yaml_word(value), str(loaded.origins[key]) if key in loaded.origins else "default")
         for key, value in _leaves(loaded.value.model_dump(mode="json"), "")
@@ -28,6 +29,7 @@ def schema(of: type[BaseModel]) -> Mapping[str, Any]:
 
 def explain(loaded: Loaded[Any]) -> list[str]:
     """Every setting that exists: type, default, documentation; `*` marks those that this recipe sets."""
+    # A setting of a variant is written only where that variant was chosen.
     written = set(_written(loaded.tree, ""))
     lines: list[str] = []
     for setting in leaf_settings(type(loaded.value)):
@@ -47,6 +49,7 @@ def _written(value: object, key: str) -> Iterator[str]:
         entries = cast("dict[str, object]", value)
         kind = entries.get("kind")
         for name, entry in entries.items():
+            # In the form of the outline: `objective.weighting[min_snr].gamma`.
             inside = f"{key}[{kind}].{name}" if kind and name != "kind" else f"{key}.{name}"
             yield from _written(entry, inside.lstrip("."))
 

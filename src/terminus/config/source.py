@@ -67,6 +67,7 @@ Node: TypeAlias = Leaf | Items | MappingTree
 def parse_yaml(text: str, locate: Locate) -> Node:
     """The tree of one YAML document; an empty one is a null leaf. Raises `ConfigError`."""
     try:
+        # Nodes alone are asked of ruamel, never values: the loaders that build objects are not used.
         yaml = YAML(typ="safe", pure=True)
         yaml.Composer = _BoundedComposer
         with warnings.catch_warnings():
@@ -80,6 +81,7 @@ def parse_yaml(text: str, locate: Locate) -> Node:
     except _Unbounded as error:
         at = locate(error.line, error.column)
         raise ConfigError([_too_deep(at) if error.deep else _too_many(at)]) from None
+    # An empty text, or values that are built here from its nodes.
     if root is None:
         return Leaf(None, locate(0, 0))
     builder = _Builder(locate)
@@ -119,6 +121,7 @@ def merge_trees(below: Node, above: Node) -> Node:
     A mapping that names another `kind` replaces the whole one below it: the settings of the old kind are
     not settings of the new one.
     """
+    # A list over a list replaces it: which entry should meet which, nobody can say.
     if not (isinstance(below, MappingTree) and isinstance(above, MappingTree)) or _kind_changes(below, above):
         return above
     entries = dict(below.entries)
@@ -165,6 +168,7 @@ class _Builder:
         self._count = 0
 
     def build(self, node: YamlNode, depth: int) -> Node:
+        # An alias is built again at each use, so the count is of values as they would lie in memory.
         origin = self._origin(node)
         self._count += 1
         if depth > MAX_DEPTH:
@@ -184,6 +188,7 @@ class _Builder:
         keys: dict[str, Origin] = {}
         for key_node, value_node in node.value:
             at = self._origin(key_node)
+            # A key may be a number, a date or a whole list in YAML, and is none of these here.
             key = key_node.value if isinstance(key_node, ScalarNode) else None
             if key is None or _tag(key_node) != "str":
                 self._report(at, "This key is not a name.", _key_rule(key))
@@ -196,6 +201,7 @@ class _Builder:
     def _scalar(self, node: ScalarNode, origin: Origin) -> Scalar:
         text = str(node.value)
         try:
+            # A lone surrogate, which can be written as an escape, is no text.
             text.encode()
             match _tag(node):
                 case "null":
@@ -238,6 +244,7 @@ def _tag(node: YamlNode) -> str:
 
 def _integer(text: str) -> int:
     digits = text.replace("_", "")
+    # As YAML 1.2 has it: 010 is ten, and 0o10 and 0x10 say their base.
     number = int(digits) if digits.lstrip("+-").isdigit() else int(digits, 0)
     if not -(2**63) <= number < 2**63:  # nothing that is counted needs more, and programs below stumble over it
         raise OverflowError

@@ -73,6 +73,7 @@ class _Place:
         key_origin = value_origin = tree.origin
         union: Any = None
         for part in location:
+            # Down the location, in the schema and in the user's text at once.
             annotation = _bare(annotation)
             if _is_union(annotation):
                 # pydantic names the kind of a tagged choice here, or a plain type: neither is a key of the user's.
@@ -108,6 +109,7 @@ def _problem(detail: ErrorDetails, place: _Place) -> Problem:
     name, inside = dotted(place.path), dotted(place.path[:-1])
     holder = f" in `{inside}`" if inside else ""
     last = str(place.path[-1]) if place.path else ""
+    # None of the types fits, of which pydantic tells each by itself.
     if place.union is not None:
         what = f"`{name}` must be {type_name(place.union)}, and this is {_shown(detail['input'])}."
         return Problem(place.value_origin, what)
@@ -116,6 +118,7 @@ def _problem(detail: ErrorDetails, place: _Place) -> Problem:
             keys = _keys(place.parent)
             rule = did_you_mean(last, keys) or f"Valid here: {_quoted(keys)}."
             return Problem(place.key_origin, f"Unknown key `{last}`{holder}.", rule)
+        # A tuple of fixed length that is too short.
         case "missing" if isinstance(place.path[-1], int):
             what = f"`{inside}` needs {type_name(place.parent)}, and this has {last} entries."
             return Problem(place.value_origin, what)
@@ -142,6 +145,7 @@ def _wrong_choice(detail: ErrorDetails, place: _Place, name: str) -> Problem:
 
 def _other(detail: ErrorDetails, place: _Place, name: str, context: Mapping[str, Any]) -> Problem:
     kind, message = detail["type"], detail["msg"]
+    # In our words where we have some, else in pydantic's.
     if kind in RULES:
         what = f"`{name}` {RULES[kind]}, and this is {_shown(detail['input'])}."
         return Problem(place.value_origin, what, _remedy(kind, detail["input"]))
@@ -150,6 +154,7 @@ def _other(detail: ErrorDetails, place: _Place, name: str, context: Mapping[str,
     if kind in ("value_error", "assertion_error"):
         reason = f"{str(context.get('error', message)).rstrip('.')}."
         return Problem(place.value_origin, f"`{name}`: {reason}" if name else reason)
+    # Its "Input should be ..." as the rest of a sentence.
     rule = message[0].lower() + message[1:]
     rule = rule.removeprefix("input ")
     return Problem(place.value_origin, f"`{name}` {rule}, and this is {_shown(detail['input'])}.")
