@@ -90,6 +90,7 @@ def train(
     model. After Ctrl-C, SIGTERM or a crash the same command continues from
     the newest checkpoint. With torchrun several processes train one model.
     """
+    # One verb, three uses: estimate a run, look at one, or train.
     check_plan(plan, gpu, processes, as_json, watch)
     loaded = load_recipe(recipe, overrides)
     if plan:
@@ -155,9 +156,11 @@ def sample(
     output = arguments.Output(out, file_format.lower(), private, sign)
     drawer.check()
     arguments.check_folder(out)
+    # An image says by itself how it was drawn; options that say it otherwise are refused beside it.
     if again is not None:
         _sample_again(drawer, output, again, image, mask, _given(context))
         return
+    # A new image: where it starts, how it is drawn, and how often.
     start = arguments.Start(image, mask, outpaint, upscale, hires, strength, fill, feather, padding)
     part, pixels = shapes.parse_interval(interval), None if size is None else shapes.parse_size(size)
     limits.check_settings(steps, guidance, rescale, part, solver, spacing, variation)
@@ -204,6 +207,7 @@ def inspect(
     from terminus.model.naming import at_home, find_local
 
     _check_fix(fix, decided, as_json or probe)
+    # What is to be corrected is a model; what is only looked at may be any file.
     if fix is not None or not at_home(path).exists():
         find_local(path)
     with loading():
@@ -271,6 +275,7 @@ def evaluate(
     from terminus.sampling import limits
     from terminus.sampling.arguments import check_folder
 
+    # Everything that needs no torch, then the evaluation.
     found = find_judged(model, recipe)
     folder = found.folder(out)
     check_folder(folder)
@@ -313,6 +318,7 @@ def _main(given: list[str]) -> int:
     prepare_streams()
     log_to_stderr()
     code = _run(given, debug)
+    # A command whose results did not arrive has not succeeded. Wrong input and a stop keep their own codes.
     if (problem := unwritten()) is not None and code in (EXIT_DONE, EXIT_DEFECT):
         return fail(problem, EXIT_INPUT, debug)
     return code

@@ -26,6 +26,7 @@ def _check(against: str | None, out: Path | None, **counts: int) -> None:
     for name, count in counts.items():
         if count < 1:
             raise UserError(f"--{name} {count}", rule="It is at least 1")
+    # Now, and not after minutes of measuring.
     if out is not None and out.is_dir():
         raise UserError("This is a folder", where=str(out), rule="The numbers are written into a file", fix="Name one")
     if out is not None:
@@ -106,6 +107,7 @@ def bench_train(
     _check(against, out, steps=steps, runs=runs)
     check_choice("--text", text, ("cached", "online"))
     check_choice("--average", average, ("both", "none"))
+    # What is wrong with a recipe's text is known without its schema, which imports torch.
     if not recipe.startswith("random:"):
         read(recipe, overrides or ())
     with loading():

@@ -75,6 +75,7 @@ def prepare(
     Reports why each image was kept or dropped. The same command continues an
     interrupted preparation, and adds what is new in the sources.
     """
+    # Options that do not go together, then the recipe, then one of two uses.
     if not plan and (as_json or any(option is not None for option in (images, gpu, price_gpu, price_core))):
         raise UserError("--images, --gpu, --price-gpu, --price-core and --json need --plan", fix="Add --plan")
     check_gpu(gpu)
@@ -87,6 +88,7 @@ def prepare(
         from terminus.training.plan.planning import chosen_gpu, stage_of
 
         here = chosen_gpu(gpu)
+        # TF32 has half the rate of bfloat16, for which the sheet's number is.
         machine = Machine(here.name, 1e12 * here.sheet / 2, here.watts)
         with waiting(Console(stderr=True, highlight=False), "counting images, memory and FLOPs"):
             training, prices = stage_of(loaded.value, here), Prices(price_gpu, price_core)
@@ -123,6 +125,7 @@ class DataGroup(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Arguments that begin with no verb are those of `list`."""
+        # A verb, or a request for help, stays what it is.
         if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
             args = ["list", *args]
         return super().parse_args(ctx, args)

@@ -46,6 +46,7 @@ def unwritten() -> str | None:
             stream.flush()
         except OSError as error:
             problem = problem or error
+            # The null device takes what is left in the buffer, at the end of Python too.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     if problem is None:
         return None
@@ -57,6 +58,7 @@ def unwritten() -> str | None:
 
 def prepare_streams() -> None:
     """Output that is closed (`>&-`) or that cannot hold every character must not fail work that is done."""
+    # Python's stream for a descriptor that is closed.
     if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison]
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - it stays open to the end
     for stream in (sys.stdout, sys.stderr):
@@ -96,6 +98,7 @@ def reader_is_gone() -> bool:
     stdout = sys.stdout.fileno()
     poll = select.poll()
     poll.register(stdout, 0)
+    # A pipe without a reader is in error; nothing is written to find that out.
     broken = any(event & select.POLLERR for _, event in poll.poll(0))
     # rich has already put the null device there when it meets a closed pipe
     return broken or os.path.samestat(os.fstat(stdout), os.stat(os.devnull))

@@ -85,6 +85,7 @@ class Decoded:
         """The image over a plain background; composited before any resizing, as it must be."""
         if self.alpha is None:
             return self.rgb
+        # In whole numbers: 255 · 255 and what is added fit into 16 bits.
         cover = self.alpha[..., None].astype(np.uint16)
         mixed = self.rgb * cover + np.array(background, np.uint16) * (255 - cover) + 128
         return ((mixed + (mixed >> 8)) >> 8).astype(np.uint8)  # exactly round(mixed / 255)
@@ -97,12 +98,14 @@ def decode(data: bytes, limits: Limits) -> Decoded | Dropped:
     if refused := structure.crowded(data):
         return refused
     try:
+        # The header alone; pixels are decoded when they are first asked for.
         image = Image.open(BytesIO(data), formats=FORMATS)
         width, height = image.size
         if width * height > limits.pixels:
             return Dropped("too many pixels", f"{width}x{height}, the limit is {limits.pixels}")
         if getattr(image, "is_animated", False) and image.format != "MPO":
             return Dropped("animated", f"{getattr(image, 'n_frames', 2)} frames")
+        # What the pixels would cost, and whether they are those that were written.
         refused = structure.costly_jpeg(data, width * height) or structure.damaged_png(data, not limits.known)
         return refused or _pixels(image, data)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -172,6 +175,7 @@ def _plain(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
         # 16-bit grey: Pillow's own conversion would clip at 255 instead of scaling.
         levels = np.asarray(image).astype(np.float64) / 257.0
         return Image.fromarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8)).convert("RGB"), None
+    # The profile is of the colours alone, so alpha is set aside before they are converted.
     profile = _profile(image)
     if not image.has_transparency_data:
         return _srgb(image, profile), None
@@ -193,6 +197,7 @@ def _profile(image: Image.Image) -> ImageCms.ImageCmsProfile | None:
 
 
 def _srgb(image: Image.Image, profile: ImageCms.ImageCmsProfile | None) -> Image.Image:
+    # Modes that a profile can be of; palettes and others are colours first.
     if image.mode not in ("RGB", "L", "CMYK"):
         image = image.convert("RGB")
     if profile is not None:

@@ -56,6 +56,7 @@ def demo(out: Path) -> None:
     started = time.monotonic()
     loaded = load(RECIPE, Recipe, [f"run.dir={_quoted(out)}", f"data.store={_quoted(out / 'data')}"])
     start = cast(str, loaded.value.model.start)
+    # Each chapter is the command of that name.
     _chapter(console, 1, "prepare: images become latents")
     prepare(loaded.value.data, loaded.value.model.vae_from, console)
     _chapter(console, 2, f"train: {start} is shown {TAUGHT}, and the colours that it knows again")
@@ -79,6 +80,7 @@ def _chapter(console: Console, number: int, title: str) -> None:
 
 
 def _before_and_after(start: str, model: Path, target: Path) -> None:
+    # Same seeds: what differs between the rows is the training.
     before = Terminus.load(start).text2img(PROMPTS, seed=0)
     after = Terminus.load(model).text2img(PROMPTS, seed=0)
     titles = (f"before: {start}", "after this run")
@@ -94,6 +96,7 @@ def _evaluate(model: Path, out: Path) -> None:
 
 
 def _closing(console: Console, loaded: Loaded[Recipe], out: Path, seconds: float) -> None:
+    # The numbers come from the files of the run, as those of its model card do.
     facts = json.loads((out / "facts.json").read_text(encoding="utf-8"))
     contrast = json.loads((out / "metrics.json").read_text(encoding="utf-8"))["contrast"]
     before, after = (facts[f"validation_{when}"]["all"] for when in ("before", "after"))

@@ -49,6 +49,7 @@ def find_judged(name: str, recipe: str | None = None) -> Judged:
     UserError for what cannot be a model, for a run that is not finished, and for a recipe that is no YAML.
     """
     run, model = _run_of(name), name
+    # A run is judged by its finished model, whichever of the two was named.
     if run is not None and not (run / MODEL / "model_index.json").is_file():
         raise UserError(
             "This run is not finished: it has no model folder",
@@ -59,6 +60,7 @@ def find_judged(name: str, recipe: str | None = None) -> Judged:
     if run is not None and (at_home(name) / "recipe.yaml").is_file():
         model = str(at_home(name) / MODEL)
     find_local(model)
+    # The recipe that was named, else the run's own.
     if recipe is None and run is not None:
         recipe = str(run / "recipe.yaml")
     if recipe is not None:

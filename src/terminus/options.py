@@ -148,6 +148,7 @@ Variation = Annotated[
     ),
 ]
 
+# What is loaded beside the model.
 Loras = Annotated[
     list[str] | None,
     typer.Option(
@@ -167,6 +168,7 @@ Controls = Annotated[
     ),
 ]
 
+# Where images go, and what their files say.
 ImagesOut = Annotated[
     Path, typer.Option("--out", help="Folder of the images; nothing in it is overwritten.", rich_help_panel=_FILES)
 ]
@@ -179,6 +181,7 @@ Sign = Annotated[
     typer.Option(metavar="CERT,KEY", help="Add signed content credentials (C2PA).", rich_help_panel=_FILES),
 ]
 
+# How it runs.
 Compile = Annotated[
     str,
     typer.Option(
@@ -193,6 +196,7 @@ Offload = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", rich_help_panel=_SPEED)]
 
+# Judging a model.
 ModelOrRun = Annotated[
     str, typer.Argument(metavar="MODEL_OR_RUN", help='The folder of a run; or a model folder, file, hub id, or "nano".')
 ]
@@ -216,6 +220,7 @@ JudgedCount = Annotated[
     typer.Option(min=1, help="Held-out captions to draw, and probe images on black and on white.", show_default="32"),
 ]
 
+# Looking at files, and converting them.
 AnyPath = Annotated[str, typer.Argument(metavar="PATH", help="A model, adapter, run or image; a hub id, or nano.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 FixTarget = Annotated[Path | None, typer.Option(metavar="TARGET", help="Write a copy with consistent labels here.")]
@@ -237,6 +242,7 @@ TakeEma = Annotated[
 Onto = Annotated[
     str | None, typer.Option(metavar="MODEL", help="Write what the adapter SOURCE adds to the weights of this model.")
 ]
+# Benchmarks.
 Against = Annotated[str | None, typer.Option(metavar="OTHER", help="Measure this beside it: diffusers.")]
 BenchBatch = Annotated[int, typer.Option(help="Images drawn at once.")]
 BenchRuns = Annotated[int, typer.Option(help="Runs of each; the median counts.")]
@@ -249,6 +255,7 @@ BenchText = Annotated[str, typer.Option("--text", help="cached, or online: throu
 BenchAverage = Annotated[str, typer.Option("--average", help="both, or none: keep a moving average of the weights.")]
 BenchRows = Annotated[int, typer.Option("--rows", help="Rows whose order is drawn.")]
 BenchStored = Annotated[int, typer.Option("--stored", help="Rows that are written and read, 262 kB each.")]
+# Prepared data, and its captions.
 StorePlace = Annotated[
     str, typer.Argument(metavar="STORE", help="Folder or URI of the prepared data (data.store in the recipe).")
 ]
@@ -257,6 +264,7 @@ RemoveDamaged = Annotated[
 ]
 CaptionLimit = Annotated[int | None, typer.Option("--limit", min=0, help="Caption at most this many images.")]
 CaptionTrial = Annotated[bool, typer.Option("--trial", help="Caption a few images, print the captions, write nothing.")]
+# Plans, of preparation and of training.
 Plan = Annotated[bool, typer.Option("--plan", help="Only estimate memory, time and energy; train nothing.")]
 PlanGpu = Annotated[
     str | None,
@@ -271,11 +279,13 @@ PriceCore = Annotated[float | None, typer.Option(min=0, help="With --plan: price
 PlanProcesses = Annotated[
     int, typer.Option("--processes", min=1, help="With --plan: number of GPUs, one process each.")
 ]
+# Imports, and the rest of `train`.
 ImportSource = Annotated[Path, typer.Argument(metavar="SOURCE", help="Settings file or folder of another trainer.")]
 ImportOut = Annotated[Path, typer.Option("--out", metavar="RECIPE", help="The recipe to write; it must be new.")]
 PlanJson = Annotated[bool, typer.Option("--json", help="With --plan: print one JSON object.")]
 Watch = Annotated[bool, typer.Option("--watch", help="Show the progress of a run that another process trains.")]
 
+# The server.
 ServedModels = Annotated[
     list[str] | None,
     typer.Argument(

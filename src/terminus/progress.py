@@ -41,6 +41,7 @@ class Meter:
         self.done += count
         now = time.monotonic()
         self.bar.update(self.task, completed=self.done, description=f"{self._rate(now):.1f}/s  {status}".rstrip())
+        # In a log file a line now and then, and one at the end.
         if not self.console.is_terminal and (now - self.spoken >= SECONDS_BETWEEN_LINES or self.done >= self.total):
             self.spoken = now
             self._line(now, status)
@@ -81,6 +82,7 @@ def waiting(console: Console, what: str, after: float = SECONDS_UNTIL_WAITING) -
             else:
                 console.print(Text(f"{what} ..."), soft_wrap=True)
 
+    # On a thread of its own, since an import holds this one until it is done.
     timer = threading.Timer(after, say)
     timer.daemon = True
     timer.start()
@@ -88,6 +90,7 @@ def waiting(console: Console, what: str, after: float = SECONDS_UNTIL_WAITING) -
         yield
     finally:
         timer.cancel()
+        # It may be in the middle of its word: the spinner is stopped only behind it.
         timer.join()
         with suppress(OSError):
             status.stop()
@@ -108,10 +111,12 @@ def logged_above(display: _Display) -> Generator[None]:
     """
     stream = sys.stderr
     display.start()
+    # Only handlers that write where the display is; one of a file stays as it is.
     ours = (*logging.getLogger().handlers, *logging.getLogger("terminus").handlers)
     handlers = [one for one in ours if isinstance(one, logging.StreamHandler) and one.stream is stream]
     try:
         for handler in handlers:
+            # While it is shown this is rich's own stream, which prints above the display.
             handler.setStream(sys.stderr)
         yield
     finally:

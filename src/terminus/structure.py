@@ -57,6 +57,7 @@ def costly_jpeg(data: bytes, pixels: int) -> Dropped | None:
         return None
     if refused := _counted(data, _segments(data, whole=True)):
         return refused
+    # Scans up to the end of the first image: a preview may follow behind it.
     scans = 0
     for at, marker in _segments(data, whole=True):
         if marker == _END_OF_IMAGE:
@@ -75,6 +76,7 @@ def damaged_png(data: bytes, inflate: bool = True) -> Dropped | None:
     """
     if not data.startswith(_PNG):
         return None
+    # Chunk by chunk, without a copy of any.
     view = memoryview(data)
     pixels: list[memoryview] = []
     for at, kind in _chunks(data):
@@ -87,6 +89,7 @@ def damaged_png(data: bytes, inflate: bool = True) -> Dropped | None:
             return Dropped("damaged", f"checksum of chunk {name}" if name.isalpha() else "checksum of a chunk")
         if kind == b"IDAT":
             pixels.append(view[at + 8 : end - 4])
+    # The first chunk, IHDR, begins with both sides.
     width, height = struct.unpack_from(">II", data, len(_PNG) + 8)
     if inflate and not _inflates(pixels, width * height * _WORST_PIXEL + height):
         return Dropped("damaged", "checksum of pixels")
@@ -100,6 +103,7 @@ def _inflates(pixels: list[memoryview], most: int) -> bool:
         for part in pixels:
             rest: bytes | memoryview = part
             while rest and not inflate.eof and most > 0:
+                # In pieces that are thrown away, up to what such an image can have: a bomb ends early.
                 most -= len(inflate.decompress(rest, _INFLATED))
                 rest = inflate.unconsumed_tail
     except zlib.error as error:
@@ -122,11 +126,13 @@ def _segments(data: bytes, whole: bool = False) -> Iterator[tuple[int, int]]:
     while at + 4 <= len(data):
         marker = data[at + 1]
         yield at, marker
+        # A stray byte, a marker alone, or a segment with its length.
         if data[at] != 0xFF or marker in (0x00, 0xFF):
             at += 1
         elif marker in _ALONE:
             at += 2
         else:
+            # Behind a scan's header its pixels have no length: they end at the next marker.
             scan = data.startswith(_START_OF_SCAN, at)
             if scan and not whole:
                 return
