@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse
 
 from terminus.serving.catalogue import Entry
+from terminus.serving.drawable import drawable
 from terminus.serving.errors import not_found
 from terminus.serving.interfaces.parts import service_of, user_of
 from terminus.serving.service import Service, restrictions
@@ -88,6 +89,7 @@ def model_shown(service: Service, user: str, entry: Entry) -> dict[str, Any]:
         "restrictions": restrictions(entry),
         "size_bytes": sum(part.get("bytes", 0) for part in components.values()),
         "native_size": service.native(entry),
+        **drawable(entry.path, service.native(entry), bool(said.get("zero_terminal"))),
         "loaded": loaded,
         "usable": entry.problem is None,
         "thumbnail": _thumbnail(service, entry),
