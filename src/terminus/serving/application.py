@@ -18,7 +18,7 @@ from starlette.types import ASGIApp
 from terminus.errors import UserError
 from terminus.serving import errors, pages
 from terminus.serving.errors import Refusal
-from terminus.serving.interfaces import images, models, native
+from terminus.serving.interfaces import comparisons, grids, images, models, native, runs
 from terminus.serving.security import Door
 from terminus.serving.service import ClientGone, Service
 
@@ -43,7 +43,7 @@ def application(service: Service) -> ASGIApp:
         lifespan=lifespan,
     )
     app.state.service = service
-    for router in (native.router, native.api, images.api, models.api):
+    for router in (native.router, native.api, images.api, models.api, grids.api, comparisons.api, runs.api):
         app.include_router(router)
     pages.mount(app)
     _handlers(app)

@@ -26,6 +26,7 @@ from terminus.serving.gallery import Gallery, key_of
 from terminus.serving.jobs import Job, JobRequest, check_request
 from terminus.serving.ledger import Ledger
 from terminus.serving.limits import LIMITS, Limits, check_work
+from terminus.serving.monitor import Monitor
 from terminus.serving.orders import Order, Steering
 from terminus.serving.prompt_spans import spans
 from terminus.serving.reader import Reader
@@ -74,6 +75,7 @@ class Service:
         self.catalogue = Catalogue(options.models, options.model_folders, self.state, self.reader)
         self.gallery = Gallery(options.folder, self.state)
         self.uploads = Uploads(self.state, self.reader)
+        self.monitor = Monitor(options.runs)
         self.events = Events()
         self.engine = Engine(Ledger(self.state), self.gallery, self.events, options.limits, self.order_of)
         self._chores: list[asyncio.Task[None]] = []
