@@ -1,4 +1,4 @@
-"""What a user is told when something is wrong with their input, and the exit code that goes with it.
+"""Errors that users are told when something is wrong with their input, and the exit code that goes with it.
 
 This is the lowest layer: every room may raise these, none needs to know who prints them.
 """

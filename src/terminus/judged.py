@@ -35,7 +35,7 @@ class Judged:
     """File or shipped name of its recipe; None where nobody knows it."""
 
     def folder(self, out: Path | None) -> Path:
-        """Where the report goes; UserError if that is not said and there is no run to put it in."""
+        """The folder for the report; UserError if that is not said and there is no run to put it in."""
         if out is not None:
             return out
         if self.run is not None:
@@ -44,7 +44,7 @@ class Judged:
 
 
 def find_judged(name: str, recipe: str | None = None) -> Judged:
-    """What `name`, a model or the folder of a run, is; `recipe` goes before the recipe that lies beside it.
+    """The model or run that `name` stands for; `recipe` goes before the recipe that lies beside it.
 
     UserError for what cannot be a model, for a run that is not finished, and for a recipe that is no YAML.
     """
@@ -69,7 +69,7 @@ def find_judged(name: str, recipe: str | None = None) -> Judged:
 
 
 def trained_by(found: Judged) -> TrainedOn | None:
-    """What an evaluation needs of the recipe; UserError for one that trains no whole model."""
+    """The facts that an evaluation needs of the recipe; UserError for one that trains no whole model."""
     from terminus.evaluation.trained import TrainedOn
     from terminus.training.objectives import Diffusion
     from terminus.training.recipe import Recipe

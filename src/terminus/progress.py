@@ -1,4 +1,4 @@
-"""How far a long step is: a bar with rate and time left on a terminal, a plain line now and then elsewhere.
+"""Progress of a long step: a bar with rate and time left on a terminal, a plain line now and then elsewhere.
 
 No torch here: what is waited for may be torch itself.
 """

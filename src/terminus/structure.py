@@ -1,4 +1,4 @@
-"""What the structure of a JPEG or PNG file says before its pixels are decoded: whether it is whole, and what it costs.
+"""The structure of a JPEG or PNG file, read before its pixels are decoded: whether it is whole, and what it costs.
 
 A decoder's time follows from more than the number of pixels: a progressive JPEG of 100 kB may ask for thousands of
 passes over all of them, and Pillow walks through chunks, segments and what lies between them in Python.

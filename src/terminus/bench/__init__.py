@@ -1,4 +1,4 @@
-"""How fast, against what, on which machine."""
+"""Benchmarks: how fast, against what, on which machine."""
 
 # before diffusers: it keeps quiet what is no news
 import terminus.model as terminus_model

@@ -73,7 +73,7 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class BenchLength:
-    """How many steps and turns are measured."""
+    """The number of steps and turns that are measured."""
 
     steps: int
     """Optimizer steps of one turn."""

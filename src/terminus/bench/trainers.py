@@ -118,7 +118,7 @@ class Ours:
         _watch(module, laps)
 
     def run(self, steps: int) -> object:
-        """That many optimizer steps, from where it stands."""
+        """Runs that many optimizer steps, from where it stands."""
         until = (self.state.position.step + steps) * self.training.global_batch
         settings = self.training.model_copy(update={"images": until})
         run_loop(self.step, self.state, self.loader, settings, self.hooks)
@@ -212,7 +212,7 @@ class Theirs:
         self.timesteps: Callable[[int], Tensor] = self._any_timesteps
 
     def run(self, steps: int) -> object:
-        """That many optimizer steps."""
+        """Runs that many optimizer steps."""
         training = self.task.recipe.training
         for _ in range(steps):
             loss = sum(self._micro_batch() for _ in range(training.accumulation)) / training.accumulation

@@ -23,7 +23,7 @@ RENAMED = {
 
 @dataclass(frozen=True)
 class Origin:
-    """Where something was written: a place in a file, or an argument of the command line."""
+    """The place where something was written: a line in a file, or an argument of the command line."""
 
     place: str
     """`recipes/nano.yaml:12:7` (line and column from 1), or `command line: key.path=value`."""

@@ -69,7 +69,8 @@ def revision(  # pyright: ignore[reportUnknownParameterType]
 
 
 def group_checksum(values: Sequence[bytes]) -> int:
-    """Of the `GROUPING` columns' values (UTF-8, of those that the table has, in their order), 0 to 2^32 - 1."""
+    """The CRC-32 of the `GROUPING` columns' values (UTF-8, of those that the table has, in their order), 0 to 2^32 -
+    1."""
     return crc32(b"\x1f".join(values))
 
 

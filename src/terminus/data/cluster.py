@@ -1,4 +1,4 @@
-"""Where preparation computes: the settings, and what a Ray cluster must fulfil to give the bytes of this machine.
+"""Preparation on a Ray cluster: the settings, and what the cluster must fulfil to give the bytes of this machine.
 
 Ray runs whatever is sent to it, so this side asks for a token unless told otherwise. Nothing here starts Ray, opens
 a dashboard or reports anything: a cluster is somebody's decision, see `docs/cluster.md`.
@@ -86,7 +86,7 @@ def connect(engine: RayEngine) -> None:
 
 
 def environment_fingerprint() -> dict[str, str]:
-    """What the bytes of a row depend on: versions of packages, and a hash of our own code."""
+    """All that the bytes of a row depend on: versions of packages, and a hash of our own code."""
     own = hashlib.sha256()
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         own.update(path.read_bytes())
@@ -128,7 +128,7 @@ def _ray() -> Any:
 
 
 def _on_every_node(function: Callable[..., Any], *given: object) -> dict[str, Any]:
-    """What it returns on each node that computes."""
+    """The results of a function on each node that computes."""
     ray = _ray()
     task, at = ray.remote(function), ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
     # A task on each node that computes, which itself takes no CPU there.

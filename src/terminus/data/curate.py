@@ -54,7 +54,7 @@ UNWRITTEN = 20_000
 
 @dataclass
 class Curated:
-    """What became of the candidates of one run: candidates = added + unchanged + sum of dropped."""
+    """Counts of one run's candidates: candidates = added + unchanged + sum of dropped."""
 
     candidates: int = 0
     added: int = 0
@@ -72,7 +72,7 @@ class Curated:
     """By source: how many were dropped for each reason, and under `KEPT` how many were kept."""
 
     def add(self, source: str, became: Counter[str]) -> None:
-        """What became of the candidates of a part that an earlier run judged to its end."""
+        """Adds the counts of a part that an earlier run judged to its end."""
         self.candidates += became.total()
         self.unchanged += became[KEPT]
         self.sources[source] += became
@@ -214,7 +214,8 @@ class _Curation:
         return _Triaged(candidate, state, self._triage(candidate, state))
 
     def _triage(self, candidate: Candidate, state: str) -> Candidate | Dropped | str:
-        """What is known without looking: an earlier verdict, a reason to drop it, or the candidate to look at."""
+        """Decides without looking where that is possible: an earlier verdict, a reason to drop it, or the candidate
+        to look at."""
         if not self.known.meet(candidate):
             return "offered twice"
         verdict = self.known.verdict(candidate, state)
@@ -326,7 +327,7 @@ class _Curation:
         self.images, self.rejected, self.revised, self.finished, self.waiting_bytes = [], [], [], [], 0
 
     def _revise(self) -> None:
-        """What is said anew reaches both tables; the images' `state` comes last, so a kill only repeats this.
+        """Writes what a source says anew into both tables; the images' `state` comes last, so a kill only repeats this.
 
         A latent whose image has another mask is deleted, and the second stage makes it anew.
         """

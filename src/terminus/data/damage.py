@@ -72,7 +72,8 @@ def checked(row: Row, number: int) -> Row | Damage:
 
 
 def named(row: Row, number: int) -> str:
-    """What people can find a row by. A damaged one may hold anything, and is shown as text that cannot act."""
+    """A row's name, by which people can find it. A damaged one may hold anything, and is shown as text that cannot
+    act."""
     key, source, source_id = (str(row.get(name) or "") for name in _NAMING)
     name = f"{source}/{source_id} (key {key[:16]})" if source_id else f"row {number} (key {key[:16]})"
     return "".join(letter if letter.isprintable() else "?" for letter in name)

@@ -11,12 +11,12 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
-from itertools import islice, zip_longest
+from itertools import chain, islice, zip_longest
 from types import MappingProxyType
 from typing import Literal
 
@@ -124,11 +124,11 @@ def _subset(styles: frozenset[str], limit: int | None, groups: frozenset[str]) -
     if limit is None:
         return chosen
     # Ordered by name alone, so that a small subset holds the same subjects in both styles.
-    by_style = [
-        sorted((d for d in chosen if d.style == style), key=lambda d: _hash(d.name)) for style in sorted(styles)
-    ]
-    turns = (drawing for turn in zip_longest(*by_style) for drawing in turn if drawing is not None)
-    kept = set(islice(turns, limit))
+    shuffled = sorted(chosen, key=lambda drawing: _hash(drawing.name))
+    by_style = [[drawing for drawing in shuffled if drawing.style == style] for style in sorted(styles)]
+    # In turn one of each style.
+    turns = chain.from_iterable(zip_longest(*by_style))
+    kept = set(islice((drawing for drawing in turns if drawing is not None), limit))
     return [drawing for drawing in chosen if drawing in kept]
 
 
@@ -143,23 +143,22 @@ def _check(
     styles: Sequence[str], backgrounds_per_drawing: int, limit: int | None, colors: Sequence[str], groups: Sequence[str]
 ) -> None:
     known = sorted({drawing.group for drawing in drawings()})
-    if not set(groups) <= set(known):
+    if unknown := _unknown(groups, known):
         raise UserError(
-            f"There is no group {', '.join(repr(group) for group in groups if group not in known)}",
+            f"There is no group {unknown}",
             rule=f"The groups are {', '.join(known)}",
             fix="Name some of them, or none for all",
         )
-    strange = [name for name in colors if name not in BACKGROUNDS]
-    if strange:
+    if unknown := _unknown(colors, BACKGROUNDS):
         raise UserError(
-            f"There is no background {', '.join(map(repr, strange))}",
+            f"There is no background {unknown}",
             rule=f"The backgrounds are {', '.join(BACKGROUNDS)}",
             fix="Name some of them",
         )
-    unknown = [style for style in styles if style not in STYLES]
+    unknown = _unknown(styles, STYLES)
     if unknown or not styles:
         raise UserError(
-            f"The embedded drawings have no style {', '.join(map(repr, unknown))}" if unknown else "No style is named",
+            f"The embedded drawings have no style {unknown}" if unknown else "No style is named",
             rule=f"The styles are {', '.join(STYLES)}",
             fix="Name one or more of them",
         )
@@ -171,6 +170,11 @@ def _check(
         )
     if limit is not None and limit < 1:
         raise UserError(f"The limit is {limit}", rule="It counts drawings", fix="Ask for 1 or more, or leave it out")
+
+
+def _unknown(names: Sequence[str], known: Collection[str]) -> str:
+    """The names that are not known, quoted; "" if all are."""
+    return ", ".join(repr(name) for name in names if name not in known)
 
 
 def _drawing(row: dict[str, str | list[str]]) -> Emoji:

@@ -211,7 +211,7 @@ def _render(images: View, cuts: Sequence[_Cut], factor: int) -> Generator[_Rende
 
 
 def _pieces(images: View, cuts: Sequence[_Cut], factor: int) -> Iterator[list[_Rendered | Damage]]:
-    """What is rendered together; all neighbouring cuts of an image from one decoding."""
+    """The cuts that are rendered together; all neighbouring cuts of an image from one decoding."""
     cuts_by_image = [list(some) for _, some in groupby(cuts, key=lambda cut: cut.image)]
     for piece in _fitting(images, cuts_by_image):
         # The engine gets the whole ones; damaged ones keep their places among the results.
@@ -286,7 +286,7 @@ def _pixels(row: engine.Row, factor: int) -> engine.Row:
 def _posterior(
     vae: VAE, pixels: UInt8[np.ndarray, "batch height width 3"], cuts: Sequence[_Cut]
 ) -> Float16[np.ndarray, "batch 2 channels rows columns"]:
-    """Of each image; what does not fit into the device's memory at once is encoded in halves."""
+    """The posterior of each image; what does not fit into the device's memory at once is encoded in halves."""
     from terminus.model.vae import to_signal  # not at the top: the first stage needs no networks
 
     try:

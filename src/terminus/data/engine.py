@@ -39,7 +39,7 @@ Row = dict[str, object]
 
 @dataclass(frozen=True)
 class Errand:
-    """What mostly waits (downloads): done for several rows at once, beside all that computes."""
+    """Work that mostly waits (downloads): done for several rows at once, beside all that computes."""
 
     function: Callable[[list[Row]], list[Row]]
     """From rows to as many rows of the type `returns`; blocks while it waits."""
@@ -120,7 +120,8 @@ def _in_order(
     table: pa.Table,  # pyright: ignore[reportUnknownParameterType]
     frame: Callable[[pa.Table], daft.DataFrame],  # pyright: ignore[reportUnknownParameterType]
 ) -> Iterator[Row]:
-    """What comes early is held until its turn; what is lost with a node of a cluster is computed again."""
+    """Results in their order. What comes early is held until its turn; what is lost with a node of a cluster is
+    computed again."""
     early: dict[int, Row] = {}
     turn = losses = 0
     lost = cluster.losses() if isinstance(_used, RayEngine) else ()

@@ -34,7 +34,7 @@ _MAKE, _MODEL = 0x010F, 0x0110
 
 @dataclass(frozen=True)
 class ImageVerdict:
-    """What is looked at, and what is said of it."""
+    """A candidate that was looked at, and the verdict on it."""
 
     file: bytes | tuple[Path, Path]
     """Its bytes, or its path and the folder it must lie in."""
@@ -48,7 +48,7 @@ class ImageVerdict:
 
 @dataclass(frozen=True)
 class Seen:
-    """What is known of a candidate when it is decided on; None and empty where it did not come that far."""
+    """The facts on which a candidate is decided; None and empty where it did not come that far."""
 
     image_hash: str | None = None
     """sha256 of the file's bytes, hex."""

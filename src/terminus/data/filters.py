@@ -90,7 +90,7 @@ class Filters(Config):
 
 @dataclass(frozen=True)
 class Measures:
-    """What is measured of every image that decodes."""
+    """The measures of an image, taken of every one that decodes."""
 
     luminance: float
     """Mean Rec.601 luma, 0..1."""
@@ -103,8 +103,7 @@ class Measures:
 
 
 def measure_image(image: Image.Image, camera: bool = False) -> Measures:
-    """Of an RGB image; `camera` is passed on."""
-    # 72 x 64 divides into the 9 x 8 of the hash and the 8 x 8 of the thumbprint.
+    """The measures of an RGB image; `camera` is passed on."""
     small = image.resize((72, 64), Image.Resampling.BOX)
     # Difference hash: whether each grey is brighter than the one to its left.
     grey = np.asarray(small.convert("L").resize((9, 8), Image.Resampling.BOX)).astype(np.int16)

@@ -1,4 +1,4 @@
-"""Where each training image's pixels come from: its bucket, its LANCZOS size, its crop.
+"""The geometry of training images: each one's bucket, its LANCZOS size, its crop.
 
 Kept apart from decoding and from the store so that one object, `CropPlan`, decides both the pixels and the
 numbers that the UNet is told about them (Podell et al. 2307.01952, section 2.2): they cannot disagree.
@@ -29,7 +29,7 @@ FORMULA = "lanczos-1"
 
 
 class CropPosition(NamedTuple):
-    """Where in the free space a crop lies: (vertical, horizontal), each in [0, 1)."""
+    """The position of a crop in the free space: (vertical, horizontal), each in [0, 1)."""
 
     vertical: float
     horizontal: float
@@ -37,7 +37,7 @@ class CropPosition(NamedTuple):
 
 @dataclass(frozen=True)
 class Transform:
-    """What is done to every image, as plain numbers; `spec` names it in the store."""
+    """The transform of every image, as plain numbers; `spec` names it in the store."""
 
     resolution: int
     """Side of the square whose area every bucket approaches, in pixels."""
@@ -76,7 +76,7 @@ class CropPlan:
 
     @property
     def room(self) -> int:
-        """How many different cuts of the same size the resized image has; 1 if it is cut to its own size."""
+        """The number of different cuts of the same size that the resized image has; 1 if it is cut to its own size."""
         return (self.resized.height - self.target.height + 1) * (self.resized.width - self.target.width + 1)
 
     def at(self, corner: Crop) -> CropPlan:
@@ -85,7 +85,7 @@ class CropPlan:
 
     @property
     def conditioning(self) -> MicroConditioning:
-        """What the UNet is told of exactly these pixels."""
+        """The micro-conditioning that belongs to exactly these pixels."""
         return MicroConditioning(self.original, self.crop, self.target)
 
 
@@ -167,7 +167,7 @@ def cuts(way: CropPlan, image_hash: str, spec: str, count: int) -> tuple[CropPla
 
 
 def specs(spec: str, count: int) -> tuple[str, ...]:
-    """What the cuts of one image are called in the store; the first is the transform's own spec."""
+    """The names of one image's cuts in the store; the first is the transform's own spec."""
     return (spec, *(f"{spec} cut {number}" for number in range(1, count)))
 
 

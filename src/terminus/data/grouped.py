@@ -56,24 +56,26 @@ class Grouped:
         in the bucket is sound, all rows are of another bucket. `UserError` if nothing is sound at all.
         """
         found = self._read(bucket, rows)
+        sound = [one for one in found if not isinstance(one, Damage)]
         damaged = tuple(str(one) for one in found if isinstance(one, Damage))
         if not damaged:
-            return [one for one in found if not isinstance(one, Damage)], ()
-        sound = [one for one in found if not isinstance(one, Damage)]
+            return sound, ()
         filled: list[Row] = []
         for one, row, position in zip(found, rows, positions, strict=True):
-            if not isinstance(one, Damage):
-                filled.append(one)
-                continue
-            # Of its source if that has a sound row, else of its bucket, else one of this batch again.
-            other = self._drawn(bucket, *self._span(bucket, row), position)
-            other = other or self._drawn(bucket, 0, self.sizes[bucket], position)
-            if other is None and sound:
-                other = sound[position % len(sound)]
-            filled += [] if other is None else [other]
-        if len(filled) < len(rows):
-            filled = self._elsewhere(bucket, positions)
+            if isinstance(one, Damage):
+                one = self._instead(bucket, row, position, sound)
+            if one is None:
+                return self._elsewhere(bucket, positions), damaged
+            filled.append(one)
         return filled, damaged
+
+    def _instead(self, bucket: int, row: int, position: int, sound: Sequence[Row]) -> Row | None:
+        """A row in the place of a damaged one: of its source, of its bucket, or one of the batch's `sound` ones."""
+        other = self._drawn(bucket, *self._span(bucket, row), position)
+        other = other or self._drawn(bucket, 0, self.sizes[bucket], position)
+        if other is None and sound:
+            return sound[position % len(sound)]
+        return other
 
     def _found(self, wanted: Mapping[str, Collection[str]]) -> index.Find:
         def find() -> tuple[Sequence[index.Bucket], bool]:

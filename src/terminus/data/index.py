@@ -46,7 +46,7 @@ Find = Callable[[], tuple[Sequence[Bucket], bool]]
 
 
 def kept(view: View, where: str, find: Find) -> Sequence[Bucket]:
-    """What `find` gives for the rows of this version that match a condition, from the second time on without finding.
+    """The result of `find` for the rows of this version that match a condition, kept from the first time on.
 
     What was found in a table that is damaged is not kept: it may be restored.
     It is one of Lance's own identifiers of the commit that names the file, so that a table that was made anew at the

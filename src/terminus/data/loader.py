@@ -75,7 +75,7 @@ class LatentRows:
 
     @property
     def sources(self) -> tuple[dict[str, int], ...]:
-        """How many rows of each bucket are of each source, in the order in which they are numbered."""
+        """The number of rows of each bucket that are of each source, in the order in which they are numbered."""
         return self._grouped.sources
 
     def read(self, bucket: int, rows: Sequence[int], positions: Sequence[int], epoch: int) -> Batch:

@@ -1,4 +1,4 @@
-"""How sources mix: exact shares of the images that training sees, not shares of the files that happen to be there.
+"""The mix of sources: exact shares of the images that training sees, not shares of the files that happen to be there.
 
 `data.mix: {anchor: 0.1}` gives the source `anchor` one of every ten units. A unit is a sample where all rows are of one
 bucket, else a whole micro-batch, since a micro-batch holds one bucket and two sources may have no bucket in common.
@@ -30,7 +30,7 @@ class RowsBySource(Rows, Protocol):
 
     @property
     def sources(self) -> tuple[dict[str, int], ...]:
-        """How many rows of each bucket are of each source, in the order in which they are numbered."""
+        """The number of rows of each bucket that are of each source, in the order in which they are numbered."""
         ...
 
 

@@ -51,7 +51,7 @@ class MicroBatch:
 
 @runtime_checkable
 class BatchOrder(Protocol):
-    """What a loader follows: any rule that says what is in which micro-batch, in constant memory."""
+    """The order that a loader follows: any rule that says what is in which micro-batch, in constant memory."""
 
     @property
     def micro_batch(self) -> int:

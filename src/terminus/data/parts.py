@@ -23,7 +23,7 @@ _IDENTITY = ("source", "part", "stamp", "transform", "rules")
 
 
 class SourceParts:
-    """What is known of the parts of all sources, under one transform."""
+    """The verdicts on the parts of all sources, under one transform."""
 
     def __init__(self, data: DataConfig, store: Store, blocked: Blocklist) -> None:
         self.transform = data.transform.spec

@@ -52,7 +52,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Prices:
-    """What an hour costs; None where nobody said so."""
+    """The price of an hour; None where nobody said so."""
 
     gpu: float | None = None
     core: float | None = None
@@ -89,7 +89,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class TrainingEstimate:
-    """What comes after preparation, planned by who knows it (`training.planning`)."""
+    """The training after preparation, planned by who knows it (`training.planning`)."""
 
     stage: Stage
     factor: int
@@ -116,8 +116,9 @@ def plan_preparation(
     # Images: what the sources count, unless `--images` says it; a sum with an unknown part is unknown.
     sources = tuple(map(_found, data.sources))
     known = [source.count for source in sources if source.count is not None]
-    total = images if images is not None else sum(known) if len(known) == len(sources) else None
-    # Hours and bytes of each step, in the order of the way.
+    total = images
+    if total is None and len(known) == len(sources):
+        total = sum(known)
     latents = None if total is None else total * data.crops
     encoding = None if latents is None else latents / encoded_per_second(data, machine) / 3600
     decoding = None if total is None else total / DECODED / 3600
@@ -136,7 +137,7 @@ def plan_preparation(
 
 
 def latent_bytes(data: DataConfig, factor: int) -> int:
-    """Of one latent of the largest bucket."""
+    """The size of one latent of the largest bucket."""
     return MOMENT_BYTES * _pixels(data) // factor**2
 
 
@@ -214,22 +215,28 @@ def _facts(data: DataConfig, machine: Machine, training: TrainingEstimate) -> li
 def _counts(
     data: DataConfig, sources: Sequence[Found], training: TrainingEstimate, total: int | None, given: bool
 ) -> list[str]:  # fmt: skip
-    facts: list[str] = []
-    if any(source.links for source in sources):
-        rate = data.download.concurrency / DOWNLOAD_SECONDS
-        links = total if given or total is None else sum(source.count or 0 for source in sources if source.links)
-        hours = "" if links is None else f", all of them in {_hours(links / rate / 3600)} hours"
-        facts.append(f"assumed: tables hold links, of which a process fetches {rate:g} in a second{hours}")
+    facts = _downloads(data, [source for source in sources if source.links], total, given)
     if given:
         facts.append(f"assumed: {total:,} images, as --images says")
     if total is None:
         return [*facts, "not known: how many images there are; --images N plans for N"]
     facts.append("assumed: no candidate is dropped and every cut has room, so these are upper bounds")
     if total and training.stage.images:
-        facts += _passes(
-            data, {source.name: source.count or 0 for source in sources}, training.stage.images, total, given
-        )
+        counts = {source.name: source.count or 0 for source in sources}
+        facts += _passes(data, counts, training.stage.images, total, given)
     return facts
+
+
+def _downloads(data: DataConfig, linked: Sequence[Found], total: int | None, given: bool) -> list[str]:
+    """How long the files behind links take; `linked` are the sources that have some."""
+    if not linked:
+        return []
+    rate = data.download.concurrency / DOWNLOAD_SECONDS
+    fact = f"assumed: tables hold links, of which a process fetches {rate:g} in a second"
+    if total is not None:
+        links = total if given else sum(source.count or 0 for source in linked)
+        fact += f", all of them in {_hours(links / rate / 3600)} hours"
+    return [fact]
 
 
 def _passes(data: DataConfig, counts: dict[str, int], images: int, total: int, given: bool) -> list[str]:
@@ -276,16 +283,22 @@ def show_preparation_plan(plan: PreparePlan, as_json: bool) -> None:
 
 
 def _whole(number: int | None) -> str:
-    return "not known" if number is None else f"{number:,}" if number else "-"
+    if number is None:
+        return "not known"
+    return f"{number:,}" if number else "-"
 
 
 def _size(size: float | None) -> str:
     if size is None:
         return "not known"
-    return "-" if not size else f"{size / 1e12:,.2f} TB" if size >= 1e12 else f"{size / 1e9:,.2f} GB"
+    if not size:
+        return "-"
+    return f"{size / 1e12:,.2f} TB" if size >= 1e12 else f"{size / 1e9:,.2f} GB"
 
 
 def _hours(number: float | None) -> str:
     if number is None:
         return "not known"
-    return "-" if not number else f"{number:,.0f}" if number >= 100 else f"{number:,.2g}"
+    if not number:
+        return "-"
+    return f"{number:,.0f}" if number >= 100 else f"{number:,.2g}"

@@ -1,4 +1,4 @@
-"""What flows through preparation: a candidate comes in, a row or a rejection comes out.
+"""The records of preparation: a candidate comes in, a row or a rejection comes out.
 
 The fields of the row classes are the columns of the tables (`schema`), so that a column exists in one place.
 """
@@ -36,7 +36,7 @@ class Caption:
 
 @dataclass(frozen=True)
 class SourceMetadata:
-    """What a source says of an image beside its captions; None where it says nothing."""
+    """A source's statements on an image beside its captions; None where it says nothing."""
 
     watermark: float | None = None
     """Probability of a watermark, 0..1."""
@@ -268,7 +268,7 @@ def content_hash(data: bytes) -> str:
 
 
 def md5(data: bytes) -> str:
-    """Of a file's bytes, hex: what many data sets and block-lists name files by."""
+    """The MD5 of a file's bytes, hex: what many data sets and block-lists name files by."""
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""What preparation found, for people (`report.html`) and for the model card (`report.json`).
+"""The report of preparation, for people (`report.html`) and for the model card (`report.json`).
 
 Nothing is dropped silently: each reason stands here with its count and with examples.
 """
@@ -30,7 +30,7 @@ PAIRS = 12
 
 @dataclass(frozen=True)
 class Tally:
-    """What became of the candidates of one source: candidates = kept + sum of dropped."""
+    """Counts of one source's candidates: candidates = kept + sum of dropped."""
 
     candidates: int
     kept: int
@@ -40,7 +40,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """What one run of `prepare` found and did, and what the store holds for its transform afterwards."""
+    """The findings and counts of one run of `prepare`, and the content of the store for its transform afterwards."""
 
     store: str
     transform: str

@@ -1,4 +1,4 @@
-"""What is known of images that were judged before, by earlier runs and by this one, in bounded memory.
+"""The images that were judged before, by earlier runs and by this one, in bounded memory.
 
 The tables are the truth; this is an index of them, rebuilt when a run begins. It lies in a scratch database on
 disk, so that a hundred million rows need no more memory than ten thousand.
@@ -8,18 +8,54 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from terminus.data.blocklist import REASON, Blocklist
 from terminus.data.duplicates import NearDuplicates, Twin, scratch
 from terminus.data.filters import Measures
 from terminus.data.record import Candidate
+from terminus.data.schema import column_names, read_rows
 from terminus.data.store import Store, quoted
 from terminus.errors import UserError
 
 KEPT = ""
 """The verdict on what was kept; of all others it is the reason."""
+
+
+@dataclass(frozen=True)
+class _Rejected:
+    """Columns of `rejected`."""
+
+    source: str
+    source_id: str
+    state: str
+    reason: str
+    detail: str
+    url: str | None
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Columns of `images`."""
+
+    source: str
+    source_id: str
+    state: str
+    key: str
+
+    @property
+    def twin(self) -> Twin:
+        return Twin(self.key, f"{self.source}/{self.source_id}")
+
+
+@dataclass(frozen=True)
+class _KeptLook(_Kept):
+    """The same, with what near duplicates are found by."""
+
+    dhash: str
+    thumbprint: bytes
 
 
 class SeenIndex:
@@ -36,25 +72,25 @@ class SeenIndex:
     def recall(self, store: Store, transform: str, blocked: Blocklist) -> None:
         """Reads what earlier runs decided under the same transform, but for what no block-list names any more."""
         same = f"transform = {quoted(transform)}"
-        identity = ["source", "source_id", "state"]
-        # What was dropped; a name that has left every block-list is judged anew.
         if view := store.rejected.latest():
-            columns = (*identity, "reason", "detail", "url")
-            for batch in view.batches(columns, same, size=8192):
-                rows = zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
-                stand = (row for row in rows if row[3] != REASON or blocked.still(*row[4:]))
-                self._fill("verdicts", [(_digest(*row[:3]), row[3]) for row in stand])
+            for batch in view.batches(column_names(_Rejected), same, size=8192):
+                self._recall_rejected(read_rows(_Rejected, batch), blocked)
+        # After the rejected: of an image that was dropped once and kept later, the last verdict counts.
         if view := store.images.latest():
-            looks = ["dhash", "thumbprint"] if self.looks else []
-            for batch in view.batches([*identity, "key", *looks], same, size=8192):
-                rows = batch.to_pylist()
-                # Later than the rejected: what was kept in the end counts.
-                self._fill("verdicts", [(_digest(*(row[name] for name in identity)), KEPT) for row in rows])
-                twins = [Twin(row["key"], f"{row['source']}/{row['source_id']}") for row in rows]
-                self._fill("keys", [(bytes.fromhex(twin.key), twin.name) for twin in twins])
-                if self.looks:
-                    for row, twin in zip(rows, twins, strict=True):
-                        self.looks.add(twin, row["dhash"], row["thumbprint"])
+            kind = _KeptLook if self.looks else _Kept
+            for batch in view.batches(column_names(kind), same, size=8192):
+                self._recall_kept(list(read_rows(kind, batch)))
+
+    def _recall_rejected(self, rows: Iterable[_Rejected], blocked: Blocklist) -> None:
+        stand = (row for row in rows if row.reason != REASON or blocked.still(row.detail, row.url))
+        self._fill("verdicts", [(_digest(row.source, row.source_id, row.state), row.reason) for row in stand])
+
+    def _recall_kept(self, rows: Sequence[_Kept]) -> None:
+        self._fill("verdicts", [(_digest(row.source, row.source_id, row.state), KEPT) for row in rows])
+        self._fill("keys", [(bytes.fromhex(row.key), row.twin.name) for row in rows])
+        for row in rows:
+            if self.looks and isinstance(row, _KeptLook):
+                self.looks.add(row.twin, row.dhash, row.thumbprint)
 
     @property
     def crowded(self) -> int:

@@ -55,7 +55,7 @@ Repeats = Annotated[int, Field(ge=1)]
 
 
 class DataConfig(Config):
-    """What to train on, and how its pixels are prepared."""
+    """The data to train on, and how its pixels are prepared."""
 
     store: str
     """Where prepared rows are kept: a folder, or an s3:// or gs:// URI."""
@@ -93,24 +93,32 @@ class DataConfig(Config):
     """Decides random crop positions and embedded backgrounds."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> DataConfig:
-        # Values that contradict each other.
+    def _names_exist(self) -> DataConfig:
         names = [source.name for source in self.sources]
         if len(set(names)) < len(names):
             raise ValueError(f"two sources share a name; names are {', '.join(names)}")
+        named = {"mix": self.mix, "filters_of": self.filters_of}
+        if self.captioner:
+            named["captioner.sources"] = dict.fromkeys(self.captioner.sources)
+        for key, mentioned in named.items():
+            if unknown := sorted(set(mentioned) - set(names)):
+                raise ValueError(f"{key} names {', '.join(unknown)}; the sources are {', '.join(names)}")
+        return self
+
+    @model_validator(mode="after")
+    def _something_can_pass(self) -> DataConfig:
         if self.filters.min_luminance > self.filters.max_luminance:
             raise ValueError("filters.min_luminance is above filters.max_luminance: nothing can pass")
         if isinstance(self.buckets, AspectBuckets) and self.resolution % self.buckets.step:
             raise ValueError(f"buckets.step {self.buckets.step} does not divide resolution {self.resolution}")
         if self.crops > 1 and self.crop == "center":
             raise ValueError("crops above 1 needs crop: random or native; an image has one center")
-        # Names of sources, which must exist.
-        for key, named in (("mix", self.mix), ("filters_of", self.filters_of)):
-            if unknown := sorted(set(named) - set(names)):
-                raise ValueError(f"{key} names {', '.join(unknown)}; the sources are {', '.join(names)}")
-        if self.captioner and (unknown := sorted(set(self.captioner.sources) - set(names))):
-            raise ValueError(f"captioner.sources names {', '.join(unknown)}; the sources are {', '.join(names)}")
-        # Filters of one source, which cannot set what is compared across all of them.
+        if sum(self.shares.values()) > 1:
+            raise ValueError(f"the shares in mix add up to {float(sum(self.shares.values())):g}, which is more than 1")
+        return self
+
+    @model_validator(mode="after")
+    def _own_filters(self) -> DataConfig:
         for name, own in self.filters_of.items():
             if shared := [one for one in SHARED_FILTERS if getattr(own, one) != getattr(Filters(), one)]:
                 raise ValueError(
@@ -118,8 +126,6 @@ class DataConfig(Config):
                 )
             if own.min_luminance > own.max_luminance:
                 raise ValueError(f"filters_of.{name}: min_luminance is above max_luminance, so nothing can pass")
-        if sum(self.shares.values()) > 1:
-            raise ValueError(f"the shares in mix add up to {float(sum(self.shares.values())):g}, which is more than 1")
         return self
 
     @property
@@ -135,7 +141,7 @@ class DataConfig(Config):
 
     @property
     def transform(self) -> Transform:
-        """What is done to every image."""
+        """The transform of every image."""
         step = self.buckets.step if isinstance(self.buckets, AspectBuckets) else None
         return Transform(self.resolution, self.crop, step, self.seed)
 

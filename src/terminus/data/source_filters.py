@@ -1,4 +1,4 @@
-"""What can be decided from what a source says of an image, before its file is read or downloaded."""
+"""Decisions on what a source says of an image, before its file is read or downloaded."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _scores(metadata: SourceMetadata, rules: Filters) -> Dropped | None:
 
 
 def _size(metadata: SourceMetadata, rules: Filters, transform: Transform) -> Dropped | None:
-    """Of a download alone: a file that is there is looked at instead."""
+    """The size limits, for downloads alone: a file that is there is looked at instead."""
     if metadata.size is None:
         return None
     dropped = filters.shape(metadata.size, rules)

@@ -1,4 +1,4 @@
-"""Where files of a data set lie: a local path, or s3://BUCKET/KEY and gs://BUCKET/KEY, read in the same way.
+"""Storage of a data set's files: a local path, or s3://BUCKET/KEY and gs://BUCKET/KEY, read in the same way.
 
 Remote places go through pyarrow's own clients. They take credentials, region and endpoint from the environment
 (`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, ...), never from a recipe, so no recipe holds a secret. What is public is read
@@ -192,7 +192,7 @@ def _private(below: str) -> bool:
 
 
 def _regular(path: str) -> os.stat_result:
-    """Of a local file that can be read without waiting: no FIFO, no device."""
+    """The open local file, if it can be read without waiting: no FIFO, no device."""
     try:
         status = os.stat(path)
     except FileNotFoundError:

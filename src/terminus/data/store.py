@@ -65,7 +65,7 @@ class View:
 
     @property
     def uri(self) -> str:
-        """Of the table."""
+        """The address of the table."""
         return str(self.dataset.uri)
 
     def scan(self, columns: Sequence[str], where: str | None = None) -> pa.Table:  # pyright: ignore[reportUnknownParameterType]

@@ -1,4 +1,4 @@
-"""What a store holds for one transform, in one pass over its tables: counts, distributions, examples.
+"""The content of a store for one transform, in one pass over its tables: counts, distributions, examples.
 
 Rows stream by and leave numbers behind, so that a survey of a hundred million rows needs no more memory than one
 of ten. Distributions show what was dropped on top of what was kept: a threshold is judged by what it cuts off.
@@ -129,7 +129,7 @@ _TITLES = {
 
 
 def survey(store: Store, transform: str, filters: Filters) -> Survey:
-    """Of the rows of one transform; `filters` gives the limits that the distributions show."""
+    """The survey of the rows of one transform; `filters` gives the limits that the distributions show."""
     scales = _scales(filters)
     names: dict[str, Counter[str]] = {}
     numbers: Counter[str] = Counter()
@@ -169,15 +169,8 @@ def _kept(
         numbers["images"] += batch.num_rows
         numbers["cameras"] += sum(map(bool, batch.column("camera").to_pylist()))
         _measure("kept", batch, scales)
-        for name in _NAMED:
-            names.setdefault(name, Counter()).update(text or "" for text in _texts(batch, name))
-        names.setdefault("licence", Counter()).update(text or "not stated" for text in _texts(batch, "licence"))
-        names.setdefault("host", Counter()).update(_host(url) for url in _texts(batch, "url") if url)
-        names["host"], names["licence"] = _bounded(names["host"]), _bounded(names["licence"])
-        for origins in cast("list[list[str]]", batch.column("caption_origins").to_pylist()):
-            names.setdefault("caption", Counter()).update(origins)
-        texts = cast("list[list[str]]", batch.column("captions").to_pylist())
-        lengths = np.array([len(text) for several in texts for text in several], np.float64)
+        _count_names(batch, names)
+        lengths = np.array([len(text) for text in _flat_texts(batch, "captions")], np.float64)
         scales[_CAPTIONS].add("kept", lengths)
         # Keys are hashes: the smallest are a random sample, and the same one for the same rows.
         keys = (key or "" for key in _texts(batch, "key"))
@@ -186,6 +179,17 @@ def _kept(
     with_mask = f"transform = {quoted(transform)} AND mask IS NOT NULL"
     numbers["masks"] = view.counted(with_mask) if view else 0
     return tuple(index for _, index in sample)
+
+
+def _count_names(batch: pa.RecordBatch, names: dict[str, Counter[str]]) -> None:  # pyright: ignore[reportUnknownParameterType]
+    """Adds the batch to the counts of buckets, sources, splits, licences, hosts and origins of captions."""
+    for name in _NAMED:
+        names.setdefault(name, Counter()).update(text or "" for text in _texts(batch, name))
+    names.setdefault("licence", Counter()).update(text or "not stated" for text in _texts(batch, "licence"))
+    names.setdefault("host", Counter()).update(_host(url) for url in _texts(batch, "url") if url)
+    # There may be millions of them.
+    names["host"], names["licence"] = _bounded(names["host"]), _bounded(names["licence"])
+    names.setdefault("caption", Counter()).update(_flat_texts(batch, "caption_origins"))
 
 
 def _dropped(store: Store, transform: str, scales: Mapping[str, _Scale]) -> dict[str, tuple[int, ...]]:
@@ -248,6 +252,12 @@ def _bounded(counts: Counter[str]) -> Counter[str]:
 
 def _texts(batch: pa.RecordBatch, name: str) -> list[str | None]:  # pyright: ignore[reportUnknownParameterType]
     return cast("list[str | None]", batch.column(name).to_pylist())
+
+
+def _flat_texts(batch: pa.RecordBatch, name: str) -> list[str]:  # pyright: ignore[reportUnknownParameterType]
+    """The texts of a column of lists, one after the other."""
+    lists = cast("list[list[str]]", batch.column(name).to_pylist())
+    return [text for several in lists for text in several]
 
 
 def _host(url: str) -> str:

@@ -149,46 +149,61 @@ def _split(name: bytes) -> tuple[str, str] | None:
 
 
 def _headers(stream: _Stream) -> Iterator[_Header]:
-    """Of every member that is no header itself. Who gets one must read or skip its content, padded to blocks."""
+    """The header of every member with content. Who gets one must read or skip that content, padded to blocks."""
     long_name: bytes | None = None
     pax: dict[bytes, bytes] = {}
-    ended = False
     for _ in range(MAX_MEMBERS):
-        # Blocks of zeros mark the end.
-        while (block := stream.block()) and not any(block):
-            ended = True  # an archive may follow behind the end of another
+        block, ended = _next_header(stream)
         if not block:
             if not ended or long_name is not None or pax:
                 raise _Damaged("the archive ends before its end mark", "truncated archive")
             return
-        # Headers that describe the next one: its long name, or PAX records. Global ones and long links are passed over.
-        header, ended = _header(block), False
+        header = _header(block)
+        # What stands before a member says more of it than its own header has room for.
         if header.type in (_PAX, _GLOBAL, _LONG_NAME, _LONG_LINK):
-            if header.size > MAX_HEADER_BYTES:
-                raise _Damaged(f"an extended header of {header.size} bytes, the limit is {MAX_HEADER_BYTES}")
-            content = stream.read(header.size)
-            stream.skip(_padded(header.size) - header.size)
+            content = _extension(stream, header.size)
             if header.type == _LONG_NAME:
                 long_name = content.rstrip(b"\0")
             elif header.type == _PAX:
                 pax = _records(content)
             continue
-        if header.type == b"S" or any(name.startswith(b"GNU.sparse") for name in pax):
-            raise _Damaged("a sparse member, whose size is a mere claim")
-        # PAX overrides GNU's long name, and both the header's own fields.
-        name = pax.get(b"path", long_name if long_name is not None else header.name)
-        if len(name) > MAX_NAME_BYTES:
-            raise _Damaged(f"a name of {len(name)} bytes, the limit is {MAX_NAME_BYTES}")
-        claimed = header.size if b"size" not in pax else _number(pax[b"size"], 10)
-        size = 0 if header.type in _EMPTY else claimed
-        yield _Header(name, size, header.type)
+        yield _extended(header, long_name, pax)
         long_name, pax = None, {}
     raise _Damaged(f"more than {MAX_MEMBERS} members", "archive too large")
 
 
+def _next_header(stream: _Stream) -> tuple[bytes, bool]:
+    """The next block that is not of zeros, b"" at the end; and whether there were blocks of zeros before it, which
+    mark an archive's end. Another archive may follow."""
+    ended = False
+    while (block := stream.block()) and not any(block):
+        ended = True
+    return block, ended
+
+
+def _extension(stream: _Stream, size: int) -> bytes:
+    """The content of an extended header."""
+    if size > MAX_HEADER_BYTES:
+        raise _Damaged(f"an extended header of {size} bytes, the limit is {MAX_HEADER_BYTES}")
+    content = stream.read(size)
+    stream.skip(_padded(size) - size)
+    return content
+
+
+def _extended(header: _Header, long_name: bytes | None, pax: dict[bytes, bytes]) -> _Header:
+    """A member's header, with what its extended headers say in place of its own fields."""
+    if header.type == b"S" or any(name.startswith(b"GNU.sparse") for name in pax):
+        raise _Damaged("a sparse member, whose size is a mere claim")
+    name = pax.get(b"path", header.name if long_name is None else long_name)
+    if len(name) > MAX_NAME_BYTES:
+        raise _Damaged(f"a name of {len(name)} bytes, the limit is {MAX_NAME_BYTES}")
+    claimed = header.size if b"size" not in pax else _number(pax[b"size"], 10)
+    return _Header(name, 0 if header.type in _EMPTY else claimed, header.type)
+
+
 def _header(block: bytes) -> _Header:
-    """Of POSIX.1-1988 (ustar) and GNU tar: name 0, size 124, checksum 148, type 156, magic 257, prefix 345."""
-    # The checksum is computed as if its own field held spaces.
+    """A header of POSIX.1-1988 (ustar) or GNU tar. Offsets: name 0, size 124, checksum 148, type 156, magic 257,
+    prefix 345."""
     blanked = block[:148] + b" " * 8 + block[156:]
     stated, unsigned = _number(block[148:156], 8), sum(blanked)
     # Some old writers summed signed bytes.
@@ -221,7 +236,7 @@ def _number(text: bytes, base: int) -> int:
 
 
 def _records(content: bytes) -> dict[bytes, bytes]:
-    """Of a PAX header: "LENGTH KEY=VALUE\\n", each with its own length."""
+    """The records of a PAX header: "LENGTH KEY=VALUE\\n", each with its own length."""
     found: dict[bytes, bytes] = {}
     position = 0
     while position < len(content) and content[position]:

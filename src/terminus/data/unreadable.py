@@ -1,4 +1,4 @@
-"""What a user is told of a table whose files are gone, cut or damaged.
+"""The error for a table whose files are gone, cut or damaged.
 
 Lance tells these apart by the words of its messages alone: what reads a table's rows raises `OSError` or one of
 pyarrow's exceptions, whatever is the matter.
@@ -34,7 +34,7 @@ def reading(uri: str, done: str = "read") -> Generator[None]:
 
 
 def unreadable(uri: str, error: Exception, done: str = "read") -> UserError:
-    """Of a table that is there, and whose files do not let it be read."""
+    """The error for a table that is there, and whose files do not let it be read."""
     folder = uri.rpartition("/")[0]
     again = f"remove {uri} and run `terminus prepare` with the same recipe, which fills it anew"
     if uri.endswith("latents.lance"):

@@ -27,7 +27,7 @@ MOST = 1024
 
 @dataclass
 class Verified:
-    """What was found in the newest version of one table."""
+    """The damage found in the newest version of one table."""
 
     name: str
     rows: int = 0
@@ -41,6 +41,31 @@ def verify(location: str, remove: bool = False, console: Console | None = None) 
 
     Raises `UserError` if a row is not what was written, or if nobody can say; with `remove`, only in the latter case.
     """
+    views = _tables(location)
+    # Read every row.
+    found: list[Verified] = []
+    with Meter(console or Console(stderr=True), "rows", sum(view.count for view in views.values())) as meter:
+        for name, view in views.items():
+            verified = Verified(name)
+            for rows in _read(view):
+                _count(verified, rows)
+                meter.advance(len(rows))
+            found.append(verified)
+    # Say what was found, and remove what is damaged where that was asked for.
+    for verified in found:
+        _show(verified)
+    damaged = {one.name: one.damaged for one in found if one.damaged}
+    if remove:
+        for name, rows in damaged.items():
+            _remove(views[name], [row.number for row in rows])
+        count = sum(map(len, damaged.values()))
+        print(f"{count:,} rows removed; `terminus prepare` with the store's recipe makes them anew")
+    _judge(location, found, {} if remove else damaged)
+    return found
+
+
+def _tables(location: str) -> dict[str, View]:
+    """The newest version of each table of the store that has rows. `UserError` if none has."""
     store = Store(location)
     # Each may be of any kind of row.
     tables: dict[str, Table] = {  # pyright: ignore[reportMissingTypeArgument, reportUnknownVariableType]
@@ -57,26 +82,9 @@ def verify(location: str, remove: bool = False, console: Console | None = None) 
             "there is no prepared data here",
             where=location,
             rule="A store is what `terminus prepare` writes into data.store",
-            fix="Correct the place, or prepare first.",
+            fix="Correct the path, or prepare first.",
         )
-    found: list[Verified] = []
-    with Meter(console or Console(stderr=True), "rows", sum(view.count for view in views.values())) as meter:
-        for name, view in views.items():
-            verified = Verified(name)
-            for rows in _read(view):
-                _count(verified, rows)
-                meter.advance(len(rows))
-            found.append(verified)
-    for verified in found:
-        _show(verified)
-    damaged = {one.name: one.damaged for one in found if one.damaged}
-    if remove:
-        for name, rows in damaged.items():
-            _remove(views[name], [row.number for row in rows])
-        count = sum(map(len, damaged.values()))
-        print(f"{count:,} rows removed; `terminus prepare` with the store's recipe makes them anew")
-    _judge(location, found, {} if remove else damaged)
-    return found
+    return views
 
 
 def _read(view: View) -> Iterator[list[Row | Damage]]:

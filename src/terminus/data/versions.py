@@ -1,4 +1,4 @@
-"""What a store holds and held: every version of its tables can be read again, and trained on again.
+"""Versions of a store: every state of its tables can be read again, and trained on again.
 
 Rows are deleted for block-lists and changed masks alone. Many small files are joined at the end of a preparation, and
 old versions keep theirs: nothing is cleaned up here, since a run that recorded a version could not continue.
@@ -65,7 +65,7 @@ class Listing:
 
     @property
     def json(self) -> str:
-        """For programs."""
+        """The same as JSON, for programs."""
         return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
 
 

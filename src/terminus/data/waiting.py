@@ -56,7 +56,8 @@ class Waiting:
 
 
 def waiting(store: Store, transform: str, vae: str, crops: int = 1) -> Waiting:
-    """What has no latent of this VAE yet, in row order: `crops` cuts of each image to train on, where there is room.
+    """The cuts that have no latent of this VAE yet, in row order: `crops` cuts of each image to train on, where there
+    is room.
 
     Images that are held out are cut once: they measure, and more cuts would only weigh some of them more.
     """

@@ -1,4 +1,4 @@
-"""What workers do with candidates, wherever they run: download what is to be downloaded, and examine.
+"""The work on candidates, wherever it runs: download what is to be downloaded, and examine.
 
 Candidates and verdicts cross the border to the engine as rows of Arrow columns; nobody else knows these.
 """
@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Annotated
 
 import pyarrow as pa
 
@@ -23,7 +23,8 @@ from terminus.data.fetch.addresses import Address, is_global
 from terminus.data.fetch.download import DEFERRED, Budget, Downloaded, DownloadRequest, Policy, fetch_many
 from terminus.data.filters import Filters, Measures, Score
 from terminus.data.geometry import CropPlan, Transform
-from terminus.data.record import Candidate
+from terminus.data.record import Candidate, LargeBytes
+from terminus.data.schema import columns_of, read_row, row_schema
 from terminus.images import Color, Dropped
 
 URLS_PER_CALL = 16
@@ -34,23 +35,69 @@ READY = 4
 """Downloads that are asked for, for each that the policy lets run: what waits for its turn costs nothing."""
 
 _SCORES: tuple[Score, ...] = ("watermark", "unsafe", "aesthetic", "similarity")
-_INPUT = pa.schema([
-    ("data", pa.large_binary()), ("path", pa.binary()), ("root", pa.binary()), ("background", pa.string()),
-    ("url", pa.string()), ("checksum", pa.string()), ("mask", pa.large_binary()),
-    *((name, pa.float64()) for name in _SCORES),
-])  # fmt: skip
-_FETCHED = pa.schema([("fetched_data", pa.large_binary()), ("lost", pa.string()), ("lost_detail", pa.string())])
-_OUTPUT = pa.schema([
-    ("reason", pa.string()), ("detail", pa.string()), ("image_hash", pa.string()), ("md5", pa.string()),
-    ("size", pa.list_(pa.int32())), ("thumbnail", pa.binary()), ("luminance", pa.float64()), ("dhash", pa.string()),
-    ("thumbprint", pa.binary()), ("camera", pa.bool_()), *((name, pa.float64()) for name in _SCORES),
-    ("data", pa.large_binary()), ("transparent", pa.bool_()), ("plan", pa.list_(pa.int32())),
-])  # fmt: skip
+Double = Annotated[float, pa.float64()]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A row of what the engine gets: one candidate."""
+
+    data: LargeBytes | None
+    path: bytes | None
+    root: bytes | None
+    background: str
+    url: str | None
+    """Set where the file is to be downloaded."""
+    checksum: str | None
+    mask: LargeBytes | None
+    watermark: Double | None = None
+    unsafe: Double | None = None
+    aesthetic: Double | None = None
+    similarity: Double | None = None
+
+
+@dataclass(frozen=True)
+class _Fetched:
+    """A row of what the errand returns: the downloaded file, why there is none, or nothing for what has no URL."""
+
+    fetched_data: LargeBytes | None = None
+    lost: str | None = None
+    lost_detail: str | None = None
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """A row of what the engine returns. `reason` and `detail` are set for what is dropped, and `data`, `transparent`
+    and `plan` for what may be kept."""
+
+    reason: str | None = None
+    detail: str | None = None
+    image_hash: str | None = None
+    md5: str | None = None
+    size: tuple[int, ...] = ()
+    """(height, width); empty where nothing was decoded."""
+    thumbnail: bytes | None = None
+    luminance: Double | None = None
+    """Set together with `dhash`, `thumbprint` and `camera`: the measures."""
+    dhash: str | None = None
+    thumbprint: bytes | None = None
+    camera: bool | None = None
+    watermark: Double | None = None
+    unsafe: Double | None = None
+    aesthetic: Double | None = None
+    similarity: Double | None = None
+    data: LargeBytes | None = None
+    transparent: bool | None = None
+    plan: tuple[int, ...] = ()
+    """The eight numbers of a `CropPlan`."""
+
+
+_INPUT, _FETCHED, _OUTPUT = row_schema(_Asked), row_schema(_Fetched), row_schema(_Verdict)
 
 
 @dataclass(frozen=True)
 class Worker:
-    """How all candidates of one preparation are looked at."""
+    """The way in which all candidates of one preparation are looked at."""
 
     filters: Filters
     transform: Transform
@@ -79,7 +126,7 @@ class Worker:
             errand = Errand(fetch, _FETCHED, URLS_PER_CALL, calls)
         task = partial(_examined, filters=self.filters, transform=self.transform)
         for row in engine.run(columns, _INPUT, task, _OUTPUT, errand):
-            yield _unpacked(row)
+            yield _unpacked(read_row(_Verdict, row))
 
 
 def deferred(verdict: Examined | Refused) -> bool:
@@ -88,19 +135,21 @@ def deferred(verdict: Examined | Refused) -> bool:
 
 
 def _columns(candidates: Sequence[Candidate], background: Color) -> dict[str, list[object]]:
-    columns: dict[str, list[object]] = {
-        "data": [candidate.data for candidate in candidates],
-        "path": [_encoded(candidate.path) for candidate in candidates],
-        "root": [_encoded(candidate.root) for candidate in candidates],
-        "background": [record.hex_color(candidate.background or background) for candidate in candidates],
-        "url": [candidate.url if candidate.remote else None for candidate in candidates],
-        "checksum": [candidate.checksum for candidate in candidates],
-        "mask": [candidate.mask for candidate in candidates],
-    }
-    given = [source_filters.source_scores(candidate.metadata) for candidate in candidates]
-    for name in _SCORES:
-        columns[name] = [scores.get(name) for scores in given]
-    return columns
+    rows = [columns_of(_asked(candidate, background)) for candidate in candidates]
+    return {name: [row[name] for row in rows] for name in _INPUT.names}
+
+
+def _asked(candidate: Candidate, background: Color) -> _Asked:
+    return _Asked(
+        data=candidate.data,
+        path=_encoded(candidate.path),
+        root=_encoded(candidate.root),
+        background=record.hex_color(candidate.background or background),
+        url=candidate.url if candidate.remote else None,
+        checksum=candidate.checksum,
+        mask=candidate.mask,
+        **source_filters.source_scores(candidate.metadata),
+    )
 
 
 def _encoded(path: Path | None) -> bytes | None:
@@ -111,79 +160,69 @@ def _fetched(
     rows: list[Row], limit: int, policy: Policy, allow: Callable[[Address], bool], budget: Budget
 ) -> list[Row]:
     """Rows without a URL are passed over."""
-    asked = [row for row in rows if row["url"] is not None]
-    requests = [DownloadRequest(cast(str, row["url"]), cast("str | None", row["checksum"]), limit) for row in asked]
+    asked = [read_row(_Asked, row) for row in rows]
+    requests = [DownloadRequest(one.url, one.checksum, limit) for one in asked if one.url is not None]
     answers = iter(fetch_many(requests, policy, allow, budget))
-    return [_answer(None if row["url"] is None else next(answers)) for row in rows]
+    return [columns_of(_Fetched() if one.url is None else _answer(next(answers))) for one in asked]
 
 
-def _answer(found: Downloaded | Dropped | None) -> Row:
+def _answer(found: Downloaded | Dropped) -> _Fetched:
     if isinstance(found, Dropped):
-        return {"fetched_data": None, "lost": found.reason, "lost_detail": found.detail}
-    return {"fetched_data": found.data if found else None, "lost": None, "lost_detail": None}
+        return _Fetched(lost=found.reason, lost_detail=found.detail)
+    return _Fetched(fetched_data=found.data)
 
 
 def _examined(row: Row, filters: Filters, transform: Transform) -> Row:
-    if row.get("lost") is not None:
-        return _packed(Refused(Dropped(cast(str, row["lost"]), cast(str, row["lost_detail"]))))
-    # The file: downloaded, brought by the source, or a path that is read here.
-    if row.get("fetched_data") is not None:
-        file = cast(bytes, row["fetched_data"])
-    elif row["data"] is not None:
-        file = cast(bytes, row["data"])
-    else:
-        file = Path(os.fsdecode(cast(bytes, row["path"]))), Path(os.fsdecode(cast(bytes, row["root"])))
-    subject = ImageVerdict(
-        file,
-        record.parse_color(cast(str, row["background"])),
-        cast("str | None", row["checksum"]),
-        cast("bytes | None", row["mask"]),
-        _scores(row),
-    )
-    return _packed(examine_image(subject, filters, transform))
+    asked = read_row(_Asked, row)
+    fetched = read_row(_Fetched, row) if "lost" in row else _Fetched()
+    if fetched.lost is not None:
+        return columns_of(_packed(Refused(Dropped(fetched.lost, fetched.lost_detail or ""))))
+    file = asked.data if fetched.fetched_data is None else fetched.fetched_data
+    if file is None:
+        assert asked.path is not None
+        assert asked.root is not None
+        file = Path(os.fsdecode(asked.path)), Path(os.fsdecode(asked.root))
+    subject = ImageVerdict(file, record.parse_color(asked.background), asked.checksum, asked.mask, _scores(asked))
+    return columns_of(_packed(examine_image(subject, filters, transform)))
 
 
-def _scores(row: Row) -> dict[Score, float]:
-    return {name: cast(float, row[name]) for name in _SCORES if row[name] is not None}
+def _scores(row: _Asked | _Verdict) -> dict[Score, float]:
+    found: dict[Score, float] = {}
+    for name in _SCORES:
+        value: float | None = getattr(row, name)
+        if value is not None:
+            found[name] = value
+    return found
 
 
-def _packed(verdict: Examined | Refused) -> Row:
-    seen, row = verdict.seen, cast(Row, dict.fromkeys(_OUTPUT.names))
-    row |= {
-        "image_hash": seen.image_hash,
-        "md5": seen.md5,
-        "thumbnail": seen.thumbnail,
-        "size": seen.size,
-        **seen.scores,
-    }
+def _packed(verdict: Examined | Refused) -> _Verdict:
+    seen = verdict.seen
+    row = _Verdict(image_hash=seen.image_hash, md5=seen.md5, thumbnail=seen.thumbnail, **seen.scores)
+    if seen.size:
+        row = replace(row, size=tuple(seen.size))
     if measures := seen.measures:
-        row |= {"luminance": measures.luminance, "dhash": measures.dhash}
-        row |= {"thumbprint": measures.thumbprint, "camera": measures.camera}
+        row = replace(row, luminance=measures.luminance, dhash=measures.dhash)
+        row = replace(row, thumbprint=measures.thumbprint, camera=measures.camera)
     if isinstance(verdict, Refused):
-        return row | {"reason": verdict.dropped.reason, "detail": verdict.dropped.detail}
+        return replace(row, reason=verdict.dropped.reason, detail=verdict.dropped.detail)
     plan = verdict.plan
-    numbers = [*plan.original, *plan.resized, *plan.crop, *plan.target]
-    return row | {"data": verdict.data, "transparent": verdict.transparent, "plan": numbers}
+    numbers = (*plan.original, *plan.resized, *plan.crop, *plan.target)
+    return replace(row, data=verdict.data, transparent=verdict.transparent, plan=numbers)
 
 
-def _unpacked(row: Row) -> Examined | Refused:
-    measures, size = None, cast("list[int] | None", row["size"])
-    if row["dhash"] is not None:
-        parts = row["luminance"], row["dhash"], row["thumbprint"], row["camera"]
-        measures = Measures(*cast("tuple[float, str, bytes, bool]", parts))
-    seen = Seen(
-        cast("str | None", row["image_hash"]),
-        cast("str | None", row["md5"]),
-        Size(*size) if size else None,
-        measures,
-        _scores(row),
-        cast("bytes | None", row["thumbnail"]),
-    )
-    # Refused: nothing below is set.
-    if row["reason"] is not None:
-        return Refused(Dropped(cast(str, row["reason"]), cast(str, row["detail"])), seen)
-    numbers = cast("list[int]", row["plan"])
+def _unpacked(row: _Verdict) -> Examined | Refused:
+    measures = None
+    if row.dhash is not None:
+        assert row.luminance is not None
+        assert row.thumbprint is not None
+        measures = Measures(row.luminance, row.dhash, row.thumbprint, bool(row.camera))
+    size = Size(*row.size) if row.size else None
+    seen = Seen(row.image_hash, row.md5, size, measures, _scores(row), row.thumbnail)
+    if row.reason is not None:
+        return Refused(Dropped(row.reason, row.detail or ""), seen)
+    numbers = row.plan
     plan = CropPlan(Size(*numbers[0:2]), Size(*numbers[2:4]), Crop(*numbers[4:6]), Size(*numbers[6:8]))
     assert measures is not None
     assert seen.image_hash is not None
-    return Examined(cast(bytes, row["data"]), bool(row["transparent"]), plan, seen.image_hash, measures, seen)
+    assert row.data is not None
+    return Examined(row.data, bool(row.transparent), plan, seen.image_hash, measures, seen)

@@ -1,4 +1,4 @@
-"""How much each timestep's squared error counts in the loss.
+"""Weights of each timestep's squared error in the loss.
 
 One residual seen in three coordinates: x0 error = sigma × v error and epsilon error = alpha × v error, so
 

@@ -52,7 +52,7 @@ class Judge:
 def measure_alignment(
     judge: Judge, captions: Sequence[str], images: Sequence[ImageSource], held_out: Sequence[bool] = ()
 ) -> Alignment | None:
-    """How well image i agrees with caption i; the first counts where a caption repeats.
+    """Agreement of image i with caption i; the first counts where a caption repeats.
 
     `held_out` marks captions that are also measured apart; () leaves that out.
 

@@ -27,7 +27,7 @@ class MeasuredModel:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How its images were made."""
+    """The settings with which the images were made."""
 
     solver: str
     steps: int

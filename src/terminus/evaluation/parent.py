@@ -15,7 +15,7 @@ from terminus.model.weights import model_name, resolve
 
 @dataclass(frozen=True)
 class Parent:
-    """Where the parent is, or why there is none."""
+    """The place of the parent model, or the reason why there is none."""
 
     name: str = ""
     folder: Path | None = None

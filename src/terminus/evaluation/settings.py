@@ -1,4 +1,4 @@
-"""How much an evaluation draws, and how: recorded in `metrics.json`, because every number depends on it."""
+"""The extent and settings of an evaluation: recorded in `metrics.json`, because every number depends on it."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from terminus.model.record import Record
 
 @dataclass(frozen=True)
 class TrainedOn:
-    """Where the model that is judged comes from."""
+    """The training that the judged model comes from."""
 
     recipe: str
     """File of the recipe."""

@@ -1,4 +1,4 @@
-"""What `terminus config import` is told, checked before anything of a recipe is loaded."""
+"""Arguments of `terminus config import`, checked before anything of a recipe is loaded."""
 
 from __future__ import annotations
 

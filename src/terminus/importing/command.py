@@ -45,7 +45,7 @@ def import_recipe(source: Path, out: Path, console: Console) -> None:
 
 
 def read_settings(source: Path) -> Draft:
-    """What the settings at a path say. `UserError` if they are none of the known."""
+    """The settings at a path. `UserError` if they are none of the known."""
     read = _reader(source)
     if read is None:
         raise UserError(

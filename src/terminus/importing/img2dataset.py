@@ -48,7 +48,7 @@ _WHY = {
 
 @dataclass(frozen=True)
 class _Shards:
-    """What lies in the folder, by the names without endings."""
+    """The files in the folder, by their names without endings."""
 
     archives: list[Path]
     tables: list[Path]
@@ -160,8 +160,8 @@ def _whole_numbers(keys: Keys, names: Iterable[str]) -> Counter[str]:
 
 
 def _sizes(draft: Draft, found: _Shards, archives: bool) -> None:
-    """What was done to the images, by the sizes of the first rows of the first table that can be read."""
-    # One table speaks for all: a run of img2dataset treats every image alike.
+    """The resizing that was done to the images, judged by the sizes of the first rows of the first table that can be
+    read."""
     for table in found.tables:
         try:
             with pq.ParquetFile(table) as file:

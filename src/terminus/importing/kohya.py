@@ -164,7 +164,7 @@ def _geometry(draft: Draft, datasets: list[_Dataset]) -> None:
 
 
 class _Shape(NamedTuple):
-    """How a dataset's images are cut; sides in pixels."""
+    """The cropping of a dataset's images; sides in pixels."""
 
     width: int
     height: int

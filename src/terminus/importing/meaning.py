@@ -1,4 +1,4 @@
-"""What several trainers say in different words and mean alike: objective, learning rate, optimizer, length.
+"""Settings that several trainers name differently and mean alike: objective, learning rate, optimizer, length.
 
 Steps become images here, and what a trainer would do where it does not say so is written down.
 """

@@ -45,7 +45,7 @@ class Keys:
         return printable_caption(f"{self.place}.{key}" if self.place else key)
 
     def unset(self, key: str, value: T) -> Sourced[T]:
-        """What holds where the key is not set: the trainer's own default."""
+        """The trainer's own default, which holds where the key is not set."""
         return Sourced(value, f"{key} is not set, which is {shown(value)} there")
 
     def raw(self, key: str) -> Sourced[object] | None:

@@ -47,7 +47,7 @@ class Left:
 
 @dataclass
 class Draft:
-    """What an importer has found so far."""
+    """An importer's findings so far."""
 
     what: str
     """What was read, in words."""

@@ -1,4 +1,4 @@
-"""How networks may run and be written, by the words of a command line; checked before torch is imported."""
+"""Ways to run and write networks, by the words of a command line; checked before torch is imported."""
 
 from __future__ import annotations
 

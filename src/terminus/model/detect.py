@@ -1,4 +1,4 @@
-"""How a checkpoint was trained: velocity or epsilon, zero terminal SNR or not, and how we know.
+"""Detection of how a checkpoint was trained: velocity or epsilon, zero terminal SNR or not, and how we know.
 
 No file format has one place for the two facts, so every tool looks elsewhere. All the places are read here, in one
 order; the first that speaks decides each fact, and a later one that says otherwise is a conflict, which is named and

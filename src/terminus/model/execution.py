@@ -1,4 +1,5 @@
-"""How the networks of a model run: number format, memory layout, compiler, and which of them hold the device's memory.
+"""The execution of a model's networks: number format, memory layout, compiler, and which of them hold the device's
+memory.
 
 None of it is part of what an image is: another `Running` draws the same image, up to rounding. On the CPU the
 default changes nothing at all.
@@ -34,7 +35,7 @@ _DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.f
 
 @dataclass(frozen=True)
 class Running:
-    """How networks run; the defaults are chosen by the device."""
+    """The execution of networks; the defaults are chosen by the device."""
 
     precision: Precision | None = None
     """The precision that weights are held in and networks compute in; None is bf16 on a GPU and fp32 elsewhere."""

@@ -1,4 +1,4 @@
-"""How diffusers and LDM (the layout of single files) name the same parameters, as tables.
+"""Names of the same parameters in diffusers and LDM (the layout of single files), as tables.
 
 One `KeyMap` per network, built from its numbers of levels and layers, read in both directions. Three things are more
 than a name: open_clip keeps query, key and value in one matrix and its projection transposed, and the autoencoder's

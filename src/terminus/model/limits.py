@@ -1,4 +1,4 @@
-"""How large anything may be that a model's files say of it: one table, asked before a network is built.
+"""Limits on the sizes that a model's files state: one table, asked before a network is built.
 
 One line of a configuration is enough to keep a computer busy until its memory is gone: `num_hidden_layers: 1000000`.
 A limit here is far above any model of SDXL's classes, and far below what does harm. That a configuration is the one of

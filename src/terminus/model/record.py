@@ -39,7 +39,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Record:
-    """How a checkpoint was trained. Empty fields were not recorded."""
+    """The record of how a checkpoint was trained. Empty fields were not recorded."""
 
     schedule: Schedule = field(default_factory=Schedule)
     weighting: dict[str, str | float] = field(default_factory=dict[str, str | float])

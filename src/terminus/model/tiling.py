@@ -65,7 +65,8 @@ def in_tiles(
 
 
 def starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin so that they cover `length`, evenly spread, neighbours sharing `overlap` or more."""
+    """The positions where tiles begin so that they cover `length`, evenly spread, neighbours sharing `overlap` or
+    more."""
     if length <= tile:
         return [0]
     count = math.ceil((length - overlap) / (tile - overlap))

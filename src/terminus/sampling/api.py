@@ -58,7 +58,8 @@ class How(TypedDict, total=False):
 @final
 @dataclass(frozen=True, eq=False)
 class _Task:
-    """How a batch is drawn, fixed at its first step: the files of a control and the adapters of a model may change."""
+    """The settings of a batch, fixed at its first step: the files of a control and the adapters of a model may
+    change."""
 
     settings: Settings
     control_inputs: LoadedControls

@@ -121,7 +121,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Output:
-    """Where images go, and what they say of themselves."""
+    """The place where images go, and the marks they carry."""
 
     folder: Path
     format: str = "png"

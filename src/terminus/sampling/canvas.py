@@ -73,7 +73,7 @@ class Margins(NamedTuple):
 
 @dataclass(frozen=True)
 class Repaint:
-    """How a masked part is painted anew."""
+    """The way in which a masked part is painted anew."""
 
     fill: str | None = None
     """What is put behind the mask; None is `surroundings` at strength 1 and `original` below."""

@@ -113,7 +113,7 @@ def upscaling(
 
 
 def strength_for(tiles: int) -> float:
-    """How much an upscaled image of so many tiles is drawn anew, if nobody says: less, the more tiles there are."""
+    """The default strength for an upscaled image of so many tiles: lower, the more tiles there are."""
     return round(_ENLARGED / math.sqrt(tiles), 3)
 
 

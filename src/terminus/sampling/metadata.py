@@ -170,7 +170,7 @@ def _only_mark(carried: dict[str, str]) -> dict[str, str]:
 
 
 def _blocks(info: dict[str, str]) -> dict[str, bytes]:
-    """Where there are no text chunks: EXIF and XMP."""
+    """The metadata of files that have no text chunks: EXIF and XMP."""
     blocks = {"exif": _exif(info[PARAMETERS])} if PARAMETERS in info else {}
     return blocks | ({"xmp": _packet(info)} if XMP in info else {})
 

@@ -135,7 +135,8 @@ def parse_weights(prompt: str) -> tuple[tuple[WeightedText, ...], ...]:
 
 
 def count_chunks(text_encoders: TextEncoders, prompt: str) -> int:
-    """How many readings of a text encoder the prompt needs, at least 1. UserError for more than `MOST_CHUNKS`."""
+    """The number of readings of a text encoder that the prompt needs, at least 1. UserError for more than
+    `MOST_CHUNKS`."""
     return max(len(_chunked(tokenizer, prompt)) for tokenizer in (text_encoders.tokenizer_1, text_encoders.tokenizer_2))
 
 

@@ -146,7 +146,8 @@ def _edit(
 
 
 def difference(image: Image.Image, file: Path) -> str | None:
-    """How this image differs from that in the file, in the file's own format; None if no byte of a pixel does."""
+    """The difference between this image and that in the file, in the file's own format; None if no byte of a pixel
+    does."""
     with Image.open(file) as there:
         kind: Format = "JPEG" if there.format == "MPO" else cast(Format, there.format)
         # In 16 bits with sign: differences of bytes would wrap around.

@@ -1,4 +1,4 @@
-"""How images are made: the numbers that a user may choose, and what they come to on a given model."""
+"""Sampling settings: the numbers that a user may choose, and what they come to on a given model."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class ImageRequest:
 
 @dataclass(frozen=True)
 class Settings:
-    """How images are made; the defaults are those of the command line and the Python API."""
+    """The sampling settings; the defaults are those of the command line and the Python API."""
 
     steps: int = 28
     guidance: float = 4.0

@@ -166,7 +166,7 @@ def _train(
 
 
 def _print_weights(parts: TrainingSetup) -> None:
-    """How the loss is spread over the timesteps, for the user to see before the first step."""
+    """Prints how the loss is spread over the timesteps, for the user to see before the first step."""
     if isinstance(parts.step, DiffusionStep):
         table = weight_table(parts.step.objective, parts.step.density)
         Console(stderr=True, highlight=False).print("\n".join(table), markup=False)
@@ -184,7 +184,7 @@ def _state(recipe: Recipe, parts: TrainingSetup, world: World) -> State:
 
 
 def _continued(folder: Path, state: State, parts: TrainingSetup) -> RunPosition:
-    """Where the run goes on: at its newest checkpoint, which the state then is, or at the beginning."""
+    """The position where the run goes on: its newest checkpoint, which the state then is, or the beginning."""
     saved = state.world.once(lambda: checkpoint.latest(folder / "checkpoints"))
     if saved is not None:
         state.world.together(lambda: restore(state, parts.step.trained, saved))

@@ -1,4 +1,4 @@
-"""What happens beside the loop, every so many images: validation, log, previews, checkpoints, going back."""
+"""Hooks beside the loop, every so many images: validation, log, previews, checkpoints, going back."""
 
 from __future__ import annotations
 

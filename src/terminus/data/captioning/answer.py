@@ -1,4 +1,4 @@
-"""What a model said becomes a caption, or a reason why not: models refuse, loop, run on and break off.
+"""Judges answers: a model's text becomes a caption, or a reason why not. Models refuse, loop, run on and break off.
 
 A bad caption is worse than none, because nobody reads a million of them before training does.
 """
@@ -46,7 +46,7 @@ _CHARACTER_LOOP = re.compile(r"(.{2,40}?)\1{5,}")
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back, before it is judged."""
+    """A model's text as it came back, before it is judged."""
 
     text: str
     cut_short: bool = False

@@ -187,7 +187,7 @@ class EndpointAsking:
         )
 
     def _explanation(self, body: bytes) -> str:
-        """What the server says is wrong, in whichever of the usual places; without the key, should it repeat that."""
+        """The server's own explanation, in whichever of the usual places; without the key, should it repeat that."""
         content = _parsed(body)
         error = _item(content, "error")
         places = (_item(error, "message"), error, _item(content, "message"), _item(content, "detail"))

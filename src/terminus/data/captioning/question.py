@@ -41,7 +41,7 @@ class Question:
 
     @property
     def name(self) -> str:
-        """What people call the image."""
+        """The image's name for people."""
         return f"{self.source}/{self.source_id}"
 
     def image(self, max_side: int = MAX_SIDE) -> Image.Image:
@@ -81,7 +81,7 @@ class Asking(Protocol):
         ...
 
     def close(self) -> None:
-        """What is still under way ends as soon as it can."""
+        """Ends requests that are under way as soon as it can."""
         ...
 
 

@@ -42,7 +42,7 @@ EXAMPLES = 3
 
 @dataclass
 class Captioned:
-    """What one run did. images = before + answered + failed + what a limit or a stop left."""
+    """The counts of one run: images = before + answered + failed + what a limit or a stop left."""
 
     images: int = 0
     """Of the recipe's transform in the store, and of the sources that are asked about."""
@@ -251,7 +251,7 @@ class _Run:
         return ", ".join(parts)
 
     def _estimate(self, left: int, asking: Asking) -> None:
-        """What all will take. A server that answers a few at once sooner than many takes longer than this."""
+        """Cost and time of the whole. A server that answers a few at once sooner than many takes longer than this."""
         counts = self.counts
         if not counts.answered:
             return

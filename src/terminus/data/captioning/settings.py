@@ -95,7 +95,8 @@ class Captioner(Config):
         return prompt
 
     def settings(self, seed: int, whole: bool = False) -> str:
-        """What decides the answers, as canonical JSON; where the server runs and what a caption counts for do not.
+        """The settings that decide the answers, as canonical JSON; where the server runs and what a caption counts
+        for do not.
 
         `whole`: the model sees all of each image, and not its crop.
         """

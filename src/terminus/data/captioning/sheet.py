@@ -1,4 +1,5 @@
-"""What captioning did, for people (`captions.html`: before and after, side by side) and for programs (`captions.json`).
+"""The result of captioning, for people (`captions.html`: before and after, side by side) and for programs
+(`captions.json`).
 
 The sample is the images with the smallest keys. Keys are hashes, so it is random; and it is the same after every run,
 so that two captioners, or two prompts, can be compared on the same images.
@@ -136,7 +137,7 @@ def _add(one: CaptionerFacts, row: Mapping[str, Any]) -> None:
 
 
 def _sample(images: View, transform: str, origins: frozenset[str]) -> list[Shown]:
-    """Of the images that have a generated caption."""
+    """A sample of the images that have a generated caption."""
     smallest: list[tuple[str, int]] = []
     place = 0
     for batch in images.batches(["key", "transform", "caption_origins"]):

@@ -33,7 +33,7 @@ def replies(asking: Asking, questions: Iterable[Question]) -> Generator[Reply]:
 
 
 def _finished(running: dict[Future[list[Answer | Failure]], Sequence[Question]]) -> Iterator[Reply]:
-    """What is ready now, at least one group."""
+    """The groups that are ready now, at least one."""
     done = [(future, running.pop(future)) for future in wait(running, return_when=FIRST_COMPLETED).done]
     for future, group in done:
         if future.exception() is None:

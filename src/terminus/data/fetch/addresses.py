@@ -1,4 +1,4 @@
-"""Where a download may go: which URLs are asked for at all, and which addresses are connected to.
+"""Addresses that a download may go to: which URLs are asked for at all, and which addresses are connected to.
 
 A URL in a data set is written by a stranger, and what it names may lie inside our own network. Its spelling says
 nothing (`0x7f.1`, `[::ffff:7f00:1]`, a name with a private record), so the address that the resolver gives is judged.
@@ -54,6 +54,7 @@ _UNFIT_PORTS = frozenset(
 )
 """From 1024 on: what browsers refuse (Fetch standard, "port blocking") and the usual databases."""
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NAME = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*")
 _RESERVED = "!#$%&'()*+,/:;=?@[]~"
 """Keeps its meaning in a path or query; the rest is percent-encoded."""
@@ -109,7 +110,7 @@ def parse_url(url: str, base: WebAddress | None = None) -> WebAddress:
     if len(url) > MAX_URL:
         raise UnfitUrl(f"longer than {MAX_URL} characters")
     # Python's parser removes line breaks and tabs without a word.
-    if any(ord(letter) < 32 or ord(letter) == 127 for letter in url):
+    if _CONTROL.search(url):
         raise UnfitUrl("control character")
     try:
         parts = urlsplit(urljoin(str(base), url) if base else url)
@@ -123,9 +124,13 @@ def parse_url(url: str, base: WebAddress | None = None) -> WebAddress:
     if "@" in parts.netloc:
         raise UnfitUrl("holds a user name")
     port = _port(parts.scheme) if port is None else port
-    if (port < 1024 and port not in (80, 443)) or port in _UNFIT_PORTS:
+    if not _is_fit_port(port):
         raise UnfitUrl(f"port {port}")
     return WebAddress(parts.scheme, _host(host), port, path + query)
+
+
+def _is_fit_port(port: int) -> bool:
+    return port in (80, 443) or (port >= 1024 and port not in _UNFIT_PORTS)
 
 
 def _port(scheme: str) -> int:

@@ -32,7 +32,7 @@ class HostNotFound(Exception):
 
 
 class CheckedConnections(httpcore2.AsyncNetworkBackend):
-    """What a connection pool opens its connections with."""
+    """The network back-end with which a connection pool opens its connections."""
 
     def __init__(self, allow: Callable[[Address], bool]) -> None:
         self.allow = allow

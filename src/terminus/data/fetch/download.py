@@ -64,7 +64,7 @@ _CHECKSUM = re.compile(r"(?:sha256:[0-9a-f]{64}|md5:[0-9a-f]{32})", re.IGNORECAS
 
 
 class Policy(Config):
-    """How files are downloaded. Which addresses may be connected to is no setting: only public ones."""
+    """The settings of downloads. Which addresses may be connected to is no setting: only public ones."""
 
     timeout: float = Field(default=20.0, gt=0, le=3600)
     """Seconds for one attempt, from the look-up of the name to the last byte, redirects included."""
@@ -145,7 +145,7 @@ class _Failure(Exception):
 
 
 class _Purse:
-    """What is left of a budget; only the event loop takes from it."""
+    """The rest of a budget of bytes; only the event loop takes from it."""
 
     def __init__(self, size: int | None) -> None:
         self.left = size
@@ -266,13 +266,14 @@ class _Downloader:
             if pause:
                 self.traffic.leave_alone(address.host, pause)
                 detail += f", asks for {pause:.0f} s without requests"
-            named: dict[int, Reason] = {408: "timed out", 429: "rate limited"}
-            return _Failure(named.get(status, "server error"), detail, passing=True, wait=pause)
+            passing: dict[int, Reason] = {429: "rate limited", 408: "timed out"}
+            return _Failure(passing.get(status, "server error"), detail, passing=True, wait=pause)
         return _Failure("forbidden" if status in (401, 402, 403, 407, 451) else "not found", detail)
 
 
 def _certificate_error(error: BaseException | None) -> ssl.SSLCertVerificationError | None:
-    """What the failed connection goes back to, if it is that; anything else in TLS may be the network's fault."""
+    """The certificate error that a failed connection goes back to, if it is one; anything else in TLS may be the
+    network's fault."""
     while error and not isinstance(error, ssl.SSLCertVerificationError):
         error = error.__cause__ or error.__context__
     return error

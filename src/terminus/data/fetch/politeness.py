@@ -1,4 +1,4 @@
-"""How a host is treated: how many requests at a time, how long it is left alone, and when one is repeated."""
+"""Politeness to hosts: how many requests at a time, how long it is left alone, and when one is repeated."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class NotNow(Exception):
 
 
 class _Host:
-    """What the process remembers of a host while it deals with it."""
+    """The state of a host, kept while there are requests to it."""
 
     def __init__(self, slots: int) -> None:
         self.slots = asyncio.Semaphore(slots)

@@ -1,1 +1,1 @@
-"""Where images come from. Each source is its settings and yields candidates in a fixed order."""
+"""Sources of images. Each is its settings and yields candidates in a fixed order."""

@@ -90,7 +90,7 @@ class CocoSource(Config):
         return Path(self.images).absolute()
 
     def _entries(self) -> Iterator[tuple[str, int, object]]:
-        """Of each list at the top, its key and each entry with its place in the list."""
+        """The entries of each list at the top: its key, each entry, and its place in the list."""
         listed: set[str] = set()
         try:
             with closing(storage.open_input(self.path)) as file:
@@ -137,15 +137,9 @@ class CocoSource(Config):
         return self._found(candidate, values)
 
     def _found(self, candidate: Candidate, values: dict[str, object]) -> Candidate:
-        """With the place of the image's bytes, or the reason why there are none."""
+        """The candidate with the place of the image's bytes, or the reason why there are none."""
         if self.images is None:
-            # Without a folder: to be downloaded.
-            links = [values.get(name) for name in ("coco_url", "flickr_url")]
-            url = next((link for link in links if isinstance(link, str) and link), None)
-            if url is None or not _valid(url):
-                return replace(candidate, problem=Dropped("row names no image", "neither coco_url nor flickr_url"))
-            return replace(candidate, url=url)
-        # In a folder: the name is the file's own word, and may not lead out.
+            return _linked(candidate, values)
         name = values.get("file_name")
         if not isinstance(name, str) or not name:
             return replace(candidate, problem=Dropped("row names no image", "no file_name"))
@@ -153,20 +147,32 @@ class CocoSource(Config):
             return replace(candidate, problem=Dropped("name leads out of the folder", printable_caption(name[:200])))
         if storage.is_remote(self.images):
             return replace(candidate, url=f"{self.images.rstrip('/')}/{name}")
-        root = Path(self.images).absolute()
-        try:
-            status = os.stat(root / name)
-        except OSError as error:
-            missing = isinstance(error, FileNotFoundError)
-            reason = "image is missing" if missing else "cannot be read"
-            detail = f"{name[:200]}: {error.strerror or type(error).__name__}"
-            return replace(candidate, problem=Dropped(reason, printable_caption(detail)))
-        return replace(candidate, path=root / name, root=root, stamp=f"{status.st_size}-{status.st_mtime_ns}")
+        return _in_folder(candidate, Path(self.images).absolute(), name)
+
+
+def _linked(candidate: Candidate, values: dict[str, object]) -> Candidate:
+    """The candidate with the URL that the list gives."""
+    links = [values.get(name) for name in ("coco_url", "flickr_url")]
+    url = next((link for link in links if isinstance(link, str) and link), None)
+    if url is None or not _valid(url):
+        return replace(candidate, problem=Dropped("row names no image", "neither coco_url nor flickr_url"))
+    return replace(candidate, url=url)
+
+
+def _in_folder(candidate: Candidate, root: Path, name: str) -> Candidate:
+    """The candidate with its file in a local folder."""
+    try:
+        status = os.stat(root / name)
+    except OSError as error:
+        reason = "image is missing" if isinstance(error, FileNotFoundError) else "cannot be read"
+        detail = f"{name[:200]}: {error.strerror or type(error).__name__}"
+        return replace(candidate, problem=Dropped(reason, printable_caption(detail)))
+    return replace(candidate, path=root / name, root=root, stamp=f"{status.st_size}-{status.st_mtime_ns}")
 
 
 @dataclass
 class _Notes:
-    """What the first reading keeps."""
+    """The facts that the first reading keeps."""
 
     texts: dict[str, str] = field(default_factory=dict[str, str])
     """Image id to its captions, one a line: a fifth of the memory of as many objects."""

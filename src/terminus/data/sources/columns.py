@@ -1,4 +1,4 @@
-"""What the columns of a table mean: which one is the caption, which one a score, and what their values must be.
+"""The meaning of a table's columns: which one is the caption, which one a score, and what their values must be.
 
 Data sets name the same thing in many ways and fill it in more. A value that says nothing (null, NaN, an empty text) is
 None; one that is not what its role needs drops its row with a reason.
@@ -153,7 +153,8 @@ class ColumnRow:
         return Size(*whole) if len(whole) == 2 else None
 
     def texts(self, role: str) -> list[str]:
-        """Of a text, or of a list of texts: those that are not empty, on one line each, without control characters."""
+        """The texts of a cell, which is one text or a list of them: those that are not empty, on one line each,
+        without control characters."""
         value = self.values.get(role)
         several = cast("list[object]", value) if isinstance(value, list) else [value]
         found: list[str] = []
@@ -170,7 +171,7 @@ class ColumnRow:
         return tuple(Caption(text, self.columns[role]) for text in self.texts(role))
 
     def tags(self, role: str) -> tuple[str, ...]:
-        """Of a list, or of a text with commas between them; in lower case."""
+        """The tags of a list, or of a text with commas between them; in lower case."""
         words = (word.strip().casefold() for text in self.texts(role) for word in text.split(","))
         return tuple(dict.fromkeys(word for word in words if word))
 
@@ -210,7 +211,7 @@ def one_line(text: str) -> str:
 
 
 def metadata(row: ColumnRow) -> SourceMetadata:
-    """What the usual columns say of the image."""
+    """The image's metadata, from the usual columns."""
     return SourceMetadata(
         watermark=row.number("watermark", 0.0, 1.0),
         unsafe=_unsafe(row),

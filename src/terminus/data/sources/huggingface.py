@@ -175,7 +175,7 @@ class HuggingfaceSource(Config):
             yield replace(candidate, source_id=f"{folder}{slash}{candidate.source_id}")
 
     def _arrow(self, uri: str, root: str) -> Iterator[Candidate]:
-        """Of an IPC stream, as `save_to_disk` writes it."""
+        """The rows of an IPC stream, as `save_to_disk` writes it."""
         name = printable_caption(uri.removeprefix(root.rstrip("/") + "/"))
         number = 0
         with closing(storage.open_input(uri)) as file:
@@ -223,7 +223,7 @@ def _unpacked(batch: pa.RecordBatch, found: Mapping[str, str]) -> Iterator[dict[
 
 
 def _card_licence(root: str) -> str | None:
-    """What the head of README.md says, if it is one plain word."""
+    """The licence in the head of README.md, if it is one plain word."""
     uri = f"{root.rstrip('/')}/README.md"
     try:
         with closing(storage.open_input(uri)) as file:

@@ -36,7 +36,7 @@ _FIX = "Correct it, such as the names of its columns; or rename the file, if it 
 
 
 class Metadata:
-    """What the metadata files of one folder, and of all folders in it, say of images."""
+    """The statements on images of one folder's metadata files, and of all folders in it."""
 
     def __init__(self, source: str, root: Path) -> None:
         self.source, self.root = source, root

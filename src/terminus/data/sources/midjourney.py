@@ -113,7 +113,7 @@ class MidjourneySource(Config):
 
 
 def _prompt(row: ColumnRow) -> ParsedPrompt:
-    """What the columns of prompt, parameters and version say together."""
+    """The prompt that the columns of prompt, parameters and version make together."""
     prompt = prompts.parse_prompt(" ".join(row.texts("prompt")))
     more = prompts.parse_prompt(" ".join(row.texts("parameters")))
     parameters = dict(prompt.parameters) | dict(more.parameters)
@@ -136,11 +136,12 @@ def _refuse_grids(prompt: ParsedPrompt, row: ColumnRow, url: str | None, known: 
 
 
 def images(prompt: ParsedPrompt, row: ColumnRow, url: str | None) -> tuple[prompts.Shows | None, str]:
-    """What the image shows, with the evidence. The first that says something decides: a column, the bot's message,
-    the file's name, its size (from version 5 on), and last that what lies on Discord is most often a grid."""
-    upscaled = row.values.get("upscaled")
-    if upscaled is not None and (truth := _TRUTH.get(str(upscaled).strip().casefold())) is not None:
-        return "one" if truth else "four", f"column {row.columns['upscaled']} says {truth}"
+    """The content of the image (a single picture, a grid, ...), with the evidence. The first that says something
+    decides: a column, the bot's message, the file's name, its size (from version 5 on), and last that what lies on
+    Discord is most often a grid."""
+    upscaled = _upscaled(row)
+    if upscaled is not None:
+        return "one" if upscaled else "four", f"column {row.columns['upscaled']} says {upscaled}"
     if prompt.shows is not None:
         return prompt.shows, "the message says so"
     if url and _GRID_NAME.search(url):
@@ -155,8 +156,14 @@ def images(prompt: ParsedPrompt, row: ColumnRow, url: str | None) -> tuple[promp
     return None, "neither columns, message, file name nor size tell"
 
 
+def _upscaled(row: ColumnRow) -> bool | None:
+    """The column that says whether it is one image that was chosen and enlarged; None where it says nothing."""
+    value = row.values.get("upscaled")
+    return None if value is None else _TRUTH.get(str(value).strip().casefold())
+
+
 def _version(prompt: ParsedPrompt) -> float:
-    """Of the model; 0 where it is not said."""
+    """The model's version; 0 where it is not said."""
     parameters = dict(prompt.parameters)
     number = re.match(r"\d+(?:\.\d+)?", parameters.get("niji") or parameters.get("version") or "")
     return float(number[0]) if number else 0.0

@@ -46,12 +46,19 @@ _NAMES = {
     ),
     "text": "no",
 }  # fmt: skip
-PARAMETERS: Mapping[str, tuple[str, str]] = MappingProxyType({
-    alias: (entry.partition("=")[0], kind)
-    for kind, entries in _NAMES.items()
-    for entry in entries.split()
-    for alias in entry.replace("=", ",").split(",")
-})  # fmt: skip
+
+
+def _by_spelling() -> dict[str, tuple[str, str]]:
+    found: dict[str, tuple[str, str]] = {}
+    for kind, entries in _NAMES.items():
+        for entry in entries.split():
+            name, *aliases = entry.replace("=", ",").split(",")
+            for spelling in (name, *aliases):
+                found[spelling] = (name, kind)
+    return found
+
+
+PARAMETERS: Mapping[str, tuple[str, str]] = MappingProxyType(_by_spelling())
 """Each spelling of a parameter's name to the name itself and the kind of its value."""
 
 _TAIL = re.compile(
@@ -80,7 +87,7 @@ Shows = Literal["one", "four", "unfinished"]
 
 @dataclass(frozen=True)
 class ParsedPrompt:
-    """What a prompt says, taken apart."""
+    """A prompt, taken apart."""
 
     caption: str
     """The description, on one line; empty where there is none."""
@@ -97,7 +104,7 @@ class ParsedPrompt:
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """What the parameters say, as tags: ("niji", "niji 5", "aspect 2:3"); "midjourney 5.2" without `--niji`."""
+        """The parameters as tags: ("niji", "niji 5", "aspect 2:3"); "midjourney 5.2" without `--niji`."""
         metadata = dict(self.parameters)
         tags: list[str] = []
         if "niji" in metadata:
@@ -128,17 +135,21 @@ def parse_prompt(text: str) -> ParsedPrompt:
         elif weight > 0:
             kept.append(part)
     alternatives = any("," in found.replace("\\,", "") for found in _BRACES.findall(description))
-    # One line, with commas between the parts.
-    caption = ", ".join(part for part in (_plain(part).rstrip(",; ") for part in kept[:-1]) if part)
-    last = _plain(kept[-1]) if kept else ""
     return ParsedPrompt(
-        caption=f"{caption}, {last}" if caption and last else caption or last,
+        caption=_joined(kept),
         negative=tuple(plain for part in negative if (plain := _plain(part))),
         parameters=tuple(sorted(parameters.items())),
         images=images,
         alternatives=alternatives,
         shows=shows,
     )
+
+
+def _joined(parts: list[str]) -> str:
+    """The parts of a description as one caption."""
+    plain = [_plain(part) for part in parts]
+    before = [part.rstrip(",; ") for part in plain[:-1]]
+    return ", ".join(part for part in (*before, *plain[-1:]) if part)
 
 
 def mentions(caption: str, words: tuple[str, ...]) -> tuple[str, ...]:
@@ -176,7 +187,7 @@ def _shows(tail: re.Match[str]) -> Shows:
 
 
 def _parameters(prompt: str) -> tuple[str, dict[str, str], list[str]]:
-    """What is no parameter, the parameters, and what `--no` names."""
+    """The text without parameters, the parameters, and the words behind `--no`."""
     rest: list[str] = []
     parameters: dict[str, str] = {}
     negative: list[str] = []
@@ -218,7 +229,7 @@ def _known(word: str, prompt: str, dash: re.Match[str]) -> tuple[str, str, int] 
 
 
 def _description_start(description: str) -> int:
-    """Where the image URLs at the beginning end."""
+    """The position behind the image URLs at the beginning."""
     place = 0
     for url in _URL.finditer(description):
         if description[place : url.start()].strip(" ,\n\t"):

@@ -74,7 +74,8 @@ class _Table:
 def candidates(
     source: str, place: str, columns: Columns, build: Callable[[ColumnRow], Candidate]
 ) -> Iterator[Candidate]:
-    """What `build` makes of each row, and a candidate with a problem for each that cannot be read or used."""
+    """Candidates that `build` makes of the rows, and a candidate with a problem for each that cannot be read or
+    used."""
     return itertools.chain.from_iterable(part.candidates() for part in parts(source, place, columns, build))
 
 
@@ -104,15 +105,15 @@ def _candidates(
 
 
 def table_rows(place: str, columns: Columns) -> Iterator[ColumnRow]:
-    """Of all tables at a place, files in the order of their names, rows in that of the file."""
+    """The rows of all tables at a place, files in the order of their names, rows in that of the file."""
     reading = _Reading(columns)
     return itertools.chain.from_iterable(reading.rows(table) for table in _tables(place))
 
 
 @dataclass
 class _Reading:
-    """Of several tables. The first that can be read must have the columns (`UserError`); a later one without them is
-    one that cannot be read, because one wrong file of thousands must not end a preparation of days."""
+    """One reading of several tables. The first that can be read must have the columns (`UserError`); a later one
+    without them is one that cannot be read, because one wrong file of thousands must not end a preparation of days."""
 
     columns: Columns
     settled: bool = False
@@ -233,7 +234,7 @@ def _parquet(table: _Table, columns: Columns) -> Iterator[ColumnRow]:
 
 
 def _batches(file: pq.ParquetFile, group: int, names: list[str]) -> Iterator[pa.RecordBatch | str]:  # pyright: ignore[reportUnknownParameterType]
-    """Of one row group; a text where it is damaged."""
+    """The batches of one row group; a text where it is damaged."""
     facts = file.metadata.row_group(group)
     # As many rows as fit, by the mean size of the group's.
     size = max(1, min(BATCH_ROWS, BATCH_BYTES * facts.num_rows // max(1, facts.total_byte_size)))
@@ -330,7 +331,7 @@ def _json_lines(table: _Table, columns: Columns) -> Iterator[ColumnRow]:
 
 
 def _objects(table: _Table, file: BufferedReader) -> Iterator[tuple[int, dict[str, object] | ColumnRow]]:
-    """Of each line that is not blank its number and the object in it, or the row that says why there is none."""
+    """For each line that is not blank, its number and the object in it, or the row that says why there is none."""
     number = -1
     try:
         for number, line in enumerate(_lines(file)):

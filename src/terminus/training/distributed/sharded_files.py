@@ -86,7 +86,7 @@ def write_shards(path: Path, pieces: Mapping[str, HeldRows]) -> None:
 
 
 def _offsets(piece: HeldRows) -> list[int]:
-    """Where the piece begins in the whole, along each dimension."""
+    """The offsets of the piece in the whole, along each dimension."""
     return [piece.start, *[0] * (len(piece.shape) - 1)] if piece.shape else []
 
 

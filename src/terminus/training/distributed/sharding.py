@@ -1,4 +1,4 @@
-"""How several processes share one training: what each holds, and when they exchange it.
+"""Several processes that share one training: what each holds, and when they exchange it.
 
 Every process computes other micro-batches of the same step (`data.loader`), so the global batches, their order and all
 randomness are those of one process; what is added in another order differs in its last bits. Two ways:
@@ -33,7 +33,7 @@ BUCKET_BYTES = 256 << 20
 
 
 class Parallel(Config):
-    """How several processes (torchrun) share a run; no effect on a single one."""
+    """The settings by which several processes (torchrun) share a run; no effect on a single one."""
 
     shard: Literal["optimizer", "full"] = "optimizer"
     """What is sharded: optimizer state and average, or with `full` (FSDP2) weights and gradients as well."""

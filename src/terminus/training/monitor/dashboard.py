@@ -120,7 +120,7 @@ class Dashboard:
             self.history = read_history(self.what.folder / "log.jsonl")
 
     def caught_up(self, history: History, fresh: int) -> None:
-        """For a viewer: the log says this now, `fresh` rows of it since the last time."""
+        """Tells a viewer what the log says now, `fresh` rows of it since the last time."""
         with self._lock:
             self.history = history
             if history.last and fresh:

@@ -72,7 +72,7 @@ class RunFacts:
 
 
 def finished_images(folder: Path) -> int | None:
-    """How many images the finished model of this run has seen; None if there is none yet."""
+    """The number of images that the finished model of this run has seen; None if there is none yet."""
     try:
         facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
         return int(facts["images_seen"]) if (folder / "model").is_dir() else None

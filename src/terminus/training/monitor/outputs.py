@@ -1,4 +1,4 @@
-"""Where a run's rows and images go: the log, the dashboard, the trackers.
+"""Outputs of a run's rows and images: the log, the dashboard, the trackers.
 
 Of several processes that train together the first one has them; the others have an object that does nothing, so that
 no caller asks which process it is.

@@ -27,7 +27,7 @@ _SILENT = 120.0
 
 @dataclass(frozen=True)
 class RunStatus:
-    """Where a run stands, for one drawing. Times are in seconds; None is what is not known."""
+    """The state of a run, for one drawing. Times are in seconds; None is what is not known."""
 
     folder: str
     images: int

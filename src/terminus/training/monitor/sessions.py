@@ -1,4 +1,4 @@
-"""How often a run was begun, what each interruption cost, and how much of its time was of use.
+"""Sessions of a run: how often it was begun, what each interruption cost, and how much of its time was of use.
 
 `sessions.jsonl` gets one row whenever the run is begun or continued. When an interrupted session ended, and how many
 steps it took with it, is read from the log that it left behind: the log's last write, and its rows after the
@@ -44,7 +44,7 @@ class Session:
 
 @dataclass(frozen=True)
 class Goodput:
-    """How much of a run's time was of use, over all of its sessions."""
+    """The share of a run's time that was of use, over all of its sessions."""
 
     sessions: int
     lost_steps: int

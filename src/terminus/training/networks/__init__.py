@@ -1,1 +1,1 @@
-"""How the trained networks are run: precision, compilation, adapters, frozen weights."""
+"""Execution of the trained networks: precision, compilation, adapters, frozen weights."""

@@ -1,4 +1,5 @@
-"""How the trained network runs: memory layout, compiled regions, and which activations are kept for the backward pass.
+"""Execution of the trained network: memory layout, compiled regions, and which activations are kept for the backward
+pass.
 
 None of it is part of what is learned. A checkpointed block computes the same numbers a second time, so gradients are
 bit for bit those of a run that keeps everything; names of parameters stay, since modules are changed and never wrapped.

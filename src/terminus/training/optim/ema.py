@@ -18,7 +18,7 @@ from terminus.training.distributed.sharding import Alone, Engine
 
 
 class _Kept(Config):
-    """Where an average lies and how often it moves."""
+    """The place of an average and how often it moves."""
 
     device: Literal["model", "cpu"] = "model"
     """`cpu` keeps it in the machine's memory, 4 bytes per parameter, and moves it beside the training."""

@@ -1,4 +1,4 @@
-"""How an optimizer's moments are kept between steps: in float32, in bfloat16, or in 8 bits.
+"""Formats of an optimizer's moments between steps: in float32, in bfloat16, or in 8 bits.
 
 Every step is computed in float32; these are only the forms in which its results wait for the next one.
 """
@@ -57,7 +57,7 @@ class Float:
         return state[name]
 
     def write(self, state: State, name: str, value: Float32[Tensor, "..."], bits: Bits) -> None:
-        """Nothing to do: `value` is what `read` gave."""
+        """Does nothing: `value` is what `read` gave."""
 
 
 class Brain:

@@ -92,7 +92,7 @@ def own_cut(recipe: Recipe, room: float, processes: int = 1) -> Cut:
 
 
 def largest(recipe: Recipe, room: float, processes: int = 1) -> Iterator[Cut]:
-    """For each way of checkpointing the largest micro-batch that fits and divides the global batch, if any does.
+    """The largest micro-batch that fits and divides the global batch, if any does, for each way of checkpointing.
 
     Several processes get as many micro-batches each.
     """

@@ -167,7 +167,7 @@ def _process_notes(recipe: Recipe, gpu: Gpu, own: Cut) -> list[str]:
 
 
 def _counting_notes(recipe: Recipe, gpu: Gpu, own: Cut) -> list[str]:
-    """What was assumed where the recipe does not decide it, and what is not counted."""
+    """Notes on what was assumed where the recipe does not decide it, and on what is not counted."""
     notes: list[str] = []
     if gpu.measured is None:
         notes.append(f"no measured peak of {gpu.name}: the share of its sheet that an H100 reaches")

@@ -88,7 +88,7 @@ def divide(networks: Networks, adapter: AdapterConfig | None, settings: Parallel
 
 
 def held_numbers(shapes: Iterable[tuple[int, ...]], settings: Parallel, processes: int) -> list[int]:
-    """How many numbers each process has moments of: whole parameters, or rows of each (torch's `chunk`)."""
+    """The number of values that each process has moments of: whole parameters, or rows of each (torch's `chunk`)."""
     if settings.shard == "optimizer":
         sizes = {f"{place:06}": prod(shape) for place, shape in enumerate(shapes)}
         held = [0] * processes

@@ -49,7 +49,7 @@ _PLACE = "position.json"
 
 @dataclass(frozen=True)
 class RunPosition:
-    """Where a run stands; everything random and every schedule follows from it."""
+    """The position of a run; everything random and every schedule follows from it."""
 
     step: int
     images: int
