@@ -46,10 +46,6 @@ SURFACE = {
         *("MODEL", "--against", "--size", "--steps", "--batch", "--runs", "--compile", "--offload", "--device"),
         "--out",
     ],
-    "bench train": [
-        *("RECIPE", "KEY.PATH=VALUE", "--against", "--steps", "--runs", "--text", "--average", "--out"),
-    ],
-    "bench load": ["--rows", "--stored", "--out"],
     "bench vae": ["MODEL", "--size", "--device", "--out"],
     "config show": ["RECIPE", "KEY.PATH=VALUE"],
     "config explain": ["RECIPE", "KEY.PATH=VALUE"],
@@ -203,3 +199,21 @@ def test_show_and_explain_and_schema_of_a_shipped_recipe(tmp_path: Path, monkeyp
     assert "training.seed: integer" in capsys.readouterr().out
     assert cli.main(["config", "schema"]) == 0
     assert capsys.readouterr().out.startswith("{")
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, "1000"),
+        ({"GOMP_SPINCOUNT": "5"}, "5"),
+        ({"OMP_WAIT_POLICY": "active"}, "None"),
+    ],
+)
+def test_threads_do_not_spin_unless_told_to(variables: dict[str, str], expected: str):
+    """libgomp reads it when torch is imported; who has set either variable has decided."""
+    ours = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    code = "import os, terminus; print(os.environ.get('GOMP_SPINCOUNT'))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**ours, **variables}
+    )
+    assert result.stdout.strip() == expected
