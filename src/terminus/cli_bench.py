@@ -1,4 +1,5 @@
-"""The verbs of `terminus bench`: how fast, against what, on which machine.
+"""The verbs of `terminus bench`: how fast models draw, against what, on which machine. Training is measured by
+`python -m benchmarks` in a clone.
 
 Each says what is wrong with its arguments before torch is imported.
 """
@@ -13,10 +14,10 @@ from terminus import options
 from terminus.cli_data import loading
 from terminus.errors import UserError
 
-bench_app = typer.Typer(help="How fast, against what, on this machine.")
+bench_app = typer.Typer(help="How fast models draw on this machine, and against what.")
 
 
-def _check(against: str | None, out: Path | None, **counts: int) -> None:
+def check_bench(against: str | None, out: Path | None, **counts: int) -> None:
     """Checks the options that the verbs share."""
     from terminus.model.choices import check_choice
     from terminus.sampling.arguments import check_folder
@@ -59,7 +60,7 @@ def bench_sample(
 
     pixels = None if size is None else parse_pixels(size)
     check_running(compiled, offload, device)
-    _check(against, out, steps=steps, batch=batch, runs=runs)
+    check_bench(against, out, steps=steps, batch=batch, runs=runs)
     _check_model(model)
     with loading():
         from terminus.bench.sample import bench_sample as run_bench
@@ -81,48 +82,9 @@ def bench_vae(
 
     pixels = None if size is None else parse_pixels(size)
     check_running("off", "none", device)
-    _check(None, out)
+    check_bench(None, out)
     _check_model(model)
     with loading():
         from terminus.bench.vae import bench_vae as run_bench
 
     run_bench(model, out, pixels, device=device)
-
-
-@bench_app.command("train")
-def bench_train(
-    recipe: options.BenchRecipe,
-    overrides: options.Overrides = None,
-    against: options.Against = None,
-    steps: options.BenchSteps = 10,
-    runs: options.BenchRuns = 5,
-    text: options.BenchText = "cached",
-    average: options.BenchAverage = "both",
-    out: options.BenchOut = None,
-) -> None:
-    """Images per second of the training loop on invented rows, part by part, beside a loop of diffusers' classes."""
-    from terminus.config.load import read
-    from terminus.model.choices import check_choice
-
-    _check(against, out, steps=steps, runs=runs)
-    check_choice("--text", text, ("cached", "online"))
-    check_choice("--average", average, ("both", "none"))
-    # What is wrong with a recipe's text is known without its schema, which imports torch.
-    if not recipe.startswith("random:"):
-        read(recipe, overrides or ())
-    with loading():
-        from terminus.bench.train import bench_train as run_bench
-
-    run_bench(recipe, overrides or (), against, steps, runs, text, average, out)
-
-
-@bench_app.command("load")
-def bench_load(
-    rows: options.BenchRows = 10**9, stored: options.BenchStored = 1000, out: options.BenchOut = None
-) -> None:
-    """Rows per second of the loader, and its memory, with the order of so many rows."""
-    _check(None, out, rows=rows, stored=stored)
-    with loading():
-        from terminus.bench.load import bench_load as run_bench
-
-    run_bench(rows, stored, out=out)

@@ -247,15 +247,6 @@ Against = Annotated[str | None, typer.Option(metavar="OTHER", help="Measure this
 BenchBatch = Annotated[int, typer.Option(help="Images drawn at once.")]
 BenchRuns = Annotated[int, typer.Option(help="Runs of each; the median counts.")]
 BenchOut = Annotated[Path | None, typer.Option(help="Write the numbers here, as JSON.")]
-BenchRecipe = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A recipe that trains a UNet; or random:sdxl, random:nano.")
-]
-BenchSteps = Annotated[int, typer.Option("--steps", help="Optimizer steps of a run.")]
-BenchText = Annotated[str, typer.Option("--text", help="cached, or online: through the text encoders at every step.")]
-BenchAverage = Annotated[str, typer.Option("--average", help="both, or none: keep a moving average of the weights.")]
-BenchRows = Annotated[int, typer.Option("--rows", help="Rows whose order is drawn.")]
-BenchStored = Annotated[int, typer.Option("--stored", help="Rows that are written and read, 262 kB each.")]
-# Prepared data, and its captions.
 StorePlace = Annotated[
     str, typer.Argument(metavar="STORE", help="Folder or URI of the prepared data (data.store in the recipe).")
 ]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from terminus.bench import load
-from terminus.bench.load import BAR, bench_load
+from benchmarks import load
+from benchmarks.load import BAR, bench_load
 from terminus.data.loader import LatentRows
 from terminus.errors import UserError
 

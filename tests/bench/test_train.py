@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.task import PARTS, Task
+from benchmarks.train import bench_train, recipe_of
+from benchmarks.trainers import Ours, Theirs
 from terminus import runtime
 from terminus.bench.measure import Laps, peak_above, product_peak, timed
-from terminus.bench.task import PARTS, Task
-from terminus.bench.train import bench_train, recipe_of
-from terminus.bench.trainers import Ours, Theirs
 from terminus.errors import UserError
 from terminus.model.components import load_components
 

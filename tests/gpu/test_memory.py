@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.task import Task
+from benchmarks.train import recipe_of
+from benchmarks.trainers import Ours
 from terminus.bench.contenders import components_of
 from terminus.bench.measure import peak_above
-from terminus.bench.task import Task
-from terminus.bench.train import recipe_of
-from terminus.bench.trainers import Ours
 from terminus.conditioning import Size
 from terminus.model.execution import Running, prepare_for_inference
 from terminus.sampling.settings import Settings

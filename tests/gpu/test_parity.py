@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from benchmarks.task import Task
+from benchmarks.train import recipe_of
+from benchmarks.trainers import Ours
 from terminus import Terminus
-from terminus.bench.task import Task
-from terminus.bench.train import recipe_of
-from terminus.bench.trainers import Ours
 from terminus.conditioning import Size
 from terminus.config.load import Loaded
 from terminus.model.components import load_components

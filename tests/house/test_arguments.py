@@ -90,10 +90,6 @@ WRONG: list[tuple[tuple[str, ...], str]] = [
     (("bench", "sample", "nano", "--out", "file/below.json"), "file is a file"),
     (("bench", "vae", "nano", "--size", "big"), "WIDTHxHEIGHT"),
     (("bench", "vae", "nano", "--device", "gpu"), "auto, cpu, cuda"),
-    (("bench", "train", "nanoo"), "Did you mean `nano`"),
-    (("bench", "train", "random:nano", "--text", "offline"), "Known: cached, online"),
-    (("bench", "train", "random:nano", "--average", "one"), "Known: both, none"),
-    (("bench", "load", "--rows", "0"), "--rows 0"),
 ]  # fmt: skip
 PROGRAM = f"""
 import contextlib, io, json, sys

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from benchmarks.task import Task
+from benchmarks.train import recipe_of
+from benchmarks.trainers import Ours
 from terminus import Terminus, cli
-from terminus.bench.task import Task
-from terminus.bench.train import recipe_of
-from terminus.bench.trainers import Ours
 from terminus.conditioning import Crop, MicroConditioning, Size
 from terminus.config.load import Loaded
 from terminus.model.components import load_components

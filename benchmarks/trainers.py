@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.task import PARTS, MadeRows, Task
 from terminus import runtime
 from terminus.bench.measure import Laps
-from terminus.bench.task import PARTS, MadeRows, Task
 from terminus.data.loader import Batch, Loader
 from terminus.data.order import Order
 from terminus.model.components import Components

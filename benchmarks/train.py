@@ -1,4 +1,4 @@
-"""`terminus bench train`: how fast a recipe trains, part by part, and beside a loop of diffusers' classes.
+"""`python -m benchmarks train`: how fast a recipe trains, part by part, and beside a loop of diffusers' classes.
 
 Where both fit on the device the contenders take turns (A B A B ...), so that a machine that slows down slows both;
 medians are compared. Nothing is read from a disk and nothing is written but the result.
@@ -19,11 +19,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.task import PARTS, Task, Trainer
+from benchmarks.trainers import Ours, Theirs
 from terminus import runtime
 from terminus.bench.contenders import RANDOM, components_of
 from terminus.bench.measure import Spread, add_row, comparison, peak_above, product_peak, save_result, timed
-from terminus.bench.task import PARTS, Task, Trainer
-from terminus.bench.trainers import Ours, Theirs
 from terminus.config.load import load
 from terminus.errors import UserError
 from terminus.model.architecture import ARCHITECTURES

@@ -1,4 +1,4 @@
-"""`terminus bench load`: how many rows a process reads, and what a data set of a thousand million rows costs it.
+"""`python -m benchmarks load`: how many rows a process reads, and what a data set of a thousand million rows costs it.
 
 Three questions: the order alone at that size (time to the first micro-batch, memory, rate), order and reading of
 posteriors from a real Lance table whose rows stand in for all of them, and what opening a table costs per row.
