@@ -97,11 +97,10 @@ class DataConfig(Config):
         names = [source.name for source in self.sources]
         if len(set(names)) < len(names):
             raise ValueError(f"two sources share a name; names are {', '.join(names)}")
-        named = {"mix": self.mix, "filters_of": self.filters_of}
-        if self.captioner:
-            named["captioner.sources"] = dict.fromkeys(self.captioner.sources)
+        captioned = self.captioner.sources if self.captioner else ()
+        named = {"mix": set(self.mix), "filters_of": set(self.filters_of), "captioner.sources": set(captioned)}
         for key, mentioned in named.items():
-            if unknown := sorted(set(mentioned) - set(names)):
+            if unknown := sorted(mentioned - set(names)):
                 raise ValueError(f"{key} names {', '.join(unknown)}; the sources are {', '.join(names)}")
         return self
 
