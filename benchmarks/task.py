@@ -12,6 +12,7 @@ from terminus.bench.measure import Laps
 from terminus.conditioning import MicroConditioning, Size
 from terminus.data.loader import Batch
 from terminus.data.order import Order
+from terminus.data.record import Caption
 from terminus.model.components import Components
 from terminus.training.objectives import Diffusion
 from terminus.training.recipe import Recipe
@@ -78,7 +79,7 @@ class MadeRows:
         return Batch(
             positions=tuple(positions),
             keys=tuple(str(row) for row in rows),
-            captions=tuple((self.captions[row],) for row in rows),
+            captions=tuple((Caption(self.captions[row], "embedded"),) for row in rows),
             conditioning=(self.size,) * len(rows),
             values=self.posterior[torch.tensor(rows)],
             epoch=epoch,

@@ -50,7 +50,7 @@ def test_what_is_read_is_what_was_written(tmp_path: Path):
     assert batch.values.shape == (3, 2, 4, 4, 4)
     assert torch.equal(batch.values[0], batch.values[2])
     assert not torch.equal(batch.values[0], batch.values[1])
-    assert batch.captions[0] == ("a 3d render of 4 apples on a white background",)
+    assert [caption.text for caption in batch.captions[0]] == ["a 3d render of 4 apples on a white background"]
     assert batch.conditioning[0].target == (32, 32)
 
 

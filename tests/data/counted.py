@@ -9,6 +9,9 @@ import torch
 
 from terminus.data.loader import Batch
 from terminus.data.order import MicroBatch
+from terminus.data.record import Caption
+
+BOTH = (Caption("a", "test"), Caption("b", "test"))
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,14 @@ class Table:
 
     def read(self, bucket: int, rows: Sequence[int], positions: Sequence[int], epoch: int) -> Batch:
         keys = tuple(f"{bucket}/{row}/{self.source(bucket, row)}" for row in rows)
-        return Batch(tuple(positions), keys, (("a", "b"),) * len(keys), (), torch.zeros(len(keys)), epoch)
+        return Batch(
+            tuple(positions),
+            keys,
+            (BOTH,) * len(keys),
+            (),
+            torch.zeros(len(keys)),
+            epoch,
+        )
 
     def source(self, bucket: int, row: int) -> str:
         for name, count in self.sources[bucket].items():

@@ -213,7 +213,7 @@ def test_a_revision_keeps_the_checksums_right_and_damage_what_it_is(whole: Path,
     store.latents.revise(pa.table({"image_key": images, "captions": captions, "caption_weights": weights}), "image_key")
     with pytest.raises(UserError, match="damaged rows: 1 of latents"):
         verify(store.location)
-    texts = {text for batch in batches(store) for captions in batch.captions for text in captions}
+    texts = {caption.text for batch in batches(store) for captions in batch.captions for caption in captions}
     assert {"new image 17", "new image 81"} < texts
     assert "new image 15" not in texts
     assert {name.split(" ")[0] for batch in batches(store) for name in batch.damaged} == {"first/15"}

@@ -69,7 +69,7 @@ def rows_of(store: Store, split: str = "train") -> LatentRows:
 def numbers(batch: Batch) -> list[int]:
     """The number that each sample's key says, after checking that all its other parts say the same."""
     found = [int(key.removeprefix("key ")) for key in batch.keys]
-    assert [captions[0].split(",")[0] for captions in batch.captions] == [f"caption {number}" for number in found]
+    assert [captions[0].text.split(",")[0] for captions in batch.captions] == [f"caption {number}" for number in found]
     assert [one.crop.top for one in batch.conditioning] == found
     assert [value.unique().tolist() for value in batch.values] == [[number] for number in found]
     return found
@@ -95,7 +95,7 @@ def test_after_a_revision_of_captions(store: Store):
     rows = rows_of(store)
     assert everything(rows) == EXPECTED
     batches = [rows.read(bucket, range(size), range(size), 0) for bucket, size in enumerate(rows.sizes)]
-    revised = {k for b in batches for k, c in zip(b.keys, b.captions, strict=True) if c[0].endswith("revised")}
+    revised = {k for b in batches for k, c in zip(b.keys, b.captions, strict=True) if c[0].text.endswith("revised")}
     assert revised == set(changed)
 
 
@@ -210,7 +210,7 @@ def test_masks_and_weights_of_captions_come_along(tmp_path: Path):
     store.latents.append([*plain[:2], replace(plain[2], mask=half), plain[3]])
     rows = rows_of(store)
     batch = rows.read(0, range(4), range(4), 0)
-    assert batch.caption_weights == ((0.5,), (1.5,), (4.5,), (5.5,))
+    assert [caption.weight for (caption,) in batch.captions] == [0.5, 1.5, 4.5, 5.5]
     assert batch.mask is not None
     assert batch.mask.shape == (4, 1, 2, 3)
     assert batch.mask[2].flatten().tolist() == pytest.approx([0, 0.2, 1, 1, 0, 0])

@@ -10,6 +10,7 @@ import torch
 
 from terminus.conditioning import Crop, MicroConditioning, Size
 from terminus.data.loader import Batch
+from terminus.data.record import Caption
 from terminus.diffusion.objective import Losses, Objective
 from terminus.diffusion.timesteps import Band, density
 from terminus.diffusion.weighting import min_snr
@@ -44,7 +45,7 @@ def batch(first: int = 0, count: int = 8) -> Batch:
     posterior = torch.stack([torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(n)) for n in numbers])
     posterior[:, 1] = -6.0
     sizes = [MicroConditioning(Size(40 + n, 50), Crop(n, 2), Size(32, 32)) for n in numbers]
-    captions = tuple((f"a red apple {n}", f"an apple {n}") for n in numbers)
+    captions = tuple((Caption(f"a red apple {n}", "test"), Caption(f"an apple {n}", "test")) for n in numbers)
     return Batch(tuple(numbers), tuple(map(str, numbers)), captions, tuple(sizes), posterior, epoch=0)
 
 
@@ -82,7 +83,7 @@ def test_a_global_batch_covers_the_timesteps_evenly(step: DiffusionStep):
 def test_a_dropped_caption_is_the_empty_prompt_of_sampling(step: DiffusionStep, components: Components):
     """With every caption dropped, the loss is that of a batch whose only caption is empty."""
     dropped = replace(step, caption_dropout=1.0)
-    empty = replace(batch(), captions=(("",),) * 8)
+    empty = replace(batch(), captions=((Caption("", "test"),),) * 8)
     with torch.no_grad():
         assert torch.equal(
             dropped.loss(batch(), 0).weighted, replace(step, caption_dropout=0.0).loss(empty, 0).weighted

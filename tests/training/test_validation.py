@@ -25,7 +25,7 @@ def test_each_source_has_its_part_and_none_is_left_out():
     assert Counter(chosen.sources) == {"web": 99, "anchor": 1, "art": 1}
     assert len(set(keys)) == chosen.count == 101
     assert [place for batch in chosen.batches for place in batch.positions] == list(range(101))
-    assert {batch.captions[0] for batch in chosen.batches} == {("a",)}
+    assert {batch.captions[0][0].text for batch in chosen.batches} == {"a"}
     rows = [int(key.split("/")[1]) for key in keys if key.startswith("0/")]
     assert rows == sorted(rows)
     assert max(b - a for a, b in pairwise(rows)) <= 11, "evenly spaced"

@@ -21,7 +21,7 @@ from terminus.conditioning import MicroConditioning
 from terminus.data.geometry import specs
 from terminus.data.grouped import Grouped
 from terminus.data.order import BatchOrder, positions
-from terminus.data.record import ImageRow, LatentRow
+from terminus.data.record import Caption, ImageRow, LatentRow, captions_of
 from terminus.data.schema import read_row
 from terminus.data.store import View, unpack_posterior
 
@@ -33,7 +33,7 @@ class Batch:
     positions: tuple[int, ...]
     """Running number of each sample in the whole run: the root of its randomness."""
     keys: tuple[str, ...]
-    captions: tuple[tuple[str, ...], ...]
+    captions: tuple[tuple[Caption, ...], ...]
     """All captions of each image; which one is used is the step's choice."""
     conditioning: tuple[MicroConditioning, ...]
     values: Shaped[Tensor, "batch *shape"]
@@ -41,8 +41,6 @@ class Batch:
     epoch: int
     mask: Float[Tensor, "batch 1 height width"] | None = None
     """How much each place of the latents counts in the loss, 0 to 1; None if all of every row counts."""
-    caption_weights: tuple[tuple[float, ...], ...] = ()
-    """How often each caption of each image is drawn, in proportion; () if all alike."""
     damaged: tuple[str, ...] = ()
     """Rows that were asked for and are not what was written, by name and reason: others took their places."""
 
@@ -106,11 +104,10 @@ def batch_of(
     return Batch(
         positions=tuple(positions),
         keys=tuple(row.key for row in found),
-        captions=tuple(row.captions for row in found),
+        captions=tuple(captions_of(row) for row in found),
         conditioning=tuple(row.plan.conditioning for row in found),
         values=values,
         epoch=epoch,
-        caption_weights=tuple(row.caption_weights for row in found),
     )
 
 

@@ -34,6 +34,25 @@ class Caption:
     """How often it is drawn among the captions of its image, in proportion."""
 
 
+@runtime_checkable
+class CaptionColumns(Protocol):
+    """A row of a table that holds captions: three columns, whose values belong together one by one."""
+
+    @property
+    def captions(self) -> tuple[str, ...]: ...
+
+    @property
+    def caption_origins(self) -> tuple[str, ...]: ...
+
+    @property
+    def caption_weights(self) -> tuple[float, ...]: ...
+
+
+def captions_of(row: CaptionColumns) -> tuple[Caption, ...]:
+    """The captions that the three columns of a row hold."""
+    return tuple(map(Caption, row.captions, row.caption_origins, row.caption_weights))
+
+
 @dataclass(frozen=True)
 class SourceMetadata:
     """A source's statements on an image beside its captions; None where it says nothing."""

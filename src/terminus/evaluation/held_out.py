@@ -15,6 +15,7 @@ from terminus import runtime
 from terminus.conditioning import Size
 from terminus.data import geometry, pixels
 from terminus.data.geometry import CropPlan
+from terminus.data.record import Caption, captions_of
 from terminus.data.schema import column_names, read_rows
 from terminus.data.store import Store, View, quoted
 from terminus.errors import UserError
@@ -41,6 +42,7 @@ class _Cut:
 
     image_key: str
     captions: tuple[str, ...]
+    caption_origins: tuple[str, ...]
     caption_weights: tuple[float, ...]
     plan: CropPlan
 
@@ -119,15 +121,15 @@ def _rows(view: View, offsets: Sequence[int]) -> list[_Row | None]:
     """The rows' images and captions; None for rows without a caption."""
     found: list[_Row | None] = []
     for row in read_rows(_Cut, view.take(offsets, column_names(_Cut))):
-        caption = _caption(row.captions, row.caption_weights)
+        caption = _caption(captions_of(row))
         found.append(None if caption is None else _Row(row.image_key, caption, row.plan))
     return found
 
 
-def _caption(captions: Sequence[str], weights: Sequence[float]) -> str | None:
+def _caption(captions: Sequence[Caption]) -> str | None:
     """The caption that training draws most often, the first of several."""
-    found = [(-weight, number) for number, weight in enumerate(weights) if captions[number].strip()]
-    return captions[min(found)[1]] if found else None
+    written = [caption for caption in captions if caption.text.strip()]
+    return max(written, key=lambda caption: caption.weight).text if written else None
 
 
 def _images(store: Store, rows: Sequence[_Row]) -> dict[str, ImageSource]:

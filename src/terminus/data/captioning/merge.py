@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import pyarrow as pa
 
 from terminus.data.captioning.table import Generated, generated
 from terminus.data.duplicates import scratch
-from terminus.data.record import Caption
+from terminus.data.record import Caption, captions_of
 from terminus.data.schema import column_names, read_rows
 from terminus.data.store import IMAGES, LATENTS, Store, Table, View
 
@@ -41,20 +41,6 @@ def merge_captions(store: Store) -> int:
     return changed
 
 
-@runtime_checkable
-class Captioned(Protocol):
-    """A row of `images` or `latents`, or its captions alone."""
-
-    @property
-    def captions(self) -> tuple[str, ...]: ...
-
-    @property
-    def caption_origins(self) -> tuple[str, ...]: ...
-
-    @property
-    def caption_weights(self) -> tuple[float, ...]: ...
-
-
 @dataclass(frozen=True)
 class _ImageCaptions:
     """Columns of `images`."""
@@ -73,11 +59,6 @@ class _LatentCaptions:
     captions: tuple[str, ...]
     caption_origins: tuple[str, ...]
     caption_weights: tuple[float, ...]
-
-
-def captions_of(row: Captioned) -> tuple[Caption, ...]:
-    """The captions that the three columns of a row hold."""
-    return tuple(map(Caption, row.captions, row.caption_origins, row.caption_weights))
 
 
 def _differing(view: View, texts: Generated) -> Iterator[tuple[str, tuple[Caption, ...]]]:

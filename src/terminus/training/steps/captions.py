@@ -8,24 +8,23 @@ from itertools import accumulate
 
 from terminus import runtime
 from terminus.data.loader import Batch
+from terminus.data.record import Caption
 
 
 def drawn_captions(batch: Batch, seed: int) -> list[str]:
     """One caption for each sample."""
-    weights = batch.caption_weights or ((),) * len(batch.captions)
-    each = zip(batch.captions, weights, batch.positions, strict=True)
-    return [choose_caption(captions, seed, position, some) for captions, some, position in each]
+    each = zip(batch.captions, batch.positions, strict=True)
+    return [choose_caption(captions, seed, position) for captions, position in each]
 
 
-def choose_caption(captions: Sequence[str], seed: int, position: int, weights: Sequence[float] = ()) -> str:
-    """One caption of an image, drawn in proportion to its weight (no weights: all alike); "" if it has none."""
+def choose_caption(captions: Sequence[Caption], seed: int, position: int) -> str:
+    """The text of one caption of an image, drawn in proportion to its weight; "" if the image has none."""
     if not captions:
         return ""
     u = runtime.uniform(seed, position, "caption")
-    weights = weights[: len(captions)]
-    # All alike.
-    if len(set(weights)) <= 1:
-        return captions[int(u * len(captions))]
-    # Without the last sum: rounding can then lead to no place beyond the end.
+    weights = [caption.weight for caption in captions]
+    # Equal weights, zeros among them, need no sum to divide by.
+    if len(set(weights)) == 1:
+        return captions[int(u * len(captions))].text
     up_to = list(accumulate(weights))
-    return captions[bisect(up_to[:-1], u * up_to[-1])]
+    return captions[bisect(up_to[:-1], u * up_to[-1])].text
