@@ -84,7 +84,7 @@ def batches(store: Store, split: str = "train", threads: int = 0) -> list[Batch]
 
 
 def same(one: Batch, two: Batch) -> bool:
-    plain = ("positions", "keys", "captions", "conditioning", "epoch", "caption_weights")
+    plain = ("positions", "keys", "captions", "conditioning", "epoch")
     equal = all(getattr(one, name) == getattr(two, name) for name in plain)
     return equal and torch.equal(one.values, two.values)
 

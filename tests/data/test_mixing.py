@@ -132,13 +132,13 @@ def test_without_a_mix_the_order_is_by_number():
 
 def test_a_thousand_million_rows_cost_nothing():
     table = Table(({"anchor": 10**6, "drawings": 10**9},))
-    begun = time.perf_counter()
+    begun = time.process_time()
     tracemalloc.start()
     order = mixed(table, {"anchor": 0.001}, 24)
     assert len(order[0].rows) == len(order[3 * 10**8].rows) == 24
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert time.perf_counter() - begun < 1.0
+    assert time.process_time() - begun < 1.0
     assert most < 1 << 20
 
 

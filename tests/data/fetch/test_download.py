@@ -769,7 +769,9 @@ def test_a_process_ends_without_a_word(server: Loopback):
     )
     command = [sys.executable, "-W", "error", "-X", "dev", "-c", code, url]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.stdout, done.stderr, done.returncode) == (f"{len(IMAGE)}\n", "", 0)
+    # asyncio's debug mode names callbacks that took long: that is about the machine
+    said = [line for line in done.stderr.splitlines() if not line.startswith("Executing <")]
+    assert (done.stdout, said, done.returncode) == (f"{len(IMAGE)}\n", [], 0)
 
 
 def test_every_reason_is_explained():

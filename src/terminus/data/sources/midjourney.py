@@ -136,7 +136,7 @@ def _refuse_grids(prompt: ParsedPrompt, row: ColumnRow, url: str | None, known: 
 
 
 def images(prompt: ParsedPrompt, row: ColumnRow, url: str | None) -> tuple[prompts.Shows | None, str]:
-    """The content of the image (a single picture, a grid, ...), with the evidence. The first that says something
+    """The content of the image (one, a grid, ...), with the evidence. The first that says something
     decides: a column, the bot's message, the file's name, its size (from version 5 on), and last that what lies on
     Discord is most often a grid."""
     upscaled = _upscaled(row)
