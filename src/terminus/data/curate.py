@@ -214,8 +214,7 @@ class _Curation:
         return _Triaged(candidate, state, self._triage(candidate, state))
 
     def _triage(self, candidate: Candidate, state: str) -> Candidate | Dropped | str:
-        """Decides without looking where that is possible: an earlier verdict, a reason to drop it, or the candidate
-        to look at."""
+        """An earlier verdict, a reason to drop it, or the candidate to look at."""
         if not self.known.meet(candidate):
             return "offered twice"
         verdict = self.known.verdict(candidate, state)

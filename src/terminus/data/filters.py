@@ -104,6 +104,7 @@ class Measures:
 
 def measure_image(image: Image.Image, camera: bool = False) -> Measures:
     """The measures of an RGB image; `camera` is passed on."""
+    # 72 x 64 divides into the 9 x 8 of the hash and the 8 x 8 of the thumbprint.
     small = image.resize((72, 64), Image.Resampling.BOX)
     # Difference hash: whether each grey is brighter than the one to its left.
     grey = np.asarray(small.convert("L").resize((9, 8), Image.Resampling.BOX)).astype(np.int16)

@@ -176,6 +176,7 @@ def _next_header(stream: _Stream) -> tuple[bytes, bool]:
     """The next block that is not of zeros, b"" at the end; and whether there were blocks of zeros before it, which
     mark an archive's end. Another archive may follow."""
     ended = False
+    # Blocks of zeros mark the end of an archive.
     while (block := stream.block()) and not any(block):
         ended = True
     return block, ended
@@ -194,6 +195,7 @@ def _extended(header: _Header, long_name: bytes | None, pax: dict[bytes, bytes])
     """A member's header, with what its extended headers say in place of its own fields."""
     if header.type == b"S" or any(name.startswith(b"GNU.sparse") for name in pax):
         raise _Damaged("a sparse member, whose size is a mere claim")
+    # PAX overrides GNU's long name, and both the header's own fields.
     name = pax.get(b"path", header.name if long_name is None else long_name)
     if len(name) > MAX_NAME_BYTES:
         raise _Damaged(f"a name of {len(name)} bytes, the limit is {MAX_NAME_BYTES}")
@@ -204,6 +206,7 @@ def _extended(header: _Header, long_name: bytes | None, pax: dict[bytes, bytes])
 def _header(block: bytes) -> _Header:
     """A header of POSIX.1-1988 (ustar) or GNU tar. Offsets: name 0, size 124, checksum 148, type 156, magic 257,
     prefix 345."""
+    # The checksum is computed as if its own field held spaces.
     blanked = block[:148] + b" " * 8 + block[156:]
     stated, unsigned = _number(block[148:156], 8), sum(blanked)
     # Some old writers summed signed bytes.
