@@ -81,6 +81,7 @@ class Blocklist:
         return url is not None and self._has("url", _plain(url))
 
     def _add(self, entry: str, where: str) -> None:
+        # The kind by its form: a hash by the number of its digits, a URL by its scheme, else a host.
         lowered = entry.lower()
         if re.fullmatch(r"[0-9a-f]+", lowered) and (kind := _KINDS.get(len(lowered))):
             pass

@@ -235,7 +235,7 @@ class _Curation:
         name = f"{candidate.source}/{candidate.source_id}"
         measures = verdict.measures
         twin = self.known.same(key)
-        if twin is not None and twin.name == name:
+        if twin is not None and twin.name == name:  # its pixels are known: what is said of them has changed
             self.counts.unchanged += 1
             self.counts.revised += 1
             self.counts.sources[candidate.source][KEPT] += 1
@@ -249,7 +249,7 @@ class _Curation:
         if dropped is not None:
             self._refuse(candidate, state, Refused(dropped, verdict.seen), twin)
             return
-        self.known.keep(Twin(key, name), measures)
+        self.known.keep(Twin(key, name), measures)  # from now on others are compared with it
         self.counts.added += 1
         self.counts.sources[candidate.source][KEPT] += 1
         self.images.append(self._image_row(candidate, state, verdict, key, background))

@@ -55,7 +55,7 @@ def kept(view: View, where: str, find: Find) -> Sequence[Bucket]:
     commit = view.dataset.read_transaction(view.version)
     name = hashlib.sha256(f"{_FORMAT} {commit.uuid} {view.version} {where}".encode()).hexdigest()[:32]
     place = f"{str(view.dataset.uri).rstrip('/')}.index/{name}.arrow"
-    # Whatever is wrong with a kept file, finding is an answer.
+    # Whatever is wrong with a kept file, the rows are then found anew.
     with suppress(OSError, pa.ArrowException, ValueError, KeyError, UserError):
         return _read(place)
     found, whole = find()

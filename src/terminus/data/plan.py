@@ -176,7 +176,7 @@ def _found(source: Source) -> Found:
         count = source.count()
     except UserError as error:
         return Found(source.name, None, error.what, links)
-    # 0 is what a source answers that cannot count cheaply; only a folder and a recipe's own images can really be empty.
+    # 0 is what a source answers that cannot count cheaply; folders and the shipped drawings are always counted.
     if count == 0 and not isinstance(source, FolderSource | EmbeddedSource):
         return Found(source.name, None, "all of it would be read", links)
     return Found(source.name, count, "", links)

@@ -116,7 +116,7 @@ def _kept_examples(store: Store, survey: Survey) -> list[ExampleImage]:
 def _kept_image(row: ImageRow) -> ExampleImage:
     decoded = decode(row.data, Limits(len(row.data), HARD_PIXEL_LIMIT))
     assert isinstance(decoded, Decoded), "what was kept decodes"
-    # Black under transparency only where the row names no background.
+    # A row without a background has nothing transparent, so this black is never seen.
     small = thumbnail(Image.fromarray(decoded.on(parse_color(row.background or "#000000"))))
     return ExampleImage(_uri(small), row.source_id, "; ".join(row.captions))
 

@@ -18,7 +18,6 @@ def judged(candidate: Candidate, rules: Filters, transform: Transform) -> Candid
     """The candidate with the captions that may be used, or why it is dropped."""
     if candidate.problem is not None:
         return candidate.problem
-    # Captions first: without one, no score makes an image useful.
     captions = _captions(candidate.captions, rules.captions)
     if isinstance(captions, Dropped):
         return captions

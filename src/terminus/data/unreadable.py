@@ -26,7 +26,6 @@ def reading(uri: str, done: str = "read") -> Generator[None]:
     except (OSError, pa.ArrowException) as error:
         raise unreadable(uri, error, done) from error
     except BaseException as error:
-        # By its name, for want of a class to catch.
         if type(error).__name__ != _PANIC:
             raise
         failure = OSError(f"Lance does not understand its content: {error}")

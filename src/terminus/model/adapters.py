@@ -247,6 +247,7 @@ def _check_shapes(
     for target, layer in layers.items():
         module = _module(components, target)
         blank = Layer(layer.algorithm, {k: v.to("meta") for k, v in layer.factors.items()}, layer.scale, layer.dora)
+        # What a layer changes must be there, and its factors must multiply to that shape.
         for which in _changes(layer):
             parameter = dict(module.named_parameters(recurse=False)).get(which)
             if parameter is None:

@@ -86,6 +86,7 @@ def _cached(model: HubId, problem: Exception) -> Path:
 
 def _wanted(model: HubId, names: Collection[str], whole: bool = True) -> list[str]:
     """The files to read, of all those that a repository has; or, without the `whole` list, of those that are here."""
+    # A file that is named, a whole folder, or the only file that can be meant.
     if model.file is not None:
         if model.file in names:
             return [model.file]

@@ -219,7 +219,7 @@ def _from_xmp(packet: bytes, notes: list[str]) -> tuple[str | None, str | None]:
         notes.append("the XMP packet is damaged")
         return None, None
     source: str | None = None
-    # Written as an attribute, as text, or as a resource: all three are about.
+    # Written as an attribute, as text, or as a resource: all three occur.
     for element in root.iter():
         inside = (element.get(_RESOURCE) or element.text) if element.tag == _IPTC else None
         source = source or element.get(_IPTC) or inside

@@ -134,6 +134,7 @@ def _edit(
     if image is None:
         return None
     strength, use = generation.strength or 1.0, generation.mask
+    # With a mask it is an inpainting; else the task says what was done to the image.
     how = Repaint(use.fill, use.feather, use.crop_padding) if use else Repaint()
     if mask is not None:
         return inpainting(image, mask, strength, how, settings, components)

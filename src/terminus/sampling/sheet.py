@@ -55,10 +55,12 @@ def sheet(
 def _page(rows: list[list[_Cell]], row_titles: Sequence[str], largest: tuple[int, int], font: _Font) -> Image.Image:
     """The page, whose rows have room for their longest captions; `largest` is the widest and the highest image."""
     width, height = largest
+    # Room: each row is as high as its title, the highest image and its own longest caption.
     title_height = _LINE + _MARGIN if row_titles else 0
     row_heights = [title_height + height + _caption_height(row) + _MARGIN for row in rows]
     page = Image.new("RGB", (len(rows[0]) * (width + _MARGIN) + _MARGIN, sum(row_heights) + _MARGIN), _PAPER)
 
+    # Row by row, images in the middle of their columns.
     pen = ImageDraw.Draw(page)
     top = _MARGIN
     for number, row in enumerate(rows):

@@ -22,8 +22,10 @@ def tiled(network: Network, tile: int, overlap: int) -> Network:
     def run(x: Tensor, t: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         tall, wide = min(tile, height), min(tile, width)
+        # A tile counts less towards its edges, where its neighbours see more.
         weights = slope(tall, overlap)[:, None] * slope(wide, overlap)[None, :]
         weights = runtime.sent(weights, x.device)
+        # The weighted sum of all tiles, and the sum of their weights at each place.
         total, covered = torch.zeros_like(x), torch.zeros_like(x[:1, :1])
         for top in starts(height, tall, overlap):
             for left in starts(width, wide, overlap):

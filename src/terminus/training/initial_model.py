@@ -54,6 +54,7 @@ def _from_random(model: ModelConfig, objective: Diffusion) -> Components:
             rule="Only a checkpoint can be converted",
             fix="Remove model.convert_from, or set model.start",
         )
+    # Only the UNet is random; a vision encoder is taken where one lies beside the text encoders.
     text_folder = resolve(model.text_encoders)
     vision = load_vision(text_folder / "vision") if (text_folder / "vision").is_dir() else None
     record = Record(schedule=Schedule(prediction=objective.prediction, zero_terminal=objective.zero_terminal_snr))

@@ -103,6 +103,7 @@ def check_shared(folder: Path, world: World, wait: float = FOLDER_SECONDS) -> No
     name = world.once(lambda: (folder / "recipe.yaml").read_text(encoding="utf-8"))
 
     def look() -> None:
+        # A shared file system may show a new file only after a while.
         deadline = time.monotonic() + wait
         while True:
             try:

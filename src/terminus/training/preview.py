@@ -33,6 +33,7 @@ def render_previews(
     prompts = settings.prompts
     how = Settings(steps=settings.steps, guidance=settings.guidance, precision=precision)
     components.unet.eval()
+    # Of all steps only the last has the images.
     *_, last = text2img(components, prompts, range(len(prompts)), how)
     components.unet.train()
     if not outputs.shown:

@@ -236,6 +236,7 @@ def _signals() -> Generator[list[int]]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         asked.append(number)
+        # The next Ctrl-C ends the process at once.
         if number == signal.SIGINT:
             signal.signal(number, signal.SIG_DFL)
 

@@ -64,6 +64,7 @@ class Answer:
 def caption_of(answer: Answer, max_tokens: int) -> str | Dropped:
     """The caption in an answer; `Dropped` with one of `REASONS` and the beginning of what was said."""
     text = clean_answer(answer.text)
+    # In this order: a refusal may also be cut short, and what was cut short may also be too long.
     if answer.declined or _REFUSAL.match(text.replace("’", "'")):
         return Dropped("refused", _clipped(text))
     if answer.cut_short:

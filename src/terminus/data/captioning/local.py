@@ -113,12 +113,14 @@ def _loaded(model: str, device: torch.device) -> tuple[Any, Any]:
     their_logging.disable_progress_bar()
     precision = torch.bfloat16 if device.type == "cuda" else torch.float32
     try:
+        # Weights in safetensors alone, and no code that comes with a model.
         processor = cast(Any, AutoProcessor).from_pretrained(model, trust_remote_code=False)
         network, report = cast(Any, AutoModelForImageTextToText).from_pretrained(
             model, use_safetensors=True, trust_remote_code=False, dtype=precision, output_loading_info=True
         )
     except (*_BROKEN, SafetensorError) as error:
         raise _unusable(model, f"it cannot be loaded ({_first_line(error)})") from None
+    # All weights (transformers only warns of missing ones), both kinds of input, and a template to ask by.
     if missing := sorted(report["missing_keys"]):
         raise _unusable(model, f"{len(missing)} of its weights are missing ({missing[0]}, ...)")
     if getattr(processor, "tokenizer", None) is None or getattr(processor, "image_processor", None) is None:

@@ -162,6 +162,7 @@ class _Run:
                     self._print(f"  failed: {reply.reason} {reply.detail}")
                     continue
                 self._count(reply)
+                # Judged as in a real run, and not recorded.
                 judged = caption_of(reply, self.captioner.max_tokens)
                 if isinstance(judged, Dropped):
                     self.counts.refused[judged.reason] += 1
@@ -290,7 +291,7 @@ def _asking(captioner: Captioner, seed: int, device: str) -> Asking:
         asking = EndpointAsking(captioner, captioner.model, seed)
         try:
             asking.check()
-        # Else its thread would go on.
+        # Closed also when it cannot be used: its thread would go on.
         except BaseException:
             asking.close()
             raise

@@ -221,6 +221,7 @@ class _Downloader:
 
     async def _within(self, seconds: float, address: WebAddress, max_bytes: int) -> Downloaded | WebAddress:
         try:
+            # Each error by a reason of ours; `passing` ones are tried again.
             async with asyncio.timeout(seconds):
                 return await self._exchange(address, max_bytes)
         except TimeoutError:

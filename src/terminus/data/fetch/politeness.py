@@ -48,6 +48,7 @@ class RequestLimits:
         host.visitors += 1
         try:
             async with host.slots:
+                # While this one sleeps, another answer may put the time off once more.
                 while (pause := host.ready_at - asyncio.get_running_loop().time()) > 0:
                     if pause > self.max_wait:
                         raise NotNow(f"{name} asks for {pause:.0f} s without requests")

@@ -161,6 +161,7 @@ def _sidecars(path: Path, root: Path) -> tuple[tuple[Caption, ...], str | None, 
     captions: list[Caption] = []
     licence: str | None = None
     stamps: list[str] = []
+    # Both may be there: their captions add up, and the licence is that of the .json.
     for suffix in SIDECAR_SUFFIXES:
         sidecar = path.with_suffix(suffix)
         text = _text(sidecar, root)

@@ -121,7 +121,7 @@ class ParsedPrompt:
 def parse_prompt(text: str) -> ParsedPrompt:
     """Takes a prompt or a message apart. Never fails: what it does not understand stays in the caption, except that
     two hyphens before an unknown name make it a parameter, because the bot has always added some."""
-    # Off with what is not the prompt: the bot's words, mentions, the command, the parameters.
+    # What is not the prompt is taken off: the bot's words, mentions, the command, the parameters.
     prompt, shows = _message(" ".join(text.split()))
     prompt = _COMMAND.sub("", _DISCORD.sub(" ", prompt))
     description, parameters, negative = _parameters(prompt)

@@ -195,7 +195,7 @@ def _expanded(pattern: str) -> list[str]:
     choices: list[list[str]] = []
     end = 0
     for match in _BRACES.finditer(pattern):
-        # Neither a range nor a list: part of a name.
+        # Braces that are neither a range nor a list are part of a name.
         span = _RANGE.fullmatch(match[1])
         if span is None and "," not in match[1]:
             continue

@@ -79,7 +79,6 @@ class TrainedAdapter:
                         parent = network.get_submodule(parent_path)
                         home = weight.device
                         factor = next(p for key, p in layer.named_parameters() if is_adapter_parameter(key))
-
                         # The weight as it was: what peft subtracts again would not be the same bits.
                         undo.append((parent, name, layer, weight.detach().to("cpu", copy=True)))
                         # Worked in where the factors are, in float32; a weight that is not trained may be bfloat16.

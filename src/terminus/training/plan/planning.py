@@ -229,6 +229,7 @@ def _facts(recipe: Recipe, plan: TrainingPlan) -> list[str]:
         f"per image: forward {cost.forward / 1e12:.3f} TFLOP, with backward and what is computed again "
         f"{cost.total / 1e12:.3f} TFLOP",
     ]
+    # The bound of matrix products alone, at several shares of the peak.
     for each in plan.bounds:
         lines.append(
             f"bound, products alone at {each.efficiency:.0%} of the peak: {each.images_per_second:.1f} images/s, "
@@ -236,6 +237,7 @@ def _facts(recipe: Recipe, plan: TrainingPlan) -> list[str]:
             f"{each.kwh:,.1f} kWh"
         )
     if plan.processes > 1:
+        # What each GPU sends to the others.
         sent = spoken(plan.traffic.inside) + " within its machine"
         if plan.traffic.across:
             sent += f" and {spoken(plan.traffic.across)} to others"

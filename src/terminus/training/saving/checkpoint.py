@@ -134,6 +134,7 @@ def _written(temporary: Path, pieces: Pieces, world: World) -> _Written:
             for name, some in zip(files, pieces.values(), strict=True):
                 sharded_files.write_shards(temporary / name, some)
                 fsync(temporary / name)
+            # Read back for the manifest: it says what the disk holds.
             return {name: _fingerprint(temporary / name) for name in files}
     except UserError as error:
         return error
@@ -170,6 +171,7 @@ def latest(folder: Path, last_good: int | None = None) -> Saved | None:
     cannot be read, or if every checkpoint is damaged.
     """
     _remove_half_written(folder)
+    # From the newest on; a damaged one is set aside, and the one before it tried.
     for candidate in reversed(whole_checkpoints(folder)):
         saved = _checked(candidate)
         if isinstance(saved, Saved):
