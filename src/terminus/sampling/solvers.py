@@ -82,7 +82,7 @@ def euler_ancestral(
     for hop in _hops(schedule, grid):
         model = denoise(x, hop.t)
         x = hop.alpha * model.x0 + hop.sigma * hop.decay * model.epsilon
-        # New noise makes up for what the old has lost: together they have the variance sigma'^2.
+        # New noise makes up for what the old has lost: together their variance is hop.sigma squared.
         if hop.sigma > 0:
             x = x + hop.sigma * math.sqrt(1 - hop.decay**2) * noise(hop.index)
         yield Step(hop.index, hop.t, x, model.x0)
