@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,16 +23,19 @@ from torch.nn.functional import normalize
 from terminus import runtime
 from terminus.data.emoji import BACKGROUNDS
 from terminus.errors import UserError
+from terminus.evaluation import draw
 from terminus.evaluation.alignment import Judge, measure_alignment
 from terminus.evaluation.command import evaluate
 from terminus.evaluation.draw import leading, leaky, own
 from terminus.evaluation.fingerprint import model_fingerprint
+from terminus.evaluation.kept import Kept
+from terminus.evaluation.light import light_prompts, measure_light
 from terminus.evaluation.prompts import EvaluationPrompt, build_prompts, real_images
 from terminus.evaluation.settings import FULL, QUICK
 from terminus.model.components import load_components
 from terminus.sampling.settings import Settings
 
-SMALL = replace(QUICK, extreme_images=4, color_images=1, sampling=replace(QUICK.sampling, steps=2))
+SMALL = replace(QUICK, extreme_images=4, color_images=1, light_images=2, sampling=replace(QUICK.sampling, steps=2))
 QUIET = Console(quiet=True)
 
 
@@ -122,23 +128,76 @@ def test_the_page_needs_nothing_else(random_nano: Path, tmp_path: Path):
     shutil.copytree(random_nano, model)
     evaluate(str(model), tmp_path / "out", SMALL, QUIET)
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert "<script" not in page
+    (script,) = re.findall(r"<script[^>]*>(.*?)</script>", page, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in page, "the policy lets no other script run"
+    assert "alert" not in script
     assert {value[:5] for value in re.findall(r'(?:src|href)="([^"]*)"', page)} == {"data:"}
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 4
     assert str(tmp_path) not in page
 
 
-def test_a_model_on_a_leaky_schedule_is_refused(random_nano: Path, tmp_path: Path):
+@pytest.mark.parametrize("prediction", ["v_prediction", "epsilon"])
+def test_a_model_on_a_leaky_schedule_is_judged_without_a_control(random_nano: Path, tmp_path: Path, prediction: str):
     model = tmp_path / "model"
     shutil.copytree(random_nano, model)
     config = model / "scheduler" / "scheduler_config.json"
     text = config.read_text(encoding="utf-8").replace(
         '"rescale_betas_zero_snr": true', '"rescale_betas_zero_snr": false'
     )
-    config.write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match="does not end in pure noise"):
-        evaluate(str(model), tmp_path / "out", SMALL, QUIET)
-    assert not (tmp_path / "out").exists()
+    config.write_text(text.replace('"v_prediction"', f'"{prediction}"'), encoding="utf-8")
+    about = json.loads((model / "terminus.json").read_text(encoding="utf-8"))
+    about["schedule"] |= {
+        "zero_terminal": False,
+        "prediction": {"v_prediction": "velocity"}.get(prediction, prediction),
+    }
+    (model / "terminus.json").write_text(json.dumps(about), encoding="utf-8")
+    few = replace(SMALL, extreme_images=2)
+    metrics = json.loads(evaluate(str(model), tmp_path / "out", few, QUIET).read_text(encoding="utf-8"))
+    assert metrics["model"]["zero_terminal"] is False
+    assert metrics["contrast"]["leaky_control"] is metrics["light"]["leaky_control"] is None
+    assert metrics["sampling"]["control"] == "none; the model's own schedule does not end in pure noise"
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "on a leaky schedule</h3>" not in page
+
+
+def test_light_is_asked_of_the_same_subjects_and_measured_on_whole_images():
+    asked = light_prompts(64, 3, seed=5)
+    assert [one.seed for one in asked] == [5, 6, 7, 5, 6, 7]
+    assert asked[0].text == asked[3].text.replace("bright", "dark")
+    assert asked[0].text.startswith("a dark image of ")
+    assert light_prompts(1024, 1, seed=0)[1].text == "a bright image of a red apple"
+    images = np.zeros((4, 10, 10, 3), np.uint8)
+    images[1, :5], images[2], images[3, 5:] = 255, 102, 204
+    found = measure_light(images)
+    assert (found.dark.mean, found.bright.mean) == pytest.approx((0.25, 0.4))
+    assert found.gap.mean == pytest.approx(((0.4 - 0.0) + (0.4 - 0.5)) / 2)
+    assert found.dynamic_range.mean == pytest.approx((0 + 1 + 0 + 0.8) / 4)
+
+
+def test_a_killed_evaluation_draws_nothing_twice(random_nano: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    few = replace(SMALL, extreme_images=2, light_images=1)
+    first = evaluate(str(random_nano), tmp_path, few, QUIET).read_text(encoding="utf-8")
+    kept = sorted((tmp_path / "drawn").glob("*.png"))
+    kept[0].write_bytes(kept[0].read_bytes()[:50])
+    drawn: list[int] = []
+    text2img = draw.text2img
+
+    def counted(components: object, prompts: Sequence[str], *rest: object, **more: object):
+        drawn.append(len(prompts))
+        return text2img(components, prompts, *rest, **more)  # pyright: ignore
+
+    monkeypatch.setattr(draw, "text2img", counted)
+    again = json.loads(evaluate(str(random_nano), tmp_path, few, QUIET).read_text(encoding="utf-8"))
+    assert len(drawn) == 1, "of all batches the one whose image is damaged"
+    assert again.pop("timing")
+    assert again == {key: value for key, value in json.loads(first).items() if key != "timing"}
+    kept_as = Kept(tmp_path / "drawn", "weights")
+    kept_as.write([("a", 1)], few.sampling, np.zeros((1, 4, 4, 3), np.uint8))
+    assert kept_as.read([("a", 1)], few.sampling) is not None
+    assert kept_as.read([("a", 2)], few.sampling) is None, "another seed is another image"
+    assert kept_as.read([("a", 1)], replace(few.sampling, steps=3)) is None
+    assert replace(kept_as, who="other weights").read([("a", 1)], few.sampling) is None
 
 
 def test_a_folder_that_cannot_be_made(random_nano: Path, tmp_path: Path):

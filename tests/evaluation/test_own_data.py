@@ -24,7 +24,7 @@ from terminus.evaluation.settings import FULL
 from terminus.evaluation.trained import TrainedOn
 from terminus.judged import find_judged, trained_by
 
-SMALL = replace(FULL.counted(4), color_images=1, sampling=replace(FULL.sampling, steps=2))
+SMALL = replace(FULL.counted(4), color_images=1, light_images=2, sampling=replace(FULL.sampling, steps=2))
 QUIET = Console(quiet=True)
 
 

@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from jaxtyping import UInt8
 
 from terminus.evaluation.captions import DrawnCaption, ImageSource
+from terminus.evaluation.kept import Kept
 from terminus.evaluation.luminance import Images
 from terminus.evaluation.prompts import EvaluationPrompt
 from terminus.evaluation.settings import EvaluationSettings
@@ -33,15 +35,19 @@ class Generated:
     """Images of the contrast probe's prompts, in order."""
     captions: tuple[ImageSource, ...] = ()
     """Images of the captions, in order."""
+    light: UInt8[np.ndarray, "_ _ _ 3"] | None = None
+    """Images that were asked to be dark, and bright; None where none were asked for."""
 
 
 def answer(
     components: Components,
     prompts: Sequence[EvaluationPrompt],
     captions: Sequence[DrawnCaption],
+    light: Sequence[DrawnCaption],
     settings: EvaluationSettings,
     sampler: Sampler,
     advance: Callable[[int], None],
+    kept: Kept | None = None,
 ) -> Generated:
     """One image per prompt and per caption."""
     drawn: dict[int, ImageSource] = {}
@@ -51,10 +57,11 @@ def answer(
             settings.sampling if size is None else replace(settings.sampling, size=nearest_size(size, components))
         )
         same_size = [captions[row] for row in rows]
-        images = generate_images(components, same_size, replace(settings, sampling=sampling), sampler, advance)
+        images = generate_images(components, same_size, replace(settings, sampling=sampling), sampler, advance, kept)
         drawn |= dict(zip(rows, images, strict=True))
-    probe = generate_images(components, prompts, settings, sampler, advance)
-    return Generated(probe, tuple(drawn[row] for row in range(len(captions))))
+    probe = generate_images(components, prompts, settings, sampler, advance, kept)
+    asked = generate_images(components, light, settings, sampler, advance, kept) if light else None
+    return Generated(probe, tuple(drawn[row] for row in range(len(captions))), asked)
 
 
 def generate_images(
@@ -63,14 +70,21 @@ def generate_images(
     settings: EvaluationSettings,
     sampler: Sampler,
     advance: Callable[[int], None],
+    kept: Kept | None = None,
 ) -> Images:
-    """One image per prompt, in order, all of one size."""
+    """One image per prompt, in order, all of one size; batches that are kept are not drawn again."""
     parts: list[np.ndarray] = []
     for start in range(0, len(prompts), settings.batch):
         batch = prompts[start : start + settings.batch]
         texts, seeds = [prompt.prompt for prompt in batch], [prompt.seed for prompt in batch]
-        *_, last = sampler(components, texts, seeds, settings.sampling)
-        parts.append(to_bytes(components, last.x).numpy())
+        asked = list(zip(texts, seeds, strict=True))
+        images = None if kept is None else kept.read(asked, settings.sampling)
+        if images is None:
+            *_, last = sampler(components, texts, seeds, settings.sampling)
+            images = to_bytes(components, last.x).numpy()
+            if kept is not None:
+                kept.write(asked, settings.sampling, images)
+        parts.append(images)
         advance(len(batch))
     return np.concatenate(parts)
 

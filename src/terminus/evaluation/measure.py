@@ -9,8 +9,9 @@ from terminus.evaluation.alignment import DEFINITION, HELD_OUT, PROBE, Alignment
 from terminus.evaluation.captions import Captions, ImageSource
 from terminus.evaluation.contrast import HistogramDistance, histogram_distance, measure_contrast
 from terminus.evaluation.draw import Generated
+from terminus.evaluation.light import Light, measure_light
 from terminus.evaluation.luminance import Images
-from terminus.evaluation.metrics import AlignmentSets, ContrastSets, LuminanceDistances
+from terminus.evaluation.metrics import AlignmentSets, ContrastSets, LightSets, LuminanceDistances
 from terminus.evaluation.prompts import EvaluationPrompt
 
 HELD_OUT_IMAGES = "the run's held-out images"
@@ -25,7 +26,8 @@ class Gallery:
     """Prompts of the contrast probe."""
     captions: Captions | None
     own: Generated
-    leaky: Generated
+    leaky: Generated | None
+    """The control's; None for a model that has none."""
     before: Generated | None
     """The parent's; None without one."""
     real: Images | None
@@ -53,10 +55,20 @@ def contrast(gallery: Gallery) -> ContrastSets:
     prompts = gallery.prompts
     return ContrastSets(
         ztsnr=measure_contrast(prompts, gallery.own.probe),
-        leaky_control=measure_contrast(prompts, gallery.leaky.probe),
+        leaky_control=None if gallery.leaky is None else measure_contrast(prompts, gallery.leaky.probe),
         before=None if gallery.before is None else measure_contrast(prompts, gallery.before.probe),
         data=None if gallery.real is None else measure_contrast(prompts, gallery.real),
     )
+
+
+def light(gallery: Gallery) -> LightSets | None:
+    """Whole images that were asked to be dark or bright; None where none were."""
+
+    def of(answers: Generated | None) -> Light | None:
+        return None if answers is None or answers.light is None else measure_light(answers.light)
+
+    own = of(gallery.own)
+    return None if own is None else LightSets(own, of(gallery.leaky), of(gallery.before))
 
 
 def image_luminance(gallery: Gallery) -> LuminanceDistances | None:
@@ -71,7 +83,7 @@ def image_luminance(gallery: Gallery) -> LuminanceDistances | None:
     return LuminanceDistances(
         against=HELD_OUT_IMAGES if pairs.rows is None else PROBE_IMAGES,
         ztsnr=distance(gallery.own),
-        leaky_control=distance(gallery.leaky),
+        leaky_control=None if gallery.leaky is None else distance(gallery.leaky),
         before=None if gallery.before is None else distance(gallery.before),
     )
 
@@ -86,13 +98,13 @@ def alignment(gallery: Gallery, judge: Judge) -> AlignmentSets | None:
     def agreement(images: Sequence[ImageSource]) -> Alignment | None:
         return measure_alignment(judge, pairs.texts, images, held_out)
 
-    ours, theirs, known = agreement(pairs.of(gallery.own)), agreement(pairs.of(gallery.leaky)), agreement(pairs.real)
-    if ours is None or theirs is None or known is None:
+    ours, known = agreement(pairs.of(gallery.own)), agreement(pairs.real)
+    if ours is None or known is None:
         return None
     return AlignmentSets(
         definition=DEFINITION + (HELD_OUT if pairs.rows is None else PROBE),
         ztsnr=ours,
-        leaky_control=theirs,
+        leaky_control=None if gallery.leaky is None else agreement(pairs.of(gallery.leaky)),
         before=None if gallery.before is None else agreement(pairs.of(gallery.before)),
         data=known,
     )

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from terminus.evaluation.alignment import Alignment
 from terminus.evaluation.contrast import ContrastResult, HistogramDistance
+from terminus.evaluation.image_set import SetMetrics
+from terminus.evaluation.light import Light
 
 FORMAT = 2
 
@@ -40,7 +43,7 @@ class Sampling:
     """Seed of the first image of each background; the others count on."""
     batch: int
     control: str
-    """How the control differs."""
+    """How the control differs, or why there is none."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +81,23 @@ class ContrastSets:
     """The contrast probe: the same measures of several sets of images of the same prompts."""
 
     ztsnr: ContrastResult
-    leaky_control: ContrastResult
+    """This model's, by its own schedule, whichever that is."""
+    leaky_control: ContrastResult | None
+    """Null for a model whose own schedule is leaky, or that the schedule means nothing to."""
     before: ContrastResult | None
     """The parent's images; null without one."""
     data: ContrastResult | None
     """The real images; null for generic prompts, which have none."""
+
+
+@dataclass(frozen=True)
+class LightSets:
+    """Whole images that were asked to be dark or bright, of several sets."""
+
+    ztsnr: Light
+    """This model's, by its own schedule."""
+    leaky_control: Light | None
+    before: Light | None
 
 
 @dataclass(frozen=True)
@@ -92,7 +107,7 @@ class LuminanceDistances:
     against: str
     """"the run's held-out images" or "the embedded drawings of the probe"."""
     ztsnr: HistogramDistance
-    leaky_control: HistogramDistance
+    leaky_control: HistogramDistance | None
     before: HistogramDistance | None
 
 
@@ -102,7 +117,7 @@ class AlignmentSets:
 
     definition: str
     ztsnr: Alignment
-    leaky_control: Alignment
+    leaky_control: Alignment | None
     before: Alignment | None
     """The parent's images, by the text encoders of the model that is judged."""
     data: Alignment
@@ -141,17 +156,34 @@ class Metrics:
     """Null for a model whose data are not known."""
     prompts: PromptSet
     contrast: ContrastSets
+    light: LightSets | None
+    """Null where none were asked for."""
     luminance: LuminanceDistances | None
     """Null where no real images are known."""
     alignment: AlignmentSets | None
+    image_set: SetMetrics | None
+    """The images of the captions, or of the probe where there are none: distances, captions, memorisation."""
     samples: tuple[Sample, ...]
     timing: Timing
     definitions: dict[str, str]
     format: int = FORMAT
 
 
-def write_metrics(metrics: Metrics, path: Path) -> None:
-    """Replaces the file at once: a reader never sees half of it."""
+@dataclass(frozen=True)
+class FolderMetrics:
+    """Everything in `metrics.json` of a folder of images, whoever drew them."""
+
+    folder: str
+    """Its name."""
+    unread: tuple[str, ...]
+    """Files that are no images."""
+    image_set: SetMetrics
+    definitions: dict[str, str]
+    format: int = FORMAT
+
+
+def write_metrics(metrics: Any, path: Path) -> None:
+    """Writes a dataclass of numbers. Replaces the file at once: a reader never sees half of it."""
     temporary = path.with_suffix(".json.tmp")
     temporary.write_text(json.dumps(asdict(metrics), indent=1) + "\n", encoding="utf-8")
     temporary.replace(path)

@@ -66,7 +66,7 @@ def build_prompts(native_pixels: int, extreme: int, color: int, seed: int) -> li
             for name, count in counts.items()
             for i in range(count)
         ]
-    subjects = _subjects(seed)
+    subjects = embedded_subjects(seed)
     return [
         EvaluationPrompt(
             emoji.emoji_caption(subjects[i % len(subjects)], name), name, seed + i, subjects[i % len(subjects)]
@@ -92,7 +92,7 @@ def real_images(prompts: Sequence[EvaluationPrompt], side: int) -> UInt8[np.ndar
     return np.stack(images)
 
 
-def _subjects(seed: int) -> list[Emoji]:
+def embedded_subjects(seed: int) -> list[Emoji]:
     """3D drawings, a held-out one and a seen one in turns, each kind in an order that the seed decides."""
     drawings = [drawing for drawing in emoji.drawings() if drawing.style == "3d"]
     drawings.sort(key=lambda drawing: runtime.key(seed, 0, f"evaluation {drawing.id}"))

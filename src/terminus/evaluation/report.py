@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from terminus.evaluation.captions import ImageSource
-from terminus.evaluation.contrast import DEFINITIONS
+from terminus.evaluation.captions import DrawnCaption, ImageSource
 from terminus.evaluation.draw import Generated
+from terminus.evaluation.image_set import ImageSet
 from terminus.evaluation.luminance import LEVELS, histograms
 from terminus.evaluation.measure import Gallery
 from terminus.evaluation.metrics import Metrics, Sample
-from terminus.evaluation.tiles import Row, Tile, asked, caption_rows, compared, probe_rows
+from terminus.evaluation.pages import page_environment
+from terminus.evaluation.set_report import near_pairs
+from terminus.evaluation.tiles import Row, Tile, asked, caption_rows, compared, light_tiles, probe_rows
 from terminus.sampling.sheet import sheet
 
 COLUMNS = 8
@@ -29,8 +28,6 @@ ON_PAGE = 24
 """Captions in the report."""
 _BARS = 64
 """Bars of a histogram on the page."""
-_WIDEST = 256
-"""Pixels of an image on the page, which shows them smaller."""
 
 
 @dataclass(frozen=True)
@@ -65,19 +62,20 @@ def write_samples(gallery: Gallery, out: Path) -> tuple[Sample, ...]:
     return tuple(samples)
 
 
-def write_report(metrics: Metrics, gallery: Gallery, out: Path) -> None:
+def write_report(
+    metrics: Metrics, gallery: Gallery, subject: ImageSet, light: Sequence[DrawnCaption], out: Path
+) -> None:
     """Writes one page that needs no other file and no network."""
-    environment = Environment(
-        loader=PackageLoader("terminus", "assets"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters["uri"] = _uri  # pyright: ignore[reportArgumentType]
-    page = environment.get_template("evaluation.html.j2").render(
+    found = metrics.image_set
+    page = page_environment().get_template("evaluation.html.j2").render(
         metrics=metrics,
-        definitions=DEFINITIONS,
+        definitions=metrics.definitions,
         compared=compared(gallery, ON_PAGE),
         rows=probe_rows(gallery, 2 * COLUMNS),
+        light_tiles=light_tiles(gallery, light, 2 * COLUMNS),
         curves=_curves(gallery),
-    )
+        uri_pairs=near_pairs(None if found is None else found.memorised, subject),
+    )  # fmt: skip
     (out / "report.html").write_text(page, encoding="utf-8")
 
 
@@ -111,7 +109,9 @@ def _curves(gallery: Gallery) -> list[_Curve]:
     def shown(answers: Generated) -> Sequence[ImageSource]:
         return answers.captions if own else list(answers.probe[rows])
 
-    sets = {"this model": shown(gallery.own), "control, leaky schedule": shown(gallery.leaky)}
+    sets = {"this model": shown(gallery.own)}
+    if gallery.leaky is not None:
+        sets["control, leaky schedule"] = shown(gallery.leaky)
     if gallery.before is not None:
         sets = {"before": shown(gallery.before), **sets}
     if captions is not None and own:
@@ -136,11 +136,3 @@ def _shares(images: Sequence[ImageSource]) -> np.ndarray:
     assert isinstance(counts, np.ndarray), "there is at least one image"
     bars = counts.reshape(_BARS, LEVELS // _BARS).sum(axis=1)
     return bars / bars.sum()
-
-
-def _uri(image: Image.Image) -> str:
-    shown = image.copy()
-    shown.thumbnail((_WIDEST, _WIDEST), Image.Resampling.LANCZOS)
-    buffer = BytesIO()
-    shown.save(buffer, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

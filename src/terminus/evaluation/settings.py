@@ -17,6 +17,8 @@ class EvaluationSettings:
     """Images that the contrast probe asks for on black, and as many on white."""
     color_images: int = 4
     """Images that it asks for on each other background."""
+    light_images: int = 16
+    """Images that are asked to be dark, and as many to be bright."""
     seed: int = 0
     """Decides the captions and the probe's subjects, and is the first image's seed; the others count on."""
     batch: int = 32
@@ -25,7 +27,10 @@ class EvaluationSettings:
 
     def counted(self, count: int) -> EvaluationSettings:
         """With `count` captions, and as many images of the probe on black and on white."""
-        return replace(self, captions=count, extreme_images=count, color_images=min(self.color_images, count))
+        few = min(self.color_images, count)
+        return replace(
+            self, captions=count, extreme_images=count, color_images=few, light_images=min(self.light_images, count)
+        )
 
 
 FULL = EvaluationSettings()

@@ -8,7 +8,7 @@ from itertools import zip_longest
 
 from PIL import Image
 
-from terminus.evaluation.captions import ImageSource
+from terminus.evaluation.captions import DrawnCaption, ImageSource
 from terminus.evaluation.luminance import Images
 from terminus.evaluation.measure import Gallery
 from terminus.evaluation.prompts import EvaluationPrompt
@@ -92,8 +92,9 @@ def probe_rows(gallery: Gallery, columns: int) -> list[Row]:
         if gallery.before is not None:
             sets.append((f"contrast probe {what}, before", gallery.before.probe, rows))
         sets.append((f"contrast probe {what}, this model", gallery.own.probe, rows))
-    sets.append(("contrast probe on black, control: leaky schedule", gallery.leaky.probe, black))
-    sets.append(("contrast probe on white, control: leaky schedule", gallery.leaky.probe, white))
+    if gallery.leaky is not None:
+        sets.append(("contrast probe on black, control: leaky schedule", gallery.leaky.probe, black))
+        sets.append(("contrast probe on white, control: leaky schedule", gallery.leaky.probe, white))
     if gallery.real is not None:
         sets.append(("contrast probe on black, the real drawings", gallery.real, black))
     found: list[Row] = []
@@ -101,6 +102,16 @@ def probe_rows(gallery: Gallery, columns: int) -> list[Row]:
         if rows:
             found.append(Row(title, [_tile(prompts, images, row) for row in rows]))
     return found
+
+
+def light_tiles(gallery: Gallery, light: Sequence[DrawnCaption], most: int) -> list[Tile]:
+    """Images that were asked to be dark, and below them the same subjects bright; half of `most` each."""
+    images = gallery.own.light
+    if images is None:
+        return []
+    half, shown = len(light) // 2, min(len(light), most) // 2
+    rows = [*range(shown), *range(half, half + shown)]
+    return [Tile(Image.fromarray(images[row]), light[row].text) for row in rows]
 
 
 def _in_turns(prompts: Sequence[EvaluationPrompt]) -> list[int]:

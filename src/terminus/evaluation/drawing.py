@@ -1,0 +1,131 @@
+"""What an evaluation draws: the model, its control on a leaky schedule, and the model that training began from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from terminus import runtime
+from terminus.errors import UserError
+from terminus.evaluation.alignment import Judge
+from terminus.evaluation.captions import Captions, DrawnCaption
+from terminus.evaluation.draw import Generated, Sampler, answer, leaky, own
+from terminus.evaluation.kept import Kept
+from terminus.evaluation.metrics import MeasuredModel, Sampling
+from terminus.evaluation.parent import Parent, subject
+from terminus.evaluation.prompts import EvaluationPrompt
+from terminus.evaluation.settings import EvaluationSettings
+from terminus.model.components import Components, load_components
+from terminus.model.record import Schedule
+from terminus.progress import Meter
+
+CONTROL = "the same weights, prompts, seeds and guidance; schedule not rescaled, leading timesteps from below T-1"
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Everything that is asked for, and how it is drawn."""
+
+    prompts: Sequence[EvaluationPrompt]
+    captions: Captions | None
+    light: Sequence[DrawnCaption]
+    settings: EvaluationSettings
+    folder: Path
+    """Where images are kept as they are drawn."""
+
+    @property
+    def images(self) -> int:
+        """Number of images of one set."""
+        return len(self.prompts) + len(self.light) + (len(self.captions.items) if self.captions else 0)
+
+    @property
+    def controlled(self) -> Questions:
+        """Without captions that have no real images: there the control would be measured against nothing."""
+        compared = self.captions is not None and len(self.captions.images) > 0
+        return self if compared else replace(self, captions=None)
+
+    def answered(self, components: Components, about: MeasuredModel, sampler: Sampler, meter: Meter) -> Generated:
+        """The images of one set."""
+        items = self.captions.items if self.captions else ()
+        kept = Kept(self.folder, f"{about.fingerprint} {components.record.schedule!r} {sampler.__name__}")
+        return answer(components, self.prompts, items, self.light, self.settings, sampler, meter.advance, kept)
+
+
+@dataclass(frozen=True)
+class DrawnModel:
+    """The model's own images; its UNet is let go before the parent is loaded."""
+
+    subject: MeasuredModel
+    sampling: Sampling
+    own: Generated
+    leaky: Generated | None
+    judge: Judge
+    seconds_per_image: float
+
+
+@dataclass(frozen=True)
+class DrawnBefore:
+    """The parent's images, or why there are none."""
+
+    subject: MeasuredModel | None = None
+    answers: Generated | None = None
+    missing: str | None = None
+
+
+def draw_model(components: Components, about: MeasuredModel, questions: Questions, console: Console) -> DrawnModel:
+    """The model by its own schedule, and by a leaky one where that is another."""
+    components = components.to(runtime.pick_device())
+    controlled, missing = questions.controlled, no_control(components.record.schedule)
+    total = questions.images + (controlled.images if missing is None else 0)
+    with Meter(console, "evaluate", total, unit="images") as meter:
+        start = time.monotonic()
+        images = questions.answered(components, about, own, meter)
+        seconds = time.monotonic() - start
+        control = controlled.answered(components, about, leaky, meter) if missing is None else None
+    sampling = _sampling(components, questions.settings, missing or CONTROL)
+    judge = Judge(components.text_encoders, components.vision)
+    return DrawnModel(about, sampling, images, control, judge, seconds / questions.images)
+
+
+def draw_before(parent: Parent, questions: Questions, console: Console) -> DrawnBefore:
+    """By the parent's own schedule, as everybody samples it, and at the model's size."""
+    if parent.folder is None:
+        return DrawnBefore(missing=parent.missing)
+    try:
+        components = load_components(parent.folder)
+        about = subject(components, parent.folder, parent.name)
+        components = components.to(runtime.pick_device())
+        with Meter(console, "evaluate before", questions.images, unit="images") as meter:
+            return DrawnBefore(about, questions.answered(components, about, own, meter))
+    except UserError as error:
+        return DrawnBefore(missing=f"the model that training began from cannot be drawn with ({error.what})")
+
+
+def no_control(schedule: Schedule) -> str | None:
+    """Why a model cannot be drawn on a leaky schedule beside its own, as a clause; None if it can."""
+    if not schedule.zero_terminal:
+        return "none; the model's own schedule does not end in pure noise"
+    if schedule.prediction != "velocity":
+        return f"none; the model predicts {schedule.prediction}"
+    return None
+
+
+def _sampling(components: Components, settings: EvaluationSettings, control: str) -> Sampling:
+    how = settings.sampling
+    size = how.size_for(components)
+    return Sampling(
+        solver=how.solver,
+        steps=how.steps,
+        guidance=how.guidance,
+        rescale=how.rescale_for(components),
+        width=size.width,
+        height=size.height,
+        precision=how.precision_for(components),
+        seed=settings.seed,
+        batch=settings.batch,
+        control=control,
+    )
