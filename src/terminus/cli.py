@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from terminus import cli_data, cli_serve, options
+from terminus import cli_data, cli_evaluate, cli_serve, options
 from terminus.cli_bench import bench_app
 from terminus.cli_config import config_app
 from terminus.cli_data import check_plan, load_recipe, loading
@@ -259,36 +259,7 @@ def convert(
     print(f"{written.target}\n{written.tensors} tensors, {written.size / 1e6:.1f} MB, says {written.says}")
 
 
-@app.command()
-def evaluate(
-    model: options.ModelOrRun,
-    out: options.EvaluationOut = None,
-    recipe: options.JudgedRecipe = None,
-    prompts: options.PromptsFile = None,
-    count: options.JudgedCount = None,
-    steps: options.Steps = 28,
-    seed: options.Seed = 0,
-) -> None:
-    """Evaluate a model on held-out data and by the contrast probe: metrics.json, report.html, samples.png."""
-    from terminus.evaluation.prompt_file import read_prompts
-    from terminus.judged import find_judged, trained_by
-    from terminus.sampling import limits
-    from terminus.sampling.arguments import check_folder
-
-    # Everything that needs no torch, then the evaluation.
-    found = find_judged(model, recipe)
-    folder = found.folder(out)
-    check_folder(folder)
-    limits.check_steps(steps)
-    limits.check_seeds(seed, count or 1)
-    if prompts is not None:
-        read_prompts(prompts)
-    with loading():
-        from terminus.evaluation.command import Own
-        from terminus.evaluation.command import evaluate as run_evaluate
-        from terminus.evaluation.settings import settings_for
-
-    run_evaluate(found.model, folder, settings_for(count, steps, seed), data=Own(trained_by(found), prompts, count))
+app.command()(cli_evaluate.evaluate)
 
 
 @app.command()
@@ -300,6 +271,27 @@ def card(
     from terminus.card.command import card as run_card
 
     print(run_card(run_dir, check=check))
+
+
+@app.command()
+def publish(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a finished run with its card.")],
+    repository: Annotated[str, typer.Argument(metavar="REPOSITORY", help="owner/name on the Hugging Face Hub.")],
+    really: options.Really = False,
+    private: options.PrivateRepository = False,
+    gated: options.Gated = False,
+    collection: options.Collection = None,
+    civitai: options.Civitai = None,
+) -> None:
+    """List what a run's repository on the Hub would hold; with --really make it and send it."""
+    with loading():
+        from terminus.publishing.civitai import write_bundle
+        from terminus.publishing.command import publish as run_publish
+        from terminus.publishing.contents import Terms
+
+    run_publish(run_dir, repository, really, Terms(private, gated, collection))
+    if civitai is not None:
+        print(write_bundle(run_dir, civitai))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -197,9 +197,42 @@ Offload = Annotated[
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", rich_help_panel=_SPEED)]
 
 # Judging a model.
-ModelOrRun = Annotated[
-    str, typer.Argument(metavar="MODEL_OR_RUN", help='The folder of a run; or a model folder, file, hub id, or "nano".')
+Subjects = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="MODEL_OR_RUN...",
+        help='The folder of a run; a model folder, file, hub id, or "nano"; or a folder of images.',
+    ),
 ]
+CompareThem = Annotated[
+    bool, typer.Option("--compare", help="Compare several, in pairs of the same prompts and seeds, with the first.")
+]
+Reference = Annotated[
+    Path | None,
+    typer.Option(
+        "--reference", metavar="FOLDER", help="Real images to compare with.", show_default="what the run held out"
+    ),
+]
+TrainingImages = Annotated[
+    Path | None,
+    typer.Option(
+        "--training",
+        metavar="FOLDER",
+        help="Images that were trained on, to look for memorised ones.",
+        show_default="the run's store",
+    ),
+]
+Features = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--features",
+        metavar="NETWORK",
+        help="What sees the images: nano, a folder or hub id of CLIP or DINO, a .safetensors file of FID's Inception; "
+        "repeatable.",
+        show_default="nano",
+    ),
+]
+AnySize = Annotated[bool, typer.Option("--any-size", help="Let the reference be of other sizes than what is drawn.")]
 EvaluationOut = Annotated[
     Path | None, typer.Option("--out", help="Folder of the report.", show_default="evaluation/ in the run's folder")
 ]
@@ -218,6 +251,17 @@ PromptsFile = Annotated[
 JudgedCount = Annotated[
     int | None,
     typer.Option(min=1, help="Held-out captions to draw, and probe images on black and on white.", show_default="32"),
+]
+
+# Publishing a run.
+Really = Annotated[bool, typer.Option("--really", help="Make the repository and send the files.")]
+PrivateRepository = Annotated[bool, typer.Option("--private", help="A repository that only you see.")]
+Gated = Annotated[bool, typer.Option("--gated", help="Ask readers to accept the licence before they download.")]
+Collection = Annotated[
+    str | None, typer.Option("--collection", metavar="SLUG", help="Add it to this collection of the Hub.")
+]
+Civitai = Annotated[
+    Path | None, typer.Option("--civitai", metavar="FOLDER", help="Also write a folder to upload to Civitai by hand.")
 ]
 
 # Looking at files, and converting them.

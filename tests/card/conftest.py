@@ -33,7 +33,9 @@ def _finished(random_nano: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (folder / "data.json").write_text(json.dumps({"table": "latents", "version": 3, "rows": 13785}), encoding="utf-8")
     (folder / "facts.json").write_text(json.dumps(FACTS), encoding="utf-8")
-    settings = replace(QUICK, extreme_images=4, color_images=1, sampling=replace(QUICK.sampling, steps=2))
+    settings = replace(
+        QUICK, extreme_images=4, color_images=1, light_images=2, sampling=replace(QUICK.sampling, steps=2)
+    )
     evaluate(str(folder / "model"), folder, settings, Console(quiet=True))
     return folder
 

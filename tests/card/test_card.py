@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -385,3 +386,73 @@ def test_an_evaluation_may_have_its_own_folder(run: Path):
     assert "`evaluation/metrics.json` and `evaluation/report.html`" in text
     assert front_matter(text)["widget"][0]["output"]["url"] == "evaluation/samples/0.png"
     assert "n 4, CI" in section(text, "### Results")
+
+
+def test_training_flop_with_two_ratios_and_no_verdict(run: Path, edit: Callable[..., None]):
+    assert "Training FLOP: not measured." in card(run).read_text(encoding="utf-8")
+    edit(run / "facts.json", {"flop_per_image": 2e13, "images_seen": 46_200_000})
+    text = card(run).read_text(encoding="utf-8")
+    assert "2e+13 FLOP per image × 46,200,000 images = 9.24e+20 FLOP" in text
+    assert "That is 0.00924 of the 1e23 FLOP" in text
+    assert "and 0.02772 of a third of it" in text
+    card(run, check=True)
+
+
+def test_openrail_is_stated_with_its_restrictions_in_full(run: Path, edit: Callable[..., None]):
+    assert "Attachment A" not in card(run).read_text(encoding="utf-8")
+    edit(run / "recipe.yaml", {"run.licence": "openrail++"})
+    text = section(card(run).read_text(encoding="utf-8"), "### Recommendations")
+    assert len(re.findall(r"^- ", text, re.MULTILINE)) == 11
+    assert "exploiting, harming or attempting to exploit or harm minors" in text
+
+
+def test_authors_contact_citation_and_region_come_from_the_recipe(run: Path, edit: Callable[..., None]):
+    entry = "@misc{ours,\n  title = {Ours `quoted`},\n}"
+    edit(
+        run / "recipe.yaml",
+        {"run.authors": ["A. One", "B. Two"], "run.contact": "one@example.org", "run.citation": entry,
+         "run.region": "France", "run.grid_co2": 50.0},
+    )  # fmt: skip
+    text = card(run).read_text(encoding="utf-8")
+    assert "for A. One, B. Two" in section(text, "## Model Card Authors")
+    assert section(text, "## Model Card Contact") == "one&#64;example.org"
+    assert "@misc{ours,\ntitle = {Ours 'quoted'},\n}" in section(text, "## Citation")
+    assert "**Compute Region:** France" in text
+    assert front_matter(text)["co2_eq_emissions"]["geographical_location"] == "France"
+
+
+def test_measured_distances_are_on_the_card_and_in_the_index(run: Path):
+    text = card(run).read_text(encoding="utf-8")
+    found = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["image_set"]["distributions"][0]
+    assert f"| {found['drawn']} | {found['reference']} |" in text
+    metrics = [one for row in front_matter(text)["model-index"][0]["results"] for one in row["metrics"]]
+    named = [one["name"] for one in metrics]
+    assert any(name.startswith("cmmd on nano's own vision encoder") for name in named)
+    rows = yaml.safe_load((run / ".eval_results" / "terminus.yaml").read_text(encoding="utf-8"))
+    assert len(rows) == len(metrics)
+    assert {"dataset", "value", "date", "notes"} == rows[0].keys()
+
+
+def test_the_data_summary_has_the_commissions_sections_and_is_checked(run: Path):
+    card(run)
+    path = run / "data-summary.md"
+    text = path.read_text(encoding="utf-8")
+    headings = [row for row in text.splitlines() if row.startswith("##")]
+    assert headings[:5] == [
+        "## 1. General information", "### 1.1 Provider identification", "### 1.2 Model identification",
+        "### 1.3 Modalities, overall training data size and other characteristics", "## 2. List of data sources",
+    ]  # fmt: skip
+    assert headings[-4:] == [
+        "## 3. Data processing aspects",
+        "### 3.1 Respect of reservation of rights from text and data mining exception or limitation",
+        "### 3.2 Removal of illegal content", "### 3.3 Other information",
+    ]  # fmt: skip
+    assert "less than 1 million images (13,226 for training)" in text
+    assert "the Fluent emoji drawings that come with Terminus" in text
+    card(run, check=True)
+    path.write_text(text.replace("13,226", "14,000"), encoding="utf-8")
+    with pytest.raises(UserError, match=r"14,000 is not in the run's files"):
+        card(run, check=True)
+    path.unlink()
+    with pytest.raises(UserError, match="no data summary to check"):
+        card(run, check=True)

@@ -40,8 +40,12 @@ SURFACE = {
     ],
     "inspect": ["PATH", "--json", "--fix", "--as", "--probe"],
     "convert": ["SOURCE", "TARGET", "--precision", "--shard-size", "--ema", "--onto"],
-    "evaluate": ["MODEL_OR_RUN", "--out", "--recipe", "--prompts", "--count", "--steps", "--seed"],
+    "evaluate": [
+        *("MODEL_OR_RUN...", "--out", "--compare", "--reference", "--training", "--features", "--any-size"),
+        *("--recipe", "--prompts", "--count", "--steps", "--seed"),
+    ],
     "card": ["RUN_DIR", "--check"],
+    "publish": ["RUN_DIR", "REPOSITORY", "--really", "--private", "--gated", "--collection", "--civitai"],
     "bench sample": [
         *("MODEL", "--against", "--size", "--steps", "--batch", "--runs", "--compile", "--offload", "--device"),
         "--out",

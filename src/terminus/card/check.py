@@ -53,6 +53,18 @@ def card_problems(card: str, expected: str) -> list[str]:
     return [*_metadata(found, right), *_sections(found.lines), *texts, *_numbers(found.lines, right.lines)]
 
 
+def document_problems(found: str, right: str) -> list[str]:
+    """Problems of a document without front matter: headings, blanks, and numbers, as those of a card."""
+    lines, expected = [[line.rstrip() for line in text.splitlines()] for text in (found, right)]
+    headings = [[line for line in some if re.match(r"#{1,4} ", line)] for some in (lines, expected)]
+    problems = [f"the section `{heading}` is missing" for heading in headings[1] if heading not in headings[0]]
+    if BLANK in found:
+        problems.append(f"{BLANK} occurs {found.count(BLANK)} times")
+    if _MACHINE_PATH.search(found):
+        problems.append("it names a path of one machine")
+    return [*problems, *_numbers(lines, expected)]
+
+
 def _parsed(text: str) -> _Card:
     card = ModelCard(text)
     data = cast(dict[str, object], card.data.to_dict())

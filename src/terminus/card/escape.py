@@ -55,6 +55,11 @@ def bibtex(text: str) -> str:
     return re.sub(r"[^\w .,:;/()+'-]|_", " ", line(text)).strip()
 
 
+def bibtex_line(text: str) -> str:
+    """A line of an entry that somebody wrote: printable, and no end of a code block."""
+    return line(text).replace("`", "'")
+
+
 def line(text: str) -> str:
     """Printable characters on one line, at most `LONGEST`."""
     words = " ".join(text[: 4 * LONGEST].split())

@@ -16,6 +16,8 @@ from terminus.card.licences import LICENCES
 from terminus.errors import UserError
 from terminus.evaluation.fingerprint import model_fingerprint
 
+RESTRICTIONS = Path(__file__).parent.parent / "assets" / "licences"
+"""Use restrictions by licence id."""
 LAST = 100
 """Steps that the final loss is a mean of."""
 
@@ -69,6 +71,22 @@ class Licence:
     """Whether it is the parent's, and the recipe states none."""
 
 
+GENERAL_PURPOSE = 1e23
+"""FLOP above which the European Commission's guidelines speak of a general-purpose model (July 2025, point 17)."""
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Floating-point operations of training, and how they compare; what follows from that is not for a card to say."""
+
+    flop: float
+    per_image: float
+    ratio: float
+    """To `GENERAL_PURPOSE`."""
+    third: float
+    """To a third of it: the guidelines' measure for a modified model whose original's compute is not known."""
+
+
 @dataclass(frozen=True)
 class FinishedRun:
     """The records of a finished run, from which its card is written."""
@@ -88,6 +106,8 @@ class FinishedRun:
     scheduler: Document
     log: Log
     energy: Energy
+    compute: Compute | None
+    """None where nobody counted it."""
     licence: Licence | None
     """None where neither the recipe nor the model that training began from states one."""
 
@@ -125,6 +145,12 @@ class FinishedRun:
     def illustrated(self) -> bool:
         """Whether the evaluation's images are of subjects of this model: the probe's are where its data have them."""
         return bool(self.metrics.at("captions")) or (self.embedded and self.metrics.text("prompts.kind") == "embedded")
+
+    @property
+    def restrictions(self) -> str | None:
+        """The use restrictions of its licence in full, as Markdown; None for one that has none, or is not known."""
+        path = RESTRICTIONS / f"{self.licence.id}.md" if self.licence else None
+        return path.read_text(encoding="utf-8").strip() if path is not None and path.is_file() else None
 
     @property
     def samples(self) -> list[GallerySample]:
@@ -193,6 +219,7 @@ def read_run(folder: Path) -> FinishedRun:
         scheduler=read_document(folder / "model" / "scheduler" / "scheduler_config.json"),
         log=_log(folder / "log.jsonl"),
         energy=_energy(recipe, facts),
+        compute=_compute(facts),
         licence=_licence(folder, recipe, record),
     )
 
@@ -234,6 +261,14 @@ def _log(path: Path) -> Log:
         highest_rate=max(rates, default=None),
         slow_images_per_second=statistics.quantiles(speeds, n=20)[0] if len(speeds) > 1 else None,
     )
+
+
+def _compute(facts: Document) -> Compute | None:
+    each, images = facts.number("flop_per_image"), facts.number("images_seen")
+    if not each or images is None:
+        return None
+    flop = each * images
+    return Compute(flop, each, flop / GENERAL_PURPOSE, 3 * flop / GENERAL_PURPOSE)
 
 
 WATTS_PER_CORE = 10.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from huggingface_hub import EvalResult, ModelCardData
 
 from terminus.card.escape import line
@@ -10,14 +12,15 @@ from terminus.card.facts import FinishedRun
 TASK = "text-to-image"
 
 
-def card_metadata(run: FinishedRun) -> ModelCardData:
-    """The front matter of a run's card: a key without a value is left out."""
-    results = _results(run)
+def card_metadata(run: FinishedRun, more: Mapping[str, object] | None = None) -> ModelCardData:
+    """The front matter of a run's card, and `more`: a key without a value is left out."""
+    results = evaluation_results(run)
     optional: dict[str, object] = {}
     if run.embedded:
         optional["language"] = ["en"]
     if run.base_model is not None:
         optional["base_model"] = run.base_model
+        optional["base_model_relation"] = "finetune"
     if results:
         optional["metrics"] = list(dict.fromkeys(result.metric_type for result in results))
         optional |= {"eval_results": results, "model_name": line(run.name)}
@@ -30,7 +33,7 @@ def card_metadata(run: FinishedRun) -> ModelCardData:
         optional["license"] = run.licence.id
         if run.licence.id == "other":
             optional["license_name"] = line(run.licence.name)
-    return ModelCardData(library_name="diffusers", pipeline_tag=TASK, tags=_tags(run), **optional)  # pyright: ignore[reportArgumentType]
+    return ModelCardData(library_name="diffusers", pipeline_tag=TASK, tags=_tags(run), **optional, **(more or {}))  # pyright: ignore[reportArgumentType]
 
 
 def _emissions(run: FinishedRun, grams: float) -> dict[str, object]:
@@ -39,6 +42,7 @@ def _emissions(run: FinishedRun, grams: float) -> dict[str, object]:
         "emissions": round(grams, 3),
         "source": f"estimate: training hours x {run.energy.assumption} x the stated grid factor",
         "training_type": "pre-training" if from_nothing else "fine-tuning",
+        **({"geographical_location": line(place)} if (place := run.recipe.text("run.region")) else {}),
         "hardware_used": line(run.facts.text("environment.hardware") or "not stated"),
     }
 
@@ -52,7 +56,7 @@ def _tags(run: FinishedRun) -> list[str]:
     return tags
 
 
-def _results(run: FinishedRun) -> list[EvalResult]:
+def evaluation_results(run: FinishedRun) -> list[EvalResult]:
     """The main numbers of metrics.json."""
     metrics = run.metrics
     against = line(metrics.text("luminance.against") or "images that are not stated")
@@ -88,4 +92,31 @@ def _results(run: FinishedRun) -> list[EvalResult]:
             dataset = probe if kind == "border_luminance" else own
             result = EvalResult(TASK, *dataset, metric_type=kind, metric_value=round(value, 6), metric_name=name)
             results.append(result)
+    return [*results, *_distances(run)]
+
+
+def _distances(run: FinishedRun) -> list[EvalResult]:
+    """FID, KID, CMMD and CLIP scores, each with what it depends on."""
+    results: list[EvalResult] = []
+    found = run.metrics.at("image_set")
+    reference = line(found.text("reference") or "")
+    for one in found.list("distributions"):
+        network, sizes = line(one.text("extractor") or "features"), f"{one.number('drawn')} images"
+        names = {"frechet": "fid" if one.text("kind") == "Inception" else "frechet_distance"}
+        for path, kind in {**names, "kid.mean": "kid", "cmmd": "cmmd"}.items():
+            value = one.number(path)
+            if value is not None:
+                what = f"{kind} on {network}, {sizes}, {one.number('reference')} of the reference"
+                data = "reference-images", reference or "a reference"
+                results.append(
+                    EvalResult(TASK, *data, metric_type=kind, metric_value=round(value, 6), metric_name=what)
+                )
+    for one in found.list("agreement"):
+        value = one.number("score.mean")
+        if value is not None and one.text("kind") == "CLIP":
+            what = f"CLIP score, {line(one.text('extractor') or '')}, {one.number('images')} images"
+            data = "captions-drawn", "captions that were drawn for the evaluation"
+            results.append(
+                EvalResult(TASK, *data, metric_type="clip_score", metric_value=round(value, 6), metric_name=what)
+            )
     return results

@@ -6,7 +6,7 @@ The template prints data and never is data: whatever a recipe or a caption holds
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import cast
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -17,6 +17,7 @@ from terminus.card.escape import (
     LONGEST,
     NOT_STATED,
     bibtex,
+    bibtex_line,
     code,
     line,
     markdown,
@@ -33,8 +34,20 @@ ANY_PROMPT = "a prompt in the words of the captions that the model was trained o
 """For that of other models."""
 
 
-def render_card(run: FinishedRun) -> str:
-    """The whole README.md."""
+def render_card(run: FinishedRun, repository: str | None = None, gate: Mapping[str, object] | None = None) -> str:
+    """The whole README.md, of the run's folder or of the `repository` that it is published as.
+
+    `gate` is front matter that asks for consent before a download.
+    """
+    body = card_environment().get_template("card.md.j2").render(
+        run=run, recipe=run.recipe, facts=run.facts, metrics=run.metrics, prompt=_prompt(run), citation=_citation(run),
+        repository=repository,
+    )  # fmt: skip
+    return f"---\n{card_metadata(run, gate or {}).to_yaml()}\n---\n\n{body}"
+
+
+def card_environment() -> Environment:
+    """Templates whose every value is escaped for Markdown, and whose missing values are words."""
     environment = Environment(
         loader=PackageLoader("terminus", "assets"),
         autoescape=True,
@@ -56,16 +69,14 @@ def render_card(run: FinishedRun) -> str:
         mean=numbers.mean,
         distance=numbers.distance,
         ci=numbers.ci,
+        trusted=Markup,
         code=code,
         place=public_place,
         listed=_listed,
         python=python_string,
         shell=shell_word,
     )
-    body = environment.get_template("card.md.j2").render(
-        run=run, recipe=run.recipe, facts=run.facts, metrics=run.metrics, prompt=_prompt(run), citation=_citation(run),
-    )  # fmt: skip
-    return f"---\n{card_metadata(run).to_yaml()}\n---\n\n{body}"
+    return environment
 
 
 def _shown(value: object) -> Markup:
@@ -88,7 +99,9 @@ def _prompt(run: FinishedRun) -> str:
 
 
 def _citation(run: FinishedRun) -> Markup:
-    """BibTeX of the finished model; without a developer or a date it has neither."""
+    """BibTeX: the recipe's own entry, or one of the finished model; without a developer or a date it has neither."""
+    if stated := run.recipe.text("run.citation"):
+        return Markup("\n".join(bibtex_line(row) for row in stated.strip().splitlines()))
     words = re.findall("[a-z0-9]+", run.name[:LONGEST].lower())
     developer, date = bibtex(run.recipe.text("run.developer") or ""), run.finished
     note = bibtex(run.licence.name) if run.licence else ""

@@ -32,6 +32,14 @@ class RunConfig(Config):
     """Licence id of the finished model, as on the Hugging Face Hub; null: that of `model.start`, if it names one."""
     developer: str | None = None
     """Who made the model; "not stated" on the card if null."""
+    authors: tuple[str, ...] = ()
+    """Who wrote the card and answers for it; none leaves it to `developer`."""
+    contact: str | None = None
+    """Where readers of the card may write; "not stated" if null."""
+    citation: str | None = None
+    """How to cite the model, as one BibTeX entry; null makes one of name, developer and date."""
+    region: str | None = None
+    """Where the run took place, such as "France" or "eu-west-3": what the grid factor is of."""
     grid_co2: float | None = Field(default=None, ge=0)
     """Grams of CO2 per kWh where the run took place; null leaves the emissions "not measured" on the card."""
     device: str = "auto"

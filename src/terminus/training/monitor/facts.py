@@ -22,6 +22,8 @@ from terminus.training.assemble import TrainingSetup
 from terminus.training.monitor.journal import read_journal
 from terminus.training.monitor.sessions import Goodput, goodput
 from terminus.training.networks.adapter import is_adapter_parameter
+from terminus.training.objectives import Diffusion
+from terminus.training.plan.memory import flop_per_image
 from terminus.training.recipe import Recipe
 from terminus.training.saving import checkpoint
 from terminus.training.saving.atomic_files import write_whole
@@ -65,6 +67,8 @@ class RunFacts:
     environment: dict[str, object]
     goodput: Goodput | None
     """Of all sessions: how many, steps lost to kills, seconds, and the share of them spent in steps of the model."""
+    flop_per_image: float
+    """Of the UNet, forward and backward, what is computed a second time included; the largest bucket's."""
     begun_from: Begun
     """What `model.start` was when the run was made: only a hub id may be named as base model."""
     finished: str
@@ -111,6 +115,7 @@ def write_facts(folder: Path, recipe: Recipe, parts: TrainingSetup, position: Ru
         validation_after=after,
         environment=asdict(runtime.environment(runtime.pick_device(recipe.run.device))),
         goodput=goodput(folder, position.seconds),
+        flop_per_image=flop_per_image(recipe) if isinstance(recipe.objective, Diffusion) else 0.0,
         begun_from=_begun_from(recipe.model.start),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
     )

@@ -249,6 +249,11 @@ def _cost(recipe: Recipe, mode: Checkpointing) -> Cost:
     return count_cost(shape_of(recipe), mode)
 
 
+def flop_per_image(recipe: Recipe) -> float:
+    """FLOPs of the UNet for one image of the largest bucket, what is computed a second time included."""
+    return _cost(recipe, recipe.training.activation_checkpointing).total
+
+
 def shape_of(recipe: Recipe) -> Shape:
     """The UNet's case to count for one sample of the largest bucket."""
     networks = networks_of(recipe)
