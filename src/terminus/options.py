@@ -200,7 +200,7 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N
 Subjects = Annotated[
     list[str],
     typer.Argument(
-        metavar="MODEL_OR_RUN...",
+        metavar="MODEL_OR_RUN",
         help='The folder of a run; a model folder, file, hub id, or "nano"; or a folder of images.',
     ),
 ]

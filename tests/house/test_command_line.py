@@ -41,7 +41,7 @@ SURFACE = {
     "inspect": ["PATH", "--json", "--fix", "--as", "--probe"],
     "convert": ["SOURCE", "TARGET", "--precision", "--shard-size", "--ema", "--onto"],
     "evaluate": [
-        *("MODEL_OR_RUN...", "--out", "--compare", "--reference", "--training", "--features", "--any-size"),
+        *("MODEL_OR_RUN", "--out", "--compare", "--reference", "--training", "--features", "--any-size"),
         *("--recipe", "--prompts", "--count", "--steps", "--seed"),
     ],
     "card": ["RUN_DIR", "--check"],

@@ -106,7 +106,7 @@ def test_terms_collection_and_lineage(carded: Path, hub: UploadHub, edit: Callab
     card(carded)
     terms = Terms(private=True, gated=True, collection="owner/some-1")
     publish(carded, "owner/name", really=True, terms=terms, console=quiet())
-    assert hub.repositories["owner/name"]["private"] is True
+    assert hub.repositories["owner/name"]["visibility"] == "private"
     assert hub.settings == [{"gated": "manual"}]
     assert hub.collected[0]["item"] == {"id": "owner/name", "type": "model"}
     matter = yaml.safe_load(hub.files["README.md"].decode().split("\n---\n")[0].removeprefix("---\n"))
