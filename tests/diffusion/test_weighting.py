@@ -16,12 +16,14 @@ def share_of_last_hundred(weights: torch.Tensor) -> float:
     return round(100 * float(bands(weights)[-1]), 2)
 
 
-def test_the_two_forms_of_min_snr_differ_where_ztsnr_matters():
+def test_the_forms_of_min_snr_differ_where_ztsnr_matters():
     """The table of docs/math.md: share of the total weight on t ≥ 900, in percent."""
     paper, augmented = min_snr(ZTSNR.snr, form="paper"), min_snr(ZTSNR.snr, form="augmented")
     assert share_of_last_hundred(paper) == 0.03
     assert share_of_last_hundred(augmented) == 10.95
     assert share_of_last_hundred(constant(ZTSNR.snr)) == 10.0
+    assert share_of_last_hundred(min_snr(ZTSNR.snr, form="epsilon")) == 10.85
+    assert float(min_snr(ZTSNR.snr, form="epsilon")[-1]) == 1.0
     assert float(paper[-1]) == 0.0
     assert float(augmented[-1]) == 1.0
 
@@ -34,7 +36,8 @@ def test_min_snr_is_the_published_formula(gamma: float):
     epsilon = [min(value, gamma) / value for value in snr]
     assert min_snr(SDXL.snr, gamma, "paper").tolist() == pytest.approx(paper, rel=1e-14)
     assert min_snr(SDXL.snr, gamma, "augmented").tolist() == pytest.approx(augmented, rel=1e-14)
-    for form in ("paper", "augmented"):
+    assert min_snr(SDXL.snr, gamma, "epsilon").tolist() == pytest.approx(epsilon, rel=1e-14)
+    for form in ("paper", "augmented", "epsilon"):
         assert min_snr(SDXL.snr, gamma, form, prediction="epsilon").tolist() == pytest.approx(epsilon, rel=1e-14)
 
 
@@ -57,7 +60,7 @@ def test_debiased_is_one_loss_whatever_is_predicted_and_finite_at_zero_snr():
     assert float(debiased(ZTSNR.snr)[-1]) == 0.0
 
 
-@pytest.mark.parametrize("form", ["paper", "augmented"])
+@pytest.mark.parametrize("form", ["paper", "augmented", "epsilon"])
 def test_floor_is_a_lower_bound_and_nothing_else(form: str):
     plain, floored = min_snr(ZTSNR.snr, form=form), min_snr(ZTSNR.snr, form=form, floor=0.1)
     assert float(floored.min()) == 0.1

@@ -9,7 +9,15 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FORMER = re.compile(r"(?<![a-z])(codecs?|towers?|pictures?)(?![a-z])", re.IGNORECASE)
-PLACES = ("src/**/*.py", "src/**/*.j2", "recipes/*.yaml", "docs/**/*.md", "scripts/*.py", "benchmarks/**/*.md", "*.md")
+PLACES = (
+    "src/**/*.py",
+    "src/**/*.j2",
+    "recipes/**/*.yaml",
+    "docs/**/*.md",
+    "scripts/*.py",
+    "benchmarks/**/*.md",
+    "*.md",
+)
 ALLOWED = {
     "docs/decisions/0007-names.md": "the table of former words",
     "docs/nano/README.md": "the card of a run that was trained and judged before",

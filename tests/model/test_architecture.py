@@ -12,7 +12,7 @@ from terminus.model.unet import build_unet
 from terminus.model.vae import VAE, build_vae
 
 
-@pytest.mark.parametrize("name", ["nano", "nano128"])
+@pytest.mark.parametrize("name", ["nano", "nano-small", "nano128"])
 def test_vae_and_unet_fit_each_other(name: str):
     architecture = ARCHITECTURES[name]
     vae, unet = build_vae(architecture), build_unet(architecture)

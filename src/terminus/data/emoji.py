@@ -98,6 +98,19 @@ def emoji_caption(drawing: Emoji, background: str) -> str:
     return f"{STYLES[drawing.style]} {drawing.subject} on {article} {background} background"
 
 
+def plain_caption(drawing: Emoji) -> str:
+    """ "a flat drawing of a sun"."""
+    return f"{STYLES[drawing.style]} {drawing.subject}"
+
+
+def brightness_caption(drawing: Emoji, rgb: tuple[int, int, int]) -> str | None:
+    """ "a dark image of a sun" for backgrounds of a luma below 1/4, "a bright image of a sun" above 3/4; else None."""
+    luma = (0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2]) / 255  # Rec.601
+    if 0.25 <= luma <= 0.75:
+        return None
+    return f"a {'dark' if luma < 0.25 else 'bright'} image of {drawing.subject}"
+
+
 def emoji_rows(
     styles: Sequence[str],
     backgrounds_per_drawing: int,

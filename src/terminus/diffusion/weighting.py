@@ -10,7 +10,7 @@ SNR = 0, the step that zero-terminal-SNR training exists for; see docs/math.md.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float64
@@ -18,7 +18,7 @@ from torch import Tensor
 
 Table = Float64[Tensor, "timesteps"]
 PredictionType = Literal["velocity", "epsilon"]
-MinSnrForm = Literal["augmented", "paper"]
+MinSnrForm = Literal["augmented", "paper", "epsilon"]
 
 
 def min_snr(
@@ -31,16 +31,20 @@ def min_snr(
     """Min-SNR-γ (Hang et al. 2303.09556): no timestep counts more than γ times in x0 terms.
 
     With d = SNR + 1 for velocity and d = SNR for epsilon (|Δprediction|² = d |Δx0|²), `paper` is
-    min(SNR, γ) / d, as published: 0 for velocity at SNR = 0. `augmented` is min(d, γ) / d: 1 there.
-    For epsilon the two are the same. No weight is below `floor` (0 .. 1).
+    min(SNR, γ) / d, as published: 0 for velocity at SNR = 0. `augmented` is min(d, γ) / d: 1 there. `epsilon` is
+    min(SNR, γ) / SNR, the published weight of the noise error, on the error of whatever is predicted, and 1 at
+    SNR = 0: so trainers of 2023 weighted velocity. For epsilon all three are the same. No weight is below
+    `floor` (0 .. 1).
     """
     if not gamma > 0:
         raise ValueError(f"gamma must be above 0, got {gamma}: every weight would be 0")
     if not 0 <= floor <= 1:
         raise ValueError(f"floor must be in 0 .. 1, got {floor}")
-    if form not in ("augmented", "paper"):
-        raise ValueError(f"form must be 'augmented' or 'paper', got {form!r}")
+    if form not in get_args(MinSnrForm):
+        raise ValueError(f"form must be one of {', '.join(get_args(MinSnrForm))}, got {form!r}")
     scale = _scale(snr, prediction)
+    if form == "epsilon":
+        return (gamma / snr).clamp(min=floor, max=1.0)  # γ / 0 is infinity, and so 1
     # The cap is on d in one form and on the SNR in the other; d divides both.
     capped = scale if form == "augmented" else snr
     return (capped.clamp(max=gamma) / scale).clamp(min=floor)

@@ -1,4 +1,4 @@
-"""The shapes of the networks: `sdxl` as published, `nano` and `nano128`, the same classes small enough for a laptop.
+"""The shapes of the networks: `sdxl` as published, and `nano` and its kin, the same classes small enough for a laptop.
 
 Two invariants tie the parts together and are derived, never typed twice: the UNet's cross-attention width is
 the sum of the text encoders' widths, and its `text_time` input is six embedded numbers next to the pooled text.
@@ -131,4 +131,7 @@ NANO128 = replace(
 )
 """128 pixels on nano's 16 x 16 latents, with four times as many channels in them."""
 
-ARCHITECTURES = {"sdxl": SDXL, "nano": NANO, "nano128": NANO128}
+NANO_SMALL = replace(NANO, unet=replace(NANO.unet, channels=(32, 64, 96), heads=(1, 2, 3)))
+"""nano's latents and text encoders with a third of its UNet's parameters: for experiments of many runs."""
+
+ARCHITECTURES = {"sdxl": SDXL, "nano": NANO, "nano-small": NANO_SMALL, "nano128": NANO128}

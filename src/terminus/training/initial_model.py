@@ -57,7 +57,8 @@ def _from_random(model: ModelConfig, objective: Diffusion) -> Components:
     # Only the UNet is random; a vision encoder is taken where one lies beside the text encoders.
     text_folder = resolve(model.text_encoders)
     vision = load_vision(text_folder / "vision") if (text_folder / "vision").is_dir() else None
-    record = Record(schedule=Schedule(prediction=objective.prediction, zero_terminal=objective.zero_terminal_snr))
+    schedule = Schedule(objective.prediction, beta_end=model.beta_end, zero_terminal=objective.zero_terminal_snr)
+    record = Record(schedule=schedule)
     unet, text = build_unet(ARCHITECTURES[model.architecture]), load_text_encoders(text_folder)
     check_widths(unet, text, model.text_encoders)
     return Components(unet, load_vae(model.vae), text, record, vision)

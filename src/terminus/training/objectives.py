@@ -13,17 +13,18 @@ from pydantic import Field, model_validator
 
 from terminus.config.base import Config
 from terminus.diffusion.timesteps import Band
+from terminus.diffusion.weighting import MinSnrForm
 
 
 class MinSnr(Config):
-    """Hang et al. 2303.09556; `augmented` keeps weight 1 at the terminal step, `paper` gives it 0."""
+    """Hang et al. 2303.09556; `augmented` and `epsilon` keep weight 1 at the terminal step, `paper` gives it 0."""
 
     kind: Literal["min_snr"] = "min_snr"
     """Min-SNR weighting."""
     gamma: float = Field(default=5.0, gt=0)
     """SNR at which the weight is clipped."""
-    form: Literal["augmented", "paper"] = "augmented"
-    """min(SNR+1, gamma)/(SNR+1), or min(SNR, gamma)/(SNR+1)."""
+    form: MinSnrForm = "augmented"
+    """min(SNR+1, gamma)/(SNR+1); min(SNR, gamma)/(SNR+1); or min(SNR, gamma)/SNR, as in trainers of 2023."""
     floor: float = Field(default=0.0, ge=0, le=1)
     """Smallest weight of any timestep."""
 

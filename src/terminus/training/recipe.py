@@ -20,6 +20,8 @@ from terminus.training.objectives import Diffusion, Objective
 from terminus.training.optim.ema import ConstantEma, Ema
 from terminus.training.optim.optimizer import AdamW, LearningRate, Optimizer
 
+SDXL_BETA_END = 0.012
+
 
 class RunConfig(Config):
     """Folder and device of a run, and what its model card states."""
@@ -55,14 +57,24 @@ class ModelConfig(Config):
     """Model to fine-tune: a folder, a hub id or `nano`. Null: random weights in the shapes of `architecture`."""
     convert_from: Literal["epsilon", "velocity"] | None = None
     """Prediction type of a `start` without zero terminal SNR, as consent to train it into what the objective says."""
-    architecture: Literal["nano", "nano128", "sdxl"] = "nano"
+    architecture: Literal["nano", "nano-small", "nano128", "sdxl"] = "nano"
     """Network shapes for training from random weights."""
+    beta_end: float = Field(default=SDXL_BETA_END, gt=0.00085, lt=1)
+    """Last beta of the noise schedule where `start` is null: 0.012 is SDXL's. A smaller one leaks more signal."""
     vae: str | None = None
     """Folder whose `vae` is used where `start` is null."""
     text_encoders: str | None = None
     """Folder whose tokenizers and text encoders are used where `start` is null."""
     adapter: AdapterConfig | None = None
     """Adapter (LoRA or LyCORIS) to train while the networks stay frozen; null trains the networks themselves."""
+
+    @model_validator(mode="after")
+    def _has_one_schedule(self) -> ModelConfig:
+        if self.start is not None and self.beta_end != SDXL_BETA_END:
+            raise ValueError(
+                "beta_end is for random weights: the checkpoint that start names has a schedule of its own"
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_what_it_adapts(self) -> ModelConfig:

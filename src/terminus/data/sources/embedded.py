@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from terminus.config.base import Config
 from terminus.data.record import Candidate, Caption
+
+if TYPE_CHECKING:
+    from terminus.data.emoji import EmojiRow
 
 LICENCE = "MIT"
 
@@ -30,6 +33,8 @@ class EmbeddedSource(Config):
     """Unicode's groups of subjects, such as "Food & Drink"; none named is all of them."""
     limit: int | None = Field(default=None, ge=1)
     """Use only this many drawings; null is all."""
+    captions: tuple[Literal["background", "plain", "brightness"], ...] = Field(default=("background",), min_length=1)
+    """Captions of each image, drawn alike: naming its background; without one; "a dark image of ...", if it is."""
 
     def count(self) -> int:
         """How many candidates there will be."""
@@ -47,13 +52,23 @@ class EmbeddedSource(Config):
             yield Candidate(
                 self.name,
                 row.id,
-                (Caption(row.caption, "embedded"),),
+                self._captions(row),
                 data=emoji.rgba(row.drawing),
                 background=row.rgb,
                 split=row.drawing.split,
                 licence=LICENCE,
                 near_duplicates=True,
             )
+
+    def _captions(self, row: EmojiRow) -> tuple[Caption, ...]:
+        from terminus.data import emoji
+
+        written = {
+            "background": row.caption,
+            "plain": emoji.plain_caption(row.drawing),
+            "brightness": emoji.brightness_caption(row.drawing, row.rgb),
+        }
+        return tuple(Caption(text, "embedded") for form in self.captions if (text := written[form]) is not None)
 
     def _colors(self) -> tuple[str, ...]:
         from terminus.data import emoji

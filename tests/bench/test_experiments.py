@@ -1,0 +1,79 @@
+"""The experiment on zero terminal SNR: arms differ in the objective alone, and numbers are what they are called."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from benchmarks.experiments import measure
+from benchmarks.experiments.arms import CONVERSIONS, FROM_RANDOM, RECIPES, all_arms
+from benchmarks.experiments.report import figure, interval, table
+from terminus.config.load import load
+from terminus.diffusion.schedule import NoiseSchedule
+from terminus.evaluation.distribution.extractors import load_extractor
+from terminus.model.weights import resolve
+from terminus.training.recipe import Recipe
+
+
+@pytest.mark.parametrize("name", FROM_RANDOM)
+def test_an_arm_differs_in_its_objective_alone(name: str):
+    recipes = [load(str(RECIPES / f"{one}.yaml"), Recipe).value for one in (name, "velocity")]
+    ours, other = ({key: value for key, value in one.model_dump().items() if key != "objective"} for one in recipes)
+    assert ours == other
+    assert (name == "velocity") == (recipes[0].objective == recipes[1].objective)
+
+
+def test_the_leak_is_that_of_sdxl_at_its_size():
+    """N SNR_T, the signal-to-noise ratio of the mean of N latents at the last timestep."""
+    sdxl = NoiseSchedule.scaled_linear(0.00085, 0.012, 1000)
+    ours = NoiseSchedule.scaled_linear(0.00085, load(str(RECIPES / "velocity.yaml"), Recipe).value.model.beta_end, 1000)
+    assert 128 * 128 * float(sdxl.snr[-1]) == pytest.approx(76.7, abs=0.1)
+    assert 16 * 16 * float(ours.snr[-1]) == pytest.approx(76.7, rel=0.01)
+
+
+def test_every_arm_has_every_seed_and_conversions_follow_the_model_that_they_convert(tmp_path: Path):
+    arms = all_arms(tmp_path, 3)
+    assert len({arm.folder for arm in arms}) == len(arms) == 3 * (len(FROM_RANDOM) + len(CONVERSIONS))
+    for number, arm in enumerate(arms):
+        if arm.name.startswith("converted"):
+            assert tmp_path / f"velocity-{arm.seed}" in [before.folder for before in arms[:number]]
+            recipe = load(str(arm.recipe), Recipe, list(arm.overrides)).value
+            assert recipe.training.images == int(arm.name.split("-")[1])
+            assert recipe.model.start == str(tmp_path / f"velocity-{arm.seed}" / "model")
+
+
+def runs() -> list[dict[str, object]]:
+    numbers = measure.Measured(0.1, 0.8, 0.2, 0.7, 0.1, 1.5)
+    return [
+        {"arm": "velocity", "seed": seed, "measured": asdict(numbers) | {"white": white}, "validation": {"all": 1.0}}
+        for seed, white in enumerate((0.8, 0.9, 1.0))
+    ]
+
+
+def test_intervals_are_those_of_students_t():
+    """Mean 0.9, standard deviation 0.1, 4.303 / sqrt(3) of it to each side."""
+    assert interval([0.8, 0.9, 1.0]) == "0.900 ± 0.248"
+    assert interval([0.8]) == "0.800"
+    assert "| velocity | 3 | 0.100 ± 0.000 | 0.900 ± 0.248 |" in table(runs())
+
+
+def test_the_figure_has_a_dot_for_each_seed():
+    dots = ElementTree.fromstring(figure(runs())).findall(".//{*}circle")
+    assert len(dots) == 6
+    assert float(dots[1].attrib["cx"]) - float(dots[0].attrib["cx"]) == pytest.approx(560 * 0.7, abs=0.2)
+
+
+def test_a_model_is_measured(monkeypatch: pytest.MonkeyPatch):
+    """The shipped nano obeys black and white when they are named."""
+    monkeypatch.setattr(measure, "SUBJECTS", 4)
+    monkeypatch.setattr(measure, "VARIED", 4)
+    found, drawn = measure.measure(resolve("nano"), load_extractor("nano"))
+    assert found.black < 0.2
+    assert found.white > 0.8
+    assert found.cmmd > 0
+    assert {kind: images.shape for kind, images in drawn.items()} == dict.fromkeys(drawn, (4, 64, 64, 3))
+    assert all(images.dtype == np.uint8 for images in drawn.values())
