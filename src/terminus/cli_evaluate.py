@@ -21,6 +21,9 @@ def evaluate(
     training: options.TrainingImages = None,
     features: options.Features = None,
     any_size: options.AnySize = False,
+    judge: options.JudgeServer = None,
+    judge_model: options.JudgeModel = None,
+    judge_key: options.JudgeKey = None,
     recipe: options.JudgedRecipe = None,
     prompts: options.PromptsFile = None,
     count: options.JudgedCount = None,
@@ -45,10 +48,13 @@ def evaluate(
     limits.check_seeds(seed, count or 1)
     if prompts is not None:
         read_prompts(prompts)
+    _check_judge(judge, judge_model)
     with loading():
         from terminus.evaluation.against import Against
+        from terminus.evaluation.atoms import Judge
         from terminus.evaluation.settings import settings_for
-    against = Against(reference, training, tuple(features or ("nano",)), any_size)
+    asked = None if judge is None or judge_model is None else Judge(judge, judge_model, judge_key)
+    against = Against(reference, training, tuple(features or ("nano",)), any_size, asked)
     settings = settings_for(count, steps, seed)
     if compare:
         from terminus.evaluation.compare_command import compare as run_compare
@@ -67,6 +73,11 @@ def evaluate(
         from terminus.judged import trained_by
 
         run_evaluate(found[0].model, where, settings, None, Own(trained_by(found[0]), prompts, count), against)
+
+
+def _check_judge(judge: str | None, judge_model: str | None) -> None:
+    if (judge is None) != (judge_model is None):
+        raise UserError("--judge and --judge-model belong together", fix="Name the server and the model that it serves")
 
 
 def _folder(found: Judged | None, out: Path | None, compare: bool) -> Path:

@@ -233,6 +233,19 @@ Features = Annotated[
     ),
 ]
 AnySize = Annotated[bool, typer.Option("--any-size", help="Let the reference be of other sizes than what is drawn.")]
+JudgeServer = Annotated[
+    str | None,
+    typer.Option(
+        "--judge",
+        metavar="URL",
+        help="A server that speaks OpenAI's protocol (.../v1): ask it whether images show what 200 prompts ask for.",
+    ),
+]
+JudgeModel = Annotated[str | None, typer.Option("--judge-model", metavar="NAME", help="Model that the server serves.")]
+JudgeKey = Annotated[
+    str | None,
+    typer.Option("--judge-key", metavar="VARIABLE", help="Environment variable with the server's key."),
+]
 EvaluationOut = Annotated[
     Path | None, typer.Option("--out", help="Folder of the report.", show_default="evaluation/ in the run's folder")
 ]

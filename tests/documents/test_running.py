@@ -36,6 +36,7 @@ QUICK: dict[str, list[str]] = {
 """What is added to a command so that it takes seconds."""
 
 PLACEHOLDERS = {"MODEL": "nano", "RECIPE": "nano", "RUN_DIR": "runs/lora", "DIR": "somewhere"}
+PLACEHOLDERS |= {"IMAGES": "my-images", "REAL": "my-images", "A": "nano", "B": "nano"}
 BY_OTHERS = {"docs/interop.md"}
 """Pages whose python is run elsewhere."""
 
@@ -139,12 +140,17 @@ def a_run(folder: Path) -> None:
     path.rename("run/model/adapter/my-name.safetensors")
 
 
+def with_a_card(folder: Path) -> None:
+    terminus("card", "runs/lora")
+
+
 MORE: dict[str, Callable[[Path], None]] = {
     "docs/inspect.md": model_files,
     "docs/sampling.md": with_an_adapter,
     "docs/provenance.md": provenance,
     "docs/adapters.md": control,
     "docs/lora.md": a_run,
+    "docs/publish.md": with_a_card,
 }
 """Page to what else it supposes."""
 

@@ -42,7 +42,7 @@ SURFACE = {
     "convert": ["SOURCE", "TARGET", "--precision", "--shard-size", "--ema", "--onto"],
     "evaluate": [
         *("MODEL_OR_RUN", "--out", "--compare", "--reference", "--training", "--features", "--any-size"),
-        *("--recipe", "--prompts", "--count", "--steps", "--seed"),
+        *("--judge", "--judge-model", "--judge-key", "--recipe", "--prompts", "--count", "--steps", "--seed"),
     ],
     "card": ["RUN_DIR", "--check"],
     "publish": ["RUN_DIR", "REPOSITORY", "--really", "--private", "--gated", "--collection", "--civitai"],

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from terminus.conditioning import Size
+from terminus.evaluation.atoms import Judge
 from terminus.evaluation.captions import ImageSource
 from terminus.evaluation.distribution.extractors import NANO, Extractor, load_extractor
 from terminus.evaluation.image_folder import ImageFolder, check_sizes, open_folder
@@ -25,6 +26,7 @@ class Opened:
     training: Training | None
     extractors: Sequence[Extractor]
     any_size: bool
+    judge: Judge | None = None
 
     def check_sizes(self, images: Sequence[ImageSource]) -> None:
         """UserError if the reference's images are of other sizes and nobody said that this is meant."""
@@ -45,6 +47,8 @@ class Against:
     """Names of extractors."""
     any_size: bool = False
     """Whether the reference may be of other sizes."""
+    judge: Judge | None = None
+    """A server that answers questions about images; None asks none."""
 
     def opened(self) -> Opened:
         """UserError for folders without images and for networks that are not here."""
@@ -54,7 +58,9 @@ class Against:
             folder = open_folder(self.training, least=2)
             training = Training(folder, len(folder), folder.path.name)
         extractors = [load_extractor(name) for name in dict.fromkeys(self.features)]
-        return Opened(reference, training, extractors, self.any_size)
+        if self.judge is not None:
+            self.judge.asking().close()  # known before anything is drawn
+        return Opened(reference, training, extractors, self.any_size, self.judge)
 
 
 def of_folder(images: ImageFolder, opened: Opened) -> ImageSet:

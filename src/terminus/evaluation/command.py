@@ -15,11 +15,14 @@ from terminus.conditioning import Size
 from terminus.errors import UserError
 from terminus.evaluation import contrast, held_out, image_set, light, measure, memorised
 from terminus.evaluation.against import Against, Opened, of_model
+from terminus.evaluation.atoms import DEFINITION as ATOMS
+from terminus.evaluation.atoms import AskedPrompt, Atoms, Judge, measure_atoms, question_captions, read_questions
 from terminus.evaluation.captions import Captions, DrawnCaption, from_file
 from terminus.evaluation.distribution import measure as distances
 from terminus.evaluation.drawing import DrawnBefore, DrawnModel, Questions, draw_before, draw_model
 from terminus.evaluation.image_set import Measured
 from terminus.evaluation.light import light_prompts
+from terminus.evaluation.luminance import Images
 from terminus.evaluation.measure import Gallery
 from terminus.evaluation.metrics import Metrics, OwnCaptions, PromptSet, Sample, Timing, write_metrics
 from terminus.evaluation.parent import parent_of, subject
@@ -32,10 +35,11 @@ from terminus.evaluation.trained import TrainedOn, check_trained_on
 from terminus.model.components import load_components
 from terminus.model.record import load_record
 from terminus.model.weights import resolve
+from terminus.progress import Meter
 
 DEFINITIONS = {
     **contrast.DEFINITIONS, **light.DEFINITIONS, **image_set.DEFINITIONS, **distances.DEFINITIONS,
-    **memorised.DEFINITIONS,
+    **memorised.DEFINITIONS, "atoms": ATOMS,
 }  # fmt: skip
 
 
@@ -102,7 +106,9 @@ def judge(
     sized = replace(settings, sampling=replace(settings.sampling, size=Size(native, native)))
     prompts = build_prompts(native, settings.extreme_images, settings.color_images, settings.seed)
     light = light_prompts(native, settings.light_images, settings.seed)
-    questions = Questions(prompts, captions, light, sized, out / "drawn")
+    asked = read_questions() if opened.judge is not None else ()
+    shown = question_captions(asked, settings.seed)
+    questions = Questions(prompts, captions, light, sized, out / "drawn", shown)
     drawn = draw_model(components, subject(components, folder, model), questions, console)
     del components
     before = draw_before(parent, questions, console)
@@ -112,7 +118,8 @@ def judge(
     gallery = Gallery(prompts, captions, drawn.own, drawn.leaky, before.answers, real, data.trained is None)
     images = of_model(gallery, opened, data.trained, settings.seed)
     found = image_set.measure_set(images, opened.extractors, console, settings.seed)
-    metrics = _metrics(gallery, drawn, before, found, write_samples(gallery, out), start)
+    atoms = _atoms(asked, drawn.asked, opened.judge, console)
+    metrics = _metrics(gallery, drawn, before, found, atoms, write_samples(gallery, out), start)
     write_rows(model_rows(gallery, light, found), out)
     write_report(metrics, gallery, images, light, out)
     write_metrics(metrics, out / "metrics.json")
@@ -120,8 +127,9 @@ def judge(
 
 
 def _metrics(
-    gallery: Gallery, drawn: DrawnModel, before: DrawnBefore, found: Measured, samples: tuple[Sample, ...], start: float
-) -> Metrics:
+    gallery: Gallery, drawn: DrawnModel, before: DrawnBefore, found: Measured, atoms: Atoms | None,
+    samples: tuple[Sample, ...], start: float,
+) -> Metrics:  # fmt: skip
     return Metrics(
         model=drawn.subject,
         before=before.subject,
@@ -134,10 +142,20 @@ def _metrics(
         luminance=measure.image_luminance(gallery),
         alignment=measure.alignment(gallery, drawn.judge),
         image_set=found.metrics,
+        atoms=atoms,
         samples=samples,
         timing=Timing(time.monotonic() - start, drawn.seconds_per_image, runtime.environment().hardware),
         definitions=DEFINITIONS,
     )
+
+
+def _atoms(
+    asked: Sequence[AskedPrompt], images: Images | None, judge_of: Judge | None, console: Console
+) -> Atoms | None:
+    if judge_of is None or images is None:
+        return None
+    with Meter(console, "questions", sum(len(one.atoms) for one in asked)) as meter:
+        return measure_atoms(asked, list(images), judge_of, meter.advance)
 
 
 def _captions(settings: EvaluationSettings, data: Own) -> Captions | None:

@@ -13,8 +13,9 @@ from terminus import runtime
 from terminus.errors import UserError
 from terminus.evaluation.alignment import Judge
 from terminus.evaluation.captions import Captions, DrawnCaption
-from terminus.evaluation.draw import Generated, Sampler, answer, leaky, own
+from terminus.evaluation.draw import Generated, Sampler, answer, generate_images, leaky, own
 from terminus.evaluation.kept import Kept
+from terminus.evaluation.luminance import Images
 from terminus.evaluation.metrics import MeasuredModel, Sampling
 from terminus.evaluation.parent import Parent, subject
 from terminus.evaluation.prompts import EvaluationPrompt
@@ -36,6 +37,8 @@ class Questions:
     settings: EvaluationSettings
     folder: Path
     """Where images are kept as they are drawn."""
+    asked: Sequence[DrawnCaption] = ()
+    """Prompts whose images a judge is asked about: drawn by the model itself alone."""
 
     @property
     def images(self) -> int:
@@ -48,10 +51,21 @@ class Questions:
         compared = self.captions is not None and len(self.captions.images) > 0
         return self if compared else replace(self, captions=None)
 
+    def shown(self, components: Components, about: MeasuredModel, meter: Meter) -> Images | None:
+        """The images that a judge is asked about; None if there are none."""
+        if not self.asked:
+            return None
+        return generate_images(
+            components, self.asked, self.settings, own, meter.advance, self._kept(components, about, own)
+        )
+
+    def _kept(self, components: Components, about: MeasuredModel, sampler: Sampler) -> Kept:
+        return Kept(self.folder, f"{about.fingerprint} {components.record.schedule!r} {sampler.__name__}")
+
     def answered(self, components: Components, about: MeasuredModel, sampler: Sampler, meter: Meter) -> Generated:
         """The images of one set."""
         items = self.captions.items if self.captions else ()
-        kept = Kept(self.folder, f"{about.fingerprint} {components.record.schedule!r} {sampler.__name__}")
+        kept = self._kept(components, about, sampler)
         return answer(components, self.prompts, items, self.light, self.settings, sampler, meter.advance, kept)
 
 
@@ -65,6 +79,8 @@ class DrawnModel:
     leaky: Generated | None
     judge: Judge
     seconds_per_image: float
+    asked: Images | None = None
+    """Images of `Questions.asked`."""
 
 
 @dataclass(frozen=True)
@@ -80,15 +96,16 @@ def draw_model(components: Components, about: MeasuredModel, questions: Question
     """The model by its own schedule, and by a leaky one where that is another."""
     components = components.to(runtime.pick_device())
     controlled, missing = questions.controlled, no_control(components.record.schedule)
-    total = questions.images + (controlled.images if missing is None else 0)
+    total = questions.images + len(questions.asked) + (controlled.images if missing is None else 0)
     with Meter(console, "evaluate", total, unit="images") as meter:
         start = time.monotonic()
         images = questions.answered(components, about, own, meter)
         seconds = time.monotonic() - start
         control = controlled.answered(components, about, leaky, meter) if missing is None else None
+        asked = questions.shown(components, about, meter)
     sampling = _sampling(components, questions.settings, missing or CONTROL)
     judge = Judge(components.text_encoders, components.vision)
-    return DrawnModel(about, sampling, images, control, judge, seconds / questions.images)
+    return DrawnModel(about, sampling, images, control, judge, seconds / questions.images, asked)
 
 
 def draw_before(parent: Parent, questions: Questions, console: Console) -> DrawnBefore:

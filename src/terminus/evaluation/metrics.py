@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from terminus.evaluation.alignment import Alignment
+from terminus.evaluation.atoms import Atoms
 from terminus.evaluation.contrast import ContrastResult, HistogramDistance
 from terminus.evaluation.image_set import SetMetrics
 from terminus.evaluation.light import Light
@@ -163,6 +164,8 @@ class Metrics:
     alignment: AlignmentSets | None
     image_set: SetMetrics | None
     """The images of the captions, or of the probe where there are none: distances, captions, memorisation."""
+    atoms: Atoms | None
+    """Null where no judge was asked."""
     samples: tuple[Sample, ...]
     timing: Timing
     definitions: dict[str, str]

@@ -59,6 +59,8 @@ class Answer:
     """Of the question with its picture; 0 if unknown."""
     completion_tokens: int = 0
     """Of the answer; 0 if unknown."""
+    first_token: tuple[tuple[str, float], ...] = ()
+    """Likeliest first tokens with their log-probabilities; () where they were not asked for, or are not given."""
 
 
 def caption_of(answer: Answer, max_tokens: int) -> str | Dropped:

@@ -21,7 +21,7 @@ from typing import Any, cast
 import httpx2
 
 from terminus.data.captioning.answer import Answer
-from terminus.data.captioning.question import Failure, Question
+from terminus.data.captioning.question import Failure, ImageQuestion
 from terminus.data.captioning.settings import Captioner, Endpoint
 from terminus.errors import UserError
 
@@ -40,13 +40,21 @@ AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 """Statuses after which the same request may succeed."""
 
 
+SETTING = "data.captioner.model"
+"""Where a recipe names the server."""
+
+
 class EndpointAsking:
     """Connections to one server, driven by an event loop in a thread of its own: cancelled requests end at once."""
 
     batch = 1
 
-    def __init__(self, captioner: Captioner, endpoint: Endpoint, seed: int) -> None:
+    def __init__(
+        self, captioner: Captioner, endpoint: Endpoint, seed: int, where: str = SETTING, first_tokens: int = 0
+    ) -> None:
+        """`where` is what errors name; `first_tokens` asks for so many likeliest first tokens."""
         self.captioner, self.endpoint, self.seed = captioner, endpoint, seed
+        self.where, self.first_tokens = where, first_tokens
         self.at_once = endpoint.concurrency
         self._key = _key(endpoint)
         self._images = ThreadPoolExecutor(max(1, os.cpu_count() or 1), thread_name_prefix="images")
@@ -79,10 +87,10 @@ class EndpointAsking:
         if served and self.endpoint.model not in served:
             raise self._error(
                 f"the server has no model {self.endpoint.model!r}; it serves {', '.join(served[:10])}",
-                "Set data.captioner.model.model to one of these.",
+                f"Set {self.where}.model to one of these.",
             )
 
-    def submit(self, questions: Sequence[Question]) -> Future[list[Answer | Failure]]:
+    def submit(self, questions: Sequence[ImageQuestion]) -> Future[list[Answer | Failure]]:
         """One request, repeated with growing pauses while that may help."""
         return asyncio.run_coroutine_threadsafe(self._answers(questions), self._loop)
 
@@ -102,10 +110,10 @@ class EndpointAsking:
         await asyncio.gather(*others, return_exceptions=True)
         await self._client.aclose()
 
-    async def _answers(self, questions: Sequence[Question]) -> list[Answer | Failure]:
+    async def _answers(self, questions: Sequence[ImageQuestion]) -> list[Answer | Failure]:
         return [await self._ask(question) for question in questions]
 
-    async def _ask(self, question: Question) -> Answer | Failure:
+    async def _ask(self, question: ImageQuestion) -> Answer | Failure:
         # Images take the cores, in threads: the loop stays free for other requests.
         body = await self._loop.run_in_executor(self._images, self._request, question)
         failure = Failure("no connection")
@@ -133,7 +141,7 @@ class EndpointAsking:
                 await asyncio.sleep(min(LONGEST_WAIT, max(wait, pause)))
         return failure
 
-    def _request(self, question: Question) -> bytes:
+    def _request(self, question: ImageQuestion) -> bytes:
         image = base64.b64encode(question.jpeg()).decode()
         return json.dumps(
             {
@@ -151,6 +159,7 @@ class EndpointAsking:
                 "temperature": self.captioner.temperature,
                 "seed": self.seed,
                 "stream": False,
+                **({"logprobs": True, "top_logprobs": self.first_tokens} if self.first_tokens else {}),
             }
         ).encode()
 
@@ -177,7 +186,7 @@ class EndpointAsking:
             f"the server refuses us (HTTP {status}{self._explained(body)})",
             f"Put a valid key into the environment variable {key}."
             if key
-            else "Set data.captioner.model.key_env to the environment variable that holds the key.",
+            else f"Set {self.where}.key_env to the environment variable that holds the key.",
         )
 
     def _no_chat(self, status: int, body: bytes) -> UserError:
@@ -203,7 +212,7 @@ class EndpointAsking:
     def _error(self, what: str, fix: str) -> UserError:
         return UserError(
             what,
-            where=f"data.captioner.model.url ({self.endpoint.url})",
+            where=f"{self.where}.url ({self.endpoint.url})",
             rule="Captions are asked of a server that speaks OpenAI's chat-completions protocol",
             fix=fix,
         )
@@ -245,7 +254,21 @@ def _answer(body: bytes) -> Answer | Failure:
         model=_clip(str(_item(content, "model") or "")),
         prompt_tokens=_number(_item(usage, "prompt_tokens")),
         completion_tokens=_number(_item(usage, "completion_tokens")),
+        first_token=_first_token(_item(first, "logprobs")),
     )
+
+
+def _first_token(logprobs: object) -> tuple[tuple[str, float], ...]:
+    """Tokens and log-probabilities of an answer's first place."""
+    places = _item(logprobs, "content")
+    first = cast("list[object]", places)[0] if isinstance(places, list) and places else None
+    tops = _item(first, "top_logprobs")
+    found: list[tuple[str, float]] = []
+    for top in cast("list[object]", tops) if isinstance(tops, list) else ():
+        token, value = _item(top, "token"), _item(top, "logprob")
+        if isinstance(token, str) and isinstance(value, int | float) and not isinstance(value, bool):
+            found.append((token, float(value)))
+    return tuple(found)
 
 
 def _texts(content: object) -> Iterator[str]:

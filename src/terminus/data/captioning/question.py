@@ -58,6 +58,18 @@ class Question:
         return file.getvalue()
 
 
+@runtime_checkable
+class ImageQuestion(Protocol):
+    """What a server is sent: an image, and what is asked about it."""
+
+    @property
+    def prompt(self) -> str: ...
+
+    def jpeg(self) -> bytes:
+        """The image as a JPEG file."""
+        ...
+
+
 @dataclass(frozen=True)
 class Failure:
     """No answer came. Nothing is recorded, so that the next run asks again."""
