@@ -176,7 +176,7 @@ def test_light_is_asked_of_the_same_subjects_and_measured_on_whole_images():
 
 
 def test_a_killed_evaluation_draws_nothing_twice(random_nano: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    few = replace(SMALL, extreme_images=2, light_images=1)
+    few = replace(SMALL, extreme_images=2, light_images=1, inpainted_images=0)
     first = evaluate(str(random_nano), tmp_path, few, QUIET).read_text(encoding="utf-8")
     kept = sorted((tmp_path / "drawn").glob("*.png"))
     kept[0].write_bytes(kept[0].read_bytes()[:50])

@@ -13,7 +13,7 @@ from rich.console import Console
 from terminus import runtime
 from terminus.conditioning import Size
 from terminus.errors import UserError
-from terminus.evaluation import contrast, held_out, image_set, light, measure, memorised
+from terminus.evaluation import contrast, held_out, image_set, inpainting, light, measure, memorised
 from terminus.evaluation.against import Against, Opened, of_model
 from terminus.evaluation.atoms import DEFINITION as ATOMS
 from terminus.evaluation.atoms import AskedPrompt, Atoms, Judge, measure_atoms, question_captions, read_questions
@@ -21,6 +21,7 @@ from terminus.evaluation.captions import Captions, DrawnCaption, from_file
 from terminus.evaluation.distribution import measure as distances
 from terminus.evaluation.drawing import DrawnBefore, DrawnModel, Questions, draw_before, draw_model
 from terminus.evaluation.image_set import Measured
+from terminus.evaluation.inpainting import measure_inpainting
 from terminus.evaluation.light import light_prompts
 from terminus.evaluation.luminance import Images
 from terminus.evaluation.measure import Gallery
@@ -38,8 +39,8 @@ from terminus.model.weights import resolve
 from terminus.progress import Meter
 
 DEFINITIONS = {
-    **contrast.DEFINITIONS, **light.DEFINITIONS, **image_set.DEFINITIONS, **distances.DEFINITIONS,
-    **memorised.DEFINITIONS, "atoms": ATOMS,
+    **contrast.DEFINITIONS, **light.DEFINITIONS, **inpainting.DEFINITIONS, **image_set.DEFINITIONS,
+    **distances.DEFINITIONS, **memorised.DEFINITIONS, "atoms": ATOMS,
 }  # fmt: skip
 
 
@@ -142,6 +143,7 @@ def _metrics(
         luminance=measure.image_luminance(gallery),
         alignment=measure.alignment(gallery, drawn.judge),
         image_set=found.metrics,
+        inpainting=None if drawn.inpainted is None else measure_inpainting(drawn.inpainted),
         atoms=atoms,
         samples=samples,
         timing=Timing(time.monotonic() - start, drawn.seconds_per_image, runtime.environment().hardware),

@@ -14,6 +14,7 @@ from terminus.errors import UserError
 from terminus.evaluation.alignment import Judge
 from terminus.evaluation.captions import Captions, DrawnCaption
 from terminus.evaluation.draw import Generated, Sampler, answer, generate_images, leaky, own
+from terminus.evaluation.inpainting import PAINTED, InpaintedImages, draw_inpainted
 from terminus.evaluation.kept import Kept
 from terminus.evaluation.luminance import Images
 from terminus.evaluation.metrics import MeasuredModel, Sampling
@@ -59,6 +60,25 @@ class Questions:
             components, self.asked, self.settings, own, meter.advance, self._kept(components, about, own)
         )
 
+    @property
+    def holes(self) -> int:
+        """Images that are painted into."""
+        return min(self.settings.inpainted_images, len(self.prompts))
+
+    def inpainted(
+        self, components: Components, about: MeasuredModel, drawn: Generated, meter: Meter
+    ) -> InpaintedImages | None:
+        """The model's own images of the probe with their holes painted."""
+        if not self.holes:
+            return None
+        kept = self._kept(components, about, own)
+        images, prompts = drawn.probe[: self.holes], self.prompts[: self.holes]
+
+        def place(way: str) -> Kept:
+            return replace(kept, who=f"{kept.who} {way}")
+
+        return draw_inpainted(components, images, prompts, self.settings.sampling, place, meter.advance)
+
     def _kept(self, components: Components, about: MeasuredModel, sampler: Sampler) -> Kept:
         return Kept(self.folder, f"{about.fingerprint} {components.record.schedule!r} {sampler.__name__}")
 
@@ -81,6 +101,8 @@ class DrawnModel:
     seconds_per_image: float
     asked: Images | None = None
     """Images of `Questions.asked`."""
+    inpainted: InpaintedImages | None = None
+    """Holes that it painted; None for a model that cannot, or where none were asked for."""
 
 
 @dataclass(frozen=True)
@@ -96,16 +118,22 @@ def draw_model(components: Components, about: MeasuredModel, questions: Question
     """The model by its own schedule, and by a leaky one where that is another."""
     components = components.to(runtime.pick_device())
     controlled, missing = questions.controlled, no_control(components.record.schedule)
-    total = questions.images + len(questions.asked) + (controlled.images if missing is None else 0)
+    total = (
+        questions.images
+        + len(questions.asked)
+        + PAINTED * questions.holes
+        + (controlled.images if missing is None else 0)
+    )
     with Meter(console, "evaluate", total, unit="images") as meter:
         start = time.monotonic()
         images = questions.answered(components, about, own, meter)
         seconds = time.monotonic() - start
         control = controlled.answered(components, about, leaky, meter) if missing is None else None
         asked = questions.shown(components, about, meter)
+        inpainted = questions.inpainted(components, about, images, meter)
     sampling = _sampling(components, questions.settings, missing or CONTROL)
     judge = Judge(components.text_encoders, components.vision)
-    return DrawnModel(about, sampling, images, control, judge, seconds / questions.images, asked)
+    return DrawnModel(about, sampling, images, control, judge, seconds / questions.images, asked, inpainted)
 
 
 def draw_before(parent: Parent, questions: Questions, console: Console) -> DrawnBefore:

@@ -11,6 +11,7 @@ from terminus.evaluation.alignment import Alignment
 from terminus.evaluation.atoms import Atoms
 from terminus.evaluation.contrast import ContrastResult, HistogramDistance
 from terminus.evaluation.image_set import SetMetrics
+from terminus.evaluation.inpainting import Inpainting
 from terminus.evaluation.light import Light
 
 FORMAT = 2
@@ -164,6 +165,8 @@ class Metrics:
     alignment: AlignmentSets | None
     image_set: SetMetrics | None
     """The images of the captions, or of the probe where there are none: distances, captions, memorisation."""
+    inpainting: Inpainting | None
+    """Null for a model that cannot inpaint."""
     atoms: Atoms | None
     """Null where no judge was asked."""
     samples: tuple[Sample, ...]

@@ -19,6 +19,8 @@ class EvaluationSettings:
     """Images that it asks for on each other background."""
     light_images: int = 16
     """Images that are asked to be dark, and as many to be bright."""
+    inpainted_images: int = 4
+    """Images of the probe in whose middle the model paints a hole, each in four ways."""
     seed: int = 0
     """Decides the captions and the probe's subjects, and is the first image's seed; the others count on."""
     batch: int = 32
@@ -29,12 +31,17 @@ class EvaluationSettings:
         """With `count` captions, and as many images of the probe on black and on white."""
         few = min(self.color_images, count)
         return replace(
-            self, captions=count, extreme_images=count, color_images=few, light_images=min(self.light_images, count)
+            self,
+            captions=count,
+            extreme_images=count,
+            color_images=few,
+            light_images=min(self.light_images, count),
+            inpainted_images=min(self.inpainted_images, count),
         )
 
 
 FULL = EvaluationSettings()
-QUICK = replace(FULL, sampling=replace(FULL.sampling, steps=16))
+QUICK = replace(FULL, inpainted_images=1, sampling=replace(FULL.sampling, steps=16))
 """As many images as `FULL` with fewer solver steps: for the demo."""
 
 
