@@ -1,7 +1,7 @@
 """Which images are kept: small pure functions, each of which knows one reason to drop.
 
 An image that passes returns None. Measures are taken on the whole upright image, before any crop. What can be
-decided from what the source says is decided in `claims`, before a file is read or downloaded.
+decided from what the source says is decided in `source_filters`, before a file is read or downloaded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from terminus.decode import HARD_PIXEL_LIMIT
 from terminus.images import Dropped
 
 Score = Literal["watermark", "unsafe", "aesthetic", "similarity"]
-"""What a source may say of an image as a number: a field of `record.Said`, a column of `images`."""
+"""What a source may say of an image as a number: a field of `record.SourceMetadata`, a column of `images`."""
 
 
 class Classifier(Config):

@@ -89,7 +89,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class TrainingEstimate:
-    """The training after preparation, planned by who knows it (`training.planning`)."""
+    """The training after preparation, planned by who knows it (`training.plan.planning`)."""
 
     stage: Stage
     factor: int

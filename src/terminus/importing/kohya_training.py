@@ -165,6 +165,8 @@ def _rate(draft: Draft, keys: Keys, size: meaning.GlobalBatch) -> None:
     if 0 < steps < 1:  # a share of the run
         total = of.value if of and isinstance(of.value, int) else 0
         images = int(steps * total)
+        if not total:
+            draft.leave(keys, "lr_warmup_steps", "a share of the run, whose length in images is not known here")
     else:
         images = int(steps) * size.images
     meaning.rate(draft, top, end, shape, Sourced(images, f"{warmup.origin}, as images"))

@@ -105,16 +105,14 @@ def start(draft: Draft, model: Sourced[str], path: str) -> None:
     else:
         draft.notes.append(
             "Prediction and schedule must agree with model.start, which says what it is (`terminus inspect`). To "
-            "turn an "
-            "epsilon model into velocity with zero terminal SNR, set model.convert_from: epsilon."
+            "turn an epsilon model into velocity with zero terminal SNR, set model.convert_from: epsilon."
         )
 
 
 def rate(
     draft: Draft, top: Sourced[float], end: Sourced[float] | None, shape: Sourced[str], warmup: Sourced[int]
 ) -> None:
-    """The learning rate; `end` where the trainer says it, `warmup` in images. The shape here is a cosine, or "
-    "constant."""
+    """The learning rate; `end` where the trainer says it, `warmup` in images. Its shape is a cosine, or constant."""
     # Half a cosine between two bounds; where these are equal it is constant.
     draft.set("training.learning_rate.max", top.value, top.origin)
     word = shape.value.lower()

@@ -201,7 +201,8 @@ def _drop(draft: Draft, tree: dict[str, Any], error: ValidationError) -> bool:
         # A source that is wrong cannot just be left out: training would go on without its images.
         if place[:2] == ["data", "sources"] and len(place) > 2:
             source = draft.sources[int(place[2])]
-            raise UserError(f"{source['name'].origin}: {problem['msg']}", where=draft.what)
+            name = source["name"]
+            raise UserError(f"{name.origin or f'source {name.value}'}: {problem['msg']}", where=draft.what)
         meant = ".".join(place)
         # The setting itself, or all of a choice that is wrong as a whole.
         below = [s for s in draft.settings if s == meant or s.startswith(f"{meant}.")]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -221,13 +222,9 @@ def _of_files(folder: Path, names: Sequence[str]) -> Stranger | None:
 
 
 def _names(folder: Path) -> list[str]:
-    """Names in a folder, sorted, without hidden ones; OSError as it comes."""
-    found: list[str] = []
+    """Names of a folder's first entries, sorted, without hidden ones; OSError as it comes."""
     with os.scandir(folder) as entries:
-        for entry in entries:
-            if not entry.name.startswith(".") and len(found) < _MOST_NAMES:
-                found.append(entry.name)
-    return sorted(found)
+        return sorted(entry.name for entry in islice(entries, _MOST_NAMES) if not entry.name.startswith("."))
 
 
 def _is_something(path: Path) -> bool:

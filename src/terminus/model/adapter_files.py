@@ -103,8 +103,7 @@ def _lasting_name(target: Target) -> str:
     """The module's name in files, whichever transformers is installed.
 
     transformers 5.6 took `text_model.` out of text encoder 1's own names, which all programs before it have and those
-    after it
-    still read.
+    after it still read.
     """
     if target.part == "unet" or target.module.startswith("text_model."):
         return target.module

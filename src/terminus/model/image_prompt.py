@@ -164,7 +164,7 @@ def encode_images(
 ) -> ImageFeatures:
     """Features of images prepared by `clip_pixels`. Without an image: zeros, or for Plus a black image's patches.
 
-    UserError when the text encoder's features are not of the width that the adapter was trained with.
+    UserError when the vision encoder's features are not of the width that the adapter was trained with.
     """
     pixels = pixels.to(next(vision.parameters()).device)
     with torch.no_grad():

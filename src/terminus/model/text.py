@@ -1,8 +1,7 @@
 """The two CLIP text encoders, read the way SDXL reads them.
 
 The context is the penultimate hidden state of both text encoders, side by side; the pooled vector is the second text
-encoder's
-projected end-of-text state. The unconditional input is the encoding of the empty caption, in training and in
+encoder's projected end-of-text state. The unconditional input is the encoding of the empty caption, in training and in
 sampling alike (`force_zeros_for_empty_prompt` is false in what we write).
 """
 

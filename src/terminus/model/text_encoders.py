@@ -77,9 +77,9 @@ def load_vision(folder: Path) -> CLIPVisionModelWithProjection:
     return load_text_encoder(CLIPVisionModelWithProjection, CLIPVisionConfig, folder)
 
 
-def save_vision(text_encoder: CLIPVisionModelWithProjection, folder: Path, dtype: torch.dtype) -> None:
+def save_vision(vision: CLIPVisionModelWithProjection, folder: Path, dtype: torch.dtype) -> None:
     """Writes the vision encoder, the image half of the contrastive pair."""
-    _save(text_encoder, folder, dtype)
+    _save(vision, folder, dtype)
 
 
 @dataclass(frozen=True)

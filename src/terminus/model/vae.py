@@ -41,7 +41,7 @@ class VAE:
         self.autoencoder = vae
         self.tiling = tiling or Tiling()
         self.device: torch.device | None = None
-        """Where it runs; None is where its weights are. (They may wait elsewhere for their turn: `model.running`.)"""
+        """Where it runs; None is where its weights are. (They may wait elsewhere for their turn: `model.execution`.)"""
 
     @property
     def factor(self) -> int:

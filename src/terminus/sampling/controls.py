@@ -188,7 +188,7 @@ def _vision(source: Path, components: Components) -> CLIPVisionModelWithProjecti
             "No vision encoder for this IP-Adapter",
             where=str(source),
             rule="It reads images through the CLIP vision encoder that it was trained with",
-            fix="Put that text encoder's folder beside the file, named image_encoder",
+            fix="Put that vision encoder's folder beside the file, named image_encoder",
         )
     return components.vision
 

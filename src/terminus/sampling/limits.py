@@ -24,7 +24,7 @@ SPACING_NAMES = ("trailing", "karras", "exponential", "beta")
 FILL_NAMES = ("surroundings", "original", "grey")
 """The names in `masks.FILLS`, in its order."""
 CONTROL_KINDS = ("controlnet", "t2i", "ip")
-"""The names in `control_inputs.KINDS`, in its order."""
+"""The names in `controls.KINDS`, in its order."""
 HIRES_STRENGTH = 0.5
 """Strength of a second pass that names none."""
 _GUIDANCE = 100.0

@@ -94,7 +94,7 @@ def check_given(generation: GenerationMetadata, image: ImageSource | None, mask:
 
 
 def compare(generation: GenerationMetadata, found: Mapping[str, Any]) -> None:
-    """UserError if what was `found`, fields of `Origin`, is not what the image was drawn with."""
+    """UserError if what was `found`, fields of `GenerationMetadata`, is not what the image was drawn with."""
     # The same metadata with what is here: where they differ, something else was given.
     here = replace(generation, **found)
     other = [name for field, name in _CALLED.items() if _told(here, field) != _told(generation, field)]

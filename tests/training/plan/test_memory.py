@@ -329,7 +329,9 @@ def test_a_single_file_is_the_same_networks_as_its_folder(random_nano: Path, tmp
 @pytest.mark.parametrize(
     ("name", "key"),
     [("h100", "h100"), ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA A100-SXM4-80GB", "a100"),
-     ("NVIDIA A100-SXM4-40GB", "a100-40"), ("NVIDIA GeForce RTX 4090", "4090"), ("NVIDIA L40S", "l40s")],
+     ("NVIDIA A100-SXM4-40GB", "a100-40"), ("NVIDIA GeForce RTX 4090", "4090"), ("NVIDIA L40S", "l40s"),
+     ("NVIDIA H100 PCIe", "h100-pcie"), ("NVIDIA H100 NVL", "h100-nvl"), ("NVIDIA A100 80GB PCIe", "a100-pcie"),
+     ("NVIDIA A100-PCIE-40GB", "a100-40-pcie")],
 )  # fmt: skip
 def test_a_gpu_is_found_by_what_its_driver_calls_it(name: str, key: str):
     assert find_gpu(name) is GPUS[key]

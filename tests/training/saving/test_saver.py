@@ -165,20 +165,37 @@ def test_room_for_all_checkpoints_is_asked_for_before_the_first_step(small_disk:
     require_checkpoint_room(folder, 3 * MB, keep=2, saves=9)
 
 
-def test_the_log_goes_on_when_there_is_room_and_no_line_is_torn(small_disk: Path):
-    def row(step: int) -> LogRow:
-        return LogRow(step, 4 * step, 0, 0.5, 0.5, 1e-3, 0.1, {f"{i:03d}-band": 1 / 3 for i in range(40)}, 1.0, 4.0)
+def a_row(step: int) -> LogRow:
+    """About 1 KB: the first to meet a full disk ends in the middle of a page that is there already."""
+    return LogRow(step, 4 * step, 0, 0.5, 0.5, 1e-3, 0.1, {f"{i:03d}-band": 1 / 3 for i in range(40)}, 1.0, 4.0)
 
+
+def test_the_log_goes_on_when_there_is_room_and_no_line_is_torn(small_disk: Path):
     with Journal(small_disk, 0) as journal:
-        journal.write(row(1))
+        journal.write(a_row(1))
         filler = fill(small_disk)
-        for step in range(2, 12):  # about 1 KB each: the first end in the middle of a page that is there already
-            journal.write(row(step))
+        for step in range(2, 12):
+            journal.write(a_row(step))
         with pytest.raises(DiskFull):
             journal.sync()
         filler.unlink()
-        journal.write(row(12))
+        journal.write(a_row(12))
     assert [one["step"] for one in read_journal(small_disk / "log.jsonl")] == list(range(1, 13))
+
+
+def test_rows_that_wait_for_room_are_undone_like_those_that_are_written(small_disk: Path):
+    """The first of them may be on the disk in part: it is one row afterwards, and whole."""
+    with Journal(small_disk, 0) as journal:
+        journal.write(a_row(1))
+        filler = fill(small_disk)
+        for step in range(2, 12):
+            journal.write(a_row(step))
+        filler.unlink()
+        journal.undo(5, 1)
+        journal.write(a_row(12))
+    rows = list(read_journal(small_disk / "log.jsonl"))
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert [row["step"] for row in rows if row.get("undone") == 1] == list(range(6, 12))
 
 
 class Failing:

@@ -37,7 +37,7 @@ FACTS: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "licence": ("LICENSE", "LICENCE"),
     "tags": ("tags",),
 })  # fmt: skip
-"""The roles of what `said`, `checksum` and `Row.licence` read, and the names that they go by, the best first."""
+"""The roles of the columns that are read, and the names that they go by, the best first."""
 
 NSFW: Mapping[str, float] = MappingProxyType({"unlikely": 0.0, "unsure": 0.5, "nsfw": 1.0})
 """LAION-400M's words as probabilities; they count where there is no `punsafe`."""

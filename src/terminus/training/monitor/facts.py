@@ -47,7 +47,7 @@ class RunFacts:
     undone_steps: int
     """Of these, the ones that were undone by going back to a checkpoint."""
     damaged_rows: int
-    """_Rows of the store that were not what had been written; others took their places."""
+    """Rows of the store that were not what had been written; others took their places."""
     train_rows: int
     validation_rows: int
     data_version: int
@@ -123,7 +123,7 @@ def write_facts(folder: Path, recipe: Recipe, parts: TrainingSetup, position: Ru
 
 
 _Rows = Sequence[Mapping[str, object]]
-"""_Rows of the log, as `read_journal` gives them."""
+"""Rows of the log, as `read_journal` gives them."""
 
 
 def _validation(rows: _Rows) -> tuple[dict[str, float] | None, dict[str, float] | None]:

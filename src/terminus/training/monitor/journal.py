@@ -117,9 +117,17 @@ class Journal:
 
     def undo(self, after: int, number: int) -> None:
         """Marks the rows after a step as undone by the run's `number`-th return to a checkpoint."""
+
+        def mark(row: dict[str, object]) -> dict[str, object]:
+            return row | {"undone": number} if cast(int, row["step"]) > after else row
+
         with writing("The log", self.path), self._lock:
             self._file.close()
-            _rewrite(self.path, lambda row: row | {"undone": number} if cast(int, row["step"]) > after else row)
+            # Rows that a full disk has not taken yet, the first of them perhaps in part.
+            waiting = self.path.read_bytes().rpartition(b"\n")[2] + self._pending
+            _rewrite(self.path, mark)
+            lines = [json.dumps(mark(json.loads(line))) + "\n" for line in waiting.splitlines()]
+            self._pending[:] = "".join(lines).encode()
             self._file = self.path.open("ab", buffering=0)
 
     def image(self, name: str, pixels: torch.Tensor, step: int) -> None:

@@ -165,9 +165,9 @@ def _validation(history: History, width: int, blocks: str) -> Text:
 
 def _entry(label: str, value: str, curve: Curve, width: int, blocks: str, note: str, low: float | None = None) -> Text:
     """label, value, curve, note; the note's column is as wide on every line."""
-    # Label and value take 22 columns; the note and then the curve share the rest.
-    room = max(0, min(32, width - 22) if width < 66 else 28)
-    points = max(0, width - 22 - room)
+    # Label, value and the spaces take 23 columns; the note and then the curve share the rest.
+    room = max(0, min(32, width - 23) if width < 66 else 28)
+    points = max(0, width - 23 - room)
     drawn = spark(curve.points(points), blocks, low) if points >= 8 else ""
     return Text.assemble(
         (f"{label:<11}", "dim"), (f"{value:>9}", "bold"), "  ", (f"{drawn:<{points}}", "cyan"), " ", (note, "dim"),

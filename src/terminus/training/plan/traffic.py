@@ -40,7 +40,7 @@ class Network:
 
     shapes: tuple[tuple[int, ...], ...]
     block: int
-    """Numbers in its largest block, of those that FSDP gathers one by one (`speed.BLOCKS`)."""
+    """Numbers in its largest block, of those that FSDP gathers one by one (`networks.execution.BLOCKS`)."""
     rest: int
     """Numbers outside of all blocks, which FSDP keeps gathered while the network computes."""
 
