@@ -17,6 +17,8 @@ from terminus.evaluation import contrast, held_out, image_set, inpainting, light
 from terminus.evaluation.against import Against, Opened, of_model
 from terminus.evaluation.atoms import DEFINITION as ATOMS
 from terminus.evaluation.atoms import AskedPrompt, Atoms, Judge, measure_atoms, question_captions, read_questions
+from terminus.evaluation.bands import DEFINITION as BANDS
+from terminus.evaluation.bands import BandError, compare_bands
 from terminus.evaluation.captions import Captions, DrawnCaption, from_file
 from terminus.evaluation.distribution import measure as distances
 from terminus.evaluation.drawing import DrawnBefore, DrawnModel, Questions, draw_before, draw_model
@@ -40,7 +42,7 @@ from terminus.progress import Meter
 
 DEFINITIONS = {
     **contrast.DEFINITIONS, **light.DEFINITIONS, **inpainting.DEFINITIONS, **image_set.DEFINITIONS,
-    **distances.DEFINITIONS, **memorised.DEFINITIONS, "atoms": ATOMS,
+    **distances.DEFINITIONS, **memorised.DEFINITIONS, "atoms": ATOMS, "held-out error": BANDS,
 }  # fmt: skip
 
 
@@ -144,11 +146,16 @@ def _metrics(
         alignment=measure.alignment(gallery, drawn.judge),
         image_set=found.metrics,
         inpainting=None if drawn.inpainted is None else measure_inpainting(drawn.inpainted),
+        bands=_bands(drawn, before),
         atoms=atoms,
         samples=samples,
         timing=Timing(time.monotonic() - start, drawn.seconds_per_image, runtime.environment().hardware),
         definitions=DEFINITIONS,
     )
+
+
+def _bands(drawn: DrawnModel, before: DrawnBefore) -> tuple[BandError, ...]:
+    return () if drawn.errors is None else compare_bands(drawn.timesteps, drawn.errors, before.errors)
 
 
 def _atoms(

@@ -12,6 +12,7 @@ from rich.console import Console
 from terminus import runtime
 from terminus.errors import UserError
 from terminus.evaluation.alignment import Judge
+from terminus.evaluation.bands import Errors, band_errors, has_bands
 from terminus.evaluation.captions import Captions, DrawnCaption
 from terminus.evaluation.draw import Generated, Sampler, answer, generate_images, leaky, own
 from terminus.evaluation.inpainting import PAINTED, InpaintedImages, draw_inpainted
@@ -79,6 +80,13 @@ class Questions:
 
         return draw_inpainted(components, images, prompts, self.settings.sampling, place, meter.advance)
 
+    def errors(self, components: Components, console: Console) -> Errors | None:
+        """On the held-out images, by timestep; None without any."""
+        if self.captions is None or not has_bands(self.captions):
+            return None
+        with Meter(console, "held-out error", len(self.captions.items), unit="images") as meter:
+            return band_errors(components, self.captions, self.settings.sampling, meter.advance)
+
     def _kept(self, components: Components, about: MeasuredModel, sampler: Sampler) -> Kept:
         return Kept(self.folder, f"{about.fingerprint} {components.record.schedule!r} {sampler.__name__}")
 
@@ -103,6 +111,10 @@ class DrawnModel:
     """Images of `Questions.asked`."""
     inpainted: InpaintedImages | None = None
     """Holes that it painted; None for a model that cannot, or where none were asked for."""
+    errors: Errors | None = None
+    """On the held-out images; None without any."""
+    timesteps: int = 1000
+    """T of its schedule."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +124,8 @@ class DrawnBefore:
     subject: MeasuredModel | None = None
     answers: Generated | None = None
     missing: str | None = None
+    errors: Errors | None = None
+    """On the held-out images; None without any."""
 
 
 def draw_model(components: Components, about: MeasuredModel, questions: Questions, console: Console) -> DrawnModel:
@@ -131,9 +145,21 @@ def draw_model(components: Components, about: MeasuredModel, questions: Question
         control = controlled.answered(components, about, leaky, meter) if missing is None else None
         asked = questions.shown(components, about, meter)
         inpainted = questions.inpainted(components, about, images, meter)
+    errors = questions.errors(components, console)
     sampling = _sampling(components, questions.settings, missing or CONTROL)
     judge = Judge(components.text_encoders, components.vision)
-    return DrawnModel(about, sampling, images, control, judge, seconds / questions.images, asked, inpainted)
+    return DrawnModel(
+        about,
+        sampling,
+        images,
+        control,
+        judge,
+        seconds / questions.images,
+        asked,
+        inpainted,
+        errors,
+        components.record.schedule.timesteps,
+    )
 
 
 def draw_before(parent: Parent, questions: Questions, console: Console) -> DrawnBefore:
@@ -145,7 +171,8 @@ def draw_before(parent: Parent, questions: Questions, console: Console) -> Drawn
         about = subject(components, parent.folder, parent.name)
         components = components.to(runtime.pick_device())
         with Meter(console, "evaluate before", questions.images, unit="images") as meter:
-            return DrawnBefore(about, questions.answered(components, about, own, meter))
+            answers = questions.answered(components, about, own, meter)
+        return DrawnBefore(about, answers, None, questions.errors(components, console))
     except UserError as error:
         return DrawnBefore(missing=f"the model that training began from cannot be drawn with ({error.what})")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from terminus.evaluation.alignment import Alignment
 from terminus.evaluation.atoms import Atoms
+from terminus.evaluation.bands import BandError
 from terminus.evaluation.contrast import ContrastResult, HistogramDistance
 from terminus.evaluation.image_set import SetMetrics
 from terminus.evaluation.inpainting import Inpainting
@@ -165,6 +166,8 @@ class Metrics:
     alignment: AlignmentSets | None
     image_set: SetMetrics | None
     """The images of the captions, or of the probe where there are none: distances, captions, memorisation."""
+    bands: tuple[BandError, ...]
+    """Held-out error by timestep; empty without held-out images."""
     inpainting: Inpainting | None
     """Null for a model that cannot inpaint."""
     atoms: Atoms | None
