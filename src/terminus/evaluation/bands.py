@@ -30,7 +30,7 @@ from terminus.sampling.tasks import latents
 BANDS = 10
 DEFINITION = (
     "mean squared error of the velocity that a prediction implies, with the caption and without guidance, at the "
-    "middle of each tenth of the timesteps and at the last one; the same noise for every model, `difference` is of pairs"
+    "middle of each tenth of the timesteps and at the last one; the same noise for all, `difference` is of pairs"
 )
 Errors = Float[np.ndarray, "_ _"]
 """[image, timestep]."""
