@@ -12,20 +12,8 @@ import re
 from typing import NamedTuple
 
 from terminus.sampling.generation_metadata import GenerationMetadata, version
+from terminus.sampling.names import SAMPLERS, SPACINGS
 
-SAMPLERS = {
-    "euler": "Euler",
-    "euler_ancestral": "Euler a",
-    "ddim": "DDIM",
-    "dpmpp_2m": "DPM++ 2M",
-    "dpmpp_2m_sde": "DPM++ 2M SDE",
-    "unipc": "UniPC",
-    "lcm": "LCM",
-    "tcd": "TCD",
-}
-"""Solvers by the names that others know."""
-SPACINGS = {"trailing": "SGM Uniform", "karras": "Karras", "exponential": "Exponential", "beta": "Beta"}
-"""Timestep spacings by the names that others know."""
 _FILLS = {"surroundings": "fill", "grey": "latent nothing"}
 _NEGATIVE = "Negative prompt:"
 _LONGEST_LINE = 1 << 16

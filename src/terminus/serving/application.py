@@ -18,10 +18,13 @@ from starlette.types import ASGIApp
 from terminus.errors import UserError
 from terminus.serving import errors, pages
 from terminus.serving.errors import Refusal
-from terminus.serving.interfaces import comparisons, grids, images, models, native, runs
+from terminus.serving.interfaces import a1111, comparisons, grids, images, models, native, openai, runs
 from terminus.serving.security import Door
 from terminus.serving.service import ClientGone, Service
 
+_ROUTERS = (
+    native.router, native.api, images.api, models.api, grids.api, comparisons.api, runs.api, openai.api, a1111.api,
+)  # fmt: skip
 log = logging.getLogger("terminus")
 
 
@@ -43,7 +46,7 @@ def application(service: Service) -> ASGIApp:
         lifespan=lifespan,
     )
     app.state.service = service
-    for router in (native.router, native.api, images.api, models.api, grids.api, comparisons.api, runs.api):
+    for router in _ROUTERS:
         app.include_router(router)
     pages.mount(app)
     _handlers(app)

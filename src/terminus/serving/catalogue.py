@@ -6,7 +6,6 @@ Ids are names, never paths: nothing that a client says is looked up in the file 
 from __future__ import annotations
 
 import asyncio
-import importlib
 import json
 import re
 from collections.abc import Iterable
@@ -15,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from terminus.errors import UserError
-from terminus.model.naming import SHIPPED, at_home, find_local, parse_hub_id
+from terminus.model.naming import SHIPPED, at_home, find_local
+from terminus.serving import reading_tasks
 from terminus.serving.errors import not_found, parts
 from terminus.serving.reader import Reader
 from terminus.serving.state import State
@@ -121,7 +121,7 @@ class Catalogue:
             entry.finding = json.loads(row["finding"])
             return
         try:
-            entry.finding = await self._reader.ask(_inspect, entry.name)
+            entry.finding = await self._reader.ask(reading_tasks.inspect, entry.name)
         except UserError as error:
             entry.problem = parts(error)
             return
@@ -135,11 +135,6 @@ class Catalogue:
         places = [path / "thumbnail.png", path / "samples.png"] if path.is_dir() else []
         places += [path.with_suffix(ending) for ending in _THUMBNAILS] if path.is_file() else []
         return next((place for place in places if place.is_file()), None)
-
-
-def _inspect(name: str) -> dict[str, Any]:
-    """In the reader's process, where what inspects is imported."""
-    return importlib.import_module("terminus.serving.reading_work").inspect(name)
 
 
 def _title(path: Path) -> str:
@@ -167,8 +162,3 @@ def _stamp(path: Path) -> str:
     files = [path] if path.is_file() else sorted(path.rglob("*"))
     facts = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
     return f"{len(facts)}:{sum(size for size, _ in facts)}:{max((at for _, at in facts), default=0)}"
-
-
-def is_remote(name: str) -> bool:
-    """Whether a name is a hub id."""
-    return find_local(name) is None and parse_hub_id(name) is not None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import socket
 from pathlib import Path
 from types import FrameType
@@ -77,7 +76,7 @@ class _Server(uvicorn.Server):
         """The first signal drains, a second one ends at once."""
         if self._loop is None or self._draining is not None or self._service.engine.draining:
             self._service.events.close()
-            super().handle_exit(sig, frame)
+            self.should_exit = self.force_exit = True
             return
         self._loop.call_soon_threadsafe(self._drain, sig)
 
@@ -91,7 +90,7 @@ class _Server(uvicorn.Server):
         if running or waiting:
             log.warning("stopping: %d jobs are finished first; %d wait for the next start", running, waiting)
         await self._service.engine.drain(self._service.options.drain_seconds)
-        super().handle_exit(signal.SIGTERM, None)
+        self.should_exit = True  # not uvicorn's own way, which would raise the signal again at its end
 
 
 def checked_root(path: str) -> str:

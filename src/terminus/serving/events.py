@@ -86,12 +86,16 @@ class Events:
         self._histories: dict[str, list[Event]] = {}
         self._of_job: dict[str, set[Listener]] = {}
         self._of_user: dict[str, set[Listener]] = {}
+        self._previews: dict[str, bytes] = {}
+        """The first image's newest preview, by job."""
         self._number = 0
 
     def publish(self, user: str, job: str, name: str, data: dict[str, Any], previews: Iterable[bytes] = ()) -> None:
         """Tells one event."""
         self._number += 1
         event = Event(self._number, job, name, data, tuple(previews))
+        if event.previews:
+            self._previews[job] = event.previews[0]
         history = self._histories.setdefault(job, [])
         if history and history[-1].name == name == "step":
             history.pop()
@@ -103,10 +107,18 @@ class Events:
     def forget(self, job: str) -> None:
         """Lets go of a job's history."""
         self._histories.pop(job, None)
+        self._previews.pop(job, None)
 
     def told(self, job: str) -> bool:
         """Whether a job has a history here."""
         return job in self._histories
+
+    def last_step(self, job: str) -> tuple[float, bytes | None]:
+        """How far a job is, 0..1, and its newest preview."""
+        steps = [event for event in self._histories.get(job, ()) if event.name == "step"]
+        if not steps:
+            return 0.0, None
+        return float(steps[-1].data["done"]), self._previews.get(job)
 
     def watched(self, job: str) -> bool:
         """Whether somebody listens to this job."""

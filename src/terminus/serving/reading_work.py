@@ -22,6 +22,7 @@ from terminus.model.text_encoders import load_tokenizer
 from terminus.model.weights import resolve
 from terminus.sampling import prompts
 from terminus.sampling.files import read_file
+from terminus.sampling.metadata import encode_image, mark
 from terminus.sampling.reading import OURS, PARAMETERS, ImageFacts, read_bytes
 from terminus.serving.limits import LIMITS
 from terminus.serving.recall import Recalled, recalled
@@ -140,6 +141,27 @@ def legend_sheet(cells: list[Path | None], columns: list[str], rows: list[str]) 
     captions = [column for _ in range(max(1, len(rows))) for column in columns]
     page = sheet(shown, captions, len(columns), row_titles=rows)
     return _png(page)
+
+
+def enlarge(path: Path, factor: float) -> bytes:
+    """A PNG with sides `factor` times as long (LANCZOS)."""
+    with Image.open(path, formats=("PNG",)) as image:
+        size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+        return _png(image.convert("RGB").resize(size, Image.Resampling.LANCZOS))
+
+
+def encode(path: Path, kind: str, quality: int | None) -> bytes:
+    """A file of the gallery as "jpeg" or "webp", which says of itself what the file does."""
+    with Image.open(path, formats=("PNG",)) as image:
+        image.load()
+        if quality is None:
+            return encode_image(image, "JPEG" if kind == "jpeg" else "WEBP")
+        file = io.BytesIO()
+        marked = Image.frombytes("RGB", image.size, image.convert("RGB").tobytes())
+        marked.info.update(image.info)
+        mark(marked)
+        marked.save(file, kind.upper(), quality=max(1, quality))
+        return file.getvalue()
 
 
 def _png(image: Image.Image) -> bytes:

@@ -9,8 +9,8 @@ from typing import Any
 
 from terminus.errors import UserError
 from terminus.sampling.generation_metadata import GenerationMetadata
-from terminus.sampling.infotext import SAMPLERS, SPACINGS
 from terminus.sampling.limits import SEEDS
+from terminus.sampling.names import solver_of, spacing_of
 from terminus.sampling.reading import ImageFacts, settings_of
 from terminus.serving.limits import LIMITS
 
@@ -31,6 +31,8 @@ class Recalled:
     """Name, hash and weight of each."""
     notes: tuple[str, ...] = ()
     """What could not be taken over."""
+    settings: Mapping[str, str] = field(default_factory=dict[str, str])
+    """All settings by A1111's names."""
     text: str = ""
     """A1111's text, or what the file has in its place."""
 
@@ -51,7 +53,7 @@ def recalled(facts: ImageFacts) -> Recalled:
         request |= {"prompt": facts.prompt[: LIMITS.prompt], "negative": facts.negative[: LIMITS.prompt]}
     return Recalled(
         facts.kind, request, facts.settings.get("Model", ""), facts.settings.get("Model hash", ""),
-        notes=tuple(notes), text=text,
+        notes=tuple(notes), settings=facts.settings, text=text,
     )  # fmt: skip
 
 
@@ -64,7 +66,7 @@ def _ours(generation: GenerationMetadata, facts: ImageFacts, text: str) -> Recal
         notes.append("Its control images are only named by their hashes; give them again")
     adapters = tuple((one.name, one.sha256, one.weight) for one in generation.adapters)
     return Recalled(
-        "terminus", request, generation.model, generation.model_hash, adapters, tuple(notes), text
+        "terminus", request, generation.model, generation.model_hash, adapters, tuple(notes), facts.settings, text
     )  # fmt: skip
 
 
@@ -122,28 +124,6 @@ def _foreign(settings: Mapping[str, str], notes: list[str]) -> dict[str, Any]:
     if size := re.fullmatch(r"(\d{1,5})x(\d{1,5})", settings.get("Size", "")):
         request |= {"width": int(size[1]), "height": int(size[2])}
     return request
-
-
-def solver_of(name: str) -> str | None:
-    """Our solver of A1111's or ComfyUI's name; None where there is none."""
-    plain = _plain(name)
-    table = {_plain(theirs): ours for ours, theirs in SAMPLERS.items()} | {ours: ours for ours in SAMPLERS}
-    table |= {_plain(ours): ours for ours in SAMPLERS}
-    for suffix in ("karras", "exponential", "sgmuniform", "beta"):
-        plain = plain.removesuffix(suffix)
-    return table.get(plain)
-
-
-def spacing_of(name: str) -> str | None:
-    """Our spacing of A1111's name; None where there is none."""
-    plain = _plain(name)
-    if plain in ("automatic", "normal", "simple", "uniform", "sgmuniform"):
-        return "trailing"
-    return {_plain(theirs): ours for ours, theirs in SPACINGS.items()}.get(plain)
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower().replace("++", "pp"))
 
 
 def _whole(low: int, high: int) -> Callable[[str], int | None]:

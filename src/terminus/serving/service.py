@@ -17,7 +17,8 @@ from pydantic import ValidationError
 from starlette.requests import Request
 
 from terminus.errors import UserError
-from terminus.sampling.limits import SEEDS
+from terminus.sampling.limits import SEEDS, check_factor
+from terminus.serving import reading_tasks
 from terminus.serving.catalogue import Catalogue, Entry
 from terminus.serving.engine import Engine
 from terminus.serving.errors import Refusal, not_found
@@ -78,6 +79,8 @@ class Service:
         self.monitor = Monitor(options.runs)
         self.events = Events()
         self.engine = Engine(Ledger(self.state), self.gallery, self.events, options.limits, self.order_of)
+        self.chosen_models: dict[str, str] = {}
+        """By user: what an A1111 client has chosen."""
         self._chores: list[asyncio.Task[None]] = []
         self.started = time.time()
 
@@ -101,11 +104,21 @@ class Service:
                 adapters.append({"id": key, "weight": weight})
         request = {**({"model": model} if model else {}), **recalled.request, "adapters": adapters}
         return {"source": recalled.source, "request": request, "model": recalled.model, "text": recalled.text,
-                "notes": notes}  # fmt: skip
+                "settings": dict(recalled.settings), "notes": notes}  # fmt: skip
 
     async def read_settings(self, data: bytes) -> dict[str, Any]:
         """The settings in a stranger's image, as a request."""
-        return await self.as_request(await self.reader.ask(_read_settings, data))
+        return await self.as_request(await self.reader.ask(reading_tasks.read_settings, data))
+
+    async def enlarge(self, user: str, key: str, factor: float) -> bytes:
+        """An image stretched (LANCZOS), as PNG."""
+        check_factor(factor)
+        self._check_enlarged(self.image_size(user, key), factor)
+        return await self.reader.ask(reading_tasks.enlarge, self.image(user, key), factor)
+
+    async def encode(self, path: Path, kind: str, quality: int | None) -> bytes:
+        """An image's file as JPEG or WebP, which says of itself what the file does."""
+        return await self.reader.ask(reading_tasks.encode, path, kind, quality)
 
     async def draw_again(self, user: str, key: str) -> Job:
         """A job that draws an image once more, from its own metadata."""
@@ -121,7 +134,7 @@ class Service:
 
     async def read_prompt(self, model: str, prompt: str) -> dict[str, Any]:
         """Tokens by chunk, and the spans that a page colours."""
-        counted = await self.reader.ask(_count_tokens, self.catalogue.entry(model).name, prompt)
+        counted = await self.reader.ask(reading_tasks.count_tokens, self.catalogue.entry(model).name, prompt)
         return {**counted, "spans": spans(prompt)}
 
     def start(self) -> None:
@@ -291,7 +304,7 @@ class Service:
         """Takes images into the index that lie in the folder and are not in it."""
         for user, path in self.gallery.strangers():
             try:
-                facts = await self.reader.ask(_read_image, path)
+                facts = await self.reader.ask(reading_tasks.read_image, path)
             except UserError as error:
                 log.warning("%s is not in the gallery: %s", path.name, error.what)
                 continue
@@ -325,24 +338,3 @@ def restrictions(entry: Entry) -> str:
     if any(word in licence for word in ("-nc", "noncommercial", "non-commercial")):
         return "not for commercial use"
     return ""
-
-
-def _read_image(path: Path) -> Any:
-    """In the reader's process."""
-    from terminus.serving.reading_work import read_image
-
-    return read_image(path)
-
-
-def _count_tokens(model: str, prompt: str) -> dict[str, Any]:
-    """In the reader's process."""
-    from terminus.serving.reading_work import count_tokens
-
-    return count_tokens(model, prompt)
-
-
-def _read_settings(data: bytes) -> Any:
-    """In the reader's process."""
-    from terminus.serving.reading_work import read_settings
-
-    return read_settings(data)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import secrets
 import time
 from pathlib import Path
 from typing import Any
 
+from terminus.serving import reading_tasks
 from terminus.serving.errors import not_found
 from terminus.serving.reader import Reader
 from terminus.serving.state import State
@@ -27,7 +27,7 @@ class Uploads:
 
     async def add(self, user: str, data: bytes, mask: str | None = None, *, understand: bool = False) -> dict[str, Any]:
         """A new upload, as clients see it; UserError for what is no image."""
-        upload = await self._reader.ask(_read, data, mask, understand)
+        upload = await self._reader.ask(reading_tasks.read_upload, data, mask, understand)
         key = secrets.token_urlsafe(12)
         await asyncio.to_thread((self._folder / f"{key}.png").write_bytes, upload.png)
         self._state.put("uploads", id=key, user=user, created=time.time(), width=upload.width, height=upload.height)
@@ -55,8 +55,3 @@ class Uploads:
             if row["id"] not in kept:
                 (self._folder / f"{row['id']}.png").unlink(missing_ok=True)
                 self._state.write("DELETE FROM uploads WHERE id = ?", (row["id"],))
-
-
-def _read(data: bytes, mask: str | None, understand: bool) -> Any:
-    """In the reader's process, where decoders are imported."""
-    return importlib.import_module("terminus.serving.reading_work").read_upload(data, mask, understand=understand)

@@ -49,6 +49,7 @@ async def status(request: Request) -> dict[str, Any]:
         "workers": [
             {
                 "device": worker.device,
+                "pid": worker.pid,
                 "ready": worker.ready,
                 "busy": bool(worker.batch),
                 "models": [names[one] for one in worker.loaded if one in names],
