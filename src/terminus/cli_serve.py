@@ -19,6 +19,7 @@ def serve(
     root_path: options.RootPath = "",
     devices: options.Devices = "auto",
     threads: options.Threads = None,
+    stdio: options.Stdio = False,
 ) -> None:
     """Serve a page to draw on, and OpenAI-style, A1111-style and MCP interfaces."""
     from terminus.model.naming import find_local
@@ -49,5 +50,6 @@ def serve(
             root_path=checked_root(root_path),
             devices=default_devices(devices),
             threads=threads,
-        )
+        ),
+        stdio=stdio,
     )

@@ -357,3 +357,4 @@ Devices = Annotated[
     str, typer.Option(metavar="LIST", help="Devices with a worker each, such as cuda:0,cuda:1; auto takes one.")
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of each worker.", show_default="PyTorch's own")]
+Stdio = Annotated[bool, typer.Option("--stdio", help="Speak MCP on standard input and output, in place of HTTP.")]

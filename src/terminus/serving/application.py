@@ -13,17 +13,20 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from terminus.errors import UserError
 from terminus.serving import errors, pages
 from terminus.serving.errors import Refusal
-from terminus.serving.interfaces import a1111, comparisons, grids, images, models, native, openai, runs
+from terminus.serving.interfaces import a1111, comparisons, grids, images, metrics, models, native, openai, runs
+from terminus.serving.interfaces.mcp import Mcp
 from terminus.serving.security import Door
 from terminus.serving.service import ClientGone, Service
 
 _ROUTERS = (
     native.router, native.api, images.api, models.api, grids.api, comparisons.api, runs.api, openai.api, a1111.api,
+    metrics.router,
 )  # fmt: skip
 log = logging.getLogger("terminus")
 
@@ -31,10 +34,13 @@ log = logging.getLogger("terminus")
 def application(service: Service) -> ASGIApp:
     """The ASGI application of one service."""
 
+    mcp = Mcp(service)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         service.start()
         yield
+        await mcp.stop()
         await service.stop()
 
     app = FastAPI(
@@ -48,6 +54,7 @@ def application(service: Service) -> ASGIApp:
     app.state.service = service
     for router in _ROUTERS:
         app.include_router(router)
+    app.router.routes.append(Route("/mcp", mcp, include_in_schema=False))
     pages.mount(app)
     _handlers(app)
     options = service.options

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import logging
 import socket
 from pathlib import Path
@@ -17,8 +18,18 @@ from terminus.serving.service import ServeOptions, Service
 log = logging.getLogger("terminus")
 
 
-def serve(options: ServeOptions) -> None:
-    """Serves until Ctrl-C or SIGTERM; what is drawn then is finished, what waits is kept for the next start."""
+def serve(options: ServeOptions, *, stdio: bool = False) -> None:
+    """Serves until Ctrl-C or SIGTERM; what is drawn then is finished, what waits is kept for the next start.
+
+    `stdio` speaks MCP on standard input and output instead, until that ends.
+    """
+    if stdio:
+        if importlib.util.find_spec("mcp") is None:
+            raise UserError("MCP is not installed", fix="pip install 'terminus-xl[mcp]'")
+        from terminus.serving.interfaces.mcp import serve_stdio
+
+        asyncio.run(serve_stdio(Service(options)))
+        return
     listener = _listen(options.host, options.port)
     service = Service(options)
     config = uvicorn.Config(

@@ -26,6 +26,7 @@ from terminus.serving.limits import Limits
 from terminus.serving.outlook import Outlook
 from terminus.serving.pace import Pace
 from terminus.serving.queue import FairQueue, QueueFull
+from terminus.serving.tally import Tally
 from terminus.serving.workers import Worker, context
 
 log = logging.getLogger("terminus")
@@ -61,7 +62,7 @@ class Engine:
         self.workers: list[Worker] = []
         self.pace = Pace()
         self.outlook = Outlook(self.queue, self.workers, self.pace, events)
-        self.drawn = 0
+        self.tally = Tally()
         self.draining = False
         self.broken: dict[str, str] | None = None
         self._active: dict[str, Job] = {}
@@ -123,6 +124,7 @@ class Engine:
         try:
             self.queue.check_room(job.user)
         except QueueFull as full:
+            self.tally.refused += 1
             wait = str(max(1, min(600, round(self.outlook.seconds_of_all()))))
             raise refused(
                 503 if full.whole else 429, f"{full.length} jobs wait already", rule="The queue is bounded",
@@ -308,7 +310,7 @@ class Engine:
             "parameters": drawn.parameters,
         })  # fmt: skip
         job.images.append(written.key)
-        self.drawn += 1
+        self.tally.images += 1
         if drawn.difference is not None:
             job.again_result = {"equal": not drawn.difference, "difference": drawn.difference or None}
         self.ledger.save(job)
@@ -334,6 +336,7 @@ class Engine:
             data = {"error": job.error}
         self.events.publish(job.user, job.id, state.value, data)
         self.pace.ended(job)
+        self.tally.ended(state.value, job.finished - job.created)
         asyncio.get_running_loop().call_later(120, self.events.forget, job.id)
 
     def _ended(self, worker: Worker) -> None:
@@ -360,6 +363,7 @@ class Engine:
             return
         if not self.broken:
             log.warning("the worker of %s ended; another one is started", worker.device)
+            self.tally.restarts += 1
             worker.start(self._ways, self._first_model)
 
     def _lose(self, job: Job) -> None:

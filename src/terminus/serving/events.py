@@ -89,6 +89,7 @@ class Events:
         self._previews: dict[str, bytes] = {}
         """The first image's newest preview, by job."""
         self._number = 0
+        self.closed = False
 
     def publish(self, user: str, job: str, name: str, data: dict[str, Any], previews: Iterable[bytes] = ()) -> None:
         """Tells one event."""
@@ -149,6 +150,7 @@ class Events:
 
     def close(self) -> None:
         """Ends all listeners: the server stops."""
+        self.closed = True
         for table in (self._of_job, self._of_user):
             for those in table.values():
                 for listener in those:

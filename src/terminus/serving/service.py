@@ -177,7 +177,7 @@ class Service:
             raise not_found("job")
         return job
 
-    async def wait(self, job: Job, request: Request, each: Any = None) -> Job:
+    async def wait(self, job: Job, request: Request | None, each: Any = None) -> Job:
         """The job when it is over; cancelled with `ClientGone` when the client leaves. `each` gets every event."""
         listener = self.events.listen(job.id)
         if each is not None:
@@ -187,7 +187,7 @@ class Service:
                 event: Event | None = await listener.next(0.5)
                 if event is not None and each is not None:
                     await each(event)
-                if event is None and await request.is_disconnected():
+                if event is None and request is not None and await request.is_disconnected():
                     raise ClientGone
         except (ClientGone, asyncio.CancelledError):
             self.engine.cancel(job)

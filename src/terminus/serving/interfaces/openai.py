@@ -33,6 +33,9 @@ _STEPS = {"low": 12, "medium": 28, "standard": 28, "high": 50, "hd": 50, "xhigh"
 """Solver steps by `quality`; "auto" is the default."""
 _OWN = ("negative", "seed", "steps", "guidance", "rescale", "interval", "solver", "spacing", "variation", "strength")
 """Our fields that are passed on as they are."""
+_JSON = ("n", "output_compression", "stream", "partial_images", "seed", "steps", "guidance", "rescale", "interval",
+         "variation", "strength")  # fmt: skip
+"""Fields of a form that are no text."""
 _USAGE = {
     "input_tokens": 0, "output_tokens": 0, "total_tokens": 0,
     "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
@@ -137,11 +140,10 @@ async def _form(request: Request) -> tuple[ImagesRequest, dict[str, list[bytes]]
 
 
 def _plain(name: str, text: str) -> Any:
-    annotation = str(ImagesRequest.model_fields[name].annotation) if name in ImagesRequest.model_fields else "str"
-    if "str" in annotation.lower() and "Literal" not in annotation:
+    if name not in _JSON:
         return text
     try:
-        return json.loads(text) if "Literal" not in annotation else text
+        return json.loads(text)
     except ValueError:
         return text
 

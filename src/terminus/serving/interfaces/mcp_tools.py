@@ -1,0 +1,122 @@
+"""The tools of MCP: what each takes and gives back. In its own file, for the SDK reads the annotations here."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Any, cast
+
+from mcp.server.mcpserver import Context, Image, MCPServer
+from starlette.requests import Request
+
+from terminus.errors import UserError
+from terminus.serving.errors import Refusal, without_paths
+from terminus.serving.events import Event
+from terminus.serving.gallery import LOCAL
+from terminus.serving.interfaces.results import check_done, decoded, files, uploaded
+from terminus.serving.jobs import JobRequest
+from terminus.serving.service import Service
+
+
+def tools(service: Service) -> Any:
+    """The server with its tools."""
+    server = MCPServer(
+        "terminus", version=service.version,
+        instructions="Draws and edits images with SDXL models of the Terminus family. Images come back with their ids; "
+        "an id can be given wherever an image is asked for.",
+    )  # fmt: skip
+
+    async def drawn(fields: dict[str, Any], context: Any) -> list[Any]:
+        user = _user(context)
+        given = {name: value for name, value in fields.items() if value is not None}
+        request = JobRequest.model_validate({"model": given.pop("model", None) or service.catalogue.first, **given})
+        job = await service.submit(user, request)
+
+        async def step(event: Event) -> None:
+            if event.name == "step":
+                await context.report_progress(event.data["done"], 1.0)
+
+        await service.wait(job, _request(context), step)
+        check_done(job)
+        shown = service.gallery.several(user, job.images)
+        told = [{"id": one["id"], "seed": one["seed"], "width": one["width"], "height": one["height"]} for one in shown]
+        return [*(Image(data=data, format="png") for data in await files(service, job)), json.dumps(told)]
+
+    @server.tool()
+    async def generate_image(
+        prompt: str, context: Context[Any], negative: str = "", model: str | None = None, seed: int | None = None,
+        width: int | None = None, height: int | None = None, steps: int | None = None, count: int = 1,
+    ) -> list[Any]:  # fmt: skip
+        """Draw images from a prompt. Without a size they have the model's own; without a seed, any."""
+        return await _told(drawn({
+            "prompt": prompt, "negative": negative, "model": model, "seed": seed, "width": width, "height": height,
+            "steps": steps, "count": count,
+        }, context))  # fmt: skip
+
+    @server.tool()
+    async def edit_image(
+        prompt: str, image: str, context: Context[Any], mask: str | None = None, strength: float | None = None,
+        negative: str = "", model: str | None = None, seed: int | None = None, steps: int | None = None,
+    ) -> list[Any]:  # fmt: skip
+        """Draw an image anew: all of it by `strength` (0..1), or only what is white in `mask`.
+
+        `image` and `mask` are base64, or ids that this server gave.
+        """
+        fields: dict[str, Any] = {
+            "prompt": prompt, "negative": negative, "model": model, "seed": seed, "steps": steps, "strength": strength,
+            "task": "image" if mask is None else "inpaint", "image": await _image(service, context, image),
+        }  # fmt: skip
+        if mask is not None:
+            fields["mask"] = await _image(service, context, mask)
+        return await _told(drawn(fields, context))
+
+    @server.tool()
+    async def describe_image(image: str, context: Context[Any]) -> str:
+        """What an image says of itself: prompt, seed, model, settings. `image` is base64, or an id of this server."""
+        user = _user(context)
+        with contextlib.suppress(Refusal):
+            shown = service.gallery.get(user, image)
+            return json.dumps({name: shown[name] for name in ("prompt", "negative", "seed", "model", "request")})
+        read = await _told(service.read_settings(decoded(image)))
+        return json.dumps({name: read[name] for name in ("source", "request", "text", "notes")})
+
+    @server.tool()
+    async def list_models() -> str:
+        """The models that can be drawn with, and what they are."""
+        entries = await service.catalogue.models()
+        return json.dumps([
+            {"id": entry.id, "native_size": service.native(entry), "task": (entry.finding or {}).get("task"),
+             "licence": (entry.finding or {}).get("licence")}
+            for entry in entries if entry.problem is None
+        ])  # fmt: skip
+
+    del generate_image, edit_image, describe_image, list_models  # the server has them
+    return server
+
+
+async def _told(work: Any) -> Any:
+    """The result; what a user did wrong as an error that the SDK passes on in full."""
+    try:
+        return await work
+    except Refusal as refusal:
+        raise ValueError(without_paths(str(refusal.error))) from refusal
+    except UserError as error:
+        raise ValueError(without_paths(str(error))) from error
+
+
+async def _image(service: Service, context: Any, given: str) -> str:
+    """The id of an image that is given as an id or as base64."""
+    user = _user(context)
+    with contextlib.suppress(Refusal):
+        service.image(user, given)
+        return given
+    return await _told(uploaded(service, user, decoded(given)))
+
+
+def _request(context: Any) -> Request | None:
+    return cast("Request | None", getattr(context.request_context, "request", None))
+
+
+def _user(context: Any) -> str:
+    request = _request(context)
+    return LOCAL if request is None else cast(str, request.scope["state"]["user"])
