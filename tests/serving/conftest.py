@@ -42,7 +42,10 @@ class Server:
             )  # fmt: skip
         assert self.process.stdout is not None
         self.address = self.process.stdout.readline().strip().rstrip("/")
-        assert self.address, self.log.read_text()
+        if not self.address:
+            self.process.wait(30)
+            self.process.stdout.close()
+            raise AssertionError(self.log.read_text())
         headers = {"authorization": f"Bearer {self._token}"} if self._token else {}
         self.client = httpx2.Client(base_url=self.address, timeout=120, headers=headers, trust_env=False)
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
+from collections.abc import Mapping
 from typing import Any, cast
 
 from mcp.server.mcpserver import Context, Image, MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
+from pydantic import ValidationError
 from starlette.requests import Request
 
 from terminus.errors import UserError
-from terminus.serving.errors import Refusal, without_paths
+from terminus.serving.errors import Refusal, from_validation, without_paths
 from terminus.serving.events import Event
 from terminus.serving.gallery import LOCAL
 from terminus.serving.interfaces.results import check_done, decoded, files, uploaded
@@ -20,16 +24,23 @@ from terminus.serving.service import Service
 
 def tools(service: Service) -> Any:
     """The server with its tools."""
+    root = logging.getLogger()
+    handlers = list(root.handlers)
     server = MCPServer(
         "terminus", version=service.version,
         instructions="Draws and edits images with SDXL models of the Terminus family. Images come back with their ids; "
         "an id can be given wherever an image is asked for.",
     )  # fmt: skip
 
+    root.handlers[:] = handlers  # the SDK would print every message of every library
+
     async def drawn(fields: dict[str, Any], context: Any) -> list[Any]:
         user = _user(context)
         given = {name: value for name, value in fields.items() if value is not None}
-        request = JobRequest.model_validate({"model": given.pop("model", None) or service.catalogue.first, **given})
+        try:
+            request = JobRequest.model_validate({"model": given.pop("model", None) or service.catalogue.first, **given})
+        except ValidationError as error:
+            raise ToolError(str(from_validation(cast("list[Mapping[str, Any]]", error.errors()))[0])) from error
         job = await service.submit(user, request)
 
         async def step(event: Event) -> None:
@@ -42,7 +53,7 @@ def tools(service: Service) -> Any:
         told = [{"id": one["id"], "seed": one["seed"], "width": one["width"], "height": one["height"]} for one in shown]
         return [*(Image(data=data, format="png") for data in await files(service, job)), json.dumps(told)]
 
-    @server.tool()
+    @server.tool(structured_output=False)
     async def generate_image(
         prompt: str, context: Context[Any], negative: str = "", model: str | None = None, seed: int | None = None,
         width: int | None = None, height: int | None = None, steps: int | None = None, count: int = 1,
@@ -53,7 +64,7 @@ def tools(service: Service) -> Any:
             "steps": steps, "count": count,
         }, context))  # fmt: skip
 
-    @server.tool()
+    @server.tool(structured_output=False)
     async def edit_image(
         prompt: str, image: str, context: Context[Any], mask: str | None = None, strength: float | None = None,
         negative: str = "", model: str | None = None, seed: int | None = None, steps: int | None = None,
@@ -99,9 +110,9 @@ async def _told(work: Any) -> Any:
     try:
         return await work
     except Refusal as refusal:
-        raise ValueError(without_paths(str(refusal.error))) from refusal
+        raise ToolError(without_paths(str(refusal.error))) from refusal
     except UserError as error:
-        raise ValueError(without_paths(str(error))) from error
+        raise ToolError(without_paths(str(error))) from error
 
 
 async def _image(service: Service, context: Any, given: str) -> str:
