@@ -45,13 +45,6 @@ def count_tokens(model: str, prompt: str) -> dict[str, Any]:
     return reading_work.count_tokens(model, prompt)
 
 
-def legend_sheet(cells: list[Path | None], columns: list[str], rows: list[str]) -> bytes:
-    """See `reading_work`."""
-    from terminus.serving import reading_work
-
-    return reading_work.legend_sheet(cells, columns, rows)
-
-
 def enlarge(path: Path, factor: float) -> bytes:
     """See `reading_work`."""
     from terminus.serving import reading_work

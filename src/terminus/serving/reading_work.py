@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 from rich.console import Console
 
 from terminus.decode import Limits, decode
@@ -123,24 +123,6 @@ def _tokenizer(model: str) -> tuple[Any, int]:
     place = folder / "tokenizer" if folder.is_dir() else resolve("nano") / "tokenizer"
     tokenizer = load_tokenizer(place)
     return tokenizer, tokenizer.model_max_length - 2
-
-
-def legend_sheet(cells: list[Path | None], columns: list[str], rows: list[str]) -> bytes:
-    """A PNG of images in a table, each column and each row with its title."""
-    from terminus.sampling.sheet import sheet
-
-    shown: list[Image.Image] = []
-    for path in cells:
-        if path is None:
-            blank = Image.new("RGB", (128, 128), (235, 235, 235))
-            ImageDraw.Draw(blank).text((8, 56), "not drawn", (90, 90, 90))
-            shown.append(blank)
-            continue
-        with Image.open(path, formats=("PNG",)) as image:
-            shown.append(image.convert("RGB"))
-    captions = [column for _ in range(max(1, len(rows))) for column in columns]
-    page = sheet(shown, captions, len(columns), row_titles=rows)
-    return _png(page)
 
 
 def enlarge(path: Path, factor: float) -> bytes:
