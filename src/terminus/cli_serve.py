@@ -33,7 +33,9 @@ def serve(
             f"--host {host} without --token-file", rule="Whoever reaches the server could draw, look and delete",
             fix="Write a token into a file and give it with --token-file, or leave --host out",
         )  # fmt: skip
-    from terminus.serving.command import checked_root, default_devices
+    from terminus.serving.addresses import checked_root, devices_of
+
+    root, places = checked_root(root_path), devices_of(devices)
     from terminus.serving.command import serve as run_serve
     from terminus.serving.security import Tokens
     from terminus.serving.service import ServeOptions
@@ -47,8 +49,8 @@ def serve(
             model_folders=tuple(models_dir or ()),
             runs=runs,
             tokens=Tokens({}) if token_file is None else Tokens.read(token_file),
-            root_path=checked_root(root_path),
-            devices=default_devices(devices),
+            root_path=root,
+            devices=places,
             threads=threads,
         ),
         stdio=stdio,

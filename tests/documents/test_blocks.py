@@ -26,10 +26,11 @@ BLOCKS = list(blocks())
 LANGUAGES = {"python", "bash", "sh", "yaml", "text", "bibtex"}
 NOT_RUN = {
     "installs packages": 9,
-    "another program": 4,
+    "another program": 5,
     "sets up an environment": 3,
     "a synopsis": 3,
     "several GPUs": 3,
+    "a server": 3,
     "a cluster": 2,
     "a certificate": 1,
     "sends to the Hub": 1,

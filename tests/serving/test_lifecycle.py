@@ -196,7 +196,7 @@ def test_e_one_server_a_folder_and_one_a_port(serve: Callable[..., Server], serv
 
 
 def test_e_a_folder_that_becomes_full_fails_the_job_and_not_the_server(serve: Callable[..., Server]):
-    """A limit on the size of files stands for a full disk: the server's own writes are refused."""
+    """A file where the day's folder would be stands for a disk that refuses: so it does for root too."""
     server = serve().ready()
     day = time.strftime("%Y-%m-%d")
     (server.folder / day).write_text("a file where the folder of the day would be")

@@ -6,7 +6,6 @@ import asyncio
 import importlib.util
 import logging
 import socket
-from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -102,24 +101,3 @@ class _Server(uvicorn.Server):
             log.warning("stopping: %d jobs are finished first; %d wait for the next start", running, waiting)
         await self._service.engine.drain(self._service.options.drain_seconds)
         self.should_exit = True  # not uvicorn's own way, which would raise the signal again at its end
-
-
-def checked_root(path: str) -> str:
-    """A root path with a slash before it and none behind; UserError for what is none."""
-    root = "/" + path.strip("/") if path.strip("/") else ""
-    if any(char in root for char in "?#\\ ") or ".." in root.split("/"):
-        raise UserError(f"--root-path {path}", rule="It is the path that a proxy serves this under, such as /terminus")
-    return root
-
-
-def default_devices(text: str) -> tuple[str, ...]:
-    """Devices from "cpu,cuda:0"."""
-    return tuple(part for part in text.replace(" ", "").split(",") if part) or ("auto",)
-
-
-def folder_of(path: Path) -> Path:
-    """The folder for images; UserError where something else is there."""
-    from terminus.sampling.arguments import check_folder
-
-    check_folder(path)
-    return path

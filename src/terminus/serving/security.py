@@ -179,7 +179,7 @@ class Door:
         if user is None and not (path in _OPEN or path.startswith(_OPEN[-1])):
             return 401, "A token is needed"
         unsafe = scope["method"] not in _SAFE
-        if by_cookie and unsafe and "origin" not in headers and "sec-fetch-site" not in headers:
+        if user and by_cookie and unsafe and "origin" not in headers and "sec-fetch-site" not in headers:
             return 403, "A browser says which page a request comes from; programs send the token"
         return None
 
