@@ -182,6 +182,7 @@ def tcd(denoise: Denoiser, schedule: NoiseSchedule, x: Tensor, grid: Sequence[in
         yield Step(hop.index, hop.t, x, model.x0)
 
 
+# A name here stands in `limits.SOLVER_NAMES` too, where commands check it without torch.
 SOLVERS: Mapping[str, Solver] = {
     "euler": ddim,
     "euler_ancestral": euler_ancestral,
