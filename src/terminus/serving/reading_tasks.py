@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from terminus.serving.reading_work import GalleryFile, Upload
-    from terminus.serving.recall import Recalled
+from terminus.serving.readings import GalleryFile, Recalled, Upload
 
 
 def read_upload(data: bytes, mask: str | None = None, understand: bool = False) -> Upload:

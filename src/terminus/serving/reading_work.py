@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,32 +24,11 @@ from terminus.sampling.files import read_file
 from terminus.sampling.metadata import encode_image, mark
 from terminus.sampling.reading import OURS, PARAMETERS, ImageFacts, read_bytes
 from terminus.serving.limits import LIMITS
-from terminus.serving.recall import Recalled, recalled
+from terminus.serving.readings import GalleryFile, Recalled, Upload
+from terminus.serving.recall import recalled
 
 _WHITE = (255, 255, 255)
 _THUMBNAIL_SIDE = 320
-
-
-@dataclass(frozen=True)
-class Upload:
-    """An image that came in, as a PNG of its upright sRGB pixels."""
-
-    png: bytes
-    width: int
-    height: int
-    recalled: Recalled | None = None
-
-
-@dataclass(frozen=True)
-class GalleryFile:
-    """What a file of the gallery says of itself."""
-
-    width: int
-    height: int
-    metadata: str
-    parameters: str
-    recalled: Recalled
-    thumbnail: bytes
 
 
 def read_upload(data: bytes, mask: str | None = None, *, understand: bool = False) -> Upload:

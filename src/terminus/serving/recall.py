@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from terminus.errors import UserError
@@ -13,28 +12,9 @@ from terminus.sampling.limits import SEEDS
 from terminus.sampling.names import solver_of, spacing_of
 from terminus.sampling.reading import ImageFacts, settings_of
 from terminus.serving.limits import LIMITS
+from terminus.serving.readings import Recalled
 
 _TASKS = {"text2img": "text", "img2img": "image", "inpaint": "inpaint", "outpaint": "outpaint", "upscale": "upscale"}
-
-
-@dataclass(frozen=True)
-class Recalled:
-    """Settings that an image tells."""
-
-    source: str
-    """Whose words were understood: "terminus", "a1111", "comfyui", ..., "none"."""
-    request: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Fields of a `JobRequest`, without a model, and without images that only its hashes name."""
-    model: str = ""
-    model_hash: str = ""
-    adapters: tuple[tuple[str, str, float], ...] = ()
-    """Name, hash and weight of each."""
-    notes: tuple[str, ...] = ()
-    """What could not be taken over."""
-    settings: Mapping[str, str] = field(default_factory=dict[str, str])
-    """All settings by A1111's names."""
-    text: str = ""
-    """A1111's text, or what the file has in its place."""
 
 
 def recalled(facts: ImageFacts) -> Recalled:
