@@ -285,7 +285,6 @@ def test_the_gallery_is_searched_starred_and_sorted(visit: Begin, client: Client
     page.get_by_role("button", name="Close", exact=True).click()
     page.locator("#wall .open").click()
     page.get_by_role("button", name="animals").click()
-    page.wait_for_function("() => true")
     page.click("#viewer-close")
     page.click("#starred")
     page.select_option("#board", label=page.locator("#board option", has_text="animals").inner_text())

@@ -39,7 +39,8 @@ function showQueue() {
     byId("queue-button").classList.toggle("busy", active.length > 0);
     byId("queue-summary").textContent = active.length ? summary(active) : "Nothing waits. What you draw shows up here.";
     if (!byId("queue").open && active.length === 0 && rows.size === 0) return;
-    const latest = [...jobs.known.values()].filter((job) => !active.includes(job)).slice(-5).reverse();
+    const over = [...jobs.known.values()].filter((job) => !active.includes(job));
+    const latest = over.sort((one, other) => (other.created ?? 0) - (one.created ?? 0)).slice(0, 5);
     const shown = [...active, ...latest];
     for (const [id, row] of rows) if (!shown.some((job) => job.id === id)) { row.remove(); rows.delete(id); }
     for (const job of shown) showRow(job);
