@@ -117,7 +117,7 @@ def test_openai_errors_and_formats(server: Server, image: dict):
 
         shown = [Image.open(io.BytesIO(base64.b64decode(one.b64_json))) for one in drawn.data]
         assert [(one.format, one.size) for one in shown] == [("WEBP", (64, 96))] * 2
-        with pytest.warns(DeprecationWarning, match="deprecated"):  # theirs: the client's method, which many programs call
+        with pytest.warns(DeprecationWarning, match="deprecated"):
             varied = client.images.create_variation(image=("x.png", server.png(image["id"])), n=1)
         assert len(varied.data) == 1
 

@@ -196,10 +196,12 @@ class Engine:
     def _pump(self) -> None:
         if self.draining:
             return
+        given = False
         for worker in self.workers:
             while worker.idle and self._give(worker):
-                pass
-        self.outlook.tell_positions()
+                given = True
+        if given:  # those behind have moved up
+            self.outlook.tell_positions()
 
     def _give(self, worker: Worker) -> bool:
         """Gives a worker the next jobs; whether there were any."""

@@ -42,10 +42,14 @@ class Outlook:
         self._events.publish(job.user, job.id, "queued", data)
 
     def tell_positions(self) -> None:
-        """Those that somebody listens to hear where they stand now."""
-        for job in self._queue.order():
+        """Those that somebody listens to hear where they stand now; one pass, however many wait."""
+        ahead, workers = self._pace.seconds(self.running()), max(1, len(self._workers))
+        for place, job in enumerate(self._queue.order(), 1):
+            own = self._pace.left(job)
             if self._events.watched(job.id):
-                self.tell_queued(job)
+                data = {"position": place, "seconds_left": round(ahead / workers + own, 1)}
+                self._events.publish(job.user, job.id, "queued", data)
+            ahead += own
 
     def _ahead(self, job: Job | None) -> list[Job]:
         ahead = self.running()
