@@ -44,7 +44,7 @@ PROMPTS = (
     "a flat drawing of a sun on a teal background",
 )
 """The first half asks for what is to be kept, the second for the colour that is taught."""
-FEW = replace(QUICK, captions=8, extreme_images=16, color_images=6)
+FEW = replace(QUICK, captions=8, extreme_images=16, color_images=6, light_images=4)
 """Images that are drawn by the parent, by the model, and on a leaky schedule: the time is better spent training."""
 WORSE = 0.05
 """RGB error, 0..1, by which a colour is called better or worse than before: of six images less is noise."""
