@@ -284,6 +284,11 @@ def publish(
     civitai: options.Civitai = None,
 ) -> None:
     """List what a run's repository on the Hub would hold; with --really make it and send it."""
+    from terminus.card.facts import read_run
+    from terminus.publishing.arguments import check_repository
+
+    check_repository(repository)
+    read_run(run_dir)
     with loading():
         from terminus.publishing.civitai import write_bundle
         from terminus.publishing.command import publish as run_publish

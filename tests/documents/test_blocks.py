@@ -32,6 +32,7 @@ NOT_RUN = {
     "several GPUs": 3,
     "a server": 3,
     "a cluster": 2,
+    "hours": 1,
     "a certificate": 1,
     "sends to the Hub": 1,
     "a file for SDXL": 1,

@@ -73,6 +73,8 @@ WRONG: list[tuple[tuple[str, ...], str]] = [
     (("evaluate", "nnao", "--out", "new"), "Did you mean `nano`?"),
     (("evaluate", "nano", "--out", "file"), "file is a file"),
     (("card", "nowhere"), "nowhere"),
+    (("publish", "nowhere", "owner/name"), "nowhere"),
+    (("publish", "nowhere", "name"), "is no repository"),
     (("serve", "nnao"), "Did you mean `nano`?"),
     (("serve", "--folder", "file"), "file is a file"),
     (("serve", "--host", "0.0.0.0"), "without --token-file"),

@@ -9,13 +9,14 @@ from pathlib import Path
 from httpx2 import HTTPError
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
-from huggingface_hub.utils import disable_progress_bars, validate_repo_id
+from huggingface_hub.utils import disable_progress_bars
 from rich.console import Console
 
 from terminus.card.command import card
 from terminus.card.facts import FinishedRun, read_run
 from terminus.errors import UserError
 from terminus.model.convert import convert
+from terminus.publishing.arguments import check_repository
 from terminus.publishing.contents import PublishedFile, Terms, repository_files, single_file_name
 
 MADE = "publish"
@@ -45,7 +46,7 @@ def publish(
     files, and for what the hub refuses.
     """
     console, terms = console or Console(stderr=True), terms or Terms()
-    _check_name(repository)
+    check_repository(repository)
     run = read_run(run_dir)
     card(run_dir, check=True)
     single = single_file(run)
@@ -55,19 +56,6 @@ def publish(
     else:
         _list(found, run, console)
     return found
-
-
-def _check_name(repository: str) -> None:
-    try:
-        validate_repo_id(repository)
-        named = "/" in repository
-    except HFValidationError:
-        named = False
-    if not named:
-        raise UserError(
-            f"{repository!r:.100} is no repository",
-            rule='A repository of the Hub is "owner/name", of letters, digits, ".", "-" and "_"',
-        )
 
 
 def single_file(run: FinishedRun) -> Path:
