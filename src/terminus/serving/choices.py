@@ -33,7 +33,7 @@ FILLS = {
 TASKS = ("text", "image", "inpaint", "outpaint", "upscale")
 
 
-def options(limits: Limits, *, expand: bool = False) -> dict[str, Any]:
+def options(limits: Limits) -> dict[str, Any]:
     """The answer of `/api/v1/options`."""
     return {
         "solvers": _titled(SOLVERS, SOLVER_NAMES),
@@ -47,7 +47,6 @@ def options(limits: Limits, *, expand: bool = False) -> dict[str, Any]:
             "padding": 32, "hires": {"factor": 1.5, "strength": HIRES_STRENGTH}, "variation": 0.0, "count": 1,
         },
         "limits": limits.public(),
-        "expand": expand,
     }  # fmt: skip
 
 

@@ -116,8 +116,6 @@ class JobRequest(Closed):
     controls: Annotated[list[ControlRequest], Field(max_length=LIMITS.controls)] = Field(
         default_factory=list[ControlRequest]
     )
-    expand: StrictBool = False
-    """Have the text server rewrite the prompt, where there is one."""
 
 
 def check_request(request: JobRequest) -> None:
