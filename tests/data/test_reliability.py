@@ -560,10 +560,15 @@ def test_no_code_in_a_recipe_runs(tmp_path: Path, trap: bytes, line: str):
 
 
 def test_every_test_of_the_page_exists():
+    """Of both halves; ★ is the file of this name beside the tests of the half."""
     tests = Path(__file__).parents[1]
     page = (tests.parent / "docs" / "reliability.md").read_text(encoding="utf-8")
-    named = re.findall(r"★`(\w+)`|`(\w+)::(test_\w+)`", page)
-    assert len(named) == page.count("`test_") + page.count("::test_")
-    for own, module, name in named:
-        (path,) = tests.rglob(f"test_{module or 'reliability'}.py")
-        assert f"\ndef {own or name}(" in path.read_text(encoding="utf-8"), own or name
+    data, server = page.split("\n## The server\n")
+    for half, folder in ((data, "data"), (server, "serving")):
+        named = re.findall(r"★`(\w+)`|`(\w+)::(test_\w+)`", half)
+        assert named
+        assert len(named) == half.count("`test_") + half.count("::test_")
+        for own, module, name in named:
+            files = [tests / folder / "test_reliability.py"] if own else list(tests.rglob(f"test_{module}.py"))
+            found = [path for path in files if f"\ndef {own or name}(" in path.read_text(encoding="utf-8")]
+            assert len(found) == 1, own or name
