@@ -187,7 +187,8 @@ class Service:
                 event: Event | None = await listener.next(0.5)
                 if event is not None and each is not None:
                     await each(event)
-                if event is None and request is not None and await request.is_disconnected():
+                # At every event, too: steps that follow each other quickly leave no pause to ask in.
+                if request is not None and await request.is_disconnected():
                     raise ClientGone
         except (ClientGone, asyncio.CancelledError):
             self.engine.cancel(job)
