@@ -87,9 +87,12 @@ def _wait_until_ready(address: str) -> None:
             time.sleep(0.1)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Debian's Chromium; without it these tests fail, since nothing else shows that the pages work."""
+    """Debian's Chromium; without it these tests fail, since nothing else shows that the pages work.
+
+    It ends with each file: while it is there an event loop runs in this process, and no test may start another.
+    """
     with sync_playwright() as playwright:
         found = shutil.which("chromium") or shutil.which("google-chrome")
         assert found, "these tests need a browser: apt-get install chromium"
