@@ -9,6 +9,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -110,18 +111,30 @@ def test_d3_what_ends_two_workers_is_marked(server: Server):
     assert server.draw(prompt="a dog")["state"] == "finished"
 
 
+def descendants(pid: int) -> list[int]:
+    """Processes that this one, or any of them, started."""
+    found: list[int] = []
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        for child in map(int, (thread / "children").read_text().split()):
+            found += [child, *descendants(child)]
+    return found
+
+
 def test_d3_a_server_that_is_killed_finds_its_queue_and_gallery(serve: Callable[..., Server]):
     server = serve().ready()
     done = server.draw(prompt="a cat", seed=2)
     running = server.submit(prompt="a bird", seed=3, steps=60)
     waiting = [server.submit(prompt=f"a dog {number}", seed=number) for number in range(2)]
     server.until(running["id"], "running")
-    workers = server.workers()
+    # A token count begins the process that reads, which is to end with the server as the workers are.
+    assert server.post("/api/v1/prompts/read", {"model": "nano", "prompt": "a cat"}).status_code == 200
+    processes = descendants(server.process.pid)
+    assert {*server.workers()} < {*processes}
     server.signal(signal.SIGKILL)
     server.process.wait()
     deadline = time.monotonic() + 10
-    while any(os.path.exists(f"/proc/{pid}") for pid in workers):
-        assert time.monotonic() < deadline, "workers end with their server"
+    while left := [pid for pid in processes if os.path.exists(f"/proc/{pid}")]:
+        assert time.monotonic() < deadline, f"processes end with their server: {left}"
         time.sleep(0.1)
     server.client.close()
     server.process.stdout.close()

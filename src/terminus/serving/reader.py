@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import multiprocessing
+import os
 import signal
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import BaseContext
+from threading import Thread
 from typing import Any, ParamSpec, TypeVar
 
 from terminus.errors import UserError
@@ -41,7 +44,7 @@ class Reader:
 
     def _submit(self, work: Callable[..., Any], *given: Any, **named: Any) -> Any:
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(1, mp_context=self._context, initializer=_quiet)
+            self._pool = ProcessPoolExecutor(1, mp_context=self._context, initializer=_begin)
         return self._pool.submit(work, *given, **named)
 
     def close(self) -> None:
@@ -50,9 +53,14 @@ class Reader:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _quiet() -> None:
+def _begin() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    import torch
+    Thread(target=_end_with_the_server, daemon=True).start()
 
-    torch.set_num_threads(1)
+
+def _end_with_the_server() -> None:
+    """A pool's process holds both ends of its queue, so the queue does not tell it that a server was killed."""
+    server = multiprocessing.parent_process()
+    assert server is not None, "it is a pool's process"
+    server.join()
+    os._exit(0)

@@ -209,7 +209,9 @@ def test_the_frame_is_dragged_outwards(visit: Begin, client: Client, apple: dict
     handle = page.locator("#frame [data-side=right]")
     box = handle.bounding_box()
     assert box is not None
-    scale = page.locator("#board").bounding_box()["width"] / 64  # type: ignore[index]
+    board = page.locator("#board").bounding_box()
+    assert board is not None
+    scale = board["width"] / 64
     page.mouse.move(box["x"] + 15, box["y"] + 15)
     page.mouse.down()
     page.mouse.move(box["x"] + 15 + 17 * scale, box["y"] + 15, steps=5)
