@@ -91,4 +91,8 @@ def write(runs: list[dict[str, Any]], results: Path) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    except subprocess.CalledProcessError as failed:
+        # The command has said what is wrong, or that it was stopped (75): there is nothing to add.
+        sys.exit(failed.returncode)

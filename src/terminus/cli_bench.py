@@ -35,10 +35,10 @@ def check_bench(against: str | None, out: Path | None, **counts: int) -> None:
 
 
 def _check_model(name: str) -> None:
-    from terminus.model.naming import find_local
+    from terminus.model.naming import find_whole
 
     if not name.startswith("random:"):  # which of them there are is said by what makes them
-        find_local(name)
+        find_whole(name)
 
 
 @bench_app.command("sample")

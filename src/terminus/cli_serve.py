@@ -22,11 +22,11 @@ def serve(
     stdio: options.Stdio = False,
 ) -> None:
     """Serve a page to draw on, and OpenAI-style, A1111-style and MCP interfaces."""
-    from terminus.model.naming import find_local
+    from terminus.model.naming import find_whole
     from terminus.sampling.arguments import check_folder
 
     for name in models or ():
-        find_local(name)
+        find_whole(name)
     check_folder(folder)
     if token_file is None and host not in ("127.0.0.1", "localhost", "::1"):
         raise UserError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from xml.etree import ElementTree
@@ -77,3 +79,13 @@ def test_a_model_is_measured(monkeypatch: pytest.MonkeyPatch):
     assert found.cmmd > 0
     assert {kind: images.shape for kind, images in drawn.items()} == dict.fromkeys(drawn, (4, 64, 64, 3))
     assert all(images.dtype == np.uint8 for images in drawn.values())
+
+
+def test_a_wrong_override_ends_with_what_the_command_said(tmp_path: Path):
+    """One paragraph and its exit code, without a traceback of ours behind it."""
+    command = [sys.executable, "-m", "benchmarks.experiments", "--out", str(tmp_path), "--results", str(tmp_path)]
+    command += ["--override", "trainin.images=3"]
+    done = subprocess.run(command, cwd=RECIPES.parents[1], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2
+    assert "Did you mean" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -122,7 +122,7 @@ def test_a_reference_of_other_sizes(tmp_path: Path):
 def test_a_folder_of_damaged_images(tmp_path: Path):
     folder = folder_of(tmp_path / "some", range(0))
     (folder / "a.png").write_bytes(b"\x89PNG broken")
-    with pytest.raises(UserError, match=r"no images; 1 files are no images, the first is a.png"):
+    with pytest.raises(UserError, match=r"no images; files that are no images: 1, the first a.png"):
         open_folder(folder)
 
 

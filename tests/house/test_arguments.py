@@ -76,6 +76,8 @@ WRONG: list[tuple[tuple[str, ...], str]] = [
     (("publish", "nowhere", "owner/name"), "nowhere"),
     (("publish", "nowhere", "name"), "is no repository"),
     (("serve", "nnao"), "Did you mean `nano`?"),
+    (("serve", "empty"), "model_index.json: This file is missing"),
+    (("sample", "empty", "--prompt", "a dog", "--out", "new"), "model_index.json: This file is missing"),
     (("serve", "--folder", "file"), "file is a file"),
     (("serve", "--host", "0.0.0.0"), "without --token-file"),
     (("serve", "--root-path", "/a?b"), "/a?b"),
@@ -115,6 +117,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the commands run: one file, and one recipe that is no YAML."""
     folder = tmp_path_factory.mktemp("arguments")
     (folder / "file").write_bytes(b"")
+    (folder / "empty").mkdir()
     (folder / "broken.yaml").write_text("run: [")
     return folder
 

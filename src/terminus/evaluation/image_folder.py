@@ -103,7 +103,7 @@ def _named(sizes: set[Size]) -> str:
 
 def _few(count: int, unread: Sequence[str], least: int) -> str:
     found = "no images" if count == 0 else f"{count} image, and {least} are needed"
-    damaged = f"; {len(unread)} files are no images, the first is {unread[0]}" if unread else ""
+    damaged = f"; files that are no images: {len(unread)}, the first {unread[0]}" if unread else ""
     return f"This folder has {found}{damaged}"
 
 

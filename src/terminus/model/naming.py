@@ -47,6 +47,18 @@ def find_local(model: str | Path) -> Path | None:
         raise UserError(f"This cannot be read ({error.strerror or error})", where=name, rule=RULE) from error
 
 
+def find_whole(model: str | Path) -> Path | None:
+    """The same, for a model that is to draw: UserError also for a folder without the file that makes it one."""
+    path = find_local(model)
+    if path is not None and path.is_dir() and not (path / "model_index.json").is_file():
+        raise UserError(
+            "This file is missing",
+            where=str(path / "model_index.json"),
+            rule="A diffusers model folder must have it",
+        )
+    return path
+
+
 def _find(path: Path, name: str) -> Path | None:
     if path.is_dir() and (path / "model" / "model_index.json").is_file():
         raise UserError(

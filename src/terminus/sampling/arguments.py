@@ -14,7 +14,7 @@ from pathlib import Path
 
 from terminus.errors import UserError
 from terminus.model.choices import check_choice, check_running
-from terminus.model.naming import find_local
+from terminus.model.naming import find_whole
 from terminus.sampling.limits import (
     CONTROL_KINDS,
     HIRES_STRENGTH,
@@ -170,7 +170,7 @@ class Drawer:
         check_running(self.compile, self.offload, self.device)
         self.weighted()
         self.steering()
-        find_local(self.model)
+        find_whole(self.model)
 
     def weighted(self) -> list[tuple[Path, float]]:
         """The adapters, each with its weight."""

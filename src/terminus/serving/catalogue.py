@@ -54,9 +54,7 @@ class Catalogue:
         self._state, self._reader = state, reader
         self._entries: dict[str, Entry] = {}
         self._asked: dict[str, asyncio.Task[None]] = {}
-        given = list(models)
-        for name in given:
-            find_local(name)  # a mistyped name is told before anything starts
+        for name in models:
             self._add(name)
         self.first = next(iter(self._entries), None)
         """The id of the model that is loaded at the start."""

@@ -260,7 +260,9 @@ class Engine:
                 self._pump()
             case orders.Broken():
                 self.broken = message.error
-                log.error("%s cannot be used: %s", worker.device, message.error["message"])
+                error = message.error
+                told = UserError(error["message"], where=error["where"], rule=error["rule"], fix=error["fix"])
+                log.error("nothing is drawn on device %s: %s", worker.device, told)
             case orders.Idle():
                 worker.loaded, worker.batch = message.loaded, []
                 self._check_quiet()

@@ -42,10 +42,6 @@ class Ledger:
         self._state.write("UPDATE jobs SET key = NULL WHERE key = ? AND created < ?", (key, time.time() - _KEY_SECONDS))
         return self._one("SELECT * FROM jobs WHERE user = ? AND key = ?", user, key)
 
-    def in_group(self, group: str) -> list[Job]:
-        """The jobs of a grid or a comparison, in their order."""
-        return self._several("SELECT * FROM jobs WHERE grouped = ? ORDER BY created, id", group)
-
     def recent(self, user: str) -> list[Job]:
         """A user's jobs that are over, newest first."""
         return self._several(

@@ -28,7 +28,6 @@ CREATE TABLE jobs (
 );
 CREATE UNIQUE INDEX jobs_by_key ON jobs (user, key) WHERE key IS NOT NULL;
 CREATE INDEX jobs_by_user ON jobs (user, created);
-CREATE INDEX jobs_by_group ON jobs (grouped) WHERE grouped IS NOT NULL;
 CREATE TABLE images (
     id TEXT PRIMARY KEY, user TEXT NOT NULL, path TEXT NOT NULL UNIQUE, created REAL NOT NULL,
     width INTEGER NOT NULL, height INTEGER NOT NULL, model TEXT NOT NULL, prompt TEXT NOT NULL,

@@ -20,7 +20,7 @@ export async function remove(image, { onback = () => {} } = {}) {
 }
 
 /** Draws the image once more and says whether every pixel is equal. */
-export async function drawAgain(image) {
+async function drawAgain(image) {
   const job = await api.post(`images/${image.id}/again`);
   tell("Drawing it again …", { stay: 2500 });
   const data = await jobs.finished(job);

@@ -94,7 +94,7 @@ export class Axes {
 }
 
 /** "2, 4, 6" or "1..4" as numbers. */
-export function numbersOf(text) {
+function numbersOf(text) {
   const numbers = [];
   for (const part of text.split(/[,;\s]+/).filter(Boolean)) {
     const range = /^(-?\d+)\.\.(-?\d+)$/.exec(part);

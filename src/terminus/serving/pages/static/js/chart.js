@@ -5,7 +5,7 @@ import { make, svg } from "./dom.js";
 const [WIDTH, HEIGHT, LEFT, BOTTOM, TOP] = [520, 240, 46, 24, 8];
 
 /** Round numbers that divide a range into about `count` parts. */
-export function ticks(low, high, count = 4) {
+function ticks(low, high, count = 4) {
   const rough = (high - low || 1) / count;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((one) => one * power).find((one) => one >= rough);

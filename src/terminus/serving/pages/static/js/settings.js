@@ -208,7 +208,7 @@ export class Settings extends EventTarget {
 }
 
 /** Ties every slider to the number beside it; the number is what the keyboard reaches. */
-export function linkSliders(root) {
+function linkSliders(root) {
   for (const slider of root.querySelectorAll("input[type='range'][data-for]")) {
     const number = document.getElementById(slider.dataset.for);
     const show = () => {
