@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import signal
 import statistics
 import subprocess
@@ -21,10 +20,13 @@ import tempfile
 import threading
 import time
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx2
+
+from terminus import runtime
 
 SEQUENTIAL = """
 import sys, time
@@ -57,7 +59,6 @@ class Seen:
 class Result:
     """The figures."""
 
-    machine: str
     cores: int
     clients: int
     seconds: float
@@ -156,7 +157,7 @@ def load(arguments: argparse.Namespace, alone: float) -> Result:
     times = sorted(seen.seconds)
     rate = len(times) / took
     return Result(
-        platform.processor() or platform.machine(), os.cpu_count() or 1, arguments.clients, took, arguments.steps,
+        os.cpu_count() or 1, arguments.clients, took, arguments.steps,
         arguments.threads, len(times), rate, alone, rate / alone, statistics.median(times),
         times[min(len(times) - 1, int(0.95 * len(times)))], seen.refused, len(seen.lost), before, after,
     )  # fmt: skip
@@ -171,7 +172,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     alone = sequential(arguments.threads, arguments.steps, min(20, arguments.seconds))
-    result = json.dumps(asdict(load(arguments, alone)), indent=2)
+    record = {"date": datetime.now(UTC).date().isoformat(), **asdict(load(arguments, alone))}
+    result = json.dumps({**record, "environment": asdict(runtime.environment())}, indent=2)
     print(result)
     if arguments.out is not None:
         arguments.out.write_text(result + "\n", encoding="utf-8")

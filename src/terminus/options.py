@@ -356,5 +356,7 @@ RootPath = Annotated[str, typer.Option(metavar="PATH", help="Path that a proxy s
 Devices = Annotated[
     str, typer.Option(metavar="LIST", help="Devices with a worker each, such as cuda:0,cuda:1; auto takes one.")
 ]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of each worker.", show_default="PyTorch's own")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads of each worker.", show_default="all cores but one")
+]
 Stdio = Annotated[bool, typer.Option("--stdio", help="Speak MCP on standard input and output, in place of HTTP.")]
