@@ -97,11 +97,11 @@ def test_a_part_of_a_photograph_is_repainted_in_the_time_of_that_part(model: Ter
 @pytest.mark.parametrize("shape", [(1, 16_000), (16_000, 1), (1, 1), (3, 5)])
 def test_lines_and_points_become_images_at_once(model: Terminus, shape: tuple[int, int]):
     """Scaled before they are cropped, they would be images of gigabytes on the way."""
-    start = time.perf_counter()
+    start = time.process_time()
     canvas = redraw(noise(*shape), Settings(), model.components)
     assert canvas.pixels.shape[:2] == canvas.size
     assert scaled(noise(*shape), Size(1024, 1024)).shape == (1024, 1024, 3)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_scaling_takes_the_centre():

@@ -197,7 +197,7 @@ def test_links_are_followed_to_texts_numbers_and_loras():
     ids=["list", "empty", "number", "odd types", "itself", "huge numbers", "ring", "texts of texts"],
 )  # fmt: skip
 def test_a_graph_that_makes_no_sense_does_no_harm(graph: Any):
-    start = time.perf_counter()
+    start = time.process_time()
     said = comfyui.understand(graph)
     assert said is None or (said.prompt, said.negative) == ("", "")
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2

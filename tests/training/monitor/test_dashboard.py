@@ -12,6 +12,7 @@ import re
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -243,20 +244,26 @@ def test_a_terminal_that_goes_away_ends_no_run(tmp_path: Path, monkeypatch: pyte
     assert dashboard.history.last == a_row(1)
 
 
-def test_drawing_costs_less_than_a_hundredth(tmp_path: Path):
-    """Once a second, of processor time, after a run of weeks; a row itself costs microseconds."""
-    history = a_history(3_000)
+def test_drawing_costs_as_little_after_weeks(tmp_path: Path):
+    """Of processor time, once a second, and no more after a run of weeks. It takes 4 ms on a quiet core; a busy one may
+    be three times as slow, so the limit that cannot move is the ratio of a long run to a short one."""
     console = Console(file=io.StringIO(), width=140, height=40, force_terminal=True)
-    dashboard = Dashboard(a_run(tmp_path), console, history)
+    short, long = (Dashboard(a_run(tmp_path), console, a_history(rows)) for rows in (30, 3_000))
 
-    def seconds(work: object) -> float:
+    def seconds(work: Callable[[], object]) -> float:
         started = time.thread_time()
-        work()  # pyright: ignore[reportCallIssue]
+        work()
         return time.thread_time() - started
 
-    assert min(seconds(lambda: console.print(dashboard.draw())) for _ in range(10)) < 0.01
+    def drawn(view: Dashboard) -> float:
+        return seconds(lambda: console.print(view.draw()))
+
+    turns = [(drawn(short), drawn(long)) for _ in range(10)]
+    least_short, least_long = (min(column) for column in zip(*turns, strict=True))
+    assert least_long < 2 * least_short
+    assert least_long < 0.03
     row = a_row(3_001)
-    assert min(seconds(lambda: dashboard.row(row)) for _ in range(10)) < 0.001
+    assert min(seconds(lambda: long.row(row)) for _ in range(10)) < 0.003
 
 
 def test_a_bar_prints_messages_above_itself_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
