@@ -70,19 +70,19 @@ def _handlers(app: FastAPI) -> None:
     """Every error has the same shape, and none tells anything of the machine."""
 
     async def user_error(request: Request, error: Exception) -> Response:
-        return answer(request, 422, cast(UserError, error))
+        return error_response(request, 422, cast(UserError, error))
 
     async def refusal(request: Request, error: Exception) -> Response:
         said = cast(Refusal, error)
-        return answer(request, said.status, said.error, said.field, dict(said.headers))
+        return error_response(request, said.status, said.error, said.field, dict(said.headers))
 
     async def invalid(request: Request, error: Exception) -> Response:
         said, field = errors.from_validation(list(cast(RequestValidationError, error).errors()))
-        return answer(request, 422, said, field)
+        return error_response(request, 422, said, field)
 
     async def http(request: Request, error: Exception) -> Response:
         said = cast(HTTPException, error)
-        return answer(request, said.status_code, UserError(str(said.detail)), None, dict(said.headers or {}))
+        return error_response(request, said.status_code, UserError(str(said.detail)), None, dict(said.headers or {}))
 
     async def gone(request: Request, error: Exception) -> Response:
         return Response(status_code=499)
@@ -92,7 +92,7 @@ def _handlers(app: FastAPI) -> None:
         log.error("request %s: %s %s failed: %s: %s", number, request.method, request.url.path,
                   type(error).__name__, error, exc_info=error)  # fmt: skip
         said = UserError("The server failed at this", rule=f"Its log says why, under {number}")
-        return answer(request, 500, said)
+        return error_response(request, 500, said)
 
     for kind, handler in (
         (UserError, user_error), (Refusal, refusal), (RequestValidationError, invalid), (HTTPException, http),
@@ -101,7 +101,7 @@ def _handlers(app: FastAPI) -> None:
         app.add_exception_handler(kind, handler)
 
 
-def answer(
+def error_response(
     request: Request, status: int, error: UserError, field: str | None = None, headers: dict[str, str] | None = None
 ) -> Response:
     """An error in the shape of the interface that was asked."""

@@ -16,9 +16,9 @@ from typing import Any
 from terminus.errors import UserError
 from terminus.model.naming import SHIPPED, at_home, find_local
 from terminus.serving import reading_tasks
-from terminus.serving.errors import not_found, parts
+from terminus.serving.errors import error_parts, not_found
 from terminus.serving.reader import Reader
-from terminus.serving.state import State
+from terminus.serving.state import ServerState
 
 _MOST = 2000
 """Files of a folder that are looked at."""
@@ -26,7 +26,7 @@ _THUMBNAILS = (".preview.png", ".png", ".jpg", ".jpeg", ".webp", ".preview.jpg")
 
 
 @dataclass
-class Entry:
+class CatalogueEntry:
     """A model or an adapter."""
 
     id: str
@@ -50,9 +50,9 @@ class Entry:
 class Catalogue:
     """All entries by id."""
 
-    def __init__(self, models: Iterable[str], folders: Iterable[Path], state: State, reader: Reader) -> None:
+    def __init__(self, models: Iterable[str], folders: Iterable[Path], state: ServerState, reader: Reader) -> None:
         self._state, self._reader = state, reader
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, CatalogueEntry] = {}
         self._asked: dict[str, asyncio.Task[None]] = {}
         for name in models:
             self._add(name)
@@ -71,19 +71,19 @@ class Catalogue:
         while unique in self._entries:
             number += 1
             unique = f"{key}-{number}"
-        self._entries[unique] = Entry(unique, name)
+        self._entries[unique] = CatalogueEntry(unique, name)
 
     def ids(self) -> list[str]:
         """Of all entries."""
         return list(self._entries)
 
-    def entry(self, key: str, what: str = "model") -> Entry:
+    def entry(self, key: str, what: str = "model") -> CatalogueEntry:
         """The entry of this id; `Refusal` 404 where there is none."""
         if key not in self._entries:
             raise not_found(what)
         return self._entries[key]
 
-    async def inspected(self, key: str) -> Entry:
+    async def inspected(self, key: str) -> CatalogueEntry:
         """The entry with its finding, which is read once and kept with the file's size and time."""
         entry = self.entry(key)
         if entry.finding is None and entry.problem is None:
@@ -92,12 +92,12 @@ class Catalogue:
             await asyncio.shield(self._asked[key])
         return entry
 
-    async def models(self) -> list[Entry]:
+    async def models(self) -> list[CatalogueEntry]:
         """Everything that is a model, or cannot be read at all."""
         found = [await self.inspected(key) for key in list(self._entries)]
         return [entry for entry in found if entry.kind in ("model folder", "single file") or entry.problem]
 
-    async def adapters(self) -> list[Entry]:
+    async def adapters(self) -> list[CatalogueEntry]:
         """Everything that is an adapter."""
         return [entry for key in list(self._entries) if (entry := await self.inspected(key)).kind == "adapter"]
 
@@ -111,7 +111,7 @@ class Catalogue:
                 return entry.id
         return next((entry.id for entry in entries if name and entry.id.lower() == name.lower()), None)
 
-    async def _inspect(self, entry: Entry) -> None:
+    async def _inspect(self, entry: CatalogueEntry) -> None:
         path = entry.path
         stamp = "" if path is None else _stamp(path)
         row = self._state.row("SELECT stamp, finding FROM inspected WHERE path = ?", (entry.name,))
@@ -119,13 +119,13 @@ class Catalogue:
             entry.finding = json.loads(row["finding"])
             return
         try:
-            entry.finding = await self._reader.ask(reading_tasks.inspect, entry.name)
+            entry.finding = await self._reader.ask(reading_tasks.inspect_task, entry.name)
         except UserError as error:
-            entry.problem = parts(error)
+            entry.problem = error_parts(error)
             return
         self._state.put("inspected", path=entry.name, stamp=stamp, finding=json.dumps(entry.finding))
 
-    def thumbnail(self, entry: Entry) -> Path | None:
+    def thumbnail(self, entry: CatalogueEntry) -> Path | None:
         """The image beside a file, or in a folder, that shows what it draws."""
         path = entry.path
         if path is None:

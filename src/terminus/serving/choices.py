@@ -6,7 +6,7 @@ from typing import Any
 
 from terminus.sampling.limits import FILL_NAMES, HIRES_STRENGTH, SOLVER_NAMES, SPACING_NAMES
 from terminus.sampling.shapes import ASPECTS
-from terminus.serving.limits import Limits
+from terminus.serving.limits import ServeLimits
 
 SOLVERS = {
     "euler": ("Euler", "The plainest: one step along the slope. Reliable, needs 25 steps or more."),
@@ -33,7 +33,7 @@ FILLS = {
 TASKS = ("text", "image", "inpaint", "outpaint", "upscale")
 
 
-def options(limits: Limits) -> dict[str, Any]:
+def offered_choices(limits: ServeLimits) -> dict[str, Any]:
     """The answer of `/api/v1/options`."""
     return {
         "solvers": _titled(SOLVERS, SOLVER_NAMES),

@@ -15,7 +15,7 @@ _SIDES = 4
 """Sides from a quarter of the model's own to four times it, as in `sampling.settings`."""
 
 
-def size_multiple(path: Path | None) -> int:
+def folder_size_multiple(path: Path | None) -> int:
     """The pixels that sides are multiples of: what VAE and UNet of a folder halve to; a single file is SDXL's."""
     if path is None or not path.is_dir():
         return _SDXL
@@ -25,7 +25,7 @@ def size_multiple(path: Path | None) -> int:
 
 def drawable(path: Path | None, native: int, zero_terminal: bool) -> dict[str, Any]:
     """Shapes in pixels, the limits of a side, and the guidance rescale that is the model's own."""
-    multiple = size_multiple(path)
+    multiple = folder_size_multiple(path)
     low, high = max(multiple, native // _SIDES), native * _SIDES
     grid = multiple * max(1, native // 16 // multiple)
 

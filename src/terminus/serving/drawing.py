@@ -15,13 +15,13 @@ from terminus.sampling.edits import Edit, Hires, image_to_image, inpainting, out
 from terminus.sampling.requests import requests_for
 from terminus.sampling.settings import ImageRequest, Settings
 from terminus.serving.jobs import JobRequest
-from terminus.serving.orders import Order, Steering
+from terminus.serving.orders import DrawOrder, Steering
 
 _STRENGTH = 0.6
 """Of image to image, as on the command line."""
 
 
-def settings_of(request: JobRequest) -> Settings:
+def job_settings(request: JobRequest) -> Settings:
     """The numbers of a request, with the defaults of the command line."""
     given = {
         name: value
@@ -35,30 +35,30 @@ def settings_of(request: JobRequest) -> Settings:
     return Settings(**given, variation=request.variation)
 
 
-def prompt_requests(order: Order, model: Terminus) -> list[ImageRequest]:
+def prompt_requests(order: DrawOrder, model: Terminus) -> list[ImageRequest]:
     """One request per image."""
     del model
     request = order.request
-    return requests_for(request.prompt, request.negative, request.seed or 0, request.count, settings_of(request))
+    return requests_for(request.prompt, request.negative, request.seed or 0, request.count, job_settings(request))
 
 
-def draw(model: Terminus, order: Order, requests: Sequence[ImageRequest]) -> Iterator[SamplingStep]:
+def draw(model: Terminus, order: DrawOrder, requests: Sequence[ImageRequest]) -> Iterator[SamplingStep]:
     """The steps of these requests, in the way that the order says."""
-    settings = settings_of(order.request)
+    settings = job_settings(order.request)
     hires = order.request.hires
     second = None if hires is None else Hires(hires.factor, hires.strength)
     controls = [_control(one) for one in order.controls]
-    return model.draw(requests, settings, edit_of(order, model, settings), second, controls)
+    return model.draw(requests, settings, job_edit(order, model, settings), second, controls)
 
 
-def again(model: Terminus, order: Order) -> Image.Image:
+def draw_once_more(model: Terminus, order: DrawOrder) -> Image.Image:
     """The image that an order names, once more, from what it says of itself."""
     assert order.again is not None
     mask = _mask(order) if order.mask is not None else None
     return model.again(order.again, order.image, mask, [_control(one) for one in order.controls])
 
 
-def edit_of(order: Order, model: Terminus, settings: Settings) -> Edit | None:
+def job_edit(order: DrawOrder, model: Terminus, settings: Settings) -> Edit | None:
     """The edit that an order asks for; None for an image from its prompt alone."""
     request, components = order.request, model.components
     if order.image is None:
@@ -78,7 +78,7 @@ def edit_of(order: Order, model: Terminus, settings: Settings) -> Edit | None:
     return image_to_image(order.image, strength, settings, components)
 
 
-def _mask(order: Order) -> Image.Image:
+def _mask(order: DrawOrder) -> Image.Image:
     """The mask, white where something is drawn anew."""
     assert order.mask is not None
     pixels = open_image(order.mask).numpy()

@@ -17,17 +17,17 @@ from typing import Any
 
 from terminus.errors import UserError
 from terminus.serving import orders
-from terminus.serving.errors import parts, refused
+from terminus.serving.errors import error_parts, refused
 from terminus.serving.events import Events
 from terminus.serving.gallery import Gallery
 from terminus.serving.jobs import Job, JobState
 from terminus.serving.ledger import Ledger
-from terminus.serving.limits import Limits
+from terminus.serving.limits import ServeLimits
 from terminus.serving.outlook import Outlook
 from terminus.serving.pace import Pace
 from terminus.serving.queue import FairQueue, QueueFull
-from terminus.serving.tally import Tally
-from terminus.serving.workers import Worker, context
+from terminus.serving.tally import JobTally
+from terminus.serving.workers import WorkerProcess, context
 
 log = logging.getLogger("terminus")
 
@@ -50,23 +50,24 @@ class Written:
     error: UserError | None = None
 
 
-class Engine:
+class JobEngine:
     """Jobs, their queue and their workers."""
 
     def __init__(
-        self, ledger: Ledger, gallery: Gallery, events: Events, limits: Limits, order_of: Callable[[Job], orders.Order]
-    ) -> None:
+        self, ledger: Ledger, gallery: Gallery, events: Events, limits: ServeLimits,
+        order_of: Callable[[Job], orders.DrawOrder],
+    ) -> None:  # fmt: skip
         self.ledger, self.gallery, self.events, self.limits = ledger, gallery, events, limits
         self._order_of = order_of
         self.queue = FairQueue(limits)
-        self.workers: list[Worker] = []
+        self.workers: list[WorkerProcess] = []
         self.pace = Pace()
         self.outlook = Outlook(self.queue, self.workers, self.pace, events)
-        self.tally = Tally()
+        self.tally = JobTally()
         self.draining = False
         self.broken: dict[str, str] | None = None
         self._active: dict[str, Job] = {}
-        self._orders: dict[str, orders.Order] = {}
+        self._orders: dict[str, orders.DrawOrder] = {}
         self._ways = context()
         self._first_model: str | None = None
         self._ends: list[float] = []
@@ -78,7 +79,7 @@ class Engine:
         """Starts a worker per device, and takes up the jobs that an earlier server left."""
         self._first_model = first_model
         for device in devices:
-            worker = Worker(device, threads, self._heard, self._prepared)
+            worker = WorkerProcess(device, threads, self._heard, self._prepared)
             self.workers.append(worker)
             worker.start(self._ways, first_model)
         for job in self.ledger.unfinished():
@@ -203,17 +204,17 @@ class Engine:
         if given:  # those behind have moved up
             self.outlook.tell_positions()
 
-    def _give(self, worker: Worker) -> bool:
+    def _give(self, worker: WorkerProcess) -> bool:
         """Gives a worker the next jobs; whether there were any."""
         batch = self.queue.take(self._joins)
         if not batch:
             return False
-        given: list[orders.Order] = []
+        given: list[orders.DrawOrder] = []
         for job in batch:
             try:
                 order = self._orders.get(job.id) or self._order_of(job)
             except UserError as error:  # of a job of an earlier server: what it names is gone
-                self._fail(job, parts(error))
+                self._fail(job, error_parts(error))
                 continue
             job.state = JobState.RUNNING
             job.attempts += 1
@@ -251,7 +252,7 @@ class Engine:
         except UserError as error:
             return Written(message, error=error)
 
-    def _heard(self, worker: Worker, message: orders.FromWorker | Written | None) -> None:
+    def _heard(self, worker: WorkerProcess, message: orders.FromWorker | Written | None) -> None:
         match message:
             case None:
                 self._ended(worker)
@@ -302,7 +303,7 @@ class Engine:
             for worker in self.workers:
                 if job in worker.batch:
                     worker.tell(orders.Cancel(job.id))
-            self._fail(job, parts(written.error))
+            self._fail(job, error_parts(written.error))
             return
         request = {**job.request.model_dump(), "seed": drawn.seed, "count": 1}
         if job.request.variation:
@@ -343,7 +344,7 @@ class Engine:
         self.tally.ended(state.value, job.finished - job.created)
         asyncio.get_running_loop().call_later(120, self.events.forget, job.id)
 
-    def _ended(self, worker: Worker) -> None:
+    def _ended(self, worker: WorkerProcess) -> None:
         """A worker's process is gone: its jobs are drawn again, the first time, and it is replaced."""
         worker.ready = False
         batch, worker.batch = worker.batch, []
@@ -363,7 +364,9 @@ class Engine:
         now = time.monotonic()
         self._ends = [end for end in self._ends if now - end < 60] + [now]
         if len(self._ends) > _RESTARTS * len(self.workers):
-            self.broken = self.broken or parts(UserError("The workers end again and again", fix="See the server's log"))
+            self.broken = self.broken or error_parts(
+                UserError("The workers end again and again", fix="See the server's log")
+            )
             return
         if not self.broken:
             log.warning("the worker of %s ended; another one is started", worker.device)
@@ -375,7 +378,7 @@ class Engine:
             job.state = JobState.QUEUED
             self.ledger.save(job)
             return
-        self._fail(job, parts(UserError(
+        self._fail(job, error_parts(UserError(
             "The worker that drew this ended, twice", rule="A job is begun at most twice",
             fix="Draw fewer or smaller images at once; the server's log may say why",
         )))  # fmt: skip

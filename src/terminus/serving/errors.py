@@ -37,7 +37,7 @@ def without_paths(text: str) -> str:
     return _PATH.sub(lambda found: re.split(r"[/\\]", found[0].rstrip("/\\"))[-1], text)
 
 
-def parts(error: UserError) -> dict[str, str]:
+def error_parts(error: UserError) -> dict[str, str]:
     """What an error says, ready for a client."""
     said = {"message": error.what, "where": error.where, "rule": error.rule, "fix": error.fix}
     return {name: printable(without_paths(text)) for name, text in said.items()}
@@ -45,7 +45,7 @@ def parts(error: UserError) -> dict[str, str]:
 
 def body(error: UserError, field: str | None = None) -> dict[str, Any]:
     """The JSON of an error."""
-    return {"error": {**parts(error), **({"field": field} if field else {})}}
+    return {"error": {**error_parts(error), **({"field": field} if field else {})}}
 
 
 def from_validation(problems: list[Mapping[str, Any]]) -> tuple[UserError, str]:

@@ -18,7 +18,7 @@ from typing import Any
 from terminus.errors import UserError
 from terminus.sampling.files import write_new
 from terminus.serving.errors import not_found
-from terminus.serving.state import State
+from terminus.serving.state import ServerState
 
 LOCAL = "local"
 """The user where nobody has a token."""
@@ -51,7 +51,7 @@ class Search:
 class Gallery:
     """The images of all users."""
 
-    def __init__(self, folder: Path, state: State) -> None:
+    def __init__(self, folder: Path, state: ServerState) -> None:
         self.folder = folder
         self._state = state
         self._thumbnails, self._trash = state.folder / "thumbnails", state.folder / "trash"

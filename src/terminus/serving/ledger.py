@@ -9,7 +9,7 @@ import time
 from pydantic import ValidationError
 
 from terminus.serving.jobs import Job, JobRequest, JobState
-from terminus.serving.state import State
+from terminus.serving.state import ServerState
 
 _SHOWN = 50
 """Jobs that are over, in a user's list."""
@@ -21,7 +21,7 @@ _KEY_SECONDS = 24 * 3600.0
 class Ledger:
     """The table of jobs."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: ServerState) -> None:
         self._state = state
 
     def save(self, job: Job) -> None:

@@ -12,7 +12,7 @@ from terminus.errors import UserError
 
 
 @dataclass(frozen=True)
-class Limits:
+class ServeLimits:
     """Upper bounds, in the units of their names."""
 
     side: int = 8192
@@ -47,10 +47,10 @@ class Limits:
         return asdict(self)
 
 
-LIMITS = Limits()
+LIMITS = ServeLimits()
 
 
-def check_work(width: int, height: int, steps: int, count: int, limits: Limits = LIMITS) -> None:
+def check_work(width: int, height: int, steps: int, count: int, limits: ServeLimits = LIMITS) -> None:
     """UserError for more pixels, or more work in all, than one job may ask for."""
     if max(width, height) > limits.side or width * height > limits.pixels:
         raise UserError(

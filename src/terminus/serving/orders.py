@@ -21,7 +21,7 @@ class Steering:
 
 
 @dataclass(frozen=True)
-class Order:
+class DrawOrder:
     """One job, with files in place of ids."""
 
     job: str
@@ -38,7 +38,7 @@ class Order:
     again: Path | None = None
     """The image that is drawn once more; the request is then its own."""
 
-    def joins(self, other: Order) -> bool:
+    def joins(self, other: DrawOrder) -> bool:
         """Whether the two can be drawn as one batch: everything equal but prompts and seeds."""
         return self.plain and other.plain and self._shared() == other._shared()
 
@@ -58,7 +58,7 @@ class Order:
 class Draw:
     """To a worker: draw these at once."""
 
-    orders: tuple[Order, ...]
+    orders: tuple[DrawOrder, ...]
 
 
 @dataclass(frozen=True)

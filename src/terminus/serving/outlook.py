@@ -8,13 +8,13 @@ from terminus.serving.events import Events
 from terminus.serving.jobs import Job, JobState
 from terminus.serving.pace import Pace
 from terminus.serving.queue import FairQueue
-from terminus.serving.workers import Worker
+from terminus.serving.workers import WorkerProcess
 
 
 class Outlook:
     """Places and times, from the queue, what the workers are at, and how fast they have been."""
 
-    def __init__(self, queue: FairQueue, workers: Sequence[Worker], pace: Pace, events: Events) -> None:
+    def __init__(self, queue: FairQueue, workers: Sequence[WorkerProcess], pace: Pace, events: Events) -> None:
         self._queue, self._workers, self._pace, self._events = queue, workers, pace, events
 
     def running(self) -> list[Job]:

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
 from terminus.serving.jobs import Job
-from terminus.serving.limits import Limits
+from terminus.serving.limits import ServeLimits
 
 
 class QueueFull(Exception):
@@ -20,7 +20,7 @@ class QueueFull(Exception):
 class FairQueue:
     """Jobs by user. The user whose turn it is gives one, and goes to the end of the line."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: ServeLimits) -> None:
         self._limits = limits
         self._users: OrderedDict[str, list[Job]] = OrderedDict()
 

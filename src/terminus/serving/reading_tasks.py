@@ -8,50 +8,50 @@ from typing import Any
 from terminus.serving.readings import GalleryFile, Recalled, Upload
 
 
-def read_upload(data: bytes, mask: str | None = None, understand: bool = False) -> Upload:
+def upload_task(data: bytes, mask: str | None = None, understand: bool = False) -> Upload:
     """See `reading_work`."""
     from terminus.serving import reading_work
 
     return reading_work.read_upload(data, mask, understand=understand)
 
 
-def read_settings(data: bytes) -> Recalled:
+def settings_task(data: bytes) -> Recalled:
     """See `reading_work`."""
     from terminus.serving import reading_work
 
-    return reading_work.read_settings(data)
+    return reading_work.recall_settings(data)
 
 
-def read_image(path: Path) -> GalleryFile:
+def gallery_file_task(path: Path) -> GalleryFile:
     """See `reading_work`."""
     from terminus.serving import reading_work
 
-    return reading_work.read_image(path)
+    return reading_work.read_gallery_file(path)
 
 
-def inspect(name: str) -> dict[str, Any]:
+def inspect_task(name: str) -> dict[str, Any]:
     """See `reading_work`."""
     from terminus.serving import reading_work
 
-    return reading_work.inspect(name)
+    return reading_work.inspect_model(name)
 
 
-def count_tokens(model: str, prompt: str) -> dict[str, Any]:
+def count_tokens_task(model: str, prompt: str) -> dict[str, Any]:
     """See `reading_work`."""
     from terminus.serving import reading_work
 
     return reading_work.count_tokens(model, prompt)
 
 
-def enlarge(path: Path, factor: float) -> bytes:
+def enlarge_task(path: Path, factor: float) -> bytes:
     """See `reading_work`."""
     from terminus.serving import reading_work
 
-    return reading_work.enlarge(path, factor)
+    return reading_work.enlarge_file(path, factor)
 
 
-def encode(path: Path, kind: str, quality: int | None) -> bytes:
+def encode_task(path: Path, kind: str, quality: int | None) -> bytes:
     """See `reading_work`."""
     from terminus.serving import reading_work
 
-    return reading_work.encode(path, kind, quality)
+    return reading_work.encode_file(path, kind, quality)

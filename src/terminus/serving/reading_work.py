@@ -49,12 +49,12 @@ def read_upload(data: bytes, mask: str | None = None, *, understand: bool = Fals
     return Upload(_png(Image.fromarray(pixels)), decoded.size.width, decoded.size.height, known)
 
 
-def read_settings(data: bytes) -> Recalled:
+def recall_settings(data: bytes) -> Recalled:
     """The settings that an image tells."""
     return recalled(read_bytes(data))
 
 
-def read_image(path: Path) -> GalleryFile:
+def read_gallery_file(path: Path) -> GalleryFile:
     """The facts of a file that was found in the gallery's folder."""
     data = read_file(path, LIMITS.upload)
     facts: ImageFacts = read_bytes(data)
@@ -70,7 +70,7 @@ def read_image(path: Path) -> GalleryFile:
     )  # fmt: skip
 
 
-def inspect(name: str) -> dict[str, Any]:
+def inspect_model(name: str) -> dict[str, Any]:
     """What `terminus inspect --json` says of a model or adapter, without its path."""
     finding = look(name, Console(file=io.StringIO()))
     said: dict[str, Any] = json.loads(json.dumps(finding_json(finding), allow_nan=False))
@@ -103,14 +103,14 @@ def _tokenizer(model: str) -> tuple[Any, int]:
     return tokenizer, tokenizer.model_max_length - 2
 
 
-def enlarge(path: Path, factor: float) -> bytes:
+def enlarge_file(path: Path, factor: float) -> bytes:
     """A PNG with sides `factor` times as long (LANCZOS)."""
     with Image.open(path, formats=("PNG",)) as image:
         size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
         return _png(image.convert("RGB").resize(size, Image.Resampling.LANCZOS))
 
 
-def encode(path: Path, kind: str, quality: int | None) -> bytes:
+def encode_file(path: Path, kind: str, quality: int | None) -> bytes:
     """A file of the gallery as "jpeg" or "webp", which says of itself what the file does."""
     with Image.open(path, formats=("PNG",)) as image:
         image.load()

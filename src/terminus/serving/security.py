@@ -23,7 +23,7 @@ from terminus.errors import UserError
 from terminus.sampling.files import read_file
 from terminus.serving.errors import body
 from terminus.serving.gallery import LOCAL
-from terminus.serving.limits import Limits
+from terminus.serving.limits import ServeLimits
 
 log = logging.getLogger("terminus")
 
@@ -112,7 +112,9 @@ class TooLarge(Exception):
 class Door:
     """The middleware."""
 
-    def __init__(self, app: ASGIApp, tokens: Tokens, limits: Limits, root_path: str = "", hosts: Iterable[str] = ()):
+    def __init__(
+        self, app: ASGIApp, tokens: Tokens, limits: ServeLimits, root_path: str = "", hosts: Iterable[str] = ()
+    ):
         self._app, self._tokens, self._limits = app, tokens, limits
         self._root, self._hosts = root_path, (*_LOOPBACK, *hosts)
 

@@ -19,20 +19,20 @@ from starlette.requests import Request
 from terminus.errors import UserError
 from terminus.sampling.limits import SEEDS, check_factor
 from terminus.serving import reading_tasks
-from terminus.serving.catalogue import Catalogue, Entry
-from terminus.serving.engine import Engine
+from terminus.serving.catalogue import Catalogue, CatalogueEntry
+from terminus.serving.engine import JobEngine
 from terminus.serving.errors import Refusal, not_found
 from terminus.serving.events import Event, Events
 from terminus.serving.gallery import Gallery, key_of
 from terminus.serving.jobs import Job, JobRequest, check_request
 from terminus.serving.ledger import Ledger
-from terminus.serving.limits import LIMITS, Limits, check_work
+from terminus.serving.limits import LIMITS, ServeLimits, check_work
 from terminus.serving.monitor import Monitor
-from terminus.serving.orders import Order, Steering
+from terminus.serving.orders import DrawOrder, Steering
 from terminus.serving.prompt_spans import spans
 from terminus.serving.reader import Reader
 from terminus.serving.security import Tokens
-from terminus.serving.state import State
+from terminus.serving.state import ServerState
 from terminus.serving.uploads import Uploads
 from terminus.serving.workers import context
 
@@ -59,7 +59,7 @@ class ServeOptions:
     devices: Sequence[str] = ("auto",)
     threads: int | None = None
     drain_seconds: float = 60.0
-    limits: Limits = LIMITS
+    limits: ServeLimits = LIMITS
 
 
 class ClientGone(Exception):
@@ -71,14 +71,14 @@ class Service:
 
     def __init__(self, options: ServeOptions) -> None:
         self.options = options
-        self.state = State(options.folder)
+        self.state = ServerState(options.folder)
         self.reader = Reader(context())
         self.catalogue = Catalogue(options.models, options.model_folders, self.state, self.reader)
         self.gallery = Gallery(options.folder, self.state)
         self.uploads = Uploads(self.state, self.reader)
         self.monitor = Monitor(options.runs)
         self.events = Events()
-        self.engine = Engine(Ledger(self.state), self.gallery, self.events, options.limits, self.order_of)
+        self.engine = JobEngine(Ledger(self.state), self.gallery, self.events, options.limits, self.order_of)
         self.chosen_models: dict[str, str] = {}
         """By user: what an A1111 client has chosen."""
         self._chores: list[asyncio.Task[None]] = []
@@ -108,17 +108,17 @@ class Service:
 
     async def read_settings(self, data: bytes) -> dict[str, Any]:
         """The settings in a stranger's image, as a request."""
-        return await self.as_request(await self.reader.ask(reading_tasks.read_settings, data))
+        return await self.as_request(await self.reader.ask(reading_tasks.settings_task, data))
 
     async def enlarge(self, user: str, key: str, factor: float) -> bytes:
         """An image stretched (LANCZOS), as PNG."""
         check_factor(factor)
         self._check_enlarged(self.image_size(user, key), factor)
-        return await self.reader.ask(reading_tasks.enlarge, self.image(user, key), factor)
+        return await self.reader.ask(reading_tasks.enlarge_task, self.image(user, key), factor)
 
     async def encode(self, path: Path, kind: str, quality: int | None) -> bytes:
         """An image's file as JPEG or WebP, which says of itself what the file does."""
-        return await self.reader.ask(reading_tasks.encode, path, kind, quality)
+        return await self.reader.ask(reading_tasks.encode_task, path, kind, quality)
 
     async def draw_again(self, user: str, key: str) -> Job:
         """A job that draws an image once more, from its own metadata."""
@@ -134,7 +134,7 @@ class Service:
 
     async def read_prompt(self, model: str, prompt: str) -> dict[str, Any]:
         """Tokens by chunk, and the spans that a page colours."""
-        counted = await self.reader.ask(reading_tasks.count_tokens, self.catalogue.entry(model).name, prompt)
+        counted = await self.reader.ask(reading_tasks.count_tokens_task, self.catalogue.entry(model).name, prompt)
         return {**counted, "spans": spans(prompt)}
 
     def start(self) -> None:
@@ -197,7 +197,7 @@ class Service:
             self.events.leave(listener)
         return job
 
-    def order_of(self, job: Job) -> Order:
+    def order_of(self, job: Job) -> DrawOrder:
         """A job with files in place of ids; UserError or `Refusal` for one that is not there."""
         request, user = job.request, job.user
         again = None if job.again is None else self.gallery.file(user, job.again)
@@ -209,7 +209,7 @@ class Service:
             )
             for one in request.controls
         )  # fmt: skip
-        return Order(
+        return DrawOrder(
             job.id,
             self.catalogue.entry(request.model).name,
             request,
@@ -248,11 +248,11 @@ class Service:
             return "t2i"
         return "ip" if "IP-Adapter" in what else "controlnet"
 
-    def native(self, entry: Entry) -> int:
+    def native(self, entry: CatalogueEntry) -> int:
         """Side of the images that a model learnt, in pixels."""
         return int((entry.finding or {}).get("native_pixels") or _NATIVE)
 
-    def _check_sizes(self, user: str, request: JobRequest, entry: Entry) -> None:
+    def _check_sizes(self, user: str, request: JobRequest, entry: CatalogueEntry) -> None:
         native = self.native(entry)
         width, height = request.width or native, request.height or native
         if request.image is not None:
@@ -281,7 +281,7 @@ class Service:
 
     # Consent to restrictions.
 
-    def needs_consent(self, user: str, entry: Entry) -> bool:
+    def needs_consent(self, user: str, entry: CatalogueEntry) -> bool:
         """Whether the model's licence has restrictions that this user has not yet agreed to."""
         if not restrictions(entry):
             return False
@@ -291,7 +291,7 @@ class Service:
         """The user agrees to a model's restrictions."""
         self.state.put("consents", user=user, model=self.catalogue.entry(key).id)
 
-    def _check_consent(self, user: str, entry: Entry) -> None:
+    def _check_consent(self, user: str, entry: CatalogueEntry) -> None:
         if self.needs_consent(user, entry):
             raise Refusal(403, UserError(
                 f"The licence of {entry.id} restricts its use: {restrictions(entry)}",
@@ -305,7 +305,7 @@ class Service:
         """Takes images into the index that lie in the folder and are not in it."""
         for user, path in self.gallery.strangers():
             try:
-                facts = await self.reader.ask(reading_tasks.read_image, path)
+                facts = await self.reader.ask(reading_tasks.gallery_file_task, path)
             except UserError as error:
                 log.warning("%s is not in the gallery: %s", path.name, error.what)
                 continue
@@ -331,7 +331,7 @@ class Service:
             await asyncio.sleep(3600)
 
 
-def restrictions(entry: Entry) -> str:
+def restrictions(entry: CatalogueEntry) -> str:
     """What a model's licence forbids, in a sentence; "" where nothing is known to be."""
     licence = str((entry.finding or {}).get("licence") or "").lower()
     if "openrail" in licence:

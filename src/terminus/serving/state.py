@@ -51,7 +51,7 @@ CREATE TABLE consents (user TEXT NOT NULL, model TEXT NOT NULL, PRIMARY KEY (use
 """
 
 
-class State:
+class ServerState:
     """The database of one folder, which no other server may use meanwhile."""
 
     def __init__(self, folder: Path) -> None:

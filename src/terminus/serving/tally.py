@@ -9,7 +9,7 @@ _BOUNDS = (0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 """Seconds."""
 
 
-class Tally:
+class JobTally:
     """Jobs, images and times."""
 
     def __init__(self) -> None:

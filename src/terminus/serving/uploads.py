@@ -11,7 +11,7 @@ from typing import Any
 from terminus.serving import reading_tasks
 from terminus.serving.errors import not_found
 from terminus.serving.reader import Reader
-from terminus.serving.state import State
+from terminus.serving.state import ServerState
 
 KEPT_SECONDS = 24 * 3600.0
 """That an upload stays."""
@@ -20,14 +20,14 @@ KEPT_SECONDS = 24 * 3600.0
 class Uploads:
     """The uploads of all users."""
 
-    def __init__(self, state: State, reader: Reader) -> None:
+    def __init__(self, state: ServerState, reader: Reader) -> None:
         self._state, self._reader = state, reader
         self._folder = state.folder / "uploads"
         self._folder.mkdir(exist_ok=True)
 
     async def add(self, user: str, data: bytes, mask: str | None = None, *, understand: bool = False) -> dict[str, Any]:
         """A new upload, as clients see it; UserError for what is no image."""
-        upload = await self._reader.ask(reading_tasks.read_upload, data, mask, understand)
+        upload = await self._reader.ask(reading_tasks.upload_task, data, mask, understand)
         key = secrets.token_urlsafe(12)
         await asyncio.to_thread((self._folder / f"{key}.png").write_bytes, upload.png)
         self._state.put("uploads", id=key, user=user, created=time.time(), width=upload.width, height=upload.height)

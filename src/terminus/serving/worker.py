@@ -23,9 +23,9 @@ from terminus.sampling.reading import OURS, PARAMETERS
 from terminus.sampling.repeating import difference
 from terminus.sampling.settings import ImageRequest
 from terminus.serving import orders
-from terminus.serving.drawing import again, draw, prompt_requests
-from terminus.serving.errors import parts
-from terminus.serving.orders import Order
+from terminus.serving.drawing import draw, draw_once_more, prompt_requests
+from terminus.serving.errors import error_parts
+from terminus.serving.orders import DrawOrder
 from terminus.serving.shelf import Shelf
 
 _FAILURES = (
@@ -38,14 +38,14 @@ _PREVIEW_SHARE = 3.0
 _PREVIEW_SIDE, _THUMBNAIL_SIDE = 512, 320
 
 
-def run(pipe: Connection, device: str, first_model: str | None, threads: int | None) -> None:
+def run_worker(pipe: Connection, device: str, first_model: str | None, threads: int | None) -> None:
     """The life of a worker: it loads a model, and draws until it is told to stop or its server is gone."""
     # Ctrl-C and a service manager's SIGTERM go to every process; the server decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(threads or usual_threads())
     try:
-        Worker(pipe, device).serve(first_model)
+        DrawingWorker(pipe, device).serve(first_model)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         os._exit(0)  # the server is gone; there is nobody to tell
 
@@ -60,7 +60,7 @@ def usual_threads() -> int:
     return given if "OMP_NUM_THREADS" in os.environ else max(1, given - 1)
 
 
-class Worker:
+class DrawingWorker:
     """The models of one device, and the jobs that are drawn with them."""
 
     def __init__(self, pipe: Connection, device: str) -> None:
@@ -77,10 +77,10 @@ class Worker:
             if first_model is not None:
                 self._shelf.model(first_model)
         except UserError as error:
-            self._pipe.send(orders.Broken(parts(error)))
+            self._pipe.send(orders.Broken(error_parts(error)))
             return
         except _FAILURES as error:
-            self._pipe.send(orders.Broken(parts(_internal(error))))
+            self._pipe.send(orders.Broken(error_parts(_internal(error))))
             return
         self._pipe.send(orders.Ready(self._shelf.device, first_model))
         while not self._stopped:
@@ -107,15 +107,15 @@ class Worker:
         while self._pipe.poll():
             self._hear(self._pipe.recv())
 
-    def _batch(self, batch: Sequence[Order]) -> None:
+    def _batch(self, batch: Sequence[DrawOrder]) -> None:
         """Draws these together; where that fails, one by one, so that each has its own error."""
         try:
             self._draw(batch)
             errors: dict[str, str] | None = None
         except UserError as error:
-            errors = parts(error)
+            errors = error_parts(error)
         except _FAILURES as error:
-            errors = parts(_internal(error))
+            errors = error_parts(_internal(error))
         if errors is not None and len(batch) > 1:
             for order in batch:
                 self._batch([order])
@@ -128,7 +128,7 @@ class Worker:
             self._cancelled.discard(order.job)
             self._watched.discard(order.job)
 
-    def _draw(self, batch: Sequence[Order]) -> None:
+    def _draw(self, batch: Sequence[DrawOrder]) -> None:
         first = batch[0]
         model = self._shelf.model(first.model)
         self._shelf.adapt(model, first.adapters)
@@ -161,7 +161,7 @@ class Worker:
         self,
         step: SamplingStep,
         shown: Sequence[Image.Image] | None,
-        owners: dict[int, tuple[Order, int]],
+        owners: dict[int, tuple[DrawOrder, int]],
         progress: _Progress,
     ) -> None:
         """One step's news, to each of its jobs."""
@@ -180,9 +180,9 @@ class Worker:
                     self._pipe.send(_drawn(order, number, step.requests[place], shown[place]))
             self._pipe.send(orders.Stepped(job, step.step, step.steps, done, first, previews))
 
-    def _again(self, model: Terminus, order: Order) -> None:
+    def _again(self, model: Terminus, order: DrawOrder) -> None:
         assert order.again is not None
-        image = again(model, order)
+        image = draw_once_more(model, order)
         gap = difference(image, order.again) or ""
         request = ImageRequest(order.request.prompt, order.request.seed or 0)
         self._pipe.send(_drawn(order, 0, request, image, gap))
@@ -202,7 +202,7 @@ class _Progress:
 
 
 def _drawn(
-    order: Order, number: int, request: ImageRequest, image: Image.Image, gap: str | None = None
+    order: DrawOrder, number: int, request: ImageRequest, image: Image.Image, gap: str | None = None
 ) -> orders.Drawn:
     small = image.copy()
     small.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))

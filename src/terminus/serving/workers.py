@@ -27,11 +27,11 @@ def context() -> ForkServerContext:
     return found
 
 
-class Worker:
+class WorkerProcess:
     """One device's process. `heard` is called on the server's own thread; with None when the process has ended."""
 
     def __init__(
-        self, device: str, threads: int | None, heard: Callable[[Worker, orders.FromWorker | None], None],
+        self, device: str, threads: int | None, heard: Callable[[WorkerProcess, orders.FromWorker | None], None],
         prepare: Callable[[orders.FromWorker], Any],
     ) -> None:  # fmt: skip
         self.device, self.threads = device, threads
@@ -90,6 +90,6 @@ class Worker:
 
 
 def _run(pipe: Connection, device: str, model: str | None, threads: int | None) -> None:
-    from terminus.serving.worker import run
+    from terminus.serving.worker import run_worker
 
-    run(pipe, device, model, threads)
+    run_worker(pipe, device, model, threads)

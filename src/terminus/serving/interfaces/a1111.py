@@ -21,13 +21,13 @@ from terminus.serving.interfaces.a1111_words import (
     UPSCALER,
     ExtraRequest,
     ImageData,
-    ImageRequest,
-    TextRequest,
+    Img2ImgRequest,
+    Txt2ImgRequest,
     fields_of,
     mask_fields,
 )
 from terminus.serving.interfaces.parts import service_of, user_of
-from terminus.serving.interfaces.results import decoded, encoded, failure, files, uploaded
+from terminus.serving.interfaces.results import add_upload, decoded, encoded, failure, job_files
 from terminus.serving.jobs import Job, JobRequest, JobState
 from terminus.serving.service import Service
 
@@ -44,22 +44,22 @@ class Options(BaseModel):
 
 
 @api.post("/txt2img")
-async def txt2img(request: Request, asked: TextRequest) -> dict[str, Any]:
+async def txt2img(request: Request, asked: Txt2ImgRequest) -> dict[str, Any]:
     """Images from a prompt."""
     return await _drawn(request, asked, fields_of(asked))
 
 
 @api.post("/img2img")
-async def img2img(request: Request, asked: ImageRequest) -> dict[str, Any]:
+async def img2img(request: Request, asked: Img2ImgRequest) -> dict[str, Any]:
     """Images from an image, or its masked part anew."""
     if len(asked.init_images) != 1:
         raise UserError(f"{len(asked.init_images)} images", where="init_images", rule="Exactly one image is drawn from")
     service, user = service_of(request), user_of(request)
     strength = _STRENGTH if asked.denoising_strength is None else asked.denoising_strength
     fields = {**fields_of(asked), "hires": None, "task": "image", "strength": strength}
-    fields["image"] = await uploaded(service, user, decoded(asked.init_images[0]))
+    fields["image"] = await add_upload(service, user, decoded(asked.init_images[0]))
     if asked.mask is not None:
-        fields |= {**mask_fields(asked), "mask": await uploaded(service, user, decoded(asked.mask))}
+        fields |= {**mask_fields(asked), "mask": await add_upload(service, user, decoded(asked.mask))}
     return await _drawn(request, asked, fields)
 
 
@@ -68,7 +68,7 @@ async def extra_single_image(request: Request, asked: ExtraRequest) -> dict[str,
     """An image enlarged: by the model (the upscaler "Terminus"), or stretched alone."""
     service, user = service_of(request), user_of(request)
     data = decoded(asked.image)
-    image = await uploaded(service, user, data)
+    image = await add_upload(service, user, data)
     width, height = service.uploads.size(image)
     factor = asked.upscaling_resize
     if asked.resize_mode == 1:
@@ -83,7 +83,7 @@ async def extra_single_image(request: Request, asked: ExtraRequest) -> dict[str,
     job = await service.wait(await service.submit(user, JobRequest.model_validate(fields)), request)
     if job.state is JobState.FAILED:
         raise failure(job)
-    images = await files(service, job)
+    images = await job_files(service, job)
     return {"image": encoded(images[0]) if images else "", "html_info": ""}
 
 
@@ -146,7 +146,7 @@ def _interrupted(request: Request) -> dict[str, Any]:
 
 
 @api.get("/options")
-async def options(request: Request) -> dict[str, Any]:
+async def get_options(request: Request) -> dict[str, Any]:
     """The checkpoint in use."""
     service = service_of(request)
     entry = await service.catalogue.inspected(_model(service, user_of(request)))
@@ -255,7 +255,7 @@ async def refresh_checkpoints() -> None:
     """The folders are looked at when the server starts."""
 
 
-async def _drawn(request: Request, asked: TextRequest, fields: dict[str, Any]) -> dict[str, Any]:
+async def _drawn(request: Request, asked: Txt2ImgRequest, fields: dict[str, Any]) -> dict[str, Any]:
     service, user = service_of(request), user_of(request)
     override = asked.override_settings.get("sd_model_checkpoint")
     model = _known(service, override) if isinstance(override, str) else _model(service, user)
@@ -266,7 +266,7 @@ async def _drawn(request: Request, asked: TextRequest, fields: dict[str, Any]) -
     if job.state is JobState.FAILED:
         raise failure(job)
     shown = service.gallery.several(user, job.images)
-    images = [encoded(one) for one in await files(service, job)] if asked.send_images else []
+    images = [encoded(one) for one in await job_files(service, job)] if asked.send_images else []
     sent = asked.model_dump(exclude={"init_images", "mask"})
     return {"images": images, "parameters": sent, "info": json.dumps(_info(service, job, shown))}
 

@@ -26,7 +26,7 @@ NO_UPSCALER = ("None", "Lanczos")
 UPSCALER = "Terminus"
 
 
-class TextRequest(BaseModel):
+class Txt2ImgRequest(BaseModel):
     """`txt2img`. Fields that clients send without meaning them are let through."""
 
     model_config = ConfigDict(extra="ignore")
@@ -57,7 +57,7 @@ class TextRequest(BaseModel):
     send_images: StrictBool = True
 
 
-class ImageRequest(TextRequest):
+class Img2ImgRequest(Txt2ImgRequest):
     """`img2img`."""
 
     init_images: Annotated[list[StrictStr], Field(max_length=8)] = Field(default_factory=list[str])
@@ -88,7 +88,7 @@ class ExtraRequest(ImageData):
     upscaler_2: StrictStr = "None"
 
 
-def fields_of(asked: TextRequest) -> dict[str, Any]:
+def fields_of(asked: Txt2ImgRequest) -> dict[str, Any]:
     """The fields of our request that both kinds share; adapters still by name. UserError for what is not done."""
     for name, sentence in _UNDONE.items():
         if getattr(asked, name):
@@ -123,7 +123,7 @@ def fields_of(asked: TextRequest) -> dict[str, Any]:
     }
 
 
-def mask_fields(asked: ImageRequest) -> dict[str, Any]:
+def mask_fields(asked: Img2ImgRequest) -> dict[str, Any]:
     """The fields of an inpainting, without its images."""
     whole = not asked.inpaint_full_res
     fields: dict[str, Any] = {
@@ -145,7 +145,7 @@ def without_loras(prompt: str) -> tuple[str, list[dict[str, Any]]]:
     return (_LORA.sub("", prompt).strip() if found else prompt), found
 
 
-def _hires(asked: TextRequest) -> dict[str, Any]:
+def _hires(asked: Txt2ImgRequest) -> dict[str, Any]:
     strength = 0.7 if asked.denoising_strength is None else asked.denoising_strength
     return {"factor": asked.hr_scale, "strength": strength}
 

@@ -63,13 +63,13 @@ async def new_comparison(request: Request, asked: ComparisonRequest) -> dict[str
 
 
 @api.get("/comparisons/{key}")
-async def comparison(request: Request, key: str) -> dict[str, Any]:
+async def get_comparison(request: Request, key: str) -> dict[str, Any]:
     """The pairs of a comparison, with what is drawn of them."""
     return _shown(service_of(request), user_of(request), key)
 
 
 @api.post("/votes", status_code=201)
-async def vote(request: Request, asked: Vote) -> dict[str, Any]:
+async def new_vote(request: Request, asked: Vote) -> dict[str, Any]:
     """Keeps a vote, in place of an earlier one on this pair, and tells which model was which."""
     service, user = service_of(request), user_of(request)
     pair = _pair(service, user, asked.pair)
@@ -96,7 +96,7 @@ async def vote(request: Request, asked: Vote) -> dict[str, Any]:
 
 
 @api.get("/votes")
-async def votes(request: Request) -> Response:
+async def list_votes(request: Request) -> Response:
     """This user's votes as JSON lines, oldest first: prompt, both images, both models, the choice."""
     lines = "".join(json.dumps(one) + "\n" for one in _votes(service_of(request), user_of(request)))
     return Response(lines, media_type="application/x-ndjson")

@@ -59,7 +59,7 @@ async def new_grid(request: Request, asked: GridRequest) -> dict[str, Any]:
 
 
 @api.get("/grids/{key}.png")
-async def sheet(request: Request, key: str) -> Response:
+async def get_grid_sheet(request: Request, key: str) -> Response:
     """All images of a finished grid on one sheet, each with the values that it was drawn with."""
     service, user = service_of(request), user_of(request)
     grid = _grid(service, user, key)
@@ -72,7 +72,7 @@ async def sheet(request: Request, key: str) -> Response:
 
 
 @api.get("/grids/{key}")
-async def grid(request: Request, key: str) -> dict[str, Any]:
+async def get_grid(request: Request, key: str) -> dict[str, Any]:
     """A grid's cells, columns first, then rows, then sheets, with the images that are there."""
     service, user = service_of(request), user_of(request)
     found = _grid(service, user, key)

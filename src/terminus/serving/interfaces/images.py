@@ -35,7 +35,7 @@ class NewBoard(Closed):
 
 
 @api.get("/images")
-async def images(
+async def list_images(
     request: Request,
     query: Annotated[str | None, Query(max_length=400)] = None,
     model: Annotated[str | None, Query(max_length=200)] = None,
@@ -53,7 +53,7 @@ async def images(
 
 
 @api.get("/images/{key}.png")
-async def file(request: Request, key: str, download: bool = False) -> FileResponse:
+async def image_file(request: Request, key: str, download: bool = False) -> FileResponse:
     """The image's file, as it is on the disk."""
     path = service_of(request).gallery.file(user_of(request), key)
     if not path.is_file():
@@ -63,7 +63,7 @@ async def file(request: Request, key: str, download: bool = False) -> FileRespon
 
 
 @api.get("/images/{key}/thumbnail")
-async def thumbnail(request: Request, key: str) -> FileResponse:
+async def image_thumbnail(request: Request, key: str) -> FileResponse:
     """A small WebP of it."""
     gallery = service_of(request).gallery
     gallery.get(user_of(request), key)
@@ -74,32 +74,32 @@ async def thumbnail(request: Request, key: str) -> FileResponse:
 
 
 @api.get("/images/{key}")
-async def image(request: Request, key: str) -> dict[str, Any]:
+async def get_image(request: Request, key: str) -> dict[str, Any]:
     """One image, with its request and its metadata."""
     return service_of(request).gallery.get(user_of(request), key)
 
 
 @api.patch("/images/{key}")
-async def change(request: Request, key: str, asked: ImageChange) -> dict[str, Any]:
+async def change_image(request: Request, key: str, asked: ImageChange) -> dict[str, Any]:
     """Stars it, or puts it on just these boards."""
     return service_of(request).gallery.change(user_of(request), key, asked.starred, asked.boards)
 
 
 @api.delete("/images/{key}", status_code=204)
-async def delete(request: Request, key: str) -> Response:
+async def delete_image(request: Request, key: str) -> Response:
     """Deletes it; for a day `restore` brings it back."""
     service_of(request).gallery.delete(user_of(request), key)
     return Response(status_code=204)
 
 
 @api.post("/images/{key}/restore")
-async def restore(request: Request, key: str) -> dict[str, Any]:
+async def restore_image(request: Request, key: str) -> dict[str, Any]:
     """Brings a deleted image back."""
     return service_of(request).gallery.restore(user_of(request), key)
 
 
 @api.post("/images/{key}/again", status_code=202, tags=["jobs"])
-async def again(request: Request, key: str) -> dict[str, Any]:
+async def draw_again(request: Request, key: str) -> dict[str, Any]:
     """Draws it once more from its own metadata; the job's end says whether every pixel is equal."""
     service = service_of(request)
     job = await service.draw_again(user_of(request), key)
@@ -107,13 +107,13 @@ async def again(request: Request, key: str) -> dict[str, Any]:
 
 
 @api.post("/read", openapi_extra=FormImage)
-async def read(request: Request) -> dict[str, Any]:
+async def read_metadata(request: Request) -> dict[str, Any]:
     """The settings in an image of ours, A1111's, ComfyUI's, InvokeAI's, ..., as a request."""
     return await service_of(request).read_settings(await image_of(request))
 
 
 @api.get("/boards")
-async def boards(request: Request) -> dict[str, Any]:
+async def list_boards(request: Request) -> dict[str, Any]:
     """This user's boards, each with the number of its images."""
     rows = service_of(request).state.rows(
         "SELECT id, name, created, (SELECT count(*) FROM board_images JOIN images ON image = images.id "

@@ -17,7 +17,7 @@ from terminus.errors import UserError
 from terminus.serving.errors import Refusal, from_validation, without_paths
 from terminus.serving.events import Event
 from terminus.serving.gallery import LOCAL
-from terminus.serving.interfaces.results import check_done, decoded, files, uploaded
+from terminus.serving.interfaces.results import add_upload, check_done, decoded, job_files
 from terminus.serving.jobs import JobRequest
 from terminus.serving.service import Service
 
@@ -107,7 +107,7 @@ class Tools:
         check_done(job)
         shown = service.gallery.several(user, job.images)
         told = [{name: one[name] for name in ("id", "seed", "width", "height")} for one in shown]
-        return [*(Image(data=data, format="png") for data in await files(service, job)), json.dumps(told)]
+        return [*(Image(data=data, format="png") for data in await job_files(service, job)), json.dumps(told)]
 
 
 async def _told(work: Any) -> Any:
@@ -126,7 +126,7 @@ async def _image(service: Service, context: Any, given: str) -> str:
     with contextlib.suppress(Refusal):
         service.image(user, given)
         return given
-    return await _told(uploaded(service, user, decoded(given)))
+    return await _told(add_upload(service, user, decoded(given)))
 
 
 def _request(context: Any) -> Request | None:

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse
 
-from terminus.serving.catalogue import Entry
+from terminus.serving.catalogue import CatalogueEntry
 from terminus.serving.drawable import drawable
 from terminus.serving.errors import not_found
 from terminus.serving.interfaces.parts import service_of, user_of
@@ -19,7 +19,7 @@ _PREDICTIONS = {"velocity": "v", "epsilon": "epsilon"}
 
 
 @api.get("/models")
-async def models(request: Request) -> dict[str, Any]:
+async def list_models(request: Request) -> dict[str, Any]:
     """All models; the first is the one that is loaded at the start."""
     service = service_of(request)
     found = await service.catalogue.models()
@@ -27,7 +27,7 @@ async def models(request: Request) -> dict[str, Any]:
 
 
 @api.get("/models/{key}")
-async def model(request: Request, key: str) -> dict[str, Any]:
+async def get_model(request: Request, key: str) -> dict[str, Any]:
     """One model, with all that `terminus inspect` finds."""
     service = service_of(request)
     entry = await service.catalogue.inspected(key)
@@ -42,7 +42,7 @@ async def consent(request: Request, key: str) -> Response:
 
 
 @api.get("/models/{key}/thumbnail")
-async def thumbnail(request: Request, key: str) -> FileResponse:
+async def model_thumbnail(request: Request, key: str) -> FileResponse:
     """The image that lies beside a model or an adapter."""
     catalogue = service_of(request).catalogue
     path = catalogue.thumbnail(catalogue.entry(key))
@@ -53,7 +53,7 @@ async def thumbnail(request: Request, key: str) -> FileResponse:
 
 
 @api.get("/adapters")
-async def adapters(request: Request, model: str | None = None) -> dict[str, Any]:
+async def list_adapters(request: Request, model: str | None = None) -> dict[str, Any]:
     """All adapters, and whether each fits a model: the first, unless another is named."""
     service = service_of(request)
     key = model or service.catalogue.first
@@ -61,7 +61,7 @@ async def adapters(request: Request, model: str | None = None) -> dict[str, Any]
     return {"adapters": [adapter_shown(service, entry, base) for entry in await service.catalogue.adapters()]}
 
 
-def model_shown(service: Service, user: str, entry: Entry) -> dict[str, Any]:
+def model_shown(service: Service, user: str, entry: CatalogueEntry) -> dict[str, Any]:
     """A model as clients see it."""
     said = entry.finding or {}
     hashes = said.get("hashes") or {}
@@ -99,7 +99,7 @@ def model_shown(service: Service, user: str, entry: Entry) -> dict[str, Any]:
     }
 
 
-def adapter_shown(service: Service, entry: Entry, base: Entry | None) -> dict[str, Any]:
+def adapter_shown(service: Service, entry: CatalogueEntry, base: CatalogueEntry | None) -> dict[str, Any]:
     """An adapter as clients see it."""
     said = entry.finding or {}
     about = said.get("about") or {}
@@ -138,6 +138,6 @@ def _fits(adapter: dict[str, Any], model: dict[str, Any]) -> tuple[bool | None, 
     return True, ""
 
 
-def _thumbnail(service: Service, entry: Entry) -> str | None:
+def _thumbnail(service: Service, entry: CatalogueEntry) -> str | None:
     there = service.catalogue.thumbnail(entry) is not None
     return f"api/v1/models/{entry.id}/thumbnail" if there else None

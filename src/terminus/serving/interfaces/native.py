@@ -62,9 +62,9 @@ async def status(request: Request) -> dict[str, Any]:
 
 
 @api.get("/options", tags=["server"])
-async def options(request: Request) -> dict[str, Any]:
+async def list_options(request: Request) -> dict[str, Any]:
     """What can be chosen, with titles and sentences, and the defaults."""
-    return choices.options(service_of(request).options.limits)
+    return choices.offered_choices(service_of(request).options.limits)
 
 
 @api.post("/prompts/read")
@@ -74,7 +74,7 @@ async def read_prompt(request: Request, asked: PromptText) -> dict[str, Any]:
 
 
 @api.post("/uploads", status_code=201, tags=["images"], openapi_extra=FormImage)
-async def upload(request: Request) -> dict[str, Any]:
+async def new_upload(request: Request) -> dict[str, Any]:
     """Takes an image in: its pixels, upright, in sRGB, and the settings that it tells."""
     service = service_of(request)
     shown = await service.uploads.add(user_of(request), await image_of(request), understand=True)
@@ -83,13 +83,13 @@ async def upload(request: Request) -> dict[str, Any]:
 
 
 @api.get("/uploads/{key}", tags=["images"])
-async def uploaded(request: Request, key: str) -> FileResponse:
+async def get_upload(request: Request, key: str) -> FileResponse:
     """An upload, as PNG."""
     return FileResponse(service_of(request).uploads.file(user_of(request), key), media_type="image/png")
 
 
 @api.post("/jobs", status_code=202)
-async def submit(
+async def new_job(
     request: Request,
     asked: JobRequest,
     wait: Annotated[bool, Query(description="Answer when it is over; who leaves before cancels it")] = False,
@@ -108,21 +108,21 @@ async def submit(
 
 
 @api.get("/jobs")
-async def jobs(request: Request) -> dict[str, Any]:
+async def list_jobs(request: Request) -> dict[str, Any]:
     """This user's jobs: running, waiting in their order, then those that are over."""
     service = service_of(request)
     return {"jobs": [service.engine.shown(job) for job in service.engine.jobs(user_of(request))]}
 
 
 @api.get("/jobs/{key}")
-async def job(request: Request, key: str) -> dict[str, Any]:
+async def get_job(request: Request, key: str) -> dict[str, Any]:
     """One job."""
     service = service_of(request)
     return service.engine.shown(service.job(user_of(request), key))
 
 
 @api.delete("/jobs/{key}")
-async def cancel(request: Request, key: str) -> dict[str, Any]:
+async def cancel_job(request: Request, key: str) -> dict[str, Any]:
     """Cancels a job, at any step; of one that is over nothing changes."""
     service = service_of(request)
     found = service.job(user_of(request), key)
@@ -131,7 +131,7 @@ async def cancel(request: Request, key: str) -> dict[str, Any]:
 
 
 @api.get("/jobs/{key}/events", response_class=StreamingResponse)
-async def events(
+async def job_events(
     request: Request, key: str, last_event_id: Annotated[str | None, Header()] = None
 ) -> StreamingResponse:
     """Server-sent events of one job: queued, started, step (with previews), then finished, failed or cancelled."""

@@ -22,7 +22,7 @@ from terminus.serving.errors import Refusal, from_validation
 from terminus.serving.events import Event
 from terminus.serving.interfaces.native import SSE
 from terminus.serving.interfaces.parts import form_of, service_of, user_of
-from terminus.serving.interfaces.results import check_done, encoded, failure, files, uploaded
+from terminus.serving.interfaces.results import add_upload, check_done, encoded, failure, job_files
 from terminus.serving.jobs import Closed, Job, JobRequest, JobState, Number, Text
 from terminus.serving.limits import LIMITS
 from terminus.serving.service import Service
@@ -78,7 +78,7 @@ class ImagesRequest(Closed):
 
 
 @api.get("/models")
-async def models(request: Request) -> dict[str, Any]:
+async def list_openai_models(request: Request) -> dict[str, Any]:
     """The models that can be drawn with."""
     service = service_of(request)
     found = await service.catalogue.models()
@@ -86,7 +86,7 @@ async def models(request: Request) -> dict[str, Any]:
 
 
 @api.get("/models/{key}")
-async def model(request: Request, key: str) -> dict[str, Any]:
+async def get_openai_model(request: Request, key: str) -> dict[str, Any]:
     """One model."""
     service = service_of(request)
     return _model(service, service.catalogue.entry(key).id)
@@ -106,9 +106,9 @@ async def edits(request: Request) -> Response:
     given = images.get("image", []) + images.get("image[]", [])
     if len(given) != 1:
         raise UserError(f"{len(given)} images", where="image", rule="Exactly one image is edited at a time")
-    fields: dict[str, Any] = {"task": "image", "image": await uploaded(service, user, given[0])}
+    fields: dict[str, Any] = {"task": "image", "image": await add_upload(service, user, given[0])}
     if masks := images.get("mask"):
-        fields |= {"task": "inpaint", "mask": await uploaded(service, user, masks[0], "transparent")}
+        fields |= {"task": "inpaint", "mask": await add_upload(service, user, masks[0], "transparent")}
     return await _answer(request, asked, "image_edit", fields)
 
 
@@ -119,7 +119,7 @@ async def variations(request: Request) -> Response:
     given = images.get("image", [])
     if len(given) != 1:
         raise UserError(f"{len(given)} images", where="image", rule="Exactly one image is varied at a time")
-    image = await uploaded(service_of(request), user_of(request), given[0])
+    image = await add_upload(service_of(request), user_of(request), given[0])
     return await _answer(request, asked, "image_edit", {"task": "image", "image": image})
 
 
@@ -156,7 +156,7 @@ async def _answer(request: Request, asked: ImagesRequest, kind: str, fields: dic
         return StreamingResponse(lines, media_type="text/event-stream", headers=SSE)
     await service.wait(job, request)
     check_done(job)
-    images = await files(service, job, asked.output_format or "png", asked.output_compression)
+    images = await job_files(service, job, asked.output_format or "png", asked.output_compression)
     shown = service.gallery.several(user, job.images)
     data: list[dict[str, Any]] = []
     for one, image in zip(shown, images, strict=True):
@@ -222,7 +222,7 @@ async def _stream(service: Service, job: Job, asked: ImagesRequest, kind: str) -
             message = str(said) if said else "The job was cancelled"
             yield _line("error", {"error": {"message": message, "type": "server_error", "param": None, "code": None}})
             return
-        images = await files(service, job, asked.output_format or "png", asked.output_compression)
+        images = await job_files(service, job, asked.output_format or "png", asked.output_compression)
         for one, image in zip(service.gallery.several(job.user, job.images), images, strict=True):
             size = f"{one['width']}x{one['height']}"
             yield _line(f"{kind}.completed", {

@@ -28,7 +28,7 @@ def failure(job: Job) -> Refusal:
     ))  # fmt: skip
 
 
-async def files(service: Service, job: Job, kind: str = "png", quality: int | None = None) -> list[bytes]:
+async def job_files(service: Service, job: Job, kind: str = "png", quality: int | None = None) -> list[bytes]:
     """The job's images, as the files on the disk or as another format that says the same of itself."""
     paths = [service.gallery.file(job.user, key) for key in job.images]
     if kind == "png":
@@ -52,7 +52,7 @@ def decoded(text: str) -> bytes:
         ) from error
 
 
-async def uploaded(service: Service, user: str, data: bytes, mask: str | None = None) -> str:
+async def add_upload(service: Service, user: str, data: bytes, mask: str | None = None) -> str:
     """The id of an image that came along with a request."""
     upload: dict[str, Any] = await service.uploads.add(user, data, mask)
     return upload["id"]

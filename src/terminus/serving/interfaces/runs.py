@@ -27,19 +27,19 @@ _REPORT = {
 
 
 @api.get("/runs")
-async def runs(request: Request) -> dict[str, Any]:
+async def list_runs(request: Request) -> dict[str, Any]:
     """Training runs in the folder of `--runs`, those that moved last first."""
     return {"runs": service_of(request).monitor.runs()}
 
 
 @api.get("/runs/{key}")
-async def run(request: Request, key: str) -> dict[str, Any]:
+async def get_run(request: Request, key: str) -> dict[str, Any]:
     """One run, with its log as `metrics`: columns and rows, thinned evenly."""
     return service_of(request).monitor.run(key)
 
 
 @api.get("/runs/{key}/events", response_class=StreamingResponse)
-async def events(request: Request, key: str) -> StreamingResponse:
+async def run_events(request: Request, key: str) -> StreamingResponse:
     """Server-sent events: `change` whenever the run has logged something."""
     service = service_of(request)
     service.monitor.stamp(key)
@@ -47,7 +47,7 @@ async def events(request: Request, key: str) -> StreamingResponse:
 
 
 @api.get("/runs/{key}/{name}")
-async def file(request: Request, key: str, name: str) -> FileResponse:
+async def run_file(request: Request, key: str, name: str) -> FileResponse:
     """A preview, the data report, the evaluation or the card of a run."""
     found = service_of(request).monitor.file(key, name)
     return FileResponse(found.path, media_type=found.media_type, headers=_REPORT)
