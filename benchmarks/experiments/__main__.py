@@ -19,7 +19,8 @@ import numpy as np
 import typer
 from PIL import Image
 
-from benchmarks.experiments.arms import RECIPES, Arm, all_arms
+from benchmarks.experiments.arms import LEAKS, LEAKY, RECIPES, Arm, all_arms
+from benchmarks.experiments.leak import LATENTS, leak_figure
 from benchmarks.experiments.report import figure, table
 
 SHOWN = 6
@@ -77,8 +78,11 @@ def sheet(drawn: dict[str, np.ndarray]) -> Image.Image:
 
 
 def write(runs: list[dict[str, Any]], results: Path) -> None:
-    """`zero-terminal-snr.json` and `.svg`."""
+    """`zero-terminal-snr.json` and `.svg`, and `-leak.svg`."""
     from terminus import runtime
+    from terminus.config.load import load
+    from terminus.diffusion.schedule import NoiseSchedule
+    from terminus.training.recipe import Recipe
 
     results.mkdir(parents=True, exist_ok=True)
     record = {
@@ -88,6 +92,10 @@ def write(runs: list[dict[str, Any]], results: Path) -> None:
     }
     (results / "zero-terminal-snr.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     (results / "zero-terminal-snr.svg").write_text(figure(runs), encoding="utf-8")
+    ends = LEAKS | {LEAKY: load(str(RECIPES / f"{LEAKY}.yaml"), Recipe).value.model.beta_end}
+    schedules = {name: NoiseSchedule.scaled_linear(0.00085, end, 1000) for name, end in ends.items()}
+    leaks = {name: LATENTS * float(schedule.snr[-1]) for name, schedule in schedules.items()}
+    (results / "zero-terminal-snr-leak.svg").write_text(leak_figure(runs, leaks), encoding="utf-8")
 
 
 if __name__ == "__main__":

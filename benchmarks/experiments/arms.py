@@ -20,6 +20,9 @@ LEAKY = "velocity"
 """The arm whose models are converted."""
 CONVERSIONS = (320, 960, 3_200, 9_600)
 """Images that a conversion to zero terminal SNR is trained on."""
+LEAKS = {"leak-1.2": 0.012, "leak-4.8": 0.00843, "leak-19": 0.005055}
+"""beta_end of `LEAKY` on other schedules, named by N SNR_T: what SDXL's leaves at latents of 16, 32 and 64 pixels a
+side. The arm itself is the fourth, 77 at 128."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Arm:
 
 
 def all_arms(out: Path, seeds: int, overrides: tuple[str, ...] = ()) -> list[Arm]:
-    """Every arm with seed 0 first, so that a run that is cut short has whole rows of the table."""
+    """Every arm with seed 0 first, so that a run that is cut short has whole rows of the table; the leaks last."""
     arms: list[Arm] = []
     for seed in range(seeds):
         arms += [_arm(out, name, seed, RECIPES / f"{name}.yaml", overrides) for name in FROM_RANDOM]
@@ -52,6 +55,10 @@ def all_arms(out: Path, seeds: int, overrides: tuple[str, ...] = ()) -> list[Arm
         for images in CONVERSIONS:
             more = (start, f"training.images={images}", f"training.learning_rate.period_images={images}")
             arms.append(_arm(out, f"converted-{images}", seed, RECIPES / "converted.yaml", (*overrides, *more)))
+    for seed in range(seeds):
+        for name, beta_end in LEAKS.items():
+            more = (*overrides, f"model.beta_end={beta_end}")
+            arms.append(_arm(out, name, seed, RECIPES / f"{LEAKY}.yaml", more))
     return arms
 
 

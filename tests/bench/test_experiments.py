@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from benchmarks.experiments import measure
-from benchmarks.experiments.arms import CONVERSIONS, FROM_RANDOM, RECIPES, all_arms
+from benchmarks.experiments.arms import CONVERSIONS, FROM_RANDOM, LEAKS, RECIPES, all_arms
+from benchmarks.experiments.leak import LATENTS, leak_figure, unknown
 from benchmarks.experiments.report import figure, interval, table
 from terminus.config.load import load
 from terminus.diffusion.schedule import NoiseSchedule
@@ -39,7 +40,7 @@ def test_the_leak_is_that_of_sdxl_at_its_size():
 
 def test_every_arm_has_every_seed_and_conversions_follow_the_model_that_they_convert(tmp_path: Path):
     arms = all_arms(tmp_path, 3)
-    assert len({arm.folder for arm in arms}) == len(arms) == 3 * (len(FROM_RANDOM) + len(CONVERSIONS))
+    assert len({arm.folder for arm in arms}) == len(arms) == 3 * (len(FROM_RANDOM) + len(CONVERSIONS) + len(LEAKS))
     for number, arm in enumerate(arms):
         if arm.name.startswith("converted"):
             assert tmp_path / f"velocity-{arm.seed}" in [before.folder for before in arms[:number]]
@@ -67,6 +68,20 @@ def test_the_figure_has_a_dot_for_each_seed():
     dots = ElementTree.fromstring(figure(runs())).findall(".//{*}circle")
     assert len(dots) == 6
     assert float(dots[1].attrib["cx"]) - float(dots[0].attrib["cx"]) == pytest.approx(560 * 0.7, abs=0.2)
+
+
+def test_leaks_are_named_by_what_they_are():
+    for name, end in LEAKS.items():
+        leak = LATENTS * float(NoiseSchedule.scaled_linear(0.00085, end, 1000).snr[-1])
+        assert float(name.removeprefix("leak-")) == pytest.approx(leak, rel=0.02)
+
+
+def test_the_curve_of_the_leak():
+    """At N SNR_T s² = 1 half of the variance is left; a dot stands at the contrast of its run."""
+    assert unknown(1 / 0.32) == 0.5
+    drawn = ElementTree.fromstring(leak_figure(runs(), {"velocity": 10.0}))
+    heights = [float(dot.attrib["cy"]) for dot in drawn.findall(".//{*}circle")]
+    assert heights == [pytest.approx(44 + 300 * (1 - contrast), abs=0.1) for contrast in (0.7, 0.8, 0.9)]
 
 
 def test_a_model_is_measured(monkeypatch: pytest.MonkeyPatch):
