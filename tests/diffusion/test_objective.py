@@ -119,6 +119,46 @@ def test_epsilon_on_a_zero_terminal_schedule_is_refused():
         Objective(ZTSNR, constant(ZTSNR.snr), "epsilon")
 
 
+FLOW = NoiseSchedule.rectified_flow(shift=3.0)
+
+
+def test_flow_loss_is_the_weighted_squared_error_of_noise_less_image():
+    objective = Objective(FLOW, min_snr(FLOW.snr, prediction="flow"), "flow")
+    losses = objective.loss(lambda x, t: 0.3 * x, X0, EPSILON, T)
+    for i, t in enumerate(T.tolist()):
+        u = (t + 1) / 1000
+        sigma = 3 * u / (1 + 2 * u)
+        x0, epsilon = X0[i].double(), EPSILON[i].double()
+        error = 0.3 * ((1 - sigma) * x0 + sigma * epsilon) - (epsilon - x0)
+        assert float(losses.unweighted[i]) == pytest.approx(float(error.square().mean()), rel=1e-5)
+        weight = min(1.0, 5.0 * sigma**2)  # min(d, γ) / d with d = 1 / sigma²
+        assert float(losses.weighted[i]) == pytest.approx(weight * float(error.square().mean()), rel=1e-5)
+
+
+def test_a_flow_is_velocity_on_the_same_curve_with_another_weight():
+    """docs/math.md: |Δu|² = (alpha + sigma)² |Δv|², so one network has one loss under either name."""
+    flow = NoiseSchedule(ZTSNR.alphas_cumprod, flow=True)
+    total = ZTSNR.alpha + ZTSNR.sigma
+
+    def says_velocity(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return (0.3 * x).tanh()
+
+    def says_flow(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        alpha, sigma = ZTSNR.at(t, x.ndim)
+        x = x * (alpha + sigma)
+        return (alpha + sigma) * says_velocity(x, t) + (sigma - alpha) * x
+
+    as_flow = Objective(flow, constant(flow.snr), "flow").loss(says_flow, X0, EPSILON, T)
+    as_velocity = Objective(ZTSNR, total.square()).loss(says_velocity, X0, EPSILON, T)
+    torch.testing.assert_close(as_flow.weighted, as_velocity.weighted, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(("schedule", "prediction"), [(FLOW, "velocity"), (SDXL, "flow"), (FLOW, "epsilon")])
+def test_a_prediction_on_the_other_s_schedule_is_refused(schedule: NoiseSchedule, prediction: str):
+    with pytest.raises(ValueError, match=r"epsilon cannot|does not belong"):
+        Objective(schedule, constant(schedule.snr), prediction)
+
+
 def test_a_perturbation_is_in_the_input_and_not_in_the_target():
     """A network that returns what it was given shows the input; one that returns 0 shows the target."""
     extra = torch.randn(X0.shape, generator=torch.Generator().manual_seed(1))

@@ -67,3 +67,25 @@ def test_the_pair_x_and_v_is_a_rotation_of_the_pair_x0_and_epsilon(phi: float, x
     torch.testing.assert_close(x.square() + v.square(), pair.square().sum(0), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(x0_from_velocity(x, v, alpha, sigma), pair[0], rtol=0, atol=1e-13)
     torch.testing.assert_close(epsilon_from_velocity(x, v, alpha, sigma), pair[1], rtol=0, atol=1e-13)
+
+
+FLOW = NoiseSchedule.rectified_flow()
+LINE = FLOW.alpha[:, None], FLOW.sigma[:, None]
+
+
+def test_the_velocity_of_a_flow_is_noise_less_image_and_round_trips():
+    """u = ε − x0 whatever the timestep (Liu et al. 2209.03003), and x = x0 + sigma u."""
+    x, u = noised(X0, EPSILON, *LINE), velocity(X0, EPSILON, *FLOW.rates(*LINE))
+    assert torch.equal(u, EPSILON - X0)
+    torch.testing.assert_close(x, X0 + LINE[1] * u, rtol=0, atol=1e-9)
+    a, b = FLOW.rates(*LINE)
+    torch.testing.assert_close(x0_from_velocity(x, u, a, LINE[1]), X0, rtol=0, atol=1e-14)
+    torch.testing.assert_close(epsilon_from_velocity(x, u, LINE[0], b), EPSILON, rtol=0, atol=1e-14)
+
+
+def test_a_velocity_is_a_flow_s_after_rescaling():
+    """docs/math.md, "From velocity to flow": u = (alpha + sigma) v + (sigma − alpha) x, at x / (alpha + sigma)."""
+    flow = NoiseSchedule(ZTSNR.alphas_cumprod, flow=True)
+    alpha, sigma = flow.alpha[:, None], flow.sigma[:, None]
+    torch.testing.assert_close(noised(X0, EPSILON, alpha, sigma), X / (ALPHA + SIGMA), rtol=0, atol=1e-14)
+    torch.testing.assert_close((ALPHA + SIGMA) * V + (SIGMA - ALPHA) * X, EPSILON - X0, rtol=0, atol=1e-13)

@@ -7,6 +7,7 @@ from terminus.diffusion.schedule import NoiseSchedule, gather
 
 SDXL = NoiseSchedule.scaled_linear()
 ZTSNR = SDXL.with_zero_terminal_snr()
+FLOW = NoiseSchedule.rectified_flow()
 
 
 def test_scaled_linear_is_the_product_of_sdxl_betas():
@@ -99,3 +100,49 @@ def test_what_is_not_a_schedule_is_refused(table: torch.Tensor):
 def test_a_table_of_another_kind_is_refused(table: torch.Tensor):
     with pytest.raises((ValueError, TypeError)):  # TypeError where jaxtyping checks shapes first
         NoiseSchedule(table)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 0.5, 0.1])
+def test_a_flow_is_the_straight_line_of_its_papers(shift: float):
+    """Esser et al. 2403.03206, eq. 23: sigma' = shift sigma / (1 + (shift − 1) sigma); from 1 / T to pure noise."""
+    u = torch.arange(1, 1001, dtype=torch.float64) / 1000
+    schedule = NoiseSchedule.rectified_flow(shift=shift)
+    sigma = shift * u / (1 + (shift - 1) * u)
+    torch.testing.assert_close(schedule.sigma, sigma, rtol=1e-8, atol=0)
+    torch.testing.assert_close(schedule.alpha, 1 - sigma, rtol=1e-8, atol=1e-15)
+    torch.testing.assert_close(schedule.snr, ((1 - sigma) / sigma).square(), rtol=1e-6, atol=1e-25)
+    assert (float(schedule.alpha[-1]), float(schedule.sigma[-1]), float(schedule.snr[-1])) == (0.0, 1.0, 0.0)
+    assert schedule.is_zero_terminal
+    assert schedule.with_zero_terminal_snr() is schedule
+
+
+def test_a_flow_network_is_told_a_thousandfold_of_sigma_and_any_other_the_timestep():
+    t = torch.arange(1000)
+    assert torch.equal(FLOW.network_time(t), t + 1.0)
+    assert FLOW.network_time(t).dtype == torch.float32
+    assert ZTSNR.network_time(t) is t
+    shifted = NoiseSchedule.rectified_flow(shift=3.0)
+    assert torch.equal(shifted.network_time(t), (1000 * shifted.sigma).float())
+
+
+@pytest.mark.parametrize("schedule", [SDXL, ZTSNR, FLOW], ids=["sdxl", "ztsnr", "flow"])
+def test_the_rates_are_those_of_the_scales_along_the_curve(schedule: NoiseSchedule):
+    """a alpha + b sigma = 1, and a / b = −d sigma / d alpha: the tangent, by differences between timesteps."""
+    a, b = (torch.as_tensor(rate).expand(1000) for rate in schedule.rates(schedule.alpha, schedule.sigma))
+    torch.testing.assert_close(a * schedule.alpha + b * schedule.sigma, torch.ones(1000, dtype=torch.float64))
+    # Central differences: second order in the step.
+    slope = (schedule.sigma[2:] - schedule.sigma[:-2]) / (schedule.alpha[:-2] - schedule.alpha[2:])
+    torch.testing.assert_close(slope[100:-100], (a / b).double()[101:-101], rtol=1e-3, atol=0)
+
+
+def test_the_same_curve_as_a_flow_has_the_same_signal_to_noise_ratio():
+    flow = NoiseSchedule(ZTSNR.alphas_cumprod, flow=True)
+    assert torch.equal(flow.snr, ZTSNR.snr)
+    torch.testing.assert_close(flow.alpha + flow.sigma, torch.ones(1000, dtype=torch.float64), rtol=1e-15, atol=0)
+    torch.testing.assert_close(flow.sigma, ZTSNR.sigma / (ZTSNR.alpha + ZTSNR.sigma), rtol=1e-15, atol=0)
+
+
+@pytest.mark.parametrize("shift", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_shift_that_is_none_is_refused(shift: float):
+    with pytest.raises(ValueError, match="shift must be"):
+        NoiseSchedule.rectified_flow(shift=shift)

@@ -60,6 +60,17 @@ def test_debiased_is_one_loss_whatever_is_predicted_and_finite_at_zero_snr():
     assert float(debiased(ZTSNR.snr)[-1]) == 0.0
 
 
+def test_a_published_weight_is_one_loss_on_x0_for_a_flow_too():
+    """|Δu|² = |Δx0|² / sigma², where sigma is the flow's own."""
+    flow = NoiseSchedule.rectified_flow(shift=2.0)
+    to_x0 = flow.sigma.square().reciprocal()
+    paper, soft = min_snr(flow.snr, form="paper", prediction="flow"), soft_min_snr(flow.snr, prediction="flow")
+    torch.testing.assert_close(paper * to_x0, flow.snr.clamp(max=5.0), rtol=1e-8, atol=0)
+    torch.testing.assert_close(soft * to_x0, 1 / (1 / flow.snr + 1 / 5), rtol=1e-8, atol=0)
+    torch.testing.assert_close(debiased(flow.snr, prediction="flow") * to_x0, flow.snr.sqrt(), rtol=1e-8, atol=0)
+    assert float(min_snr(flow.snr, prediction="flow")[-1]) == 1.0
+
+
 @pytest.mark.parametrize("form", ["paper", "augmented", "epsilon"])
 def test_floor_is_a_lower_bound_and_nothing_else(form: str):
     plain, floored = min_snr(ZTSNR.snr, form=form), min_snr(ZTSNR.snr, form=form, floor=0.1)

@@ -15,11 +15,13 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     LCMScheduler,
     TCDScheduler,
     UniPCMultistepScheduler,
 )
 
+from terminus.diffusion.objective import Network
 from terminus.diffusion.schedule import NoiseSchedule
 from terminus.sampling.denoiser import velocity_denoiser
 from terminus.sampling.grid import distilled, karras, timesteps
@@ -65,8 +67,8 @@ def theirs(scheduler: Any, steps: int) -> torch.Tensor:
     return x
 
 
-def ours(name: str, schedule: NoiseSchedule, steps: int) -> torch.Tensor:
-    *_, last = SOLVERS[name](velocity_denoiser(network, schedule), schedule, noise(-1), timesteps(steps), noise)
+def ours(name: str, schedule: NoiseSchedule, steps: int, of: Network = network) -> torch.Tensor:
+    *_, last = SOLVERS[name](velocity_denoiser(of, schedule), schedule, noise(-1), timesteps(steps), noise)
     return last.x
 
 
@@ -127,6 +129,26 @@ def test_euler_ancestral_is_the_ddpm_sampler(steps: int):
     scheduler = DDPMScheduler(**SETTINGS, clip_sample=False)
     table = NoiseSchedule(scheduler.alphas_cumprod.double())
     torch.testing.assert_close(ours("euler_ancestral", table, steps), theirs(scheduler, steps), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("steps", [4, 10, 20, 50])
+def test_euler_on_a_flow_is_theirs_on_the_same_sigmas(steps: int, shift: float):
+    """The same network, told the same times; their scheduler's own sigmas would end at 1 / 1000."""
+    schedule = NoiseSchedule.rectified_flow(shift=shift)
+    scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(sigmas=[(t + 1) / 1000 for t in timesteps(steps)])
+    told = schedule.network_time(torch.tensor(timesteps(steps)))
+    torch.testing.assert_close(told, scheduler.timesteps, rtol=1e-6, atol=0)
+
+    x = noise(-1)
+    for t in scheduler.timesteps:
+        x = scheduler.step(network(x, t.expand(len(x))), t, x).prev_sample
+
+    def asked(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return network(x, schedule.network_time(t))
+
+    torch.testing.assert_close(ours("euler", schedule, steps, asked), x, rtol=0, atol=1e-5)
 
 
 def of_distilled(name: str) -> Any:

@@ -12,13 +12,14 @@ import torch
 from terminus.diffusion.objective import Network
 from terminus.diffusion.prediction import velocity
 from terminus.diffusion.schedule import NoiseSchedule
-from terminus.sampling.denoiser import epsilon_denoiser, velocity_denoiser
+from terminus.sampling.denoiser import Prediction, epsilon_denoiser, velocity_denoiser
 from terminus.sampling.grid import beta, distilled, exponential, karras, timesteps
 from terminus.sampling.solvers import DISTILLED, SOLVERS
 
 MEAN, STD, PIXELS = 1.5, 0.5, 100_000
 SDXL = NoiseSchedule.scaled_linear()
 ZTSNR = SDXL.with_zero_terminal_snr()
+FLOW = NoiseSchedule.rectified_flow()
 STEPS = [1, 2, 3, 4, 10, 28, 30, 60, 61]
 
 
@@ -33,7 +34,7 @@ def perfect_network(schedule: NoiseSchedule) -> Network:
     def network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         alpha, sigma = schedule.at(t, x.ndim)
         x0 = posterior_mean(schedule, x, t)
-        return velocity(x0, (x - alpha * x0) / sigma, alpha, sigma)
+        return velocity(x0, (x - alpha * x0) / sigma, *schedule.rates(alpha, sigma))
 
     return network
 
@@ -44,7 +45,7 @@ def perfectly_distilled(schedule: NoiseSchedule) -> Network:
     def network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         alpha, sigma = schedule.at(t, x.ndim)
         x0 = MEAN + STD * (x - alpha * MEAN) / (alpha**2 * STD**2 + sigma**2).sqrt()
-        return velocity(x0, (x - alpha * x0) / sigma, alpha, sigma)
+        return velocity(x0, (x - alpha * x0) / sigma, *schedule.rates(alpha, sigma))
 
     return network
 
@@ -71,6 +72,32 @@ def sample(
 @pytest.mark.parametrize("name", SOLVERS)
 def test_every_solver_returns_the_mean_of_the_data(name: str, steps: int):
     assert float(sample(name, ZTSNR, timesteps(steps)).mean()) == pytest.approx(MEAN, abs=0.01)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 28, 61])
+@pytest.mark.parametrize("name", SOLVERS)
+def test_every_solver_returns_the_mean_of_the_data_on_a_flow(name: str, steps: int):
+    for schedule in (FLOW, NoiseSchedule.rectified_flow(shift=3.0)):
+        assert float(sample(name, schedule, timesteps(steps)).mean()) == pytest.approx(MEAN, abs=0.01)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_velocity_model_draws_the_same_as_the_flow_that_it_is(name: str):
+    """Solvers know of the SNR alone: on the same curve with alpha + sigma = 1 every latent is x / (alpha + sigma)."""
+    flow, grid = NoiseSchedule(ZTSNR.alphas_cumprod, flow=True), timesteps(12)
+    denoise = velocity_denoiser(perfect_network(ZTSNR), ZTSNR)
+    total = [*(ZTSNR.alpha + ZTSNR.sigma)[grid].tolist(), 1.0]
+
+    def as_flow(x: torch.Tensor, t: int) -> Prediction:
+        return denoise(x * float(ZTSNR.alpha[t] + ZTSNR.sigma[t]), t)
+
+    def noise(i: int) -> torch.Tensor:
+        return standard_normal(i + 1, 1000)
+
+    own = SOLVERS[name](denoise, ZTSNR, noise(-1), grid, noise)
+    other = SOLVERS[name](as_flow, flow, noise(-1), grid, noise)
+    for mine, theirs, scale in zip(own, other, total[1:], strict=True):
+        torch.testing.assert_close(theirs.x * scale, mine.x, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8, 50])
@@ -113,6 +140,22 @@ def test_ramps_serve_the_schedules_they_are_made_for(name: str, spacing: Callabl
 def test_the_spread_of_the_data_returns_as_steps_are_added(name: str, at_28: float, at_60: float):
     assert 0 < STD - float(sample(name, ZTSNR, timesteps(28)).std()) < at_28
     assert 0 < STD - float(sample(name, ZTSNR, timesteps(60)).std()) < at_60
+
+
+@pytest.mark.parametrize(
+    ("name", "at_28", "at_60"),
+    # Measured: 0.025, 0.012 | 0.052, 0.026 | -0.005, -0.002 | -0.017, -0.006 | -0.003, -0.001.
+    [
+        ("ddim", 0.028, 0.014),
+        ("euler_ancestral", 0.056, 0.029),
+        ("dpmpp_2m", 0.008, 0.004),
+        ("dpmpp_2m_sde", 0.020, 0.009),
+        ("unipc", 0.006, 0.004),
+    ],
+)
+def test_the_spread_of_the_data_returns_on_a_flow(name: str, at_28: float, at_60: float):
+    assert float(sample(name, FLOW, timesteps(28)).std()) == pytest.approx(STD, abs=at_28)
+    assert float(sample(name, FLOW, timesteps(60)).std()) == pytest.approx(STD, abs=at_60)
 
 
 @pytest.mark.parametrize("name", ["ddim", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde", "unipc"])

@@ -1,10 +1,11 @@
 """The training objective: the weighted squared error of what the network predicts.
 
     L = w(t) · mean ρ(f_θ(x_t, t) − target),   x_t = alpha_t x0 + sigma_t ε,   ρ(d) = d²
-    target = v = alpha_t ε − sigma_t x0, or ε
+    target = v = a_t ε − b_t x0, or ε
 
-(Salimans & Ho 2202.00512; Lin et al. 2305.08891, section 3.2.) Everything here is float32 whatever the
-network computes in: in bfloat16 sigma at the first timesteps rounds away and the target is lost.
+(Salimans & Ho 2202.00512; Lin et al. 2305.08891, section 3.2; for rectified flow, Liu et al. 2209.03003.) Everything
+here is float32 whatever the network computes in: in bfloat16 sigma at the first timesteps rounds away and the target
+is lost.
 """
 
 from __future__ import annotations
@@ -17,9 +18,8 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from .prediction import noised, velocity
+from .prediction import PredictionType, noised, velocity
 from .schedule import NoiseSchedule, gather
-from .weighting import PredictionType
 
 Network = Callable[[Tensor, Tensor], Tensor]
 """(x_t [batch ...], t [batch]) → prediction [batch ...]; the conditioning is already inside it."""
@@ -34,7 +34,7 @@ class Losses(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Objective:
-    """The loss of a network that predicts velocity, or epsilon on a schedule that leaks.
+    """The loss of a network that predicts velocity, that of a flow, or epsilon on a schedule that leaks.
 
     `weights[t]` multiplies the squared error of the prediction at timestep t (see weighting.py). Epsilon cannot be
     trained on a zero-terminal-SNR schedule: at SNR = 0 the input is the noise, and there is nothing to learn.
@@ -51,6 +51,8 @@ class Objective:
     def __post_init__(self) -> None:
         if self.prediction == "epsilon" and self.schedule.is_zero_terminal:
             raise ValueError("epsilon cannot be trained on a zero-terminal-SNR schedule; predict velocity")
+        if (self.prediction == "flow") != self.schedule.flow:
+            raise ValueError(f"prediction {self.prediction} does not belong to this schedule: a flow has its own")
         _check_tables(self.schedule, self.weights, self.huber)
 
     def loss(
@@ -70,8 +72,8 @@ class Objective:
         """
         x0, epsilon = x0.float(), epsilon.float()
         alpha, sigma = self.schedule.at(t, x0.ndim)
-        # target = v = alpha ε − sigma x0 (Salimans & Ho 2202.00512, appendix D), or ε
-        target = velocity(x0, epsilon, alpha, sigma) if self.prediction == "velocity" else epsilon
+        # target = v = alpha ε − sigma x0 (Salimans & Ho 2202.00512, appendix D), of a flow ε − x0; or ε
+        target = epsilon if self.prediction == "epsilon" else velocity(x0, epsilon, *self.schedule.rates(alpha, sigma))
         # x_t = alpha x0 + sigma ε, with a disturbed ε where there is a perturbation
         disturbed = epsilon if perturbation is None else epsilon + perturbation.float()
         error = model(noised(x0, disturbed, alpha, sigma), t).float() - target

@@ -1,20 +1,28 @@
 """The quantities that a network may predict, and the exact conversions between them.
 
-All follow from two lines (Salimans & Ho 2202.00512, appendix D), a rotation by the angle whose cosine is
-alpha, so none of the velocity forms divides by anything:
+All follow from two lines, of which the second is the derivative of the first along the schedule:
 
     x = alpha x0 + sigma epsilon
-    v = alpha epsilon − sigma x0
+    v = a epsilon − b x0            with a alpha + b sigma = 1
 
-alpha and sigma are floats, or tensors that broadcast against the latents.
+On a variance-preserving schedule (a, b) is (alpha, sigma), and (x, v) is (x0, epsilon) turned by the angle whose
+cosine is alpha (Salimans & Ho 2202.00512, appendix D). On a rectified flow (a, b) is (1, 1), and v = epsilon − x0 (Liu
+et al. 2209.03003). `NoiseSchedule.rates` gives them. Since the sum is 1, none of the velocity forms divides by
+anything.
+
+The coefficients are floats, or tensors that broadcast against the latents.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+PredictionType = Literal["velocity", "flow", "epsilon"]
+"""`flow` is the velocity of a rectified flow, `velocity` that of a variance-preserving schedule."""
 Latents = Float[Tensor, "batch *shape"]
 
 
@@ -23,19 +31,19 @@ def noised(x0: Latents, epsilon: Latents, alpha: Tensor | float, sigma: Tensor |
     return alpha * x0 + sigma * epsilon
 
 
-def velocity(x0: Latents, epsilon: Latents, alpha: Tensor | float, sigma: Tensor | float) -> Latents:
-    """v, the target. Where alpha = 0 it is −x0: the whole image, from nothing but the prompt."""
-    return alpha * epsilon - sigma * x0
+def velocity(x0: Latents, epsilon: Latents, a: Tensor | float, b: Tensor | float) -> Latents:
+    """v, the target. Where alpha = 0 it is −x0 or epsilon − x0: the whole image, from nothing but the prompt."""
+    return a * epsilon - b * x0
 
 
-def x0_from_velocity(x: Latents, v: Latents, alpha: Tensor | float, sigma: Tensor | float) -> Latents:
+def x0_from_velocity(x: Latents, v: Latents, a: Tensor | float, sigma: Tensor | float) -> Latents:
     """The clean latent that x and v imply."""
-    return alpha * x - sigma * v
+    return a * x - sigma * v
 
 
-def epsilon_from_velocity(x: Latents, v: Latents, alpha: Tensor | float, sigma: Tensor | float) -> Latents:
+def epsilon_from_velocity(x: Latents, v: Latents, alpha: Tensor | float, b: Tensor | float) -> Latents:
     """The noise that x and v imply."""
-    return sigma * x + alpha * v
+    return b * x + alpha * v
 
 
 def x0_from_epsilon(x: Latents, epsilon: Latents, alpha: Tensor | float, sigma: Tensor | float) -> Latents:

@@ -4,6 +4,9 @@ A schedule is one immutable float64 table; alpha, sigma and SNR are derived from
 asked for, so none of them can belong to another schedule (an SNR table taken before the zero-terminal-SNR
 rescale is the field's most copied bug). The coordinates are (alpha, sigma): both are finite everywhere,
 unlike sigma / alpha, which is infinite where a zero-terminal-SNR schedule ends.
+
+Diffusion and rectified flow are two scales of one curve. The table holds the signal's share of the variance,
+alpha² / (alpha² + sigma²); whether alpha² + sigma² or alpha + sigma is 1 is the rest.
 """
 
 from __future__ import annotations
@@ -14,16 +17,22 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+Scale = Tensor | float
+"""alpha or sigma: a number, or one for each sample."""
+
 
 @dataclass(frozen=True, eq=False)
 class NoiseSchedule:
     """x_t = alpha_t x0 + sigma_t epsilon, with alpha_t² = alphas_cumprod[t] and alpha_t² + sigma_t² = 1.
 
     `alphas_cumprod` (ᾱ of Ho et al. 2006.11239) falls strictly from below 1 to 0 or above. The schedule
-    keeps its own copy on the CPU.
+    keeps its own copy on the CPU. With `flow`, both scales are divided by their sum, so that the SNR is the same
+    and alpha_t + sigma_t = 1.
     """
 
     alphas_cumprod: Float64[Tensor, "timesteps"]
+    flow: bool = False
+    """Whether this is a rectified flow (Liu et al. 2209.03003): x_t lies on the straight line from x0 to epsilon."""
 
     def __post_init__(self) -> None:
         table = self.alphas_cumprod.detach().to("cpu", copy=True)
@@ -43,11 +52,26 @@ class NoiseSchedule:
         betas = torch.linspace(beta_start**0.5, beta_end**0.5, timesteps, dtype=torch.float64).square()
         return cls(torch.cumprod(1 - betas, dim=0))
 
+    @classmethod
+    def rectified_flow(cls, timesteps: int = 1000, shift: float = 1.0) -> NoiseSchedule:
+        """sigma = (t + 1) / T, the last pure noise; `shift` multiplies sigma / alpha (Esser et al. 2403.03206, eq. 23).
+
+        So larger images, in which less noise hides, are seen with more of it: SD3 has 3 at 1024 pixels.
+        """
+        if not 0 < shift < float("inf"):
+            raise ValueError(f"shift must be a finite number above 0, got {shift}")
+        # u is the line's own time, 1 at the end; sigma / alpha = shift u / (1 - u), whose scale does not matter here.
+        u = torch.arange(1, timesteps + 1, dtype=torch.float64) / timesteps
+        signal, noise = (1 - u).square(), (shift * u).square()
+        return cls(signal / (signal + noise), flow=True)
+
     def with_zero_terminal_snr(self) -> NoiseSchedule:
         """The same curve moved and stretched so that the last alpha is exactly 0 and the first unchanged.
 
-        Lin et al. 2305.08891, Algorithm 1.
+        Lin et al. 2305.08891, Algorithm 1. A flow ends there as it is.
         """
+        if self.flow:
+            return self
         alpha = self.alpha
         first, last = alpha[0], alpha[-1]
         # alpha moves down by its last value, and is stretched back to its first.
@@ -68,11 +92,16 @@ class NoiseSchedule:
     @property
     def alpha(self) -> Float64[Tensor, "timesteps"]:
         """Signal scale, in 0..1."""
-        return self.alphas_cumprod.sqrt()
+        cosine = self.alphas_cumprod.sqrt()
+        return cosine / (cosine + self._sine) if self.flow else cosine
 
     @property
     def sigma(self) -> Float64[Tensor, "timesteps"]:
         """Noise scale, in 0..1. 1 − ᾱ loses the first three digits at t = 0: float64 has them to spare."""
+        return self._sine / (self.alphas_cumprod.sqrt() + self._sine) if self.flow else self._sine
+
+    @property
+    def _sine(self) -> Float64[Tensor, "timesteps"]:
         return (1 - self.alphas_cumprod).sqrt()
 
     @property
@@ -87,6 +116,21 @@ class NoiseSchedule:
         shape = (-1,) + (1,) * (ndim - 1)
         alpha, sigma = (gather(table, t).reshape(shape) for table in (self.alpha, self.sigma))
         return alpha, sigma
+
+    def rates(self, alpha: Scale, sigma: Scale) -> tuple[Scale, Scale]:
+        """(a, b) of the velocity a epsilon − b x0, at the `alpha` and `sigma` of some timesteps.
+
+        They are how fast sigma grows and alpha falls along the curve, so that a alpha + b sigma = 1 on both: on the
+        circle by its angle, (alpha, sigma); on the line by sigma, (1, 1).
+        """
+        return (1.0, 1.0) if self.flow else (alpha, sigma)
+
+    def network_time(self, t: Int[Tensor, "batch"]) -> Tensor:
+        """The time that a network is told of each timestep: its number, or T sigma in 0..T on a flow schedule.
+
+        The latter is the convention of SD3 and of what else samples flows, whatever their shift.
+        """
+        return gather(self.timesteps * self.sigma, t) if self.flow else t
 
 
 def gather(table: Float64[Tensor, "timesteps"], t: Int[Tensor, "batch"]) -> Float[Tensor, "batch"]:

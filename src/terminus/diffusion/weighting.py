@@ -4,6 +4,8 @@ One residual seen in three coordinates: x0 error = sigma × v error and epsilon 
 
     |Δv|² = (SNR + 1) |Δx0|²        |Δε|² = SNR |Δx0|² = SNR / (SNR + 1) |Δv|²
 
+and for the velocity u = ε − x0 of a rectified flow, whose sigma is 1 / (1 + √SNR), |Δu|² = (1 + √SNR)² |Δx0|².
+
 A published weight for one prediction is carried to another by these factors. They decide what happens at
 SNR = 0, the step that zero-terminal-SNR training exists for; see docs/math.md.
 """
@@ -16,8 +18,9 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from .prediction import PredictionType
+
 Table = Float64[Tensor, "timesteps"]
-PredictionType = Literal["velocity", "epsilon"]
 MinSnrForm = Literal["augmented", "paper", "epsilon"]
 
 
@@ -30,8 +33,8 @@ def min_snr(
 ) -> Table:
     """Min-SNR-γ (Hang et al. 2303.09556): no timestep counts more than γ times in x0 terms.
 
-    With d = SNR + 1 for velocity and d = SNR for epsilon (|Δprediction|² = d |Δx0|²), `paper` is
-    min(SNR, γ) / d, as published: 0 for velocity at SNR = 0. `augmented` is min(d, γ) / d: 1 there. `epsilon` is
+    With d = SNR + 1 for velocity, (1 + √SNR)² for flow and SNR for epsilon (|Δprediction|² = d |Δx0|²), `paper` is
+    min(SNR, γ) / d, as published: 0 for both velocities at SNR = 0. `augmented` is min(d, γ) / d: 1 there. `epsilon` is
     min(SNR, γ) / SNR, the published weight of the noise error, on the error of whatever is predicted, and 1 at
     SNR = 0: so trainers of 2023 weighted velocity. For epsilon all three are the same. No weight is below
     `floor` (0 .. 1).
@@ -83,6 +86,8 @@ def _scale(snr: Table, prediction: PredictionType) -> Table:
     """|Δprediction|² / |Δx0|²; ValueError for epsilon where SNR = 0, since x0 is not in x there."""
     if prediction == "velocity":
         return snr + 1
+    if prediction == "flow":
+        return (1 + snr.sqrt()).square()
     if bool((snr == 0).any()):
         raise ValueError("epsilon has no finite weight at SNR = 0; a zero-terminal-SNR model must predict velocity")
     return snr

@@ -31,13 +31,14 @@ Denoiser = Callable[[Tensor, int], Prediction]
 
 
 def velocity_denoiser(model: Network, schedule: NoiseSchedule) -> Denoiser:
-    """A denoiser from a network that predicts velocity; guidance, if any, is already inside `model`."""
+    """A denoiser from a network that predicts velocity, or a flow's on its schedule; guidance is inside `model`."""
 
     def denoise(x: Tensor, t: int) -> Prediction:
         alpha, sigma = _coefficients(schedule, t)
-        # v = alpha epsilon - sigma x0 (Salimans & Ho 2202.00512): with x it gives both parts, at alpha 0 too.
+        a, b = schedule.rates(alpha, sigma)
+        # v = a epsilon - b x0 (Salimans & Ho 2202.00512): with x it gives both parts, at alpha 0 too.
         v = model(x, _batch_of(t, x)).float()
-        return Prediction(x0_from_velocity(x, v, alpha, sigma), epsilon_from_velocity(x, v, alpha, sigma))
+        return Prediction(x0_from_velocity(x, v, a, sigma), epsilon_from_velocity(x, v, alpha, b))
 
     return denoise
 

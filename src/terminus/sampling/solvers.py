@@ -178,7 +178,9 @@ def tcd(denoise: Denoiser, schedule: NoiseSchedule, x: Tensor, grid: Sequence[in
             s = math.floor((1 - _GAMMA) * t_next + 1e-9)
             keep = hop.alpha / float(schedule.alpha[s])
             x = hop.alpha * model.x0 + keep * float(schedule.sigma[s]) * model.epsilon
-            x = x + math.sqrt(1 - keep**2) * noise(hop.index)
+            # What is missing of the variance at t'; 1 - keep² where alpha² + sigma² = 1.
+            missing = hop.sigma**2 - (keep * float(schedule.sigma[s])) ** 2
+            x = x + math.sqrt(missing) * noise(hop.index)
         yield Step(hop.index, hop.t, x, model.x0)
 
 
