@@ -96,6 +96,46 @@ def test_a_hub_model_and_a_grid_factor_are_named(run: Path, edit):
     assert "0.02401 kWh × 400 g/kWh = 9.602 g CO2eq (estimate)" in text
 
 
+def measured(seconds: float, **joules: float) -> dict[str, object]:
+    return {"energy": {"joules": joules, "seconds": seconds, "missing": None}}
+
+
+def test_measured_energy_is_on_the_card_with_its_meters(run: Path, edit):
+    edit(run / "facts.json", measured(4400.0, NVML=7.2e6, RAPL=1.8e6))
+    edit(run / "recipe.yaml", {"run.grid_co2": 400.0, "run.region": "France"})
+    text = card(run).read_text(encoding="utf-8")
+    part = section(text, "## Environmental Impact")
+    assert "NVML 2 kWh + RAPL 0.5 kWh = 2.5 kWh (measured), 703.1 J per image of training" in part
+    assert "2.5 kWh × 400 g/kWh = 1000 g CO2eq (measured energy, stated grid factor)" in part
+    assert "**Compute Region:** France" in part
+    assert "**Hours used:** 1.222" in part
+    assert "NVML counts the boards of the GPUs; RAPL counts the CPU packages" in part
+    assert "(estimate)" not in part
+    found = front_matter(text)["co2_eq_emissions"]
+    assert (found["emissions"], found["geographical_location"]) == (1000.0, "France")
+    assert found["source"] == "energy measured by NVML and RAPL x the stated grid factor"
+    card(run, check=True)
+
+
+def test_measured_energy_without_a_grid_factor_has_no_emissions(run: Path, edit):
+    edit(run / "facts.json", measured(4400.0, NVML=7.2e6))
+    text = card(run).read_text(encoding="utf-8")
+    assert "**Energy:** NVML 2 kWh (measured)" in text
+    assert "and so are the CPUs." in text
+    assert "**Carbon Emitted:** not measured (the grid factor is not stated" in text
+    assert "co2_eq_emissions" not in front_matter(text)
+
+
+def test_a_measurement_of_a_part_of_the_run_is_none(run: Path, edit):
+    edit(run / "facts.json", measured(3600.0, RAPL=1e6))
+    part = section(card(run).read_text(encoding="utf-8"), "## Environmental Impact")
+    assert "an estimate, not a measurement (counters were read in 1 of the 1.2 hours in steps alone" in part
+    assert "20 W × 1.2 h = 0.02401 kWh (estimate)" in part
+    edit(run / "facts.json", {"energy": {"joules": {}, "seconds": 0.0, "missing": "NVML does not count this GPU"}})
+    part = section(card(run).read_text(encoding="utf-8"), "## Environmental Impact")
+    assert "not a measurement (NVML does not count this GPU): energy = assumed power" in part
+
+
 def test_the_reports_counts_are_on_the_card(run: Path, edit, tmp_path: Path):
     store = tmp_path / "store"
     store.mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -18,6 +19,8 @@ from safetensors.torch import load_file
 from terminus.config.load import Loaded
 from terminus.errors import Stopped, UserError
 from terminus.training import run
+from terminus.training.monitor import energy
+from terminus.training.monitor.energy_counters import find_rapl
 from terminus.training.recipe import Recipe
 
 from .conftest import losses, same_end
@@ -64,6 +67,33 @@ def test_stopped_by_a_signal(undisturbed: Path, recipe: Build, tmp_path: Path, t
     monkeypatch.undo()
     run.train(recipe(f"training.loader_threads={threads}"))
     same_end(undisturbed, tmp_path / "run")
+
+
+def test_energy_of_all_sessions_is_measured(recipe: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """One joule a step: 5 before a signal, then a second session, in the folder that stands for RAPL's."""
+    zone = tmp_path / "powercap" / "intel-rapl:0"
+    zone.mkdir(parents=True)
+    for name, content in {"name": "package-0", "max_energy_range_uj": "1000000000", "energy_uj": "0"}.items():
+        (zone / name).write_text(content)
+    monkeypatch.setattr(energy, "find_counters", lambda device, first: find_rapl(zone.parent))
+    real = run.run_loop
+
+    def counted(step, state, loader, settings, hooks):
+        def recording(row):
+            hooks.record(row)
+            (zone / "energy_uj").write_text(str(int((zone / "energy_uj").read_text()) + 1_000_000))
+            if row.step == 5 and not (tmp_path / "run" / "model").exists():
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        real(step, state, loader, settings, replace(hooks, record=recording))
+
+    monkeypatch.setattr(run, "run_loop", counted)
+    with pytest.raises(Stopped):
+        run.train(recipe())
+    run.train(recipe())
+    facts = json.loads((tmp_path / "run" / "facts.json").read_text())
+    assert facts["energy"]["joules"] == {"RAPL": pytest.approx(12.0)}
+    assert facts["energy"]["seconds"] >= facts["train_seconds"]
 
 
 def test_killed_at_any_instant(undisturbed: Path, prepared: Path, tmp_path: Path):

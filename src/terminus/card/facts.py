@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from terminus.card.documents import Document, read_document, read_log, read_yaml
+from terminus.card.energy import Energy, energy_of
 from terminus.card.licences import LICENCES
 from terminus.errors import UserError
 from terminus.evaluation.fingerprint import model_fingerprint
@@ -35,19 +36,6 @@ class Log:
     """Range of the learning rates that were really used."""
     slow_images_per_second: float | None
     """5th percentile over steps."""
-
-
-@dataclass(frozen=True)
-class Energy:
-    """An estimate with everything that went into it; None is what nobody knows."""
-
-    hours: float | None
-    watts: float | None
-    assumption: str
-    kwh: float | None
-    grid: float | None
-    """Grams of CO2 per kWh, as the recipe states it."""
-    grams: float | None
 
 
 @dataclass(frozen=True)
@@ -136,6 +124,12 @@ class FinishedRun:
         return velocity and scheduler.flag("rescale_betas_zero_snr") is True
 
     @property
+    def joules_per_image(self) -> float | None:
+        """Energy for each image of training."""
+        kwh, images = self.energy.kwh, self.facts.number("images_seen")
+        return None if kwh is None or not images else kwh * 3.6e6 / images
+
+    @property
     def finished(self) -> str | None:
         """UTC date, YYYY-MM-DD."""
         stamp = self.facts.text("finished") or ""
@@ -218,7 +212,7 @@ def read_run(folder: Path) -> FinishedRun:
         record=record,
         scheduler=read_document(folder / "model" / "scheduler" / "scheduler_config.json"),
         log=_log(folder / "log.jsonl"),
-        energy=_energy(recipe, facts),
+        energy=energy_of(recipe, facts),
         compute=_compute(facts),
         licence=_licence(folder, recipe, record),
     )
@@ -269,41 +263,6 @@ def _compute(facts: Document) -> Compute | None:
         return None
     flop = each * images
     return Compute(flop, each, flop / GENERAL_PURPOSE, 3 * flop / GENERAL_PURPOSE)
-
-
-WATTS_PER_CORE = 10.0
-BOARD_WATTS = {"H200": 700, "H100 PCIe": 350, "H100": 700, "A100": 400, "L40S": 350, "RTX 4090": 450, "RTX 3090": 350}
-"""Rated power of GPUs in watts by a part of their name, the first that fits."""
-_GPU = re.compile(r"NVIDIA|GeForce|RTX|Radeon|Instinct")
-
-
-def _energy(recipe: Document, facts: Document) -> Energy:
-    seconds, hardware = facts.number("train_seconds"), facts.text("environment.hardware") or ""
-    board = _board_watts(hardware)
-    if board is not None and recipe.text("run.device") != "cpu":
-        seconds = facts.number("device_seconds") or seconds  # one board for each process
-        watts, assumption = board, "the rated power of the board, all the time"
-    else:
-        watts, assumption = _cpu_watts(hardware, facts.number("environment.cpu_count"))
-    hours = None if seconds is None else seconds / 3600
-    kwh = None if hours is None or watts is None else hours * watts / 1000
-    grid = recipe.number("run.grid_co2")
-    grams = None if kwh is None or grid is None else kwh * grid
-    return Energy(hours, watts, assumption, kwh, grid, grams)
-
-
-def _board_watts(hardware: str) -> float | None:
-    for name, watts in BOARD_WATTS.items():
-        if name in hardware:
-            return float(watts)
-    return None
-
-
-def _cpu_watts(hardware: str, cores: float | None) -> tuple[float | None, str]:
-    """Power of the CPU cores, and how it was assumed; None where a GPU is there, whose part nobody knows."""
-    if cores is None or _GPU.search(hardware) or _board_watts(hardware) is not None:
-        return None, "the power of this hardware is not known"
-    return WATTS_PER_CORE * cores, f"{WATTS_PER_CORE:.0f} W for each of {cores:.0f} CPU cores"
 
 
 def _licence(folder: Path, recipe: Document, record: Document) -> Licence | None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from terminus.card.energy import Energy
 from terminus.card.escape import line
 from terminus.card.facts import FinishedRun
 
@@ -40,11 +41,17 @@ def _emissions(run: FinishedRun, grams: float) -> dict[str, object]:
     from_nothing = run.facts.text("begun_from") == "random weights"
     return {
         "emissions": round(grams, 3),
-        "source": f"estimate: training hours x {run.energy.assumption} x the stated grid factor",
+        "source": _source(run.energy),
         "training_type": "pre-training" if from_nothing else "fine-tuning",
         **({"geographical_location": line(place)} if (place := run.recipe.text("run.region")) else {}),
         "hardware_used": line(run.facts.text("environment.hardware") or "not stated"),
     }
+
+
+def _source(energy: Energy) -> str:
+    if energy.measured:
+        return f"energy {energy.kind} x the stated grid factor"
+    return f"estimate: training hours x {energy.assumption} x the stated grid factor"
 
 
 def _tags(run: FinishedRun) -> list[str]:

@@ -27,6 +27,7 @@ from terminus.training.assemble import TrainingSetup, assemble
 from terminus.training.distributed.process_group import World, joined
 from terminus.training.distributed.sharding import engage
 from terminus.training.loop import State, run_loop
+from terminus.training.monitor.energy import energy_measured
 from terminus.training.monitor.facts import finished_images, write_facts
 from terminus.training.monitor.outputs import NoOutputs, open_outputs
 from terminus.training.monitor.sessions import begin_session
@@ -140,9 +141,11 @@ def _train(
             _print_weights(parts)
 
     # From here on a signal ends the run in order, and the watchdog ends one that hangs.
+    device = runtime.pick_device(recipe.run.device)
     with _signals() as asked, Watchdog() as watchdog:
         shown = open_outputs(recipe, folder, begun.step, begun.images, world.size) if world.first else None
         with (
+            energy_measured(folder, device, started, world),
             shown or nullcontext(NoOutputs()) as outputs,
             Saver(folder / "checkpoints", training.checkpoints, outputs.sync, world) as saver,
         ):

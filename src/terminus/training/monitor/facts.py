@@ -19,6 +19,7 @@ from terminus import runtime
 from terminus.data.mixing import Mixed, epochs, order_of
 from terminus.model.weights import SHIPPED
 from terminus.training.assemble import TrainingSetup
+from terminus.training.monitor.energy import MeasuredEnergy, measured_energy
 from terminus.training.monitor.journal import read_journal
 from terminus.training.monitor.sessions import Goodput, goodput
 from terminus.training.networks.adapter import is_adapter_parameter
@@ -67,6 +68,8 @@ class RunFacts:
     environment: dict[str, object]
     goodput: Goodput | None
     """Of all sessions: how many, steps lost to kills, seconds, and the share of them spent in steps of the model."""
+    energy: MeasuredEnergy
+    """Of all sessions, as far as the hardware counts it."""
     flop_per_image: float
     """Of the UNet, forward and backward, what is computed a second time included; the largest bucket's."""
     begun_from: Begun
@@ -115,6 +118,7 @@ def write_facts(folder: Path, recipe: Recipe, parts: TrainingSetup, position: Ru
         validation_after=after,
         environment=asdict(runtime.environment(runtime.pick_device(recipe.run.device))),
         goodput=goodput(folder, position.seconds),
+        energy=measured_energy(folder),
         flop_per_image=flop_per_image(recipe) if isinstance(recipe.objective, Diffusion) else 0.0,
         begun_from=_begun_from(recipe.model.start),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
