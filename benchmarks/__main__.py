@@ -36,14 +36,14 @@ def train(
     out: options.BenchOut = None,
 ) -> None:
     """Images per second of the training loop on invented rows, part by part, beside a loop of diffusers' classes."""
-    from terminus.config.load import read
+    from terminus.config.load import read_tree
     from terminus.model.choices import check_choice
 
     check_bench(against, out, steps=steps, runs=runs)
     check_choice("--text", text, ("cached", "online"))
     check_choice("--average", average, ("both", "none"))
     if not recipe.startswith("random:"):
-        read(recipe, overrides or ())
+        read_tree(recipe, overrides or ())
     with loading():
         from benchmarks.train import bench_train
 

@@ -15,7 +15,7 @@ from terminus.cli import main
 from terminus.diffusion.schedule import NoiseSchedule
 from terminus.errors import UserError
 from terminus.inspection import command
-from terminus.inspection.probe import Answer, conclude, measure_leak, seam
+from terminus.inspection.probe import Answer, conclude, measure_leak, seam_probe
 from terminus.model.components import load_components
 from terminus.model.record import Schedule, load_record, save_record
 from terminus.model.weights import SHIPPED
@@ -111,7 +111,7 @@ def test_the_same_model_leaks_at_a_timestep_that_holds_some_image():
     """The control: where alpha is that of SDXL's last timestep, the brightness is there to be seen, and it is seen."""
     components = load_components("nano")
     table = NoiseSchedule.scaled_linear().with_zero_terminal_snr().alpha
-    answer, brightness = seam(components, int((table > LEAKY).sum()))
+    answer, brightness = seam_probe(components, int((table > LEAKY).sum()))
     drawn = [torch.randn(1, *brightness.shape, generator=rng(seed, 0, "probe")) for seed in range(4)]
     found = conclude("nano", *measure_leak(answer, drawn, brightness), components.record.schedule)
     assert (found.prediction, found.zero_terminal) == ("velocity", False)
@@ -134,7 +134,7 @@ def test_nine_channels_are_asked_to_repaint_everything(random_nano: Path):
     components.unet.register_to_config(in_channels=9)
     seen: list[Tensor] = []
     components.unet.conv_in.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    answer, brightness = seam(components, 999)
+    answer, brightness = seam_probe(components, 999)
     x = torch.randn(1, *brightness.shape)
     assert answer(x).shape == x.shape
     assert torch.equal(seen[0][:, :4], x)

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 def load_recipe(recipe: str, overrides: Sequence[str] | None) -> Loaded[Recipe]:
     """The recipe of this name or path, with the command line's overrides."""
-    from terminus.config.load import load, read
+    from terminus.config.load import load, read_tree
 
-    read(recipe, overrides or ())  # what is wrong with its name, its YAML or an override is said before torch is there
+    # What is wrong with its name, its YAML or an override is said before torch is there.
+    read_tree(recipe, overrides or ())
     with loading():
         from terminus.training.recipe import Recipe
 
@@ -144,9 +145,9 @@ def verify_data(store: options.StorePlace, remove: options.RemoveDamaged = False
             rule="A store is what `terminus prepare` writes into data.store",
             fix="Correct the place, or prepare first",
         )
-    from terminus.data.verify import verify
+    from terminus.data.verify import verify_store
 
-    verify(store, remove)
+    verify_store(store, remove)
 
 
 @data_app.command("list")

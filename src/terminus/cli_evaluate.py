@@ -51,13 +51,13 @@ def evaluate(
     _check_judge(judge, judge_model)
     with loading():
         from terminus.evaluation.against import Against
-        from terminus.evaluation.atoms import Judge
+        from terminus.evaluation.atoms import JudgeEndpoint
         from terminus.evaluation.settings import settings_for
-    asked = None if judge is None or judge_model is None else Judge(judge, judge_model, judge_key)
+    asked = None if judge is None or judge_model is None else JudgeEndpoint(judge, judge_model, judge_key)
     against = Against(reference, training, tuple(features or ("nano",)), any_size, asked)
     settings = settings_for(count, steps, seed)
     if compare:
-        from terminus.evaluation.compare_command import compare as run_compare
+        from terminus.evaluation.compare_command import compare_models as run_compare
         from terminus.judged import trained_by
 
         trained = next((trained_by(one) for one in found if one is not None and one.recipe is not None), None)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from terminus.config.load import load, read
+from terminus.config.load import load, read_tree
 from terminus.errors import UserError
 from terminus.model.naming import at_home, find_local
 
@@ -64,7 +64,7 @@ def find_judged(name: str, recipe: str | None = None) -> Judged:
     if recipe is None and run is not None:
         recipe = str(run / "recipe.yaml")
     if recipe is not None:
-        read(recipe)
+        read_tree(recipe)
     return Judged(model, run, recipe)
 
 

@@ -27,8 +27,8 @@ from terminus.data.pixels import PixelRows
 from terminus.data.record import LatentRow
 from terminus.data.settings import DataConfig
 from terminus.data.store import Store, pack_posterior
-from terminus.data.verify import Verified, verify
-from terminus.data.waiting import waiting
+from terminus.data.verify import Verified, verify_store
+from terminus.data.waiting import waiting_cuts
 from terminus.errors import UserError
 from terminus.model.vae import VAE
 
@@ -92,7 +92,7 @@ def same(one: Batch, two: Batch) -> bool:
 def verified(store: Store) -> list[Verified]:
     """What `verify` says; none if it is content."""
     try:
-        verify(store.location)
+        verify_store(store.location)
     except UserError as error:
         return [Verified(str(error))]
     return []
@@ -185,7 +185,7 @@ def test_a_disk_that_does_not_answer_is_no_damage(whole: Path, tmp_path: Path):
     with pytest.raises(UserError, match="a file is gone"):
         batches(store)
     with pytest.raises(UserError, match="damaged rows: 30 of latents"):
-        verify(store.location)
+        verify_store(store.location)
 
 
 def test_each_column_counts(whole: Path):
@@ -212,7 +212,7 @@ def test_a_revision_keeps_the_checksums_right_and_damage_what_it_is(whole: Path,
     weights = pa.array([[0.1, 0.3]] * 3, pa.list_(pa.float32()))
     store.latents.revise(pa.table({"image_key": images, "captions": captions, "caption_weights": weights}), "image_key")
     with pytest.raises(UserError, match="damaged rows: 1 of latents"):
-        verify(store.location)
+        verify_store(store.location)
     texts = {caption.text for batch in batches(store) for captions in batch.captions for caption in captions}
     assert {"new image 17", "new image 81"} < texts
     assert "new image 15" not in texts
@@ -287,18 +287,18 @@ def test_images_are_checked_before_they_become_latents_or_are_trained_on(
     file = store.images.required().scan(["source_id", "data"], "source_id = '3.jpg'").to_pylist()[0]["data"]
     flip(path, 8 * (path.read_bytes().find(file) + len(file) - 200))
     told: list[Damage] = []
-    rows = waiting(store, data.transform.spec, vae.id)
+    rows = waiting_cuts(store, data.transform.spec, vae.id)
     assert encode_latents(store, rows, vae, lambda _: None, told.append) == 7
     assert ["folder/3.jpg" in str(one) for one in told] == [True]
     pixels = PixelRows(store.images.required(), data.transform.spec, "train")
     found = [pixels.read(bucket, range(size), range(size), 0) for bucket, size in enumerate(pixels.sizes)]
     assert sum(len(batch.damaged) for batch in found) == 1
     with pytest.raises(UserError, match="damaged rows: 1 of images"):
-        verify(store.location)
-    verify(store.location, remove=True)
+        verify_store(store.location)
+    verify_store(store.location, remove=True)
     curate(data, store, lambda _: None)
-    assert encode_latents(store, waiting(store, data.transform.spec, vae.id), vae, lambda _: None) == 1
-    verify(store.location)
+    assert encode_latents(store, waiting_cuts(store, data.transform.spec, vae.id), vae, lambda _: None) == 1
+    verify_store(store.location)
     assert (store.images.count(), store.latents.count()) == (8, 8)
 
 

@@ -23,7 +23,7 @@ from terminus.data.pixels import latent_mask
 from terminus.data.record import ImageRow, content_hash
 from terminus.data.schema import plan_of
 from terminus.data.store import Store, unpack_posterior
-from terminus.data.waiting import Wanted, waiting
+from terminus.data.waiting import Wanted, waiting_cuts
 from terminus.errors import UserError
 from terminus.model.tiling import Tiling
 from terminus.model.vae import VAE, Posterior, to_signal
@@ -69,7 +69,7 @@ def latents(store: Store) -> list[dict[str, object]]:
 
 
 def run(store: Store, vae: VAE, crops: int = 1) -> int:
-    return encode_latents(store, waiting(store, TRANSFORM.spec, vae.id, crops), vae, lambda _: None)
+    return encode_latents(store, waiting_cuts(store, TRANSFORM.spec, vae.id, crops), vae, lambda _: None)
 
 
 def test_each_cut_is_a_row_whose_conditioning_is_where_its_pixels_come_from(store: Store, vae: VAE):
@@ -96,7 +96,7 @@ def test_more_cuts_are_added_to_those_that_are_there(store: Store, vae: VAE):
     assert run(store, vae, crops=2) == 3
     assert latents(store)[:5] == before
     assert run(store, vae, crops=2) == run(store, vae) == 0
-    assert list(waiting(store, TRANSFORM.spec, vae.id, 3)) == [Wanted(0, 2), Wanted(2, 2), Wanted(4, 2)]
+    assert list(waiting_cuts(store, TRANSFORM.spec, vae.id, 3)) == [Wanted(0, 2), Wanted(2, 2), Wanted(4, 2)]
 
 
 def test_a_stop_between_commits_changes_nothing(
@@ -117,7 +117,7 @@ def test_a_stop_between_commits_changes_nothing(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        encode_latents(stopped, waiting(stopped, TRANSFORM.spec, vae.id, 4), vae, advance)
+        encode_latents(stopped, waiting_cuts(stopped, TRANSFORM.spec, vae.id, 4), vae, advance)
     assert stopped.latents.count() == 3
     run(stopped, vae, crops=4)
     assert latents(stopped) == latents(straight)

@@ -27,8 +27,8 @@ from terminus.data.schema import GEOMETRY, plan_of, read_row
 from terminus.data.settings import AspectBuckets, DataConfig
 from terminus.data.sources.embedded import EmbeddedSource
 from terminus.data.store import Store, Table, unpack_posterior
-from terminus.data.verify import verify
-from terminus.data.waiting import waiting
+from terminus.data.verify import verify_store
+from terminus.data.waiting import waiting_cuts
 from terminus.errors import UserError
 from terminus.model.vae import VAE, to_signal
 
@@ -49,7 +49,7 @@ def rows(table: Table, *columns: str) -> list[dict[str, object]]:
 
 def encode_all(data: DataConfig, vae: VAE) -> int:
     store = Store(data.store)
-    return encode_latents(store, waiting(store, data.transform.spec, vae.id), vae, lambda _: None)
+    return encode_latents(store, waiting_cuts(store, data.transform.spec, vae.id), vae, lambda _: None)
 
 
 def test_a_bad_folder_is_prepared_to_the_end(images: Path, config: Build):
@@ -352,7 +352,7 @@ def test_whatever_a_source_says_anew_is_revised(tmp_path: Path, config: Build):
     assert [after[name] for name in names] == [None, ["b", "c"], None, "https://example.org/b.jpg", 6.0]
     assert {name for name in after if after[name] != before[name]} == {*names, "state", "checksum"}
     assert quiet(data).revised == 0
-    verify(report.store)
+    verify_store(report.store)
 
 
 def test_another_mask_makes_the_latent_anew(tmp_path: Path, config: Build, vae: VAE):

@@ -12,7 +12,7 @@ from PIL import Image
 from terminus.data.encode import encode_latents
 from terminus.data.sources.folder import FolderSource
 from terminus.data.store import Store, Table
-from terminus.data.waiting import waiting
+from terminus.data.waiting import waiting_cuts
 from terminus.model.vae import VAE
 
 from .conftest import noise, save
@@ -32,7 +32,7 @@ def test_what_a_list_names_since_leaves_the_newest_version(tmp_path: Path, serve
     data = settings(tmp_path, source)
     store = Store(data.store)
     assert quiet(data).kept == 6
-    encode_latents(store, waiting(store, data.transform.spec, vae.id), vae, lambda _: None)
+    encode_latents(store, waiting_cuts(store, data.transform.spec, vae.id), vae, lambda _: None)
     versions = store.images.version(), store.latents.version()
     hits = server.hits.total()
     dhash = next(str(row["dhash"]) for row in rows(store.images) if row["url"] == urls[3])
@@ -54,7 +54,7 @@ def test_what_a_list_names_since_leaves_the_newest_version(tmp_path: Path, serve
     assert (again.taken_down, again.kept, again.dropped) == (0, 3, {"on a block-list": 3})
     assert store.images.at(versions[0]).count == store.latents.at(versions[1]).count == 6, "old versions keep them"
     # The rows that stay can be added to, and are found where they are said to be.
-    assert len(waiting(store, data.transform.spec, vae.id)) == 0
+    assert len(waiting_cuts(store, data.transform.spec, vae.id)) == 0
     (tmp_path / "list.txt").write_text(f"{urls[1]}\n{md5}\n{dhash}\n{urls[0]}\n{urls[4]}\n{urls[5]}\n")
     folder = FolderSource(kind="folder", name="folder", path=tmp_path / "folder")
     save(tmp_path / "folder" / "a.png", Image.fromarray(noise(50, 80, 80)))

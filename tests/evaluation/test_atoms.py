@@ -23,7 +23,7 @@ from rich.console import Console
 from terminus.errors import UserError
 from terminus.evaluation import command
 from terminus.evaluation.against import Against
-from terminus.evaluation.atoms import AskedPrompt, Atom, Judge, measure_atoms, question_captions, read_questions
+from terminus.evaluation.atoms import AskedPrompt, Atom, JudgeEndpoint, measure_atoms, question_captions, read_questions
 from terminus.evaluation.settings import QUICK
 
 RED, BLUE = (np.full((16, 16, 3), color, np.uint8) for color in ((220, 20, 20), (20, 20, 220)))
@@ -80,11 +80,11 @@ class Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def judge(logprobs: bool = True) -> Iterator[tuple[Judge, Server]]:
+def judge(logprobs: bool = True) -> Iterator[tuple[JudgeEndpoint, Server]]:
     with Server(logprobs) as server:
         Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         try:
-            yield Judge(f"http://127.0.0.1:{server.server_port}/v1", "judge"), server
+            yield JudgeEndpoint(f"http://127.0.0.1:{server.server_port}/v1", "judge"), server
         finally:
             server.shutdown()
 
@@ -108,9 +108,9 @@ def test_a_server_without_log_probabilities_is_refused():
 
 def test_nobody_answers_and_no_address():
     with pytest.raises(UserError, match=r"--judge.url .*no answer from"):
-        measure_atoms(ASKED, [RED, BLUE], Judge("http://127.0.0.1:9/v1", "judge"), lambda count: None)
+        measure_atoms(ASKED, [RED, BLUE], JudgeEndpoint("http://127.0.0.1:9/v1", "judge"), lambda count: None)
     with pytest.raises(UserError, match="no server to ask"):
-        measure_atoms(ASKED, [RED, BLUE], Judge("judge", "judge"), lambda count: None)
+        measure_atoms(ASKED, [RED, BLUE], JudgeEndpoint("judge", "judge"), lambda count: None)
 
 
 def test_the_prompts_that_come_along():

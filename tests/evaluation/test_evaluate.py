@@ -24,7 +24,7 @@ from terminus import runtime
 from terminus.data.emoji import BACKGROUNDS
 from terminus.errors import UserError
 from terminus.evaluation import draw
-from terminus.evaluation.alignment import Judge, measure_alignment
+from terminus.evaluation.alignment import AlignmentEncoders, measure_alignment
 from terminus.evaluation.command import evaluate
 from terminus.evaluation.draw import leading, leaky, own
 from terminus.evaluation.fingerprint import model_fingerprint
@@ -211,7 +211,7 @@ def test_alignment_is_the_cosine_of_the_text_encoders(random_nano: Path):
     prompts = build_prompts(32, 4, 0, seed=0)
     images = real_images(prompts, 32)
     texts = [prompt.text for prompt in prompts[:4]]
-    found = measure_alignment(Judge(components.text_encoders, components.vision), texts, list(images[:4]))
+    found = measure_alignment(AlignmentEncoders(components.text_encoders, components.vision), texts, list(images[:4]))
     assert found is not None
     assert components.vision is not None
     cosines = []
@@ -230,8 +230,8 @@ def test_alignment_is_not_measured_where_it_would_mean_nothing(random_nano: Path
     prompts = build_prompts(32, 4, 0, seed=0)
     images = real_images(prompts, 32)
     texts = [prompt.text for prompt in prompts[:4]]
-    judge = Judge(components.text_encoders, components.vision)
-    assert measure_alignment(Judge(components.text_encoders, None), texts, list(images[:4])) is None
+    judge = AlignmentEncoders(components.text_encoders, components.vision)
+    assert measure_alignment(AlignmentEncoders(components.text_encoders, None), texts, list(images[:4])) is None
     assert measure_alignment(judge, texts[:1] * 4, list(images[:4])) is None
     assert measure_alignment(judge, texts, list(real_images(prompts[:4], 64))) is None
 
@@ -240,7 +240,7 @@ def test_of_a_caption_that_repeats_the_first_image_counts(random_nano: Path):
     components = load_components(random_nano)
     prompts = build_prompts(32, 4, 0, seed=0)[:4]
     images, texts = list(real_images(prompts, 32)), [prompt.text for prompt in prompts]
-    judge = Judge(components.text_encoders, components.vision)
+    judge = AlignmentEncoders(components.text_encoders, components.vision)
     once = measure_alignment(judge, texts, images, [True, False, True, False])
     more = measure_alignment(judge, [*texts, texts[1]], [*images, images[0]], [True, False, True, False, False])
     assert once is not None

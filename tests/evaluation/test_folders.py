@@ -16,11 +16,11 @@ from terminus.cli import main
 from terminus.errors import UserError
 from terminus.evaluation.against import Against
 from terminus.evaluation.compare import differences
-from terminus.evaluation.compare_command import compare
+from terminus.evaluation.compare_command import compare_models
 from terminus.evaluation.folder_command import evaluate_folder
 from terminus.evaluation.image_folder import open_folder
-from terminus.evaluation.memorised import rate
-from terminus.evaluation.rows import ImageRow
+from terminus.evaluation.memorised import wilson_rate
+from terminus.evaluation.rows import EvaluationRow
 from terminus.evaluation.settings import QUICK
 
 QUIET = Console(quiet=True)
@@ -88,8 +88,8 @@ def test_its_page_stands_alone_and_sorts(judged: Path):
 
 def test_wilsons_interval():
     # none of ten: the upper end is z² / (n + z²)
-    assert rate(0, 10).ci95 == pytest.approx((0, 3.841459 / 13.841459), abs=1e-5)
-    assert rate(5, 10).ci95 == pytest.approx((0.236593, 0.763407), abs=1e-5)
+    assert wilson_rate(0, 10).ci95 == pytest.approx((0, 3.841459 / 13.841459), abs=1e-5)
+    assert wilson_rate(5, 10).ci95 == pytest.approx((0.236593, 0.763407), abs=1e-5)
 
 
 @pytest.mark.parametrize("order", ["", "--compare "])
@@ -142,22 +142,22 @@ def test_several_without_compare_are_refused(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_differences_are_of_pairs():
-    def rows(shift: float) -> list[ImageRow]:
+    def rows(shift: float) -> list[EvaluationRow]:
         hard = np.random.default_rng(0).normal(0, 10, 20)
-        return [ImageRow("captions", f"{i}", i, {"x": float(value + shift)}) for i, value in enumerate(hard)]
+        return [EvaluationRow("captions", f"{i}", i, {"x": float(value + shift)}) for i, value in enumerate(hard)]
 
-    (found,) = differences(rows(0), [*rows(0.1), ImageRow("captions", "other", 0, {"x": 9.0})])
+    (found,) = differences(rows(0), [*rows(0.1), EvaluationRow("captions", "other", 0, {"x": 9.0})])
     assert (found.pairs, found.larger, found.clear) == (20, 1.0, True)
     assert found.difference.mean == pytest.approx(0.1)
     assert found.difference.ci95 == pytest.approx((0.1, 0.1)), "what is hard for both is in no interval"
     (same,) = differences(rows(0), rows(0))
     assert (same.clear, same.difference.mean) == (False, 0.0)
     with pytest.raises(UserError, match="No image of it has a partner"):
-        differences(rows(0), [ImageRow("captions", "0", 77, {"x": 1.0})])
+        differences(rows(0), [EvaluationRow("captions", "0", 77, {"x": 1.0})])
 
 
 def test_a_model_compared_with_itself_and_with_a_darker_folder(random_nano: Path, tmp_path: Path):
-    path = compare([str(random_nano), str(random_nano)], tmp_path / "models", FEW, console=QUIET)
+    path = compare_models([str(random_nano), str(random_nano)], tmp_path / "models", FEW, console=QUIET)
     found = json.loads(path.read_text(encoding="utf-8"))
     first, second = found["subjects"]
     assert first["differences"] == []
@@ -168,7 +168,7 @@ def test_a_model_compared_with_itself_and_with_a_darker_folder(random_nano: Path
     bright, dark = folder_of(tmp_path / "bright", range(8)), folder_of(tmp_path / "dark", range(8))
     for file in dark.glob("*.png"):
         Image.fromarray((np.asarray(Image.open(file)) * 0.5).astype(np.uint8)).save(file)
-    path = compare([str(bright), str(dark)], tmp_path / "folders", FEW, console=QUIET)
+    path = compare_models([str(bright), str(dark)], tmp_path / "folders", FEW, console=QUIET)
     numbers = {one["number"]: one for one in json.loads(path.read_text(encoding="utf-8"))["subjects"][1]["differences"]}
     assert numbers["mean_luma"]["difference"]["mean"] == pytest.approx(-numbers["mean_luma"]["first"] / 2, abs=0.01)
     assert numbers["mean_luma"]["clear"]

@@ -8,7 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from terminus.evaluation.inpainting import WAYS, InpaintedImages, draw_inpainted, hole, measure_inpainting, seam
+from terminus.evaluation.inpainting import (
+    WAYS,
+    InpaintedImages,
+    draw_inpainted,
+    hole,
+    measure_inpainting,
+    seam_contrast,
+)
 from terminus.evaluation.kept import Kept
 from terminus.evaluation.prompts import build_prompts
 from terminus.model.components import load_components
@@ -29,7 +36,7 @@ def test_leak_and_seam_by_hand():
     assert found.ways["in place"].seam.mean == pytest.approx(51 / 255 / 2)
     assert found.seam_before.mean == 0
     ramp = np.repeat(np.arange(16, dtype=np.uint8)[None, None, :, None] * 10, 16, axis=1).repeat(3, axis=3)
-    assert seam(ramp, mask) == pytest.approx(0, abs=1e-9), "a slope that goes on is no seam"
+    assert seam_contrast(ramp, mask) == pytest.approx(0, abs=1e-9), "a slope that goes on is no seam"
 
 
 def test_what_is_replaced_does_not_leak(random_nano: Path, tmp_path: Path):

@@ -34,7 +34,15 @@ from terminus.conditioning import Size
 from terminus.errors import UserError
 from terminus.model.record import Schedule
 from terminus.sampling.metadata import GenerationMetadata, attach_metadata, read_image_metadata, save_image, settings_of
-from terminus.sampling.provenance import REDRAWN, Credentials, Identity, examine_provenance, sign, signed, verify
+from terminus.sampling.provenance import (
+    REDRAWN,
+    Credentials,
+    Identity,
+    examine_provenance,
+    sign,
+    signed,
+    verify_credentials,
+)
 
 ORIGIN = GenerationMetadata(
     prompt="SECRET apple",
@@ -167,7 +175,7 @@ def test_a_signed_image_is_valid_and_says_the_same(tmp_path: Path, identity: Ide
     path, plain = tmp_path / f"signed{suffix}", tmp_path / f"plain{suffix}"
     save_image(image(), plain)
     save_image(image(), path, signer=identity)
-    credentials = verify(path)
+    credentials = verify_credentials(path)
     assert credentials.state == "Valid"
     assert credentials.signer == "A Signer of A Signer Studio"
     assert credentials.generator.startswith("Terminus ")
@@ -196,7 +204,7 @@ def test_every_altered_part_is_found_out(tmp_path: Path, identity: Identity, suf
         altered = bytearray(data)
         altered[place] ^= 1
         path.write_bytes(altered)
-        credentials = verify(path)
+        credentials = verify_credentials(path)
         assert (credentials.state, bool(credentials.reason)) == ("Invalid", True), place
     assert examine_provenance(data).state == "Valid"
 
@@ -211,16 +219,16 @@ def test_trust_is_the_readers_own(tmp_path: Path, authority: Authority, identity
     path = tmp_path / "a.png"
     save_image(image(), path, signer=identity)
     other = Authority.make(tmp_path / "other", "Other")
-    assert verify(path, authority.anchors).state == "Trusted"
-    assert verify(path, authority.anchors).reason == ""
-    assert verify(path, other.anchors).state == "Valid"
+    assert verify_credentials(path, authority.anchors).state == "Trusted"
+    assert verify_credentials(path, authority.anchors).reason == ""
+    assert verify_credentials(path, other.anchors).state == "Valid"
 
 
 def test_an_image_out_of_another_names_it(tmp_path: Path, identity: Identity):
     parent = signed(encoded("WEBP"), identity)
     path = tmp_path / "a.png"
     save_image(image("inpaint"), path, signer=identity, parent=parent)
-    credentials = verify(path)
+    credentials = verify_credentials(path)
     assert (credentials.state, credentials.parents) == ("Valid", 1)
     assert credentials.actions == ("c2pa.opened", "c2pa.edited")
     assert credentials.source_type == REDRAWN == read_image_metadata(path).source_type
@@ -240,7 +248,7 @@ def test_a_parent_that_was_altered_is_not_washed_clean(identity: Identity):
 
 def test_a_redrawn_image_without_its_parent_is_created(tmp_path: Path, identity: Identity):
     save_image(image("img2img"), tmp_path / "a.webp", signer=identity)
-    said = verify(tmp_path / "a.webp")
+    said = verify_credentials(tmp_path / "a.webp")
     assert (said.actions, said.source_type) == (("c2pa.created",), REDRAWN)
 
 
@@ -248,7 +256,7 @@ def test_a_redrawn_image_without_its_parent_is_created(tmp_path: Path, identity:
 def test_private_and_signed(tmp_path: Path, identity: Identity, suffix: str):
     path = tmp_path / f"a{suffix}"
     save_image(image(), path, private=True, signer=identity)
-    assert verify(path).state == "Valid"
+    assert verify_credentials(path).state == "Valid"
     assert read_image_metadata(path).texts == {}
     for encoding in ("utf-8", "utf-16-be"):
         assert "SECRET".encode(encoding) not in path.read_bytes()
@@ -259,7 +267,7 @@ def test_without_credentials_there_is_nothing_to_check(tmp_path: Path, identity:
     save_image(image(), path, signer=identity)
     with Image.open(path) as opened:
         opened.save(tmp_path / "stripped.png")
-    assert verify(tmp_path / "stripped.png") == Credentials("none")
+    assert verify_credentials(tmp_path / "stripped.png") == Credentials("none")
 
 
 def test_a_mark_without_a_manifest_is_invalid():
@@ -272,15 +280,15 @@ def test_files_in_and_out(tmp_path: Path, authority: Authority):
     source, target = tmp_path / "a.png", tmp_path / "b.png"
     source.write_bytes(encoded())
     sign(source, target, *authority.files())
-    assert verify(target).state == "Valid"
+    assert verify_credentials(target).state == "Valid"
     with pytest.raises(FileExistsError):
         sign(source, target, *authority.files())
     with pytest.raises(UserError, match="signed already"):
         sign(target, tmp_path / "c.png", *authority.files())
     sign(source, tmp_path / "d.png", *authority.files(), source_type=REDRAWN, parent=target)
-    assert verify(tmp_path / "d.png").parents == 1
+    assert verify_credentials(tmp_path / "d.png").parents == 1
     (tmp_path / "text.png").write_text("hello")
-    for action in (lambda path: verify(path), lambda path: sign(path, tmp_path / "e.png", *authority.files())):
+    for action in (verify_credentials, lambda path: sign(path, tmp_path / "e.png", *authority.files())):
         with pytest.raises(UserError, match="not a readable image"):
             action(tmp_path / "text.png")
         with pytest.raises(UserError, match="cannot be read"):
@@ -325,7 +333,7 @@ def test_nothing_is_fetched(listener: tuple[str, list[str]], tmp_path: Path, ide
     url, asked = listener
     path = tmp_path / "a.jpg"
     path.write_bytes(remote(url))
-    assert verify(path).state == "none"
+    assert verify_credentials(path).state == "none"
     assert read_image_metadata(path).credentials.state == "none"
     # The same with the mark, so that the library does look; and as a parent.
     assert examine_provenance(remote(url) + b"jumdc2pa\x00\x11\x00\x10").state == "Invalid"
@@ -384,7 +392,7 @@ def test_without_the_library(tmp_path: Path, authority: Authority, identity: Ide
     monkeypatch.setitem(sys.modules, "c2pa", None)
     for action in (
         lambda: Identity.load(*authority.files()),
-        lambda: verify(path),
+        lambda: verify_credentials(path),
         lambda: save_image(image(), tmp_path / "b.png", signer=identity),
     ):
         with pytest.raises(UserError, match=r"pip install 'terminus-xl\[c2pa\]'"):

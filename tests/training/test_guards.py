@@ -8,7 +8,7 @@ import random
 import pytest
 
 from terminus.training import guards
-from terminus.training.guards import Guards, Health, after, good_before, judge, must_go_back
+from terminus.training.guards import Guards, Health, after, good_before, must_go_back, reason_to_skip
 
 NAN, INF = float("nan"), float("inf")
 ON = Guards(spike_sigmas=6.0)
@@ -17,7 +17,7 @@ ON = Guards(spike_sigmas=6.0)
 def series(settings: Guards, values: list[tuple[float, float]], health: Health | None = None) -> Health:
     health = health or Health()
     for loss, norm in values:
-        health = after(health, loss, norm, judge(loss, norm, health, settings), settings)
+        health = after(health, loss, norm, reason_to_skip(loss, norm, health, settings), settings)
     return health
 
 
@@ -28,16 +28,16 @@ def calm(count: int) -> list[tuple[float, float]]:
 
 @pytest.mark.parametrize(("loss", "norm"), [(NAN, 1.0), (INF, 1.0), (0.5, NAN), (0.5, -INF)])
 def test_what_is_not_finite_is_left_out_always(loss: float, norm: float):
-    assert judge(loss, norm, Health(), Guards()) == "not finite"
+    assert reason_to_skip(loss, norm, Health(), Guards()) == "not finite"
 
 
 def test_spikes_are_left_out_only_where_asked_for_and_once_the_window_is_full():
     full = series(ON, calm(guards.WINDOW))
-    assert judge(0.6, 1.0, full, ON) == judge(0.5, 3.0, full, ON) == "spike"
-    assert judge(0.52, 1.3, full, ON) is None
-    assert judge(0.0, 0.0, full, ON) is None, "low is never a spike"
-    assert judge(9.0, 99.0, series(ON, calm(guards.WINDOW - 1)), ON) is None
-    assert judge(9.0, 99.0, series(Guards(), calm(guards.WINDOW)), Guards()) is None
+    assert reason_to_skip(0.6, 1.0, full, ON) == reason_to_skip(0.5, 3.0, full, ON) == "spike"
+    assert reason_to_skip(0.52, 1.3, full, ON) is None
+    assert reason_to_skip(0.0, 0.0, full, ON) is None, "low is never a spike"
+    assert reason_to_skip(9.0, 99.0, series(ON, calm(guards.WINDOW - 1)), ON) is None
+    assert reason_to_skip(9.0, 99.0, series(Guards(), calm(guards.WINDOW)), Guards()) is None
     assert series(Guards(), calm(9)).recent == ()
 
 

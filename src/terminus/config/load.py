@@ -33,7 +33,7 @@ class Loaded(Generic[T]):
     """What was written, after `extends` and overrides and before defaults."""
 
 
-def read(path: Path | str, overrides: Sequence[str] = ()) -> MappingTree:
+def read_tree(path: Path | str, overrides: Sequence[str] = ()) -> MappingTree:
     """The tree of a recipe under overrides, before any schema knows it. Raises as `load` does."""
     return apply_overrides(read_recipe(find_recipe(path)), overrides)
 
@@ -43,7 +43,7 @@ def load(path: Path | str, schema: type[T], overrides: Sequence[str] = ()) -> Lo
 
     Raises `UserError`: a file that cannot be read, or `ConfigError` with every problem of what it says.
     """
-    tree = read(path, overrides)
+    tree = read_tree(path, overrides)
     written = plain_tree(tree)
     assert isinstance(written, dict)
     try:

@@ -45,7 +45,7 @@ class Damage:
         return f"{self.name}: {self.reason}"
 
 
-def read(view: View, numbers: Sequence[int], whatever: bool = False) -> list[Row | Damage]:
+def rows_or_damage(view: View, numbers: Sequence[int], whatever: bool = False) -> list[Row | Damage]:
     """All columns of the rows with these numbers, in their order; or why there is no such row any more.
 
     `UserError` where disk or network do not answer; with `whatever` that is damage too.
@@ -59,7 +59,7 @@ def read(view: View, numbers: Sequence[int], whatever: bool = False) -> list[Row
     # verdict is that on the row alone.
     for place, one in enumerate(found):
         if isinstance(one, Damage) and one.reason == DIFFERS and len(numbers) > 1:
-            [found[place]] = read(view, [one.number], whatever)
+            [found[place]] = rows_or_damage(view, [one.number], whatever)
     return found
 
 
@@ -115,7 +115,7 @@ def told(one: Damage) -> None:
 def sound_images(view: View, numbers: Sequence[int], tell: Callable[[Damage], None] = told) -> list[ImageRow]:
     """The rows of `images` with these numbers that are what was written; `tell` is called with the others."""
     found: list[ImageRow] = []
-    for one in read(view, numbers):
+    for one in rows_or_damage(view, numbers):
         if isinstance(one, Damage):
             tell(one)
         else:

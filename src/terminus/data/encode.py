@@ -184,7 +184,7 @@ def _planned(
                 continue
         except (ArithmeticError, ValueError):
             # Read anew with its checksum: it is damaged, or else the fault is ours.
-            [row] = damage.read(images, [image])
+            [row] = damage.rows_or_damage(images, [image])
             if not isinstance(row, Damage):
                 raise
         damaged(row)
@@ -241,7 +241,7 @@ def _fitting(
     piece: list[tuple[list[_Cut], damage.Row | Damage]] = []
     held = 0
     for some in _readable(cuts_by_image):
-        read = damage.read(images, [cuts[0].image for cuts in some])
+        read = damage.rows_or_damage(images, [cuts[0].image for cuts in some])
         files = [row[name] for row in read if not isinstance(row, Damage) for name in _FILES]
         more = sum(len(file) for file in files if isinstance(file, bytes))
         # Three bytes for each pixel of each cut.

@@ -102,7 +102,7 @@ class Grouped:
     def _read(self, bucket: int, rows: Sequence[int]) -> list[Row | Damage]:
         # Each row is read once, in rising order, and given as often and where it was asked for.
         unique, inverse = np.unique(self.rows[bucket].numbers(rows), return_inverse=True)
-        found = damage.read(self.view, unique.tolist())
+        found = damage.rows_or_damage(self.view, unique.tolist())
         return [found[place] for place in inverse.tolist()]
 
     def _span(self, bucket: int, row: int) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from terminus.data.seen_index import KEPT, room_for_scratch
 from terminus.data.settings import DataConfig
 from terminus.data.store import Store, quoted
 from terminus.data.survey import Holdings, survey
-from terminus.data.waiting import waiting
+from terminus.data.waiting import waiting_cuts
 from terminus.errors import UserError
 from terminus.progress import Meter
 
@@ -62,7 +62,7 @@ def prepare(
     found = survey(store, data.transform.spec, data.filters)
     result = _result(data, store, curated, found.holdings, vae.id if vae else None, added)
     result = replace(result, damaged=tuple(map(str, damaged)))
-    place = report.write_report(result, found, store)
+    place = report.write_prepare_report(result, found, store)
     _say(console, result, place)
     return result
 
@@ -88,7 +88,7 @@ def _vae(data: DataConfig, model: str) -> VAE:
 
 def _encode(data: DataConfig, store: Store, vae: VAE, console: Console, damaged: list[Damage]) -> int:
     with room_for_scratch():
-        rows = waiting(store, data.transform.spec, vae.id, data.crops)
+        rows = waiting_cuts(store, data.transform.spec, vae.id, data.crops)
         with Meter(console, "encode", len(rows)) as meter:
             return encode_latents(store, rows, vae, meter.advance, damaged.append)
 

@@ -91,7 +91,7 @@ class _Dropped:
     twin: str | None
 
 
-def write_report(report: PrepareReport, survey: Survey, store: Store) -> str:
+def write_prepare_report(report: PrepareReport, survey: Survey, store: Store) -> str:
     """`report.json` and `report.html` in the store; returns the page's place."""
     text = json.dumps(dataclasses.asdict(report), indent=2, ensure_ascii=False) + "\n"
     save_beside_tables(store.location, "report.json", text)

@@ -21,7 +21,7 @@ from terminus.data import checksums, storage
 from terminus.data.checksums import CHECKSUM, NAMES
 from terminus.data.record import CaptionRow, ImageRow, LatentRow, PartRow, Rejection
 from terminus.data.schema import columns_of, table_schema
-from terminus.data.unreadable import reading, reason, unreadable
+from terminus.data.unreadable import reading_table, reason, unreadable
 from terminus.errors import UserError
 
 IMAGES = table_schema(ImageRow, grouped=True)
@@ -55,12 +55,12 @@ class View:
     @property
     def count(self) -> int:
         """Number of rows."""
-        with reading(self.uri):
+        with reading_table(self.uri):
             return int(self.dataset.count_rows())
 
     def counted(self, where: str) -> int:
         """Number of rows that match a SQL condition."""
-        with reading(self.uri):
+        with reading_table(self.uri):
             return int(self.dataset.count_rows(filter=where))
 
     @property
@@ -70,19 +70,19 @@ class View:
 
     def scan(self, columns: Sequence[str], where: str | None = None) -> pa.Table:  # pyright: ignore[reportUnknownParameterType]
         """The named columns of all rows, in row order; `where` is a SQL condition."""
-        with reading(self.uri):
+        with reading_table(self.uri):
             return self.dataset.to_table(columns=list(columns), filter=where, scan_in_order=True)
 
     def batches(  # pyright: ignore[reportUnknownParameterType]
         self, columns: Sequence[str], where: str | None = None, size: int = 1024
     ) -> Iterator[pa.RecordBatch]:
         """As `scan`, in pieces of at most `size` rows: for columns too heavy to hold at once."""
-        with reading(self.uri):
+        with reading_table(self.uri):
             yield from self.dataset.to_batches(columns=list(columns), filter=where, batch_size=size, scan_in_order=True)
 
     def take(self, rows: Sequence[int], columns: Sequence[str]) -> pa.Table:  # pyright: ignore[reportUnknownParameterType]
         """The named columns of the rows with these indices (0-based), in the order asked for."""
-        with reading(self.uri):
+        with reading_table(self.uri):
             return self.dataset.take(list(rows), columns=list(columns))
 
 
@@ -173,7 +173,7 @@ class Table(Generic[Row]):
         wanted = {row[on]: row for row in changes.to_pylist()}
         revised: list[lance.FragmentMetadata] = []
         fields: set[int] = set()
-        with reading(self.uri, "changed"):
+        with reading_table(self.uri, "changed"):
             for fragment in view.dataset.get_fragments():
                 # Files without any of the rows are not rewritten.
                 if wanted.keys().isdisjoint(fragment.to_table(columns=[on]).column(on).to_pylist()):
@@ -193,7 +193,7 @@ class Table(Generic[Row]):
         view = self.latest()
         for start in range(0, len(values), KEYS_PER_CONDITION) if view else ():
             listed = ", ".join(quoted(value) for value in values[start : start + KEYS_PER_CONDITION])
-            with reading(self.uri, "changed"):
+            with reading_table(self.uri, "changed"):
                 lance.dataset(self.uri).delete(f"{on} IN ({listed})")
 
     def compact(self) -> None:

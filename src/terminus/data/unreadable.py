@@ -19,7 +19,7 @@ _PANIC = "PanicException"
 
 
 @contextmanager
-def reading(uri: str, done: str = "read") -> Generator[None]:
+def reading_table(uri: str, done: str = "read") -> Generator[None]:
     """Turns what Lance raises into a `UserError` that names the table and the ways back; `done` is what was tried."""
     try:
         yield

@@ -36,7 +36,7 @@ class Verified:
     """Rows that were written before there were checksums: what they should be, nobody knows."""
 
 
-def verify(location: str, remove: bool = False, console: Console | None = None) -> list[Verified]:
+def verify_store(location: str, remove: bool = False, console: Console | None = None) -> list[Verified]:
     """Reads every row of every table of the store, and prints one line for each damaged one and one for each table.
 
     Raises `UserError` if a row is not what was written, or if nobody can say; with `remove`, only in the latter case.
@@ -96,7 +96,7 @@ def _read(view: View) -> Iterator[list[Row | Damage]]:
         # No neighbours together, as a run seldom reads them: Lance finds each row by itself then, as it does for a run.
         for first in (start, start + 1):
             numbers = range(first, min(start + 2 * step, view.count), 2)
-            rows = damage.read(view, numbers, whatever=True) if numbers else []
+            rows = damage.rows_or_damage(view, numbers, whatever=True) if numbers else []
             yield [_grouped(row, number) for number, row in zip(numbers, rows, strict=True)]
 
 

@@ -21,7 +21,7 @@ from rich.text import Text
 from terminus.data.record import ImageRow, LatentRow, Rejection
 from terminus.data.store import Store, Table
 from terminus.data.survey import ranked
-from terminus.data.unreadable import reading
+from terminus.data.unreadable import reading_table
 from terminus.errors import UserError
 
 SHOWN = 20
@@ -119,7 +119,7 @@ def _held(name: str, table: Table[ImageRow] | Table[LatentRow] | Table[Rejection
     for batch in view.batches(list(counts), size=8192):
         for column, counter in counts.items():
             counter.update(cast("list[str]", batch.column(column).to_pylist()))
-    with reading(view.uri):
+    with reading_table(view.uri):
         versions = tuple(_version(one) for one in cast("list[dict[str, object]]", view.dataset.versions()))
     return TableVersions(name, versions, *(ranked(counts[column]) for column in ("source", kind, "transform")))
 

@@ -55,7 +55,7 @@ class Waiting:
         self._database.executemany("INSERT INTO wanted (image, cut) VALUES (?, ?)", wanted)
 
 
-def waiting(store: Store, transform: str, vae: str, crops: int = 1) -> Waiting:
+def waiting_cuts(store: Store, transform: str, vae: str, crops: int = 1) -> Waiting:
     """The cuts that have no latent of this VAE yet, in row order: `crops` cuts of each image to train on, where there
     is room.
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from terminus.conditioning import Size
-from terminus.evaluation.atoms import Judge
+from terminus.evaluation.atoms import JudgeEndpoint
 from terminus.evaluation.captions import ImageSource
 from terminus.evaluation.distribution.extractors import NANO, Extractor, load_extractor
 from terminus.evaluation.image_folder import ImageFolder, check_sizes, open_folder
 from terminus.evaluation.image_set import ImageSet
-from terminus.evaluation.measure import HELD_OUT_IMAGES, PROBE_IMAGES, Gallery
-from terminus.evaluation.memorised import Training
+from terminus.evaluation.measure import HELD_OUT_IMAGES, PROBE_IMAGES, EvaluationImages
+from terminus.evaluation.memorised import TrainedImages
 from terminus.evaluation.trained import TrainedOn
 from terminus.evaluation.training_images import training_images
 
@@ -23,10 +23,10 @@ class Opened:
     """Folders that were looked through and networks that were loaded."""
 
     reference: ImageFolder | None
-    training: Training | None
+    training: TrainedImages | None
     extractors: Sequence[Extractor]
     any_size: bool
-    judge: Judge | None = None
+    judge: JudgeEndpoint | None = None
 
     def check_sizes(self, images: Sequence[ImageSource]) -> None:
         """UserError if the reference's images are of other sizes and nobody said that this is meant."""
@@ -47,7 +47,7 @@ class Against:
     """Names of extractors."""
     any_size: bool = False
     """Whether the reference may be of other sizes."""
-    judge: Judge | None = None
+    judge: JudgeEndpoint | None = None
     """A server that answers questions about images; None asks none."""
 
     def opened(self) -> Opened:
@@ -56,7 +56,7 @@ class Against:
         training = None
         if self.training is not None:
             folder = open_folder(self.training, least=2)
-            training = Training(folder, len(folder), folder.path.name)
+            training = TrainedImages(folder, len(folder), folder.path.name)
         extractors = [load_extractor(name) for name in dict.fromkeys(self.features)]
         if self.judge is not None:
             self.judge.asking().close()  # known before anything is drawn
@@ -71,7 +71,7 @@ def of_folder(images: ImageFolder, opened: Opened) -> ImageSet:
     return ImageSet(images, captions, opened.reference, name, training=opened.training)
 
 
-def of_model(gallery: Gallery, opened: Opened, trained: TrainedOn | None, seed: int) -> ImageSet:
+def of_model(gallery: EvaluationImages, opened: Opened, trained: TrainedOn | None, seed: int) -> ImageSet:
     """The images that a model drew for its captions, or for the contrast probe where it was asked for nothing else."""
     training = opened.training
     if training is None and trained is not None:

@@ -42,7 +42,7 @@ class Alignment:
 
 
 @dataclass(frozen=True)
-class Judge:
+class AlignmentEncoders:
     """The text encoders of the model that is judged; they outlive its UNet."""
 
     text: TextEncoders
@@ -50,7 +50,7 @@ class Judge:
 
 
 def measure_alignment(
-    judge: Judge, captions: Sequence[str], images: Sequence[ImageSource], held_out: Sequence[bool] = ()
+    judge: AlignmentEncoders, captions: Sequence[str], images: Sequence[ImageSource], held_out: Sequence[bool] = ()
 ) -> Alignment | None:
     """Agreement of image i with caption i; the first counts where a caption repeats.
 
@@ -75,7 +75,7 @@ def measure_alignment(
     )
 
 
-def _can_see(judge: Judge, images: Sequence[ImageSource]) -> bool:
+def _can_see(judge: AlignmentEncoders, images: Sequence[ImageSource]) -> bool:
     """Whether the model has a vision encoder, and one for images of this size."""
     if judge.vision is None:
         return False
@@ -83,7 +83,9 @@ def _can_see(judge: Judge, images: Sequence[ImageSource]) -> bool:
     return all(image.shape[:2] == (side, side) for image in images)
 
 
-def _similarity(judge: Judge, captions: Sequence[str], images: Images) -> Float[np.ndarray, "images captions"]:
+def _similarity(
+    judge: AlignmentEncoders, captions: Sequence[str], images: Images
+) -> Float[np.ndarray, "images captions"]:
     assert judge.vision is not None, "the caller has looked"
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1.0
     with torch.no_grad():

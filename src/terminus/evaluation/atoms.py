@@ -55,7 +55,7 @@ class AskedPrompt:
 
 
 @dataclass(frozen=True)
-class Judge:
+class JudgeEndpoint:
     """A server that speaks OpenAI's chat-completions protocol and gives log-probabilities."""
 
     url: str
@@ -123,7 +123,7 @@ def question_captions(asked: Sequence[AskedPrompt], seed: int) -> list[DrawnCapt
 
 
 def measure_atoms(
-    asked: Sequence[AskedPrompt], images: Sequence[ImageSource], judge: Judge, advance: Callable[[int], None]
+    asked: Sequence[AskedPrompt], images: Sequence[ImageSource], judge: JudgeEndpoint, advance: Callable[[int], None]
 ) -> Atoms:
     """Of image i for prompt i. UserError where the server gives no log-probabilities, or nobody answers at all."""
     places = [(row, atom) for row, one in enumerate(asked) for atom in one.atoms]

@@ -16,7 +16,14 @@ from terminus.errors import UserError
 from terminus.evaluation import contrast, held_out, image_set, inpainting, light, measure, memorised
 from terminus.evaluation.against import Against, Opened, of_model
 from terminus.evaluation.atoms import DEFINITION as ATOMS
-from terminus.evaluation.atoms import AskedPrompt, Atoms, Judge, measure_atoms, question_captions, read_questions
+from terminus.evaluation.atoms import (
+    AskedPrompt,
+    Atoms,
+    JudgeEndpoint,
+    measure_atoms,
+    question_captions,
+    read_questions,
+)
 from terminus.evaluation.bands import DEFINITION as BANDS
 from terminus.evaluation.bands import BandError, compare_bands
 from terminus.evaluation.captions import Captions, DrawnCaption, from_file
@@ -26,12 +33,12 @@ from terminus.evaluation.image_set import Measured
 from terminus.evaluation.inpainting import measure_inpainting
 from terminus.evaluation.light import light_prompts
 from terminus.evaluation.luminance import Images
-from terminus.evaluation.measure import Gallery
+from terminus.evaluation.measure import EvaluationImages
 from terminus.evaluation.metrics import Metrics, OwnCaptions, PromptSet, Sample, Timing, write_metrics
 from terminus.evaluation.parent import parent_of, subject
 from terminus.evaluation.prompts import EvaluationPrompt, build_prompts, real_images
-from terminus.evaluation.report import write_report, write_samples
-from terminus.evaluation.rows import model_rows, write_rows
+from terminus.evaluation.report import write_evaluation_report, write_samples
+from terminus.evaluation.rows import model_rows, write_evaluation_rows
 from terminus.evaluation.settings import FULL, EvaluationSettings
 from terminus.evaluation.summary import say_model
 from terminus.evaluation.trained import TrainedOn, check_trained_on
@@ -74,7 +81,7 @@ def evaluate(
     the folder cannot be written.
     """
     console = console or Console(stderr=True)
-    judged = judge(model, out, settings, console, data or Own(), (against or Against()).opened())
+    judged = evaluate_opened(model, out, settings, console, data or Own(), (against or Against()).opened())
     say_model(console, judged.metrics, out)
     return out / "metrics.json"
 
@@ -84,11 +91,11 @@ class Judgement:
     """What an evaluation found, and the images that it looked at."""
 
     metrics: Metrics
-    gallery: Gallery
+    gallery: EvaluationImages
     light: Sequence[DrawnCaption]
 
 
-def judge(
+def evaluate_opened(
     model: str, out: Path, settings: EvaluationSettings, console: Console, data: Own, opened: Opened
 ) -> Judgement:
     """As `evaluate`, against what is open already."""
@@ -118,19 +125,19 @@ def judge(
     real = real_images(prompts, native) if prompts[0].drawing else None
 
     # Measure, and write the page before the numbers: metrics.json says that all is there.
-    gallery = Gallery(prompts, captions, drawn.own, drawn.leaky, before.answers, real, data.trained is None)
+    gallery = EvaluationImages(prompts, captions, drawn.own, drawn.leaky, before.answers, real, data.trained is None)
     images = of_model(gallery, opened, data.trained, settings.seed)
     found = image_set.measure_set(images, opened.extractors, console, settings.seed)
     atoms = _atoms(asked, drawn.asked, opened.judge, console)
     metrics = _metrics(gallery, drawn, before, found, atoms, write_samples(gallery, out), start)
-    write_rows(model_rows(gallery, light, found), out)
-    write_report(metrics, gallery, images, light, out)
+    write_evaluation_rows(model_rows(gallery, light, found), out)
+    write_evaluation_report(metrics, gallery, images, light, out)
     write_metrics(metrics, out / "metrics.json")
     return Judgement(metrics, gallery, light)
 
 
 def _metrics(
-    gallery: Gallery, drawn: DrawnModel, before: DrawnBefore, found: Measured, atoms: Atoms | None,
+    gallery: EvaluationImages, drawn: DrawnModel, before: DrawnBefore, found: Measured, atoms: Atoms | None,
     samples: tuple[Sample, ...], start: float,
 ) -> Metrics:  # fmt: skip
     return Metrics(
@@ -159,7 +166,7 @@ def _bands(drawn: DrawnModel, before: DrawnBefore) -> tuple[BandError, ...]:
 
 
 def _atoms(
-    asked: Sequence[AskedPrompt], images: Images | None, judge_of: Judge | None, console: Console
+    asked: Sequence[AskedPrompt], images: Images | None, judge_of: JudgeEndpoint | None, console: Console
 ) -> Atoms | None:
     if judge_of is None or images is None:
         return None

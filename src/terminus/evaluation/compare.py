@@ -14,7 +14,7 @@ import numpy as np
 from terminus.errors import UserError
 from terminus.evaluation.distribution.measure import Distribution
 from terminus.evaluation.luminance import Mean, mean_of
-from terminus.evaluation.rows import ImageRow
+from terminus.evaluation.rows import EvaluationRow
 
 FORMAT = 1
 DEFINITIONS = {
@@ -67,7 +67,9 @@ class Comparison:
     format: int = FORMAT
 
 
-def differences(first: Sequence[ImageRow], other: Sequence[ImageRow], where: str = "") -> tuple[Difference, ...]:
+def differences(
+    first: Sequence[EvaluationRow], other: Sequence[EvaluationRow], where: str = ""
+) -> tuple[Difference, ...]:
     """Of every number that both have; UserError where no image of one has a partner in the other."""
     ours, theirs = {row.key: row.values for row in first}, {row.key: row.values for row in other}
     shared = [key for key in ours if key in theirs]

@@ -14,7 +14,7 @@ from terminus.errors import UserError
 from terminus.evaluation import held_out
 from terminus.evaluation.against import Against, Opened
 from terminus.evaluation.captions import Captions, ImageSource, from_file
-from terminus.evaluation.command import Own, judge
+from terminus.evaluation.command import Own, evaluate_opened
 from terminus.evaluation.compare import DEFINITIONS, Comparison, Subject, differences
 from terminus.evaluation.distribution.measure import Distribution
 from terminus.evaluation.folder_command import judge_folder
@@ -22,7 +22,7 @@ from terminus.evaluation.image_folder import open_folder
 from terminus.evaluation.image_folder_names import is_image_folder
 from terminus.evaluation.metrics import write_metrics
 from terminus.evaluation.pages import page_environment
-from terminus.evaluation.rows import ImageRow, images_by_key, read_rows
+from terminus.evaluation.rows import EvaluationRow, images_by_key, read_evaluation_rows
 from terminus.evaluation.settings import EvaluationSettings
 from terminus.evaluation.trained import TrainedOn
 from terminus.sampling.sheet import sheet
@@ -35,12 +35,12 @@ Key = tuple[str, str, int]
 class _Judged:
     name: str
     folder: str
-    rows: Sequence[ImageRow]
+    rows: Sequence[EvaluationRow]
     images: Mapping[Key, ImageSource]
     distributions: tuple[Distribution, ...]
 
 
-def compare(
+def compare_models(
     names: Sequence[str],
     out: Path,
     settings: EvaluationSettings,
@@ -87,8 +87,8 @@ def compare(
 def _model(
     name: str, folder: Path, settings: EvaluationSettings, console: Console, opened: Opened, captions: Captions | None
 ) -> _Judged:
-    found = judge(name, folder, settings, console, Own(captions=captions), opened)
-    rows = read_rows(folder)
+    found = evaluate_opened(name, folder, settings, console, Own(captions=captions), opened)
+    rows = read_evaluation_rows(folder)
     shown = {row.key for row in _shown(rows)}
     images = {key: image for key, image in images_by_key(found.gallery, found.light).items() if key in shown}
     set_metrics = found.metrics.image_set
@@ -97,7 +97,7 @@ def _model(
 
 def _folder(name: str, folder: Path, settings: EvaluationSettings, console: Console, opened: Opened) -> _Judged:
     metrics = judge_folder(Path(name), folder, opened, settings.seed, console)
-    rows, images = read_rows(folder), open_folder(Path(name))
+    rows, images = read_evaluation_rows(folder), open_folder(Path(name))
     shown = {row.text for row in _shown(rows)}
     kept: dict[Key, ImageSource] = {
         ("captions", one, 0): images[place] for place, one in enumerate(images.names) if one in shown
@@ -114,9 +114,9 @@ def shown_name(name: str) -> str:
     return f"{whole.parent.name}/{whole.name}" if whole.name == "model" else whole.name
 
 
-def _shown(rows: Sequence[ImageRow]) -> list[ImageRow]:
+def _shown(rows: Sequence[EvaluationRow]) -> list[EvaluationRow]:
     """Some of each set, in turns of its kinds of numbers: black, white, other colours, dark, bright, captions."""
-    kinds: dict[tuple[str, ...], list[ImageRow]] = {}
+    kinds: dict[tuple[str, ...], list[EvaluationRow]] = {}
     for row in rows:
         kinds.setdefault((row.set, *row.values), []).append(row)
     each = max(1, SHOWN // max(1, len(kinds)))

@@ -28,7 +28,7 @@ Sampler = Callable[[Components, Sequence[str], Sequence[int], Settings], Iterato
 
 
 @dataclass(frozen=True)
-class Generated:
+class DrawnImages:
     """The images that one model drew, by one schedule."""
 
     probe: Images
@@ -48,7 +48,7 @@ def answer(
     sampler: Sampler,
     advance: Callable[[int], None],
     kept: Kept | None = None,
-) -> Generated:
+) -> DrawnImages:
     """One image per prompt and per caption."""
     drawn: dict[int, ImageSource] = {}
     for size in dict.fromkeys(caption.size for caption in captions):
@@ -61,7 +61,7 @@ def answer(
         drawn |= dict(zip(rows, images, strict=True))
     probe = generate_images(components, prompts, settings, sampler, advance, kept)
     asked = generate_images(components, light, settings, sampler, advance, kept) if light else None
-    return Generated(probe, tuple(drawn[row] for row in range(len(captions))), asked)
+    return DrawnImages(probe, tuple(drawn[row] for row in range(len(captions))), asked)
 
 
 def generate_images(

@@ -11,10 +11,10 @@ from rich.console import Console
 
 from terminus import runtime
 from terminus.errors import UserError
-from terminus.evaluation.alignment import Judge
+from terminus.evaluation.alignment import AlignmentEncoders
 from terminus.evaluation.bands import Errors, band_errors, has_bands
 from terminus.evaluation.captions import Captions, DrawnCaption
-from terminus.evaluation.draw import Generated, Sampler, answer, generate_images, leaky, own
+from terminus.evaluation.draw import DrawnImages, Sampler, answer, generate_images, leaky, own
 from terminus.evaluation.inpainting import PAINTED, InpaintedImages, draw_inpainted
 from terminus.evaluation.kept import Kept
 from terminus.evaluation.luminance import Images
@@ -67,7 +67,7 @@ class Questions:
         return min(self.settings.inpainted_images, len(self.prompts))
 
     def inpainted(
-        self, components: Components, about: MeasuredModel, drawn: Generated, meter: Meter
+        self, components: Components, about: MeasuredModel, drawn: DrawnImages, meter: Meter
     ) -> InpaintedImages | None:
         """The model's own images of the probe with their holes painted."""
         if not self.holes:
@@ -90,7 +90,7 @@ class Questions:
     def _kept(self, components: Components, about: MeasuredModel, sampler: Sampler) -> Kept:
         return Kept(self.folder, f"{about.fingerprint} {components.record.schedule!r} {sampler.__name__}")
 
-    def answered(self, components: Components, about: MeasuredModel, sampler: Sampler, meter: Meter) -> Generated:
+    def answered(self, components: Components, about: MeasuredModel, sampler: Sampler, meter: Meter) -> DrawnImages:
         """The images of one set."""
         items = self.captions.items if self.captions else ()
         kept = self._kept(components, about, sampler)
@@ -103,9 +103,9 @@ class DrawnModel:
 
     subject: MeasuredModel
     sampling: Sampling
-    own: Generated
-    leaky: Generated | None
-    judge: Judge
+    own: DrawnImages
+    leaky: DrawnImages | None
+    judge: AlignmentEncoders
     seconds_per_image: float
     asked: Images | None = None
     """Images of `Questions.asked`."""
@@ -122,7 +122,7 @@ class DrawnBefore:
     """The parent's images, or why there are none."""
 
     subject: MeasuredModel | None = None
-    answers: Generated | None = None
+    answers: DrawnImages | None = None
     missing: str | None = None
     errors: Errors | None = None
     """On the held-out images; None without any."""
@@ -147,7 +147,7 @@ def draw_model(components: Components, about: MeasuredModel, questions: Question
         inpainted = questions.inpainted(components, about, images, meter)
     errors = questions.errors(components, console)
     sampling = _sampling(components, questions.settings, missing or CONTROL)
-    judge = Judge(components.text_encoders, components.vision)
+    judge = AlignmentEncoders(components.text_encoders, components.vision)
     return DrawnModel(
         about,
         sampling,

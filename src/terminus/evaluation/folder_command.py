@@ -12,7 +12,7 @@ from terminus.evaluation.distribution import measure as distances
 from terminus.evaluation.image_folder import open_folder
 from terminus.evaluation.memorised import write_neighbours
 from terminus.evaluation.metrics import FolderMetrics, write_metrics
-from terminus.evaluation.rows import folder_rows, write_rows
+from terminus.evaluation.rows import folder_rows, write_evaluation_rows
 from terminus.evaluation.set_report import write_folder_report, write_folder_sheet
 from terminus.evaluation.summary import say_set
 
@@ -46,7 +46,7 @@ def judge_folder(folder: Path, out: Path, opened: Opened, seed: int, console: Co
         write_neighbours(
             found.metrics.memorised, images, subject.training, out / "neighbours.png", lambda row: names[row]
         )
-    write_rows(folder_rows(images.names, found), out)
+    write_evaluation_rows(folder_rows(images.names, found), out)
     write_folder_report(metrics, subject, out)
     write_metrics(metrics, out / "metrics.json")
     return metrics

@@ -37,7 +37,7 @@ class _Row:
 
 
 @dataclass(frozen=True)
-class Cut:
+class HeldOutCut:
     """Columns of `latents`."""
 
     image_key: str
@@ -48,7 +48,7 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Stored:
+class HeldOutImage:
     """Columns of `images`."""
 
     key: str
@@ -120,7 +120,7 @@ def _offsets(view: View, trained: TrainedOn, seed: int) -> list[int]:
 def _rows(view: View, offsets: Sequence[int]) -> list[_Row | None]:
     """The rows' images and captions; None for rows without a caption."""
     found: list[_Row | None] = []
-    for row in read_rows(Cut, view.take(offsets, column_names(Cut))):
+    for row in read_rows(HeldOutCut, view.take(offsets, column_names(HeldOutCut))):
         caption = _caption(captions_of(row))
         found.append(None if caption is None else _Row(row.image_key, caption, row.plan))
     return found
@@ -140,8 +140,8 @@ def _images(store: Store, rows: Sequence[_Row]) -> dict[str, ImageSource]:
     plans = {row.image: row.plan for row in rows}
     listed = ", ".join(quoted(key) for key in plans)
     found: dict[str, ImageSource] = {}
-    for batch in view.batches(column_names(Stored), f"key IN ({listed})", 16):
-        for row in read_rows(Stored, batch):
+    for batch in view.batches(column_names(HeldOutImage), f"key IN ({listed})", 16):
+        for row in read_rows(HeldOutImage, batch):
             plan = plans[row.key]
             found[row.key] = geometry.cut(pixels.resized(row, plan), plan)
     return found

@@ -13,7 +13,7 @@ from terminus.evaluation.distribution.extractors import Extractor
 from terminus.evaluation.distribution.frechet import Features
 from terminus.evaluation.distribution.measure import Distribution, measure_distribution
 from terminus.evaluation.luminance import Mean, luma, mean_of
-from terminus.evaluation.memorised import Memorised, Training, measure_memorised
+from terminus.evaluation.memorised import Memorised, TrainedImages, measure_memorised
 from terminus.progress import Meter
 
 DEFINITIONS = {
@@ -78,7 +78,7 @@ class ImageSet:
     reference_name: str | None = None
     paired: bool = False
     """Whether reference image i is of caption i."""
-    training: Training | None = None
+    training: TrainedImages | None = None
 
 
 @dataclass(frozen=True)

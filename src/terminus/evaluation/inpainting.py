@@ -116,12 +116,12 @@ def measure_inpainting(drawn: InpaintedImages) -> Inpainting:
     ways: dict[str, WayResult] = {}
     for way in WAYS:
         inside = [luma(drawn.painted[way, name])[:, mask].mean(axis=1) for name in HIDDEN]
-        seams = [seam(drawn.painted[way, name], mask) for name in HIDDEN]
+        seams = [seam_contrast(drawn.painted[way, name], mask) for name in HIDDEN]
         ways[way] = WayResult(mean_of(np.abs(inside[1] - inside[0])), mean_of((seams[0] + seams[1]) / 2))
-    return Inpainting(len(drawn.before), ways, mean_of(seam(drawn.before, mask)))
+    return Inpainting(len(drawn.before), ways, mean_of(seam_contrast(drawn.before, mask)))
 
 
-def seam(images: Stack, mask: Bool[np.ndarray, "height width"]) -> np.ndarray:
+def seam_contrast(images: Stack, mask: Bool[np.ndarray, "height width"]) -> np.ndarray:
     """One number per image: the step across the edge of the mask, less the steps beside it."""
     values = luma(images)
     across: list[np.ndarray] = []

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from terminus.evaluation.alignment import DEFINITION, HELD_OUT, PROBE, Alignment, Judge, measure_alignment
+from terminus.evaluation.alignment import DEFINITION, HELD_OUT, PROBE, Alignment, AlignmentEncoders, measure_alignment
 from terminus.evaluation.captions import Captions, ImageSource
 from terminus.evaluation.contrast import HistogramDistance, histogram_distance, measure_contrast
-from terminus.evaluation.draw import Generated
+from terminus.evaluation.draw import DrawnImages
 from terminus.evaluation.light import Light, measure_light
 from terminus.evaluation.luminance import Images
 from terminus.evaluation.metrics import AlignmentSets, ContrastSets, LightSets, LuminanceDistances
@@ -19,16 +19,16 @@ PROBE_IMAGES = "the embedded drawings of the contrast probe"
 
 
 @dataclass(frozen=True)
-class Gallery:
+class EvaluationImages:
     """All images of one evaluation; every set answers the same prompts and captions in the same order."""
 
     prompts: Sequence[EvaluationPrompt]
     """Prompts of the contrast probe."""
     captions: Captions | None
-    own: Generated
-    leaky: Generated | None
+    own: DrawnImages
+    leaky: DrawnImages | None
     """The control's; None for a model that has none."""
-    before: Generated | None
+    before: DrawnImages | None
     """The parent's; None without one."""
     real: Images | None
     """The drawings that the probe asks for; None where it asks for everyday subjects."""
@@ -45,12 +45,12 @@ class _Pairs:
     rows: Sequence[int] | None = None
     """Rows of the probe; None for the held-out captions."""
 
-    def of(self, answers: Generated) -> Sequence[ImageSource]:
+    def of(self, answers: DrawnImages) -> Sequence[ImageSource]:
         """The images of one set for these captions."""
         return answers.captions if self.rows is None else [answers.probe[row] for row in self.rows]
 
 
-def contrast(gallery: Gallery) -> ContrastSets:
+def contrast(gallery: EvaluationImages) -> ContrastSets:
     """The contrast probe of every set."""
     prompts = gallery.prompts
     return ContrastSets(
@@ -61,23 +61,23 @@ def contrast(gallery: Gallery) -> ContrastSets:
     )
 
 
-def light(gallery: Gallery) -> LightSets | None:
+def light(gallery: EvaluationImages) -> LightSets | None:
     """Whole images that were asked to be dark or bright; None where none were."""
 
-    def of(answers: Generated | None) -> Light | None:
+    def of(answers: DrawnImages | None) -> Light | None:
         return None if answers is None or answers.light is None else measure_light(answers.light)
 
     own = of(gallery.own)
     return None if own is None else LightSets(own, of(gallery.leaky), of(gallery.before))
 
 
-def image_luminance(gallery: Gallery) -> LuminanceDistances | None:
+def image_luminance(gallery: EvaluationImages) -> LuminanceDistances | None:
     """Distances to the run's held-out images, or to the probe's held-out drawings; None where neither are known."""
     pairs = _pairs(gallery, [row for row, prompt in enumerate(gallery.prompts) if prompt.held_out])
     if pairs is None:
         return None
 
-    def distance(answers: Generated) -> HistogramDistance:
+    def distance(answers: DrawnImages) -> HistogramDistance:
         return histogram_distance(pairs.of(answers), pairs.real)
 
     return LuminanceDistances(
@@ -88,7 +88,7 @@ def image_luminance(gallery: Gallery) -> LuminanceDistances | None:
     )
 
 
-def alignment(gallery: Gallery, judge: Judge) -> AlignmentSets | None:
+def alignment(gallery: EvaluationImages, judge: AlignmentEncoders) -> AlignmentSets | None:
     """Agreement with the run's held-out captions, or with the probe's on black; None where `judge` cannot tell."""
     pairs = _pairs(gallery, [row for row, prompt in enumerate(gallery.prompts) if prompt.background == "black"])
     if pairs is None:
@@ -110,7 +110,7 @@ def alignment(gallery: Gallery, judge: Judge) -> AlignmentSets | None:
     )
 
 
-def _pairs(gallery: Gallery, rows: Sequence[int]) -> _Pairs | None:
+def _pairs(gallery: EvaluationImages, rows: Sequence[int]) -> _Pairs | None:
     captions, real = gallery.captions, gallery.real
     if captions is not None and captions.images:
         return _Pairs([caption.text for caption in captions.items], captions.images)

@@ -60,7 +60,7 @@ class Memorised:
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainedImages:
     """The images that a model was trained on, or as many of them as are looked at."""
 
     images: Sequence[ImageSource]
@@ -71,7 +71,7 @@ class Training:
 def measure_memorised(
     drawn: Sequence[ImageSource],
     features: Features,
-    training: Training,
+    training: TrainedImages,
     training_features: Features,
     held_out: Features | None,
     extractor: str,
@@ -84,7 +84,7 @@ def measure_memorised(
         training_available=training.available,
         source=training.source,
         extractor=extractor,
-        copies=rate(len(_copies(drawn, training.images)), len(drawn)),
+        copies=wilson_rate(len(_copies(drawn, training.images)), len(drawn)),
         too_near=_too_near(features, training_features),
         held_out=None if held_out is None else _too_near(held_out, training_features),
         nearest=tuple((int(row), int(nearest[row]), float(apart[row])) for row in order),
@@ -92,7 +92,7 @@ def measure_memorised(
 
 
 def write_neighbours(
-    found: Memorised, drawn: Sequence[ImageSource], training: Training, path: Path, name: Callable[[int], str]
+    found: Memorised, drawn: Sequence[ImageSource], training: TrainedImages, path: Path, name: Callable[[int], str]
 ) -> None:
     """A sheet of the closest pairs: what was drawn above the training image that is nearest to it."""
     columns = 8
@@ -111,7 +111,7 @@ def write_neighbours(
     sheet(images, labels, columns=columns, row_titles=titles).save(path)
 
 
-def rate(count: int, n: int) -> Rate:
+def wilson_rate(count: int, n: int) -> Rate:
     """A share with Wilson's 95 % interval, which stays within 0..1 and is honest at 0."""
     z, share = 1.959964, count / n
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
@@ -133,7 +133,7 @@ def _too_near(features: Features, training: Features) -> Rate:
     nearest, apart = _nearest(features, training)
     between = _own_neighbour(training)
     # An image that training holds twice has no distance to its neighbour; nothing can be nearer than that.
-    return rate(int((apart < between[nearest]).sum()), len(features))
+    return wilson_rate(int((apart < between[nearest]).sum()), len(features))
 
 
 def _nearest(features: Features, training: Features) -> tuple[np.ndarray, np.ndarray]:

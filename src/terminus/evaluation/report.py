@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 
 from terminus.evaluation.captions import DrawnCaption, ImageSource
-from terminus.evaluation.draw import Generated
+from terminus.evaluation.draw import DrawnImages
 from terminus.evaluation.image_set import ImageSet
 from terminus.evaluation.luminance import LEVELS, histograms
-from terminus.evaluation.measure import Gallery
+from terminus.evaluation.measure import EvaluationImages
 from terminus.evaluation.metrics import Metrics, Sample
 from terminus.evaluation.pages import page_environment
 from terminus.evaluation.set_report import near_pairs
@@ -39,7 +39,7 @@ class _Curve:
     """Relative to the highest bar of all curves, 0..1."""
 
 
-def write_samples(gallery: Gallery, out: Path) -> tuple[Sample, ...]:
+def write_samples(gallery: EvaluationImages, out: Path) -> tuple[Sample, ...]:
     """`samples.png`, and its first images as files of their own in `samples/`.
 
     It shows the model's own captions, and `probe.png` the contrast probe; without such captions it is the probe.
@@ -62,8 +62,8 @@ def write_samples(gallery: Gallery, out: Path) -> tuple[Sample, ...]:
     return tuple(samples)
 
 
-def write_report(
-    metrics: Metrics, gallery: Gallery, subject: ImageSet, light: Sequence[DrawnCaption], out: Path
+def write_evaluation_report(
+    metrics: Metrics, gallery: EvaluationImages, subject: ImageSet, light: Sequence[DrawnCaption], out: Path
 ) -> None:
     """Writes one page that needs no other file and no network."""
     found = metrics.image_set
@@ -89,7 +89,7 @@ def _write_sheet(rows: Sequence[Row], path: Path) -> None:
     sheet(images, labels, columns=width, row_titles=[row.title for row in rows]).save(path)
 
 
-def _singles(gallery: Gallery) -> list[tuple[ImageSource, str, int]]:
+def _singles(gallery: EvaluationImages) -> list[tuple[ImageSource, str, int]]:
     """Image, text and seed of the first captions; of the probe on black and on white, where there are none."""
     if gallery.captions is not None:
         captions = gallery.captions.items[:GALLERY]
@@ -98,7 +98,7 @@ def _singles(gallery: Gallery) -> list[tuple[ImageSource, str, int]]:
     return [(gallery.own.probe[row], gallery.prompts[row].text, gallery.prompts[row].seed) for row in chosen]
 
 
-def _curves(gallery: Gallery) -> list[_Curve]:
+def _curves(gallery: EvaluationImages) -> list[_Curve]:
     """Pooled luma of the held-out captions' images, or of the probe where there are none."""
     captions, prompts = gallery.captions, gallery.prompts
     own = captions is not None and len(captions.images) > 0
@@ -106,7 +106,7 @@ def _curves(gallery: Gallery) -> list[_Curve]:
     # The probe's drawings that the embedded data hold out, or all where nothing is known of the training data.
     rows = [row for row, prompt in enumerate(prompts) if prompt.held_out] or list(range(len(prompts)))
 
-    def shown(answers: Generated) -> Sequence[ImageSource]:
+    def shown(answers: DrawnImages) -> Sequence[ImageSource]:
         return answers.captions if own else list(answers.probe[rows])
 
     sets = {"this model": shown(gallery.own)}

@@ -14,13 +14,13 @@ from terminus.errors import UserError
 from terminus.evaluation.captions import DrawnCaption, ImageSource
 from terminus.evaluation.image_set import Measured
 from terminus.evaluation.luminance import REC601, Images, frame_rgb, luma, luma_of
-from terminus.evaluation.measure import Gallery
+from terminus.evaluation.measure import EvaluationImages
 
 FILE = "images.jsonl"
 
 
 @dataclass(frozen=True)
-class ImageRow:
+class EvaluationRow:
     """One image: what was asked for, and its numbers by their names."""
 
     set: str
@@ -36,55 +36,54 @@ class ImageRow:
         return self.set, self.text, self.seed
 
 
-def model_rows(gallery: Gallery, light: Sequence[DrawnCaption], found: Measured) -> list[ImageRow]:
+def model_rows(gallery: EvaluationImages, light: Sequence[DrawnCaption], found: Measured) -> list[EvaluationRow]:
     """Of every image that a model drew by its own schedule."""
-    rows: list[ImageRow] = []
+    rows: list[EvaluationRow] = []
     border = frame_rgb(gallery.own.probe) @ np.array(REC601)
     for prompt, value in zip(gallery.prompts, border, strict=True):
         distance = {f"luma error, asked {prompt.background}": abs(float(value) - luma_of(prompt.rgb))}
-        rows.append(ImageRow("probe", prompt.text, prompt.seed, distance))
+        rows.append(EvaluationRow("probe", prompt.text, prompt.seed, distance))
     if gallery.own.light is not None:
         means = luma(gallery.own.light).mean(axis=(1, 2))
         for caption, value in zip(light, means, strict=True):
-            rows.append(
-                ImageRow("light", caption.text, caption.seed, {f"luma, asked {caption.text.split()[1]}": float(value)})
-            )
+            asked = caption.text.split()[1]
+            rows.append(EvaluationRow("light", caption.text, caption.seed, {f"luma, asked {asked}": float(value)}))
     items = gallery.prompts if gallery.captions is None else gallery.captions.items
     named = [(one.text, one.seed) for one in items]
     return [*rows, *_set_rows(named, found)]
 
 
-def folder_rows(names: Sequence[str], found: Measured) -> list[ImageRow]:
+def folder_rows(names: Sequence[str], found: Measured) -> list[EvaluationRow]:
     """Of the images of a folder."""
     return list(_set_rows([(name, 0) for name in names], found))
 
 
-def _set_rows(named: Sequence[tuple[str, int]], found: Measured) -> Iterator[ImageRow]:
+def _set_rows(named: Sequence[tuple[str, int]], found: Measured) -> Iterator[EvaluationRow]:
     for place, (text, seed) in enumerate(named):
         values = {name: float(column[place]) for name, column in found.scores.items()}
-        yield ImageRow("captions", text, seed, {name: one for name, one in values.items() if math.isfinite(one)})
+        yield EvaluationRow("captions", text, seed, {name: one for name, one in values.items() if math.isfinite(one)})
 
 
-def write_rows(rows: Sequence[ImageRow], out: Path) -> None:
+def write_evaluation_rows(rows: Sequence[EvaluationRow], out: Path) -> None:
     """One JSON object a line."""
     lines = (json.dumps({"set": row.set, "text": row.text, "seed": row.seed, **row.values}) for row in rows)
     (out / FILE).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def read_rows(out: Path) -> list[ImageRow]:
-    """What `write_rows` wrote; UserError for what it did not."""
-    rows: list[ImageRow] = []
+def read_evaluation_rows(out: Path) -> list[EvaluationRow]:
+    """What `write_evaluation_rows` wrote; UserError for what it did not."""
+    rows: list[EvaluationRow] = []
     path = out / FILE
     try:
         for line in path.read_text(encoding="utf-8").splitlines():
             found = json.loads(line)
-            rows.append(ImageRow(found.pop("set"), found.pop("text"), int(found.pop("seed")), found))
+            rows.append(EvaluationRow(found.pop("set"), found.pop("text"), int(found.pop("seed")), found))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"This table of images cannot be read ({error})", where=str(path)) from error
     return rows
 
 
-def images_by_key(gallery: Gallery, light: Sequence[DrawnCaption]) -> dict[tuple[str, str, int], ImageSource]:
+def images_by_key(gallery: EvaluationImages, light: Sequence[DrawnCaption]) -> dict[tuple[str, str, int], ImageSource]:
     """Every image that a model drew by its own schedule, by the key of its row."""
     found: dict[tuple[str, str, int], ImageSource] = {}
     sets: list[tuple[str, Sequence[tuple[str, int]], Images | Sequence[ImageSource]]] = [

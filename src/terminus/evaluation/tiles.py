@@ -10,7 +10,7 @@ from PIL import Image
 
 from terminus.evaluation.captions import DrawnCaption, ImageSource
 from terminus.evaluation.luminance import Images
-from terminus.evaluation.measure import Gallery
+from terminus.evaluation.measure import EvaluationImages
 from terminus.evaluation.prompts import EvaluationPrompt
 
 
@@ -50,7 +50,7 @@ class Compared:
 BEFORE, AFTER, REAL = "before", "this model", "real image"
 
 
-def compared(gallery: Gallery, most: int) -> list[Compared]:
+def compared(gallery: EvaluationImages, most: int) -> list[Compared]:
     """The first captions of the model's own data, or of a file."""
     captions = gallery.captions
     if captions is None:
@@ -67,7 +67,7 @@ def compared(gallery: Gallery, most: int) -> list[Compared]:
     ]
 
 
-def caption_rows(gallery: Gallery, columns: int, most: int) -> list[Row]:
+def caption_rows(gallery: EvaluationImages, columns: int, most: int) -> list[Row]:
     """The same in rows of `columns`: before, and below it this model.
 
     Without the real images: a sheet goes with a published model, and these are not for everybody to publish.
@@ -82,7 +82,7 @@ def caption_rows(gallery: Gallery, columns: int, most: int) -> list[Row]:
     return rows
 
 
-def probe_rows(gallery: Gallery, columns: int) -> list[Row]:
+def probe_rows(gallery: EvaluationImages, columns: int) -> list[Row]:
     """Titled rows of at most `columns` images of the contrast probe; black and white have the same subjects."""
     prompts = gallery.prompts
     black, white = asked(prompts, "black")[:columns], asked(prompts, "white")[:columns]
@@ -104,7 +104,7 @@ def probe_rows(gallery: Gallery, columns: int) -> list[Row]:
     return found
 
 
-def light_tiles(gallery: Gallery, light: Sequence[DrawnCaption], most: int) -> list[Tile]:
+def light_tiles(gallery: EvaluationImages, light: Sequence[DrawnCaption], most: int) -> list[Tile]:
     """Images that were asked to be dark, and below them the same subjects bright; half of `most` each."""
     images = gallery.own.light
     if images is None:

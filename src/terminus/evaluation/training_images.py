@@ -10,15 +10,15 @@ from terminus.data.geometry import CropPlan
 from terminus.data.schema import column_names, read_rows
 from terminus.data.store import Store, quoted
 from terminus.evaluation.captions import ImageSource
-from terminus.evaluation.held_out import Cut, Stored
-from terminus.evaluation.memorised import Training
+from terminus.evaluation.held_out import HeldOutCut, HeldOutImage
+from terminus.evaluation.memorised import TrainedImages
 from terminus.evaluation.trained import TrainedOn
 
 MOST = 4096
 """Training images that are looked at, unless all are fewer."""
 
 
-def training_images(trained: TrainedOn, seed: int, most: int = MOST) -> Training | None:
+def training_images(trained: TrainedOn, seed: int, most: int = MOST) -> TrainedImages | None:
     """At most `most` images of the version that training read, as training saw them; None without a store or rows.
 
     The seed chooses them; `available` says of how many.
@@ -39,12 +39,12 @@ def training_images(trained: TrainedOn, seed: int, most: int = MOST) -> Training
     if len(chosen) < 2:
         return None
     plans: dict[str, CropPlan] = {}
-    for row in read_rows(Cut, latents.take([offsets[key] for key in chosen], column_names(Cut))):
+    for row in read_rows(HeldOutCut, latents.take([offsets[key] for key in chosen], column_names(HeldOutCut))):
         plans[row.image_key] = row.plan
     found: list[ImageSource] = []
     listed = ", ".join(quoted(key) for key in plans)
-    for batch in images.batches(column_names(Stored), f"key IN ({listed})", 16):
-        for row in read_rows(Stored, batch):
+    for batch in images.batches(column_names(HeldOutImage), f"key IN ({listed})", 16):
+        for row in read_rows(HeldOutImage, batch):
             plan = plans[row.key]
             found.append(geometry.cut(pixels.resized(row, plan), plan))
-    return Training(found, len(offsets), "the run's training images") if len(found) > 1 else None
+    return TrainedImages(found, len(offsets), "the run's training images") if len(found) > 1 else None

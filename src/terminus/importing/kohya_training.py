@@ -108,8 +108,8 @@ def _length(draft: Draft, keys: Keys, size: meaning.GlobalBatch) -> None:
         if steps is not None:
             draft.leave(keys, "max_train_steps", "max_train_epochs comes first")
     else:
-        meaning.images(draft, "training.images", steps or keys.unset("max_train_steps", 1600), size)
-    meaning.images(draft, "training.checkpoints.every_images", keys.whole("save_every_n_steps"), size)
+        meaning.length_in_images(draft, "training.images", steps or keys.unset("max_train_steps", 1600), size)
+    meaning.length_in_images(draft, "training.checkpoints.every_images", keys.whole("save_every_n_steps"), size)
     if seed := keys.whole("seed"):
         draft.set("training.seed", seed.value, seed.origin)
 
@@ -169,7 +169,7 @@ def _rate(draft: Draft, keys: Keys, size: meaning.GlobalBatch) -> None:
             draft.leave(keys, "lr_warmup_steps", "a share of the run, whose length in images is not known here")
     else:
         images = int(steps) * size.images
-    meaning.rate(draft, top, end, shape, Sourced(images, f"{warmup.origin}, as images"))
+    meaning.rate_schedule(draft, top, end, shape, Sourced(images, f"{warmup.origin}, as images"))
 
 
 def _text_encoder_rate(draft: Draft, keys: Keys, top: float) -> None:

@@ -41,7 +41,7 @@ def batch(draft: Draft, size: GlobalBatch) -> None:
     )
 
 
-def images(draft: Draft, setting: str, steps: Sourced[int] | None, size: GlobalBatch) -> None:
+def length_in_images(draft: Draft, setting: str, steps: Sourced[int] | None, size: GlobalBatch) -> None:
     """A number of optimizer steps as a number of images."""
     if steps is not None:
         draft.set(setting, steps.value * size.images, f"{steps.origin}, times {size.images} images")
@@ -109,7 +109,7 @@ def start(draft: Draft, model: Sourced[str], path: str) -> None:
         )
 
 
-def rate(
+def rate_schedule(
     draft: Draft, top: Sourced[float], end: Sourced[float] | None, shape: Sourced[str], warmup: Sourced[int]
 ) -> None:
     """The learning rate; `end` where the trainer says it, `warmup` in images. Its shape is a cosine, or constant."""

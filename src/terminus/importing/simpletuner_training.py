@@ -122,14 +122,14 @@ def _length(draft: Draft, keys: Keys, size: meaning.GlobalBatch) -> None:
     # The run, its checkpoints, and where its random numbers begin.
     steps, epochs = keys.whole("max_train_steps"), keys.whole("num_train_epochs")
     if steps and steps.value > 0:
-        meaning.images(draft, "training.images", steps, size)
+        meaning.length_in_images(draft, "training.images", steps, size)
     if epochs and epochs.value > 0:
         why = (
             "an epoch has as many images as are left after filtering; set training.images to that number times this one"
         )
         draft.leave(keys, "num_train_epochs", why)
     for key in ("checkpoint_step_interval", "checkpointing_steps"):
-        meaning.images(draft, "training.checkpoints.every_images", keys.whole(key), size)
+        meaning.length_in_images(draft, "training.checkpoints.every_images", keys.whole(key), size)
     if kept := keys.whole("checkpoints_total_limit"):
         draft.set("training.checkpoints.keep", max(2, kept.value), f"{kept.origin}; at least 2")
     if (seed := keys.whole("seed")) and seed.value >= 0:
@@ -203,7 +203,7 @@ def _rate(draft: Draft, keys: Keys, size: meaning.GlobalBatch) -> None:
         warmup = Sourced(0, "")
     # The rate, and that of the text encoders relative to it.
     end = keys.number("lr_end") or keys.unset("lr_end", 4e-7)
-    meaning.rate(draft, top, end, shape, warmup)
+    meaning.rate_schedule(draft, top, end, shape, warmup)
     if text := keys.is_on("train_text_encoder"):
         draft.set("objective.train_text_encoders", "both", text.origin)
     if (text_encoder_rate := keys.number("text_encoder_lr")) and top.value > 0:
@@ -267,13 +267,13 @@ def _looking(draft: Draft, keys: Keys, size: meaning.GlobalBatch) -> None:
     if prompt := keys.text("validation_prompt"):
         draft.set("training.preview.prompts", [prompt.value], prompt.origin)
     for key in ("validation_step_interval", "validation_steps"):
-        meaning.images(draft, "training.preview.every_images", keys.whole(key), size)
+        meaning.length_in_images(draft, "training.preview.every_images", keys.whole(key), size)
     if steps := keys.whole("validation_num_inference_steps"):
         draft.set("training.preview.steps", steps.value, steps.origin)
     if guidance := keys.number("validation_guidance"):
         draft.set("training.preview.guidance", guidance.value, guidance.origin)
     # Validation and services.
-    meaning.images(draft, "training.validation.every_images", keys.whole("eval_steps_interval"), size)
+    meaning.length_in_images(draft, "training.validation.every_images", keys.whole("eval_steps_interval"), size)
     if held := keys.whole("num_eval_images"):
         draft.set("training.validation.images", held.value, held.origin)
     services = [word.strip() for text in keys.texts("report_to") for word in text.split(",")]

@@ -53,7 +53,7 @@ def probe(model: str) -> Probe:
     path = resolve(model)
     labelled = weigh(*read_evidence(path)).schedule
     components = load_components(model, labelled).to(pick_device())
-    answer, brightness = seam(components, labelled.timesteps - 1)
+    answer, brightness = seam_probe(components, labelled.timesteps - 1)
     shape = (1, *brightness.shape)
     noises = [torch.randn(shape, generator=rng(seed, 0, "probe")).to(brightness.device) for seed in range(SEEDS)]
     return conclude(str(path), *measure_leak(answer, noises, brightness), labelled)
@@ -116,7 +116,7 @@ def _centred(x: Tensor) -> Tensor:
     return x - x.mean((-2, -1), keepdim=True)
 
 
-def seam(components: Components, timestep: int) -> tuple[Answer, Float[Tensor, "c h w"]]:
+def seam_probe(components: Components, timestep: int) -> tuple[Answer, Float[Tensor, "c h w"]]:
     """The network at one timestep as a function of the latent, and half the way from black to white in latents."""
     # Sides of whole steps of 8 latents, so that the UNet can halve them three times.
     vae, unet, device = components.vae, components.unet, components.text_encoders.device

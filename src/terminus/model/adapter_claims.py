@@ -18,7 +18,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from terminus.errors import UserError
-from terminus.model.adapter_deltas import Scaling
+from terminus.model.adapter_deltas import AdapterScaling
 from terminus.model.adapter_keys import Target, changes_unet, is_embedding, split_key, unread_kind
 from terminus.model.components import Components
 from terminus.model.detect import metadata_evidence as stored_claims
@@ -52,7 +52,7 @@ class Configuration:
 
     parts: Mapping[str, Mapping[str, Any]]
 
-    def scaling(self, name: str) -> Scaling:
+    def scaling(self, name: str) -> AdapterScaling:
         """Alpha and rank of the module that the file calls `name`."""
         # peft puts a wrapper's name in front; in diffusers' header each network has settings of its own.
         bare = name.removeprefix("base_model.model.")
@@ -60,9 +60,9 @@ class Configuration:
         bare = bare.removeprefix(f"{part}.") if part else bare
         values = self.parts.get(part)
         if not values:
-            return Scaling()
+            return AdapterScaling()
         alpha = values.get("lora_alpha", values.get("alpha"))
-        return Scaling(
+        return AdapterScaling(
             alpha=_number(_by_pattern(values, "alpha_pattern", bare, alpha)),
             rank=int(_number(_by_pattern(values, "rank_pattern", bare, values.get("r"))) or 0) or None,
             by_root=values.get("use_rslora") is True,

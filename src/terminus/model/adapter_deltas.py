@@ -67,7 +67,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Scaling:
+class AdapterScaling:
     """Scale factors from a configuration beside the tensors (peft); None where it does not say."""
 
     alpha: float | None = None
@@ -76,7 +76,7 @@ class Scaling:
     """rsLoRA, 2312.03732: alpha / sqrt(rank)."""
 
 
-def build_layer(factors: Mapping[str, Tensor], scaling: Scaling, name: str, where: str) -> Layer:
+def build_layer(factors: Mapping[str, Tensor], scaling: AdapterScaling, name: str, where: str) -> Layer:
     """Recognises the algorithm by its factors; UserError when some are missing or belong to several algorithms."""
     empty = sorted(key for key, value in factors.items() if not value.numel())
     if empty:
@@ -112,7 +112,7 @@ def _complete(algorithm: str, present: set[str]) -> bool:
     return algorithm != "LoHa" or ("hada_t1" in present) == ("hada_t2" in present)
 
 
-def _scale(algorithm: str, factors: Mapping[str, Tensor], scaling: Scaling, name: str, where: str) -> float:
+def _scale(algorithm: str, factors: Mapping[str, Tensor], scaling: AdapterScaling, name: str, where: str) -> float:
     """alpha / rank; alpha is the rank where nothing says otherwise."""
     numbers: dict[str, float] = {}
     for key in ("alpha", "scalar"):

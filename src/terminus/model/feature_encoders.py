@@ -51,7 +51,7 @@ _RULE = (
 
 
 @dataclass(frozen=True)
-class Scaling:
+class EncoderInput:
     """How an image becomes a network's input."""
 
     shorter: int
@@ -88,7 +88,7 @@ class FeatureEncoder:
     kind: str
     """`CLIP` or `DINO`."""
     folder: Path
-    scaling: Scaling
+    scaling: EncoderInput
     network: nn.Module
     tokenizer: Callable[..., Any] | None
 
@@ -169,14 +169,14 @@ def _loaded(cls: type[nn.Module], folder: Path) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def _scaling(config: Mapping[str, Any], kind: str, folder: Path) -> Scaling:
+def _scaling(config: Mapping[str, Any], kind: str, folder: Path) -> EncoderInput:
     path = folder / "preprocessor_config.json"
     said = read_json(path) if path.is_file() else {}
     pixels = cast(Mapping[str, Any], config.get("vision_config") or config).get("image_size", 224)
     side = _pixels(said.get("crop_size"), int(pixels)) if said.get("do_center_crop", True) else None
     shorter = _pixels(said.get("size"), side or int(pixels))
     numbers = [tuple(said.get(key) or usual[kind]) for key, usual in (("image_mean", _MEAN), ("image_std", _STD))]
-    return Scaling(max(shorter, side or shorter), side or shorter, numbers[0], numbers[1])
+    return EncoderInput(max(shorter, side or shorter), side or shorter, numbers[0], numbers[1])
 
 
 def _pixels(said: object, usual: int) -> int:

@@ -27,7 +27,7 @@ from terminus.sampling.files import sha256
 from terminus.sampling.generation_metadata import AdapterUse, ControlUse, Enlargement, GenerationMetadata, Variation
 from terminus.sampling.metadata import attach_metadata, read_image_metadata, settings_of
 from terminus.sampling.network import prompt_chunks
-from terminus.sampling.repeating import compare, recorded_request
+from terminus.sampling.repeating import check_same, recorded_request
 from terminus.sampling.requests import requests_for
 from terminus.sampling.settings import ImageRequest, Settings
 from terminus.sampling.shapes import Aspect, parse_size
@@ -275,7 +275,7 @@ class Terminus:
         used = ControlInputs(control_inputs, self.components)
         found = {"model_hash": self.hash, "schedule": self.components.record.schedule}
         found |= {"adapters": self._adapters(), "controls": used.uses, **(one.edit.facts if one.edit else {})}
-        compare(generation, found)
+        check_same(generation, found)
         (drawn,) = _finished(self.draw([one.request], one.settings, one.edit, one.hires, used))
         return drawn
 

@@ -144,7 +144,7 @@ def sign(
     write_new(target, data)
 
 
-def verify(path: Path, anchors: Path | None = None) -> Credentials:
+def verify_credentials(path: Path, anchors: Path | None = None) -> Credentials:
     """The checked credentials of the image at `path`; `anchors` holds the certificates you trust, in PEM.
 
     UserError if the extra is missing: a check that cannot be made must not look like one that passed.

@@ -93,7 +93,7 @@ def check_given(generation: GenerationMetadata, image: ImageSource | None, mask:
         )
 
 
-def compare(generation: GenerationMetadata, found: Mapping[str, Any]) -> None:
+def check_same(generation: GenerationMetadata, found: Mapping[str, Any]) -> None:
     """UserError if what was `found`, fields of `GenerationMetadata`, is not what the image was drawn with."""
     # The same metadata with what is here: where they differ, something else was given.
     here = replace(generation, **found)

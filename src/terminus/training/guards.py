@@ -58,7 +58,7 @@ class Health:
         return total
 
 
-def judge(loss: float, norm: float, health: Health, settings: Guards) -> Reason | None:
+def reason_to_skip(loss: float, norm: float, health: Health, settings: Guards) -> Reason | None:
     """Why a step is to be left out, or None if it is a good one."""
     if not (isfinite(loss) and isfinite(norm)):
         return "not finite"

@@ -90,7 +90,7 @@ def run_loop(step: TrainingStep, state: State, loader: Loader, settings: Trainin
 
             # From here on every process knows what one alone would know, and so decides alike.
             measured = _gathered(state.world, own, norm, batches)
-            reason = guards.judge(measured.loss, measured.norm, state.position.health, settings.guards)
+            reason = guards.reason_to_skip(measured.loss, measured.norm, state.position.health, settings.guards)
 
             # The optimizer's step. A bad one is left out: it changes no weight, no moment and no average.
             if reason is None:

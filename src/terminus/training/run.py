@@ -42,7 +42,7 @@ from terminus.training.preflight import check_agreement, check_multi_process, ch
 from terminus.training.recipe import Recipe, Training
 from terminus.training.run_hooks import RunHooks
 from terminus.training.saving import checkpoint
-from terminus.training.saving.atomic_files import whole_folder, write_whole, writing
+from terminus.training.saving.atomic_files import whole_folder, write_whole, writing_file
 from terminus.training.saving.checkpoint import RunPosition
 from terminus.training.saving.run_identity import at_version, pin, pinned, recipe_digest, same_run
 from terminus.training.saving.run_state import checkpoint_size, restore
@@ -103,7 +103,7 @@ def _warn_of_software_bfloat16(recipe: Recipe) -> None:
 def _begun(folder: Path, recipe: Recipe, parts: TrainingSetup, version: int) -> Generator[Mapping[str, object]]:
     """Locks the run's folder and writes the recipe and the version of the data into it; yields `data.json`."""
     with _locked(folder):
-        with writing("The run's folder", folder):
+        with writing_file("The run's folder", folder):
             write_whole(folder / "recipe.yaml", dump(recipe))
             data = pin(folder, parts.table, at_version(recipe, version))
         yield data
@@ -135,7 +135,7 @@ def _train(
 
     # Before the log is opened and cut back: it says when the session before ended.
     if world.first:
-        with writing("The run's folder", folder):
+        with writing_file("The run's folder", folder):
             begin_session(folder, started, begun.step, data, recipe_digest(recipe))
         if begun.step == 0:
             _print_weights(parts)
@@ -204,7 +204,7 @@ def _require_room(folder: Path, training: Training, state: State, parts: Trainin
 
 
 def _finish(recipe: Recipe, folder: Path, parts: TrainingSetup, state: State) -> None:
-    with writing("The finished model", folder / "model"):
+    with writing_file("The finished model", folder / "model"):
         with whole_folder(folder / "model") as target:
             parts.export(target, state.position.images)
         write_facts(folder, recipe, parts, state.position)
@@ -213,7 +213,7 @@ def _finish(recipe: Recipe, folder: Path, parts: TrainingSetup, state: State) ->
 @contextmanager
 def _locked(folder: Path) -> Generator[None]:
     """Two processes may not train in one folder. The lock dies with its process, so it is never stale."""
-    with writing("The run's folder", folder):
+    with writing_file("The run's folder", folder):
         folder.mkdir(parents=True, exist_ok=True)
         handle = (folder / "run.lock").open("w")
     with handle:

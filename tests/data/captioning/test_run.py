@@ -28,7 +28,7 @@ from terminus.data.encode import encode_latents
 from terminus.data.record import Caption
 from terminus.data.settings import DataConfig
 from terminus.data.store import CAPTIONS, Store
-from terminus.data.waiting import waiting
+from terminus.data.waiting import waiting_cuts
 from terminus.errors import UserError
 from terminus.model.vae import VAE
 
@@ -48,7 +48,7 @@ def latent_texts(data: DataConfig) -> dict[str, list[tuple[str, str, float]]]:
 
 def encode_all(data: DataConfig, vae: VAE) -> None:
     store = Store(data.store)
-    encode_latents(store, waiting(store, data.transform.spec, vae.id), vae, lambda _: None)
+    encode_latents(store, waiting_cuts(store, data.transform.spec, vae.id), vae, lambda _: None)
 
 
 def test_nothing_is_asked_twice(prepared: DataConfig, captioner: Make, server: Server):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, load
 
-from terminus.training.distributed.sharded_files import HeldRows, Stored, write_shards
+from terminus.training.distributed.sharded_files import HeldRows, TensorFiles, write_shards
 
 
 def cut(whole: Tensor, processes: int) -> list[HeldRows]:
@@ -46,7 +46,7 @@ def folder(path: Path, processes: int, tensors: dict[str, Tensor] = TENSORS) -> 
 
 @pytest.mark.parametrize("writers", [1, 2, 3, 4, 9])
 def test_any_number_reads_what_any_number_wrote(tmp_path: Path, writers: int):
-    with Stored(folder(tmp_path, writers)) as stored:
+    with TensorFiles(folder(tmp_path, writers)) as stored:
         assert stored.names == sorted(TENSORS)
         for name, tensor in TENSORS.items():
             assert stored.shape(name) == tuple(tensor.shape)
@@ -84,9 +84,9 @@ def test_torchs_own_reader_understands_owned_tensors(tmp_path: Path):
 
 def test_a_file_of_a_process_that_holds_nothing(tmp_path: Path):
     write_shards(tmp_path / "empty.safetensors", {})
-    with Stored([tmp_path / "empty.safetensors"]) as stored:
+    with TensorFiles([tmp_path / "empty.safetensors"]) as stored:
         assert stored.names == []
-    with Stored([]) as stored:
+    with TensorFiles([]) as stored:
         assert stored.names == []
 
 

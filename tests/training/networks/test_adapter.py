@@ -33,7 +33,7 @@ from terminus.training.networks.frozen_weights import store_frozen
 from terminus.training.networks.joint import JointModel
 from terminus.training.optim.optimizer import AdamW, build_optimizer, set_rate
 from terminus.training.plan.cost import Shape, config_of, count_cost
-from terminus.training.plan.memory import Cut, own_cut
+from terminus.training.plan.memory import BatchSplit, own_cut
 from terminus.training.recipe import Recipe
 from terminus.training.steps.diffusion import DiffusionStep
 from tests.training.test_step import batch
@@ -170,7 +170,7 @@ def test_the_planner_counts_what_is_trained(base: Components, algorithm: str):
     assert cost.parameters == sum(parameter.numel() for parameter in base.unet.parameters())
 
 
-def planned(random_nano: Path, *overrides: str) -> Cut:
+def planned(random_nano: Path, *overrides: str) -> BatchSplit:
     small = f"model={{start: {random_nano}, adapter: {{rank: 4, targets: attention}}}}"
     return own_cut(load("lora", Recipe, [small, "training.micro_batch=32", *overrides]).value, 1e12)
 

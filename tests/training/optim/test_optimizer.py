@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from terminus.training.distributed import sharded_files
-from terminus.training.distributed.sharded_files import Stored
+from terminus.training.distributed.sharded_files import TensorFiles
 from terminus.training.optim.low_memory import LowMemoryOptimizer
 from terminus.training.optim.moment_formats import levels
 from terminus.training.optim.optimizer import (
@@ -110,7 +110,7 @@ def test_a_restored_optimizer_takes_the_same_next_step(tmp_path: Path):
     two.load_state_dict(one.state_dict())
     names = [{p: name for name, p in module.named_parameters()} for module in (one, two)]
     sharded_files.write_shards(tmp_path / "optimizer.safetensors", optimizer_tensors(first, names[0]))
-    restore_optimizer(second, names[1], Stored([tmp_path / "optimizer.safetensors"]))
+    restore_optimizer(second, names[1], TensorFiles([tmp_path / "optimizer.safetensors"]))
     step(one, first)
     step(two, second)
     torch.testing.assert_close(two.weight, one.weight, rtol=1e-6, atol=1e-7)
@@ -131,7 +131,7 @@ def test_a_restart_continues_bit_for_bit(settings: Optimizer, weights: str, tmp_
     sharded_files.write_shards(tmp_path / "optimizer.safetensors", optimizer_tensors(stopped, names(cut)))
     continued = build_optimizer(again, settings, seed=5)
     again.load_state_dict(cut.state_dict())
-    restore_optimizer(continued, names(again), Stored([tmp_path / "optimizer.safetensors"]))
+    restore_optimizer(continued, names(again), TensorFiles([tmp_path / "optimizer.safetensors"]))
     assert same(plain(continued, again), plain(stopped, cut))
     teach(again, continued, 3, 6)
     assert same(again.state_dict(), whole.state_dict())

@@ -9,7 +9,7 @@ import pytest
 
 from terminus.errors import UserError
 from terminus.training.monitor.journal import Journal, LogRow, read_journal
-from terminus.training.saving.atomic_files import DiskFull, whole_folder, writing
+from terminus.training.saving.atomic_files import DiskFull, whole_folder, writing_file
 
 
 def row(step: int) -> LogRow:
@@ -23,7 +23,7 @@ def half_written(target: Path) -> None:
 
 
 def fill_the_disk() -> None:
-    with writing("The log", Path("/dev/full")), open("/dev/full", "w") as file:
+    with writing_file("The log", Path("/dev/full")), open("/dev/full", "w") as file:
         file.write("x")
 
 

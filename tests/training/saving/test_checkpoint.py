@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from terminus.errors import UserError
-from terminus.training.distributed.sharded_files import Stored, held, write_shards
+from terminus.training.distributed.sharded_files import TensorFiles, held, write_shards
 from terminus.training.guards import Health
 from terminus.training.saving import checkpoint
 from terminus.training.saving.checkpoint import Pieces, RunPosition
@@ -148,7 +148,7 @@ def test_the_tensors_of_another_network_are_refused_and_nothing_is_broadcast(tmp
     target = torch.zeros(3)
     for number, other in enumerate(({"a": torch.ones(1)}, {"b": torch.ones(3)}, {})):
         write_shards(tmp_path / f"{number}", {name: held(value) for name, value in other.items()})
-        with Stored([tmp_path / f"{number}"]) as stored, pytest.raises(UserError, match="of another network"):
+        with TensorFiles([tmp_path / f"{number}"]) as stored, pytest.raises(UserError, match="of another network"):
             checkpoint.copy_into({"a": held(target)}, stored)
     assert not target.any()
 

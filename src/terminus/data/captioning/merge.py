@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from terminus.data.captioning.table import Generated, generated
+from terminus.data.captioning.table import GeneratedCaptions, generated
 from terminus.data.duplicates import scratch
 from terminus.data.record import Caption, captions_of
 from terminus.data.schema import column_names, read_rows
@@ -61,7 +61,7 @@ class _LatentCaptions:
     caption_weights: tuple[float, ...]
 
 
-def _differing(view: View, texts: Generated) -> Iterator[tuple[str, tuple[Caption, ...]]]:
+def _differing(view: View, texts: GeneratedCaptions) -> Iterator[tuple[str, tuple[Caption, ...]]]:
     for batch in view.batches(column_names(_ImageCaptions)):
         for row in read_rows(_ImageCaptions, batch):
             before = captions_of(row)

@@ -17,14 +17,14 @@ import pyarrow as pa
 
 from terminus.data.record import Caption, CaptionRow
 from terminus.data.store import CAPTIONS, Store
-from terminus.data.unreadable import reading
+from terminus.data.unreadable import reading_table
 
 COMPACT_AFTER = 256
 """Commits after which their small files become one: a store of a million answers has a few files, not thousands."""
 
 
 @dataclass(frozen=True)
-class Generated:
+class GeneratedCaptions:
     """The captions in force: of each image the newest usable answer of each captioner."""
 
     captions: dict[str, tuple[Caption, ...]] = field(default_factory=dict[str, tuple[Caption, ...]])
@@ -64,7 +64,7 @@ class Answers:
         view = self.table.latest()
         if view is None:
             return
-        with reading(self.table.uri, "changed"):
+        with reading_table(self.table.uri, "changed"):
             if len(view.dataset.get_fragments()) > 1:
                 view.dataset.optimize.compact_files()
             lance.dataset(self.table.uri).cleanup_old_versions(older_than=timedelta(0))
@@ -100,11 +100,11 @@ class Answers:
         self.table.revise(pa.Table.from_pylist(changes, schema=schema), "key")
 
 
-def generated(store: Store, image_keys: Collection[str] | None = None) -> Generated:
+def generated(store: Store, image_keys: Collection[str] | None = None) -> GeneratedCaptions:
     """The captions in force of these images, or of all."""
     view = Answers(store).table.latest()
     if view is None:
-        return Generated()
+        return GeneratedCaptions()
     columns = ["image_key", "origin", "caption", "weight", "own_weight"]
     found: defaultdict[str, dict[str, Caption]] = defaultdict(dict)
     own: dict[str, float] = {}
@@ -118,7 +118,8 @@ def generated(store: Store, image_keys: Collection[str] | None = None) -> Genera
             found[row["image_key"]][row["origin"]] = Caption(row["caption"], row["origin"], row["weight"])
             if row["own_weight"] is not None:
                 own[row["image_key"]] = row["own_weight"]
-    return Generated({key: tuple(captions.values()) for key, captions in found.items()}, own, frozenset(origins))
+    in_force = {key: tuple(captions.values()) for key, captions in found.items()}
+    return GeneratedCaptions(in_force, own, frozenset(origins))
 
 
 def _single(value: float | None) -> float | None:

@@ -126,7 +126,7 @@ def _prompt(row: ColumnRow) -> ParsedPrompt:
 
 def _refuse_grids(prompt: ParsedPrompt, row: ColumnRow, url: str | None, known: bool) -> None:
     """Raises `BadRow` for a grid, a preview, or (with `known`) what may be either."""
-    shows, evidence = images(prompt, row, url)
+    shows, evidence = image_content(prompt, row, url)
     if shows == "unfinished":
         raise BadRow("image is not finished", evidence)
     if shows == "four":
@@ -135,7 +135,7 @@ def _refuse_grids(prompt: ParsedPrompt, row: ColumnRow, url: str | None, known: 
         raise BadRow("not known to be one image", evidence)
 
 
-def images(prompt: ParsedPrompt, row: ColumnRow, url: str | None) -> tuple[prompts.Shows | None, str]:
+def image_content(prompt: ParsedPrompt, row: ColumnRow, url: str | None) -> tuple[prompts.Shows | None, str]:
     """The content of the image (one, a grid, ...), with the evidence. The first that says something
     decides: a column, the bot's message, the file's name, its size (from version 5 on), and last that what lies on
     Discord is most often a grid."""

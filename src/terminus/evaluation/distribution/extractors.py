@@ -22,7 +22,7 @@ from terminus.evaluation.captions import ImageSource
 from terminus.evaluation.distribution.frechet import Features
 from terminus.evaluation.fingerprint import model_fingerprint
 from terminus.model.components import load_text_encoders
-from terminus.model.feature_encoders import CLIP, Scaling, load_feature_encoder
+from terminus.model.feature_encoders import CLIP, EncoderInput, load_feature_encoder
 from terminus.model.inception import SIDE, load_inception
 from terminus.model.naming import SHIPPED
 from terminus.model.text_encoders import load_vision
@@ -128,7 +128,7 @@ def _nano(device: torch.device) -> Extractor:
     text.text_encoder_1.to(device)  # pyright: ignore[reportArgumentType]
     text.text_encoder_2.to(device)  # pyright: ignore[reportArgumentType]
     side = cast(int, vision.config.image_size)
-    scaling = Scaling(side, side, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    scaling = EncoderInput(side, side, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
     @torch.no_grad()
     def see(images: Sequence[ImageSource]) -> Tensor:

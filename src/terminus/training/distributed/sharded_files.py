@@ -90,13 +90,13 @@ def _offsets(piece: HeldRows) -> list[int]:
     return [piece.start, *[0] * (len(piece.shape) - 1)] if piece.shape else []
 
 
-class Stored:
+class TensorFiles:
     """The tensors of some files, read piece by piece. Use as a context manager."""
 
     def __init__(self, files: list[Path]) -> None:
         self._paths, self._stack = files, ExitStack()
 
-    def __enter__(self) -> Stored:
+    def __enter__(self) -> TensorFiles:
         return self
 
     def __exit__(

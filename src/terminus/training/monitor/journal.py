@@ -24,7 +24,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from terminus.errors import UserError
 from terminus.training.guards import Reason
-from terminus.training.saving.atomic_files import writing
+from terminus.training.saving.atomic_files import writing_file
 
 log = logging.getLogger("terminus")
 
@@ -76,7 +76,7 @@ class Journal:
         self._lock = threading.Lock()
         self._pending = bytearray()
         self._spoken = -SECONDS_BETWEEN_WARNINGS
-        with writing("The log", self.path):
+        with writing_file("The log", self.path):
             # Rows behind the checkpoint go: their steps are made again.
             kept = _rewrite(self.path, lambda row: row if cast(int, row["step"]) <= resume_step else None)
             self._file = self.path.open("ab", buffering=0)
@@ -98,7 +98,7 @@ class Journal:
         # The row waits before it is written, so what the disk does not take is still here for the next time.
         with self._lock:
             self._pending += (json.dumps(fields, allow_nan=False) + "\n").encode()
-        with writing("The log", self.path):
+        with writing_file("The log", self.path):
             try:
                 self._push()
             except OSError as error:
@@ -111,7 +111,7 @@ class Journal:
 
     def sync(self) -> None:
         """Forces the rows to the disk: a checkpoint may not be newer than its log."""
-        with writing("The log", self.path):
+        with writing_file("The log", self.path):
             self._push()
             os.fsync(self._file.fileno())
 
@@ -121,7 +121,7 @@ class Journal:
         def mark(row: dict[str, object]) -> dict[str, object]:
             return row | {"undone": number} if cast(int, row["step"]) > after else row
 
-        with writing("The log", self.path), self._lock:
+        with writing_file("The log", self.path), self._lock:
             self._file.close()
             # Rows that a full disk has not taken yet, the first of them perhaps in part.
             waiting = self.path.read_bytes().rpartition(b"\n")[2] + self._pending
@@ -141,7 +141,7 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # An error that is ending the run is not replaced by one of its log.
-        failing = suppress(OSError, UserError) if error else writing("The log", self.path)
+        failing = suppress(OSError, UserError) if error else writing_file("The log", self.path)
         with failing, closing(self._file):
             self._on_board(lambda board: board.close())
             self.sync()

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from terminus.config.base import Config, unsaid
-from terminus.training.distributed.sharded_files import HeldRows, Stored, held, local
+from terminus.training.distributed.sharded_files import HeldRows, TensorFiles, held, local
 from terminus.training.distributed.sharding import Alone, Engine
 from terminus.training.networks.joint import rate_factor
 from terminus.training.optim.low_memory import AdafactorRule, AdamWRule, LowMemoryOptimizer
@@ -141,7 +141,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, s
     return found
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], stored: Stored) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], stored: TensorFiles) -> None:
     """The inverse of `optimizer_tensors`. A parameter that never had a gradient has no state."""
     # What is stored of each parameter, by its name.
     parts: defaultdict[str, list[str]] = defaultdict(list)

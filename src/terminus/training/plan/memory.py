@@ -59,7 +59,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Cut:
+class BatchSplit:
     """One way to compute a global batch."""
 
     micro_batch: int
@@ -85,13 +85,13 @@ class Cut:
         )
 
 
-def own_cut(recipe: Recipe, room: float, processes: int = 1) -> Cut:
+def own_cut(recipe: Recipe, room: float, processes: int = 1) -> BatchSplit:
     """The recipe's own choice, on GPUs with `room` bytes."""
     training = recipe.training
     return _cut(recipe, networks_of(recipe), training.activation_checkpointing, training.micro_batch, room, processes)
 
 
-def largest(recipe: Recipe, room: float, processes: int = 1) -> Iterator[Cut]:
+def largest(recipe: Recipe, room: float, processes: int = 1) -> Iterator[BatchSplit]:
     """The largest micro-batch that fits and divides the global batch, if any does, for each way of checkpointing.
 
     Several processes get as many micro-batches each.
@@ -106,13 +106,13 @@ def largest(recipe: Recipe, room: float, processes: int = 1) -> Iterator[Cut]:
             yield fitting[-1]
 
 
-def best_cut(recipe: Recipe, gpu: Gpu, room: float | None = None, processes: int = 1) -> Cut | None:
+def best_cut(recipe: Recipe, gpu: Gpu, room: float | None = None, processes: int = 1) -> BatchSplit | None:
     """The cut of the recipe's global batch that should be fastest among those that fit; None if none does."""
     cuts = list(largest(recipe, gpu.memory if room is None else room, processes))
     return min(cuts, key=lambda cut: seconds_per_image(recipe, cut, gpu), default=None)
 
 
-def traffic_of(recipe: Recipe, cut: Cut) -> Traffic:
+def traffic_of(recipe: Recipe, cut: BatchSplit) -> Traffic:
     """The bytes that each process sends in a step."""
     training = recipe.training
     trained = trained_parameters(recipe, cut.cost)
@@ -120,7 +120,7 @@ def traffic_of(recipe: Recipe, cut: Cut) -> Traffic:
     return traffic(weights, trained, training.parallel, cut.processes, cut.accumulation / cut.processes)
 
 
-def seconds_per_image(recipe: Recipe, cut: Cut, gpu: Gpu, efficiency: float = 0.5) -> float:
+def seconds_per_image(recipe: Recipe, cut: BatchSplit, gpu: Gpu, efficiency: float = 0.5) -> float:
     """A model to compare cuts by, of assumptions and not of measurements: of all processes together.
 
     Products run at a share of the peak that falls with the rows of the smallest matrices. What costs no products goes
@@ -211,7 +211,7 @@ def _knobs(recipe: Recipe, processes: int) -> str:
 
 def _cut(
     recipe: Recipe, networks: Networks, mode: Checkpointing, micro_batch: int, room: float, processes: int
-) -> Cut:  # fmt: skip
+) -> BatchSplit:  # fmt: skip
     cost = _cost(recipe, mode)
     training = recipe.training
     each = state_bytes(training.optimizer, training.weights, training.precision)
@@ -234,7 +234,7 @@ def _cut(
         exchange=part.exchange,
     )
     accumulation = training.global_batch // micro_batch
-    return Cut(micro_batch, accumulation, mode, memory, cost, memory.total + RESERVE <= room, processes)
+    return BatchSplit(micro_batch, accumulation, mode, memory, cost, memory.total + RESERVE <= room, processes)
 
 
 def trained_parameters(recipe: Recipe, cost: Cost) -> int:

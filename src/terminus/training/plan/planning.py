@@ -21,7 +21,7 @@ from terminus.training.objectives import Diffusion
 from terminus.training.plan.gpus import GPUS, Gpu, find_gpu
 from terminus.training.plan.memory import (
     RESERVE,
-    Cut,
+    BatchSplit,
     Memory,
     best_cut,
     largest,
@@ -71,12 +71,12 @@ class TrainingPlan:
 
     gpu: Gpu
     processes: int
-    own: Cut
+    own: BatchSplit
     traffic: Traffic
     """What the processes send in a step, as the recipe divides it."""
-    choices: tuple[Cut, ...]
+    choices: tuple[BatchSplit, ...]
     """For each way of checkpointing, the largest micro-batch that fits."""
-    best: Cut | None
+    best: BatchSplit | None
     bounds: tuple[Bound, ...]
     disk: Disk
     notes: tuple[str, ...]
@@ -102,7 +102,7 @@ def plan_training(recipe: Recipe, gpu: Gpu, processes: int = 1) -> TrainingPlan:
     )  # fmt: skip
 
 
-def bound(recipe: Recipe, cut: Cut, gpu: Gpu, efficiency: float) -> Bound:
+def bound(recipe: Recipe, cut: BatchSplit, gpu: Gpu, efficiency: float) -> Bound:
     """Speed = efficiency × peak / FLOPs of an image, those that are computed again included, on each GPU.
 
     To the time that a step takes so comes what the processes send one another in it.
@@ -130,7 +130,7 @@ def stage_of(recipe: Recipe, gpu: Gpu) -> data_plan.TrainingEstimate:
     return data_plan.TrainingEstimate(stage, networks_of(recipe).factor, note)
 
 
-def _disk(recipe: Recipe, own: Cut) -> Disk:
+def _disk(recipe: Recipe, own: BatchSplit) -> Disk:
     training, memory = recipe.training, own_cut(recipe, 0.0).memory  # a checkpoint is whole, whoever holds what
     trained = trained_parameters(recipe, own.cost)
     checkpoint = memory.weights + memory.moments + 4.0 * trained
@@ -145,18 +145,18 @@ def _disk(recipe: Recipe, own: Cut) -> Disk:
     )
 
 
-def _notes(recipe: Recipe, gpu: Gpu, own: Cut) -> tuple[str, ...]:
+def _notes(recipe: Recipe, gpu: Gpu, own: BatchSplit) -> tuple[str, ...]:
     return (_average_note(recipe, own), *_process_notes(recipe, gpu, own), *_counting_notes(recipe, gpu, own))
 
 
-def _average_note(recipe: Recipe, own: Cut) -> str:
+def _average_note(recipe: Recipe, own: BatchSplit) -> str:
     if own.memory.average:
         return f"training.ema.device=cpu would free {spoken(own.memory.average)}"
     several = ", divided among the processes" if own.processes > 1 else ""
     return f"the average is kept on the CPU ({spoken(4.0 * trained_parameters(recipe, own.cost))}{several})"
 
 
-def _process_notes(recipe: Recipe, gpu: Gpu, own: Cut) -> list[str]:
+def _process_notes(recipe: Recipe, gpu: Gpu, own: BatchSplit) -> list[str]:
     notes: list[str] = []
     if own.processes == 1:
         return notes
@@ -166,7 +166,7 @@ def _process_notes(recipe: Recipe, gpu: Gpu, own: Cut) -> list[str]:
     return notes
 
 
-def _counting_notes(recipe: Recipe, gpu: Gpu, own: Cut) -> list[str]:
+def _counting_notes(recipe: Recipe, gpu: Gpu, own: BatchSplit) -> list[str]:
     """Notes on what was assumed where the recipe does not decide it, and on what is not counted."""
     notes: list[str] = []
     if gpu.measured is None:
@@ -287,7 +287,7 @@ def _verdict(plan: TrainingPlan) -> list[str]:
     return [first, _best(own, plan.best), *notes, "counted and computed; nothing here was measured"]
 
 
-def _best(own: Cut, best: Cut | None) -> str:
+def _best(own: BatchSplit, best: BatchSplit | None) -> str:
     whole = own.micro_batch * own.accumulation
     if best is None and whole % own.processes:
         fewer = max(number for number in range(1, own.processes) if whole % number == 0)
@@ -304,7 +304,7 @@ def _best(own: Cut, best: Cut | None) -> str:
 
 
 def _object(recipe: Recipe, plan: TrainingPlan) -> dict[str, object]:
-    def cut(value: Cut) -> dict[str, object]:
+    def cut(value: BatchSplit) -> dict[str, object]:
         modelled = 1 / seconds_per_image(recipe, value, plan.gpu)
         return {
             **asdict(value),

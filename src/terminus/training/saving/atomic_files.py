@@ -30,7 +30,7 @@ class DiskFull(Unwritten):
 
 
 @contextmanager
-def writing(what: str, where: Path) -> Generator[None]:
+def writing_file(what: str, where: Path) -> Generator[None]:
     """Turns an error of the disk into an `Unwritten` that names `what` and `where`.
 
     One that is full, or a quota that is used up, makes it a `DiskFull`.
@@ -51,7 +51,7 @@ def writing(what: str, where: Path) -> Generator[None]:
 
 
 @contextmanager
-def reading(what: str, where: Path) -> Generator[None]:
+def reading_file(what: str, where: Path) -> Generator[None]:
     """Turns an error of the disk into a `UserError` that names `what` and `where`, and says that nothing is lost."""
     try:
         yield

@@ -29,9 +29,9 @@ import torch
 from terminus.errors import UserError
 from terminus.training.distributed import sharded_files
 from terminus.training.distributed.process_group import World
-from terminus.training.distributed.sharded_files import HeldRows, Stored
+from terminus.training.distributed.sharded_files import HeldRows, TensorFiles
 from terminus.training.guards import Health
-from terminus.training.saving.atomic_files import fsync, reading, rename, require_room, writing
+from terminus.training.saving.atomic_files import fsync, reading_file, rename, require_room, writing_file
 
 log = logging.getLogger("terminus")
 
@@ -69,10 +69,10 @@ class Saved:
     files: tuple[str, ...]
     """Names of the files in its manifest."""
 
-    def tensors(self, part: str) -> Stored:
+    def tensors(self, part: str) -> TensorFiles:
         """The tensors of one part: "weights", "average" or "optimizer"."""
         named = (name for name in self.files if name == f"{part}.safetensors" or name.startswith(f"{part}/"))
-        return Stored([self.folder / name for name in sorted(named)])
+        return TensorFiles([self.folder / name for name in sorted(named)])
 
 
 Pieces = Mapping[str, Mapping[str, HeldRows]]
@@ -113,7 +113,7 @@ _Written = dict[str, list[int | str]] | UserError
 def _begin(target: Path, pieces: Pieces, size: int, several: bool) -> Path | None:
     """An empty folder to write into; None if the checkpoint is there."""
     folder = target.parent
-    with writing("A checkpoint", folder):
+    with writing_file("A checkpoint", folder):
         folder.mkdir(parents=True, exist_ok=True)
         if target.name in os.listdir(folder):
             fsync(folder)  # it may have got its name in a try that failed after that
@@ -130,7 +130,7 @@ def _written(temporary: Path, pieces: Pieces, world: World) -> _Written:
     one_of = f"{world.rank + 1:05d}-of-{world.size:05d}"
     files = [f"{part}.safetensors" if world.size == 1 else f"{part}/{one_of}.safetensors" for part in pieces]
     try:
-        with writing("A checkpoint", temporary.parent):
+        with writing_file("A checkpoint", temporary.parent):
             for name, some in zip(files, pieces.values(), strict=True):
                 sharded_files.write_shards(temporary / name, some)
                 fsync(temporary / name)
@@ -145,7 +145,7 @@ def _finish(temporary: Path, target: Path, position: RunPosition, written: list[
     for one in written:
         if isinstance(one, UserError):
             raise one
-    with writing("A checkpoint", temporary.parent):
+    with writing_file("A checkpoint", temporary.parent):
         # The position, and the manifest of all files, each on the disk before the next.
         place = temporary / _PLACE
         place.write_text(json.dumps(asdict(position)), encoding="utf-8")
@@ -198,7 +198,7 @@ def _remove_half_written(folder: Path) -> None:
 def _set_aside(damaged: Path, problem: str) -> None:
     """Renames it, for the user to look at."""
     aside = damaged.with_name(f"{damaged.name}-{uuid.uuid4().hex[:6]}.bad")
-    with writing("A damaged checkpoint's other name", damaged):
+    with writing_file("A damaged checkpoint's other name", damaged):
         rename(damaged, aside)
     log.warning("checkpoint %s is damaged (%s); set aside as %s", damaged.name, problem, aside.name)
 
@@ -224,7 +224,7 @@ def _position(text: str, where: Path) -> RunPosition:
 
 def _checked(folder: Path) -> Saved | str:
     """The checkpoint, or how it differs from its manifest. `UserError` if the disk does not let us see."""
-    with reading("A checkpoint", folder):
+    with reading_file("A checkpoint", folder):
         try:
             manifest: object = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
             if not isinstance(manifest, dict) or _PLACE not in manifest:
@@ -234,7 +234,7 @@ def _checked(folder: Path) -> Saved | str:
                     return f"{name} does not match its manifest"
             position = _position((folder / _PLACE).read_text(encoding="utf-8"), folder)
             return Saved(position, folder, tuple(cast("dict[str, object]", manifest)))
-        # A missing file is damage; any other error of the disk is not, and leaves through `reading`.
+        # A missing file is damage; any other error of the disk is not, and leaves through `reading_file`.
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             return f"{error.strerror}: {os.path.relpath(error.filename or folder, folder)}"
         except (ValueError, RecursionError):
@@ -286,7 +286,7 @@ def images_of(path: Path) -> int:
     return int(path.name.removeprefix(_PREFIX))
 
 
-def copy_into(targets: Mapping[str, HeldRows], stored: Stored, some: bool = False) -> None:
+def copy_into(targets: Mapping[str, HeldRows], stored: TensorFiles, some: bool = False) -> None:
     """Restores weights or averages in place, so that whatever points at them keeps doing so.
 
     With `some`, the targets are a part of what was stored. Raises `UserError` for a checkpoint of another network.
@@ -315,7 +315,7 @@ def whole_checkpoints(folder: Path) -> list[Path]:
 
 
 def _names(folder: Path) -> list[str]:
-    with reading("The checkpoints", folder):
+    with reading_file("The checkpoints", folder):
         try:
             return os.listdir(folder)
         except (FileNotFoundError, NotADirectoryError):

@@ -20,7 +20,7 @@ from terminus.training.assemble import table_of
 from terminus.training.monitor.sessions import read_sessions
 from terminus.training.optim.optimizer import period_images
 from terminus.training.recipe import Recipe
-from terminus.training.saving.atomic_files import reading, write_whole
+from terminus.training.saving.atomic_files import reading_file, write_whole
 
 log = logging.getLogger("terminus")
 
@@ -85,7 +85,7 @@ def _begun(path: Path, recipe: Recipe) -> Recipe | None:
 
 def _digest_of_begun(folder: Path) -> str | None:
     """Digest of the newest session's settings; None for runs of before it was recorded."""
-    with reading("The run's folder", folder):
+    with reading_file("The run's folder", folder):
         said = [session.recipe for session in read_sessions(folder) if session.recipe is not None]
     return said[-1] if said else None
 
@@ -157,7 +157,7 @@ def _pin(folder: Path) -> tuple[int, int] | None:
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         problem = str(error)
     # The sessions say the same, the newest first.
-    with reading("The run's folder", folder):
+    with reading_file("The run's folder", folder):
         sessions = read_sessions(folder)
     for session in reversed(sessions):
         if session.data is not None:

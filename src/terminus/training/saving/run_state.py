@@ -9,7 +9,7 @@ from terminus.training.distributed.sharded_files import HeldRows, held
 from terminus.training.loop import State
 from terminus.training.optim.optimizer import AdamW, Optimizer, optimizer_tensors, restore_optimizer
 from terminus.training.saving import checkpoint
-from terminus.training.saving.atomic_files import reading
+from terminus.training.saving.atomic_files import reading_file
 
 MOMENT_BYTES = {"fp32": 8, "bf16": 4, "int8": 2}
 """Bytes of AdamW's two moments for each weight."""
@@ -28,7 +28,7 @@ def checkpoint_pieces(state: State, module: torch.nn.Module) -> checkpoint.Piece
 
 def restore(state: State, module: torch.nn.Module, saved: checkpoint.Saved) -> None:
     """Puts a checkpoint's tensors into the state; its position is left to the caller."""
-    with reading("A checkpoint", saved.folder):
+    with reading_file("A checkpoint", saved.folder):
         with saved.tensors("weights") as stored:
             checkpoint.copy_into(_weights(module), stored)
         with saved.tensors("average") as stored:

@@ -21,7 +21,7 @@ from terminus.errors import UserError
 from terminus.training.distributed.process_group import World
 from terminus.training.recipe import Checkpoints
 from terminus.training.saving import checkpoint
-from terminus.training.saving.atomic_files import DiskFull, Unwritten, require_room, writing
+from terminus.training.saving.atomic_files import DiskFull, Unwritten, require_room, writing_file
 from terminus.training.saving.checkpoint import Pieces, RunPosition
 
 log = logging.getLogger("terminus")
@@ -156,7 +156,7 @@ def require_checkpoint_room(folder: Path, size: int, keep: int, saves: int) -> N
     """
     missing = min(saves, max(1, keep + 1 - len(checkpoint.whole_checkpoints(folder))))
     if missing > 0:
-        with writing("The checkpoints of this run", folder):
+        with writing_file("The checkpoints of this run", folder):
             folder.mkdir(parents=True, exist_ok=True)
             require_room(folder, missing * size + MARGIN_BYTES)
 
