@@ -19,14 +19,25 @@ from starlette.types import ASGIApp
 from terminus.errors import UserError
 from terminus.serving import errors, pages
 from terminus.serving.errors import Refusal
-from terminus.serving.interfaces import a1111, comparisons, grids, images, metrics, models, native, openai, runs
+from terminus.serving.interfaces import (
+    a1111,
+    a1111_controls,
+    comparisons,
+    grids,
+    images,
+    metrics,
+    models,
+    native,
+    openai,
+    runs,
+)
 from terminus.serving.interfaces.mcp import Mcp
 from terminus.serving.security import Door
 from terminus.serving.service import ClientGone, Service
 
 _ROUTERS = (
     native.router, native.api, images.api, models.api, grids.api, comparisons.api, runs.api, openai.api, a1111.api,
-    metrics.router,
+    a1111_controls.api, metrics.router,
 )  # fmt: skip
 log = logging.getLogger("terminus")
 

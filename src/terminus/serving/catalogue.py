@@ -1,4 +1,4 @@
-"""Models and adapters that may be drawn with: those given at the start, and what lies in the given folders.
+"""Models, adapters and control networks that may be drawn with: given at the start, or found in the given folders.
 
 Ids are names, never paths: nothing that a client says is looked up in the file system.
 """
@@ -16,6 +16,7 @@ from typing import Any
 from terminus.errors import UserError
 from terminus.model.naming import SHIPPED, at_home, find_local
 from terminus.serving import reading_tasks
+from terminus.serving.control_networks import control_kind
 from terminus.serving.errors import error_parts, not_found
 from terminus.serving.reader import Reader
 from terminus.serving.state import ServerState
@@ -45,6 +46,11 @@ class CatalogueEntry:
     def kind(self) -> str:
         """ "model folder", "single file", "adapter", ..., or "" while it is not known."""
         return str(self.finding.get("kind", "")) if self.finding else ""
+
+    @property
+    def control(self) -> str:
+        """ "controlnet", "t2i" or "ip"; "" for what steers nothing, or a file while it is not known."""
+        return "" if self.path is None else control_kind(self.path, self.finding)
 
 
 class Catalogue:
@@ -101,6 +107,10 @@ class Catalogue:
         """Everything that is an adapter."""
         return [entry for key in list(self._entries) if (entry := await self.inspected(key)).kind == "adapter"]
 
+    async def controls(self) -> list[CatalogueEntry]:
+        """Everything that is a control network."""
+        return [entry for key in list(self._entries) if (entry := await self.inspected(key)).control]
+
     async def find(self, name: str, digest: str = "") -> str | None:
         """The id of the model or adapter with this hash, or else of this name."""
         entries = [await self.inspected(key) for key in list(self._entries)]
@@ -149,11 +159,16 @@ def _found(folder: Path) -> list[Path]:
     found: list[Path] = []
     for path in sorted([*folder.glob("*"), *folder.glob("*/*")])[:_MOST]:
         inside = any(parent in found for parent in path.parents)
-        if (path.is_dir() and (path / "model_index.json").is_file()) or (
-            path.is_file() and path.suffix == ".safetensors" and not inside
-        ):
+        if _is_whole(path) or (path.is_file() and path.suffix == ".safetensors" and not inside):
             found.append(path)
-    return [path for path in found if not any(parent in found for parent in path.parents)]
+    # The vision encoder of IP-Adapters lies beside them, and is nothing to draw with.
+    apart = [path for path in found if path.parent.name != "image_encoder"]
+    return [path for path in apart if not any(parent in apart for parent in path.parents)]
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a folder is one thing: a model, or a control network."""
+    return path.is_dir() and ((path / "model_index.json").is_file() or bool(control_kind(path)))
 
 
 def _stamp(path: Path) -> str:

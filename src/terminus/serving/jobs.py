@@ -117,6 +117,12 @@ class JobRequest(Closed):
         default_factory=list[ControlRequest]
     )
 
+    @property
+    def image_ids(self) -> set[str]:
+        """All uploads and images that it names."""
+        named = (self.image, self.mask, *(one.image for one in self.controls))
+        return {key for key in named if key is not None}
+
 
 def check_request(request: JobRequest) -> None:
     """UserError for what no model could draw; the rules are those of the command line."""

@@ -20,11 +20,12 @@ from terminus.errors import UserError
 from terminus.sampling.limits import SEEDS, check_factor
 from terminus.serving import reading_tasks
 from terminus.serving.catalogue import Catalogue, CatalogueEntry
+from terminus.serving.control_networks import check_control
 from terminus.serving.engine import JobEngine
 from terminus.serving.errors import Refusal, not_found
 from terminus.serving.events import Event, Events
 from terminus.serving.gallery import Gallery, key_of
-from terminus.serving.jobs import Job, JobRequest, check_request
+from terminus.serving.jobs import ControlRequest, Job, JobRequest, check_request
 from terminus.serving.ledger import Ledger
 from terminus.serving.limits import LIMITS, ServeLimits, check_work
 from terminus.serving.monitor import Monitor
@@ -159,6 +160,9 @@ class Service:
         again: str | None = None,
     ) -> Job:  # fmt: skip
         """A new job; the earlier one of the same `key`. UserError or `Refusal` for what cannot be drawn."""
+        for one in request.controls:
+            await self._check_control(one)
+        # Nothing is waited for from here on: the same key twice at once is still one job.
         known = self.engine.ledger.by_key(user, key) if key else None
         if known is not None:
             return self.engine.find(user, known.id) or known
@@ -204,8 +208,8 @@ class Service:
         adapters = tuple((self._file_of(one.id, "adapter"), one.weight) for one in request.adapters)
         controls = tuple(
             Steering(
-                self._control_kind(one.id), self._file_of(one.id, "control network"), self.image(user, one.image),
-                one.weight, one.start, one.end,
+                self.catalogue.entry(one.id, "control network").control or "ip",  # a file that nobody has asked about
+                self._file_of(one.id, "control network"), self.image(user, one.image), one.weight, one.start, one.end,
             )
             for one in request.controls
         )  # fmt: skip
@@ -242,11 +246,16 @@ class Service:
             raise not_found(what)
         return path
 
-    def _control_kind(self, key: str) -> str:
-        what = str((self.catalogue.entry(key).finding or {}).get("what", ""))
-        if "T2I" in what:
-            return "t2i"
-        return "ip" if "IP-Adapter" in what else "controlnet"
+    async def _check_control(self, asked: ControlRequest) -> None:
+        self.catalogue.entry(asked.id, "control network")
+        entry = await self.catalogue.inspected(asked.id)
+        if not entry.control:
+            raise UserError(
+                f"{entry.id} is no control network", where="controls",
+                rule="Controls are ControlNets and T2I-Adapters in folders of diffusers, and IP-Adapters",
+                fix="GET api/v1/options lists those that are here",
+            )  # fmt: skip
+        check_control(entry.control, asked.start, asked.end)
 
     def native(self, entry: CatalogueEntry) -> int:
         """Side of the images that a model learnt, in pixels."""
@@ -325,8 +334,7 @@ class Service:
     async def _keep_house(self) -> None:
         while True:
             self.gallery.empty_trash()
-            kept = {one for job in self.engine.queue.order() for one in (job.request.image, job.request.mask) if one}
-            self.uploads.remove_old(kept)
+            self.uploads.remove_old({key for job in self.engine.queue.order() for key in job.request.image_ids})
             self.engine.ledger.forget_old()
             await asyncio.sleep(3600)
 

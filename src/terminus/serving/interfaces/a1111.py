@@ -16,6 +16,7 @@ from pydantic import BaseModel, StrictStr
 from terminus.errors import UserError
 from terminus.sampling.names import SAMPLERS, SPACINGS
 from terminus.serving.errors import Refusal, not_found
+from terminus.serving.interfaces.a1111_controls import SCRIPT, control_units
 from terminus.serving.interfaces.a1111_words import (
     NO_UPSCALER,
     UPSCALER,
@@ -224,8 +225,8 @@ async def memory() -> dict[str, Any]:
 
 @api.get("/scripts")
 async def scripts() -> dict[str, list[str]]:
-    """There are none."""
-    return {"txt2img": [], "img2img": []}
+    """ControlNet alone."""
+    return {"txt2img": [SCRIPT], "img2img": [SCRIPT]}
 
 
 @api.get("/cmd-flags")
@@ -261,6 +262,7 @@ async def _drawn(request: Request, asked: Txt2ImgRequest, fields: dict[str, Any]
     model = _known(service, override) if isinstance(override, str) else _model(service, user)
     for one in fields["adapters"]:
         one["id"] = await service.catalogue.find(one["id"]) or one["id"]
+    fields["controls"] = await _controls(service, user, asked, fields.get("image"))
     job = await service.submit(user, JobRequest.model_validate({"model": model, **fields}))
     await service.wait(job, request)
     if job.state is JobState.FAILED:
@@ -269,6 +271,19 @@ async def _drawn(request: Request, asked: Txt2ImgRequest, fields: dict[str, Any]
     images = [encoded(one) for one in await job_files(service, job)] if asked.send_images else []
     sent = asked.model_dump(exclude={"init_images", "mask"})
     return {"images": images, "parameters": sent, "info": json.dumps(_info(service, job, shown))}
+
+
+async def _controls(service: Service, user: str, asked: Txt2ImgRequest, image: str | None) -> list[dict[str, Any]]:
+    """The controls of a request; a unit without an image reads the one that is drawn from."""
+    controls: list[dict[str, Any]] = []
+    for unit in control_units(asked.alwayson_scripts):
+        given = unit.encoded_image
+        seen = image if given is None else await add_upload(service, user, decoded(given))
+        if seen is None:
+            raise UserError("A ControlNet unit has no image", where="alwayson_scripts", rule="It reads one as base64")
+        place = {"start": unit.guidance_start, "end": unit.guidance_end}
+        controls.append({"id": unit.model, "image": seen, "weight": unit.weight, **place})
+    return controls
 
 
 def _info(service: Service, job: Job, shown: list[dict[str, Any]]) -> dict[str, Any]:

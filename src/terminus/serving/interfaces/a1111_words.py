@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Strict
 from terminus.errors import UserError
 from terminus.sampling.names import SAMPLERS, solver_of, spacing_of
 from terminus.serving.errors import Refusal
+from terminus.serving.interfaces.a1111_controls import SCRIPT
 from terminus.serving.jobs import Number, Text
 from terminus.serving.limits import LIMITS
 
@@ -94,8 +95,9 @@ def fields_of(asked: Txt2ImgRequest) -> dict[str, Any]:
         if getattr(asked, name):
             raise UserError(sentence, where=name, rule="What is not done is refused, not left out silently")
     for name, given in asked.alwayson_scripts.items():
-        if _means_something(given):
-            raise UserError(f"There is no script {name[:60]!r}", where="alwayson_scripts", rule="There are no scripts")
+        if name.lower() != SCRIPT and _means_something(given):
+            rule = "There is ControlNet, and no other"
+            raise UserError(f"There is no script {name[:60]!r}", where="alwayson_scripts", rule=rule)
     if asked.subseed >= 0 and asked.subseed_strength:
         raise UserError("A subseed", where="subseed", rule="Variations of a seed are numbered here; leave it at -1")
     named = asked.sampler_name or asked.sampler_index

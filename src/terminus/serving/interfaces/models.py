@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse
 
 from terminus.serving.catalogue import CatalogueEntry
+from terminus.serving.control_networks import CONTROL_TITLES
 from terminus.serving.drawable import drawable
 from terminus.serving.errors import not_found
 from terminus.serving.interfaces.parts import service_of, user_of
@@ -123,6 +124,13 @@ def adapter_shown(service: Service, entry: CatalogueEntry, base: CatalogueEntry 
         "size_bytes": (said.get("tensors") or {}).get("bytes", 0),
         "about": about,
     }
+
+
+def control_shown(entry: CatalogueEntry) -> dict[str, Any]:
+    """A control network as clients see it."""
+    kind = entry.control
+    title, sentence = CONTROL_TITLES[kind]
+    return {"id": entry.id, "title": f"{entry.id} ({title})", "kind": kind, "sentence": sentence}
 
 
 def _fits(adapter: dict[str, Any], model: dict[str, Any]) -> tuple[bool | None, str]:

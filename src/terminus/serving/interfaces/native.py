@@ -10,6 +10,7 @@ from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 
 from terminus.serving import choices
 from terminus.serving.events import Event, stream
+from terminus.serving.interfaces.models import control_shown
 from terminus.serving.interfaces.parts import FormImage, image_of, service_of, user_of
 from terminus.serving.jobs import Closed, Id, Job, JobRequest, Text
 from terminus.serving.service import ClientGone, Service
@@ -64,7 +65,9 @@ async def status(request: Request) -> dict[str, Any]:
 @api.get("/options", tags=["server"])
 async def list_options(request: Request) -> dict[str, Any]:
     """What can be chosen, with titles and sentences, and the defaults."""
-    return choices.offered_choices(service_of(request).options.limits)
+    service = service_of(request)
+    networks = [control_shown(entry) for entry in await service.catalogue.controls()]
+    return {**choices.offered_choices(service.options.limits), "controls": networks}
 
 
 @api.post("/prompts/read")

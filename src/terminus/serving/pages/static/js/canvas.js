@@ -2,6 +2,7 @@
 
 import { address, api, catalogue } from "./api.js";
 import { byId, make, memory } from "./dom.js";
+import { Controls } from "./controls.js";
 import { Drawing } from "./drawing.js";
 import { complain, tell } from "./messages.js";
 import { Prompt } from "./prompt.js";
@@ -9,7 +10,6 @@ import { Settings } from "./settings.js";
 import { rove } from "./roving.js";
 import { start } from "./shell.js";
 import { tieSettingsSheet } from "./sheet.js";
-import { Controls } from "./canvas/controls.js";
 import { Frame } from "./canvas/frame.js";
 import { Hand } from "./canvas/hand.js";
 import { Mask } from "./canvas/mask.js";
@@ -33,7 +33,7 @@ async function open() {
   const prompt = new Prompt(() => settings.model?.id, all.adapters);
   settings.adapters.onword = (word) => prompt.add(word);
   settings.addEventListener("model", () => prompt.refresh());
-  const controls = new Controls(all.options.controls ?? [], () => current);
+  const controls = new Controls(all.options.controls, () => current);
   task.listFills(all.options.fills);
   frame.step = 8;
   const drawing = new Drawing({ follow, hear });
@@ -42,6 +42,7 @@ async function open() {
     event.preventDefault();
     byId("settings").classList.remove("open");
     try {
+      controls.check();
       const { adapters, ...words } = prompt.request();
       const { width, height, ...own } = settings.request();
       const request = { ...own, ...words, adapters: [...own.adapters, ...adapters], controls: controls.request(), ...(await task.request()) };

@@ -1,6 +1,7 @@
 // The draw page: a prompt, its settings, and the image in the centre.
 
 import { api, catalogue } from "./api.js";
+import { Controls } from "./controls.js";
 import { byId, debounced, memory } from "./dom.js";
 import { readDropped } from "./dropped.js";
 import { Drawing } from "./drawing.js";
@@ -22,21 +23,30 @@ async function open() {
   const recall = ({ request }) => {
     prompt.fill(request);
     settings.fill(request);
+    controls.fill(request.controls ?? []);
     tell("All its settings are here.", { stay: 3000 });
     byId("prompt").focus();
   };
-  const stage = new Stage({ onrecall: recall, onselect: (image) => { settings.lastSeed = image.seed; } });
+  let shown = null;
+  const stage = new Stage({ onrecall: recall, onselect: (image) => { settings.lastSeed = image.seed; shown = image; } });
+  const controls = new Controls(all.options.controls, () => shown, () => keep());
+  const keep = debounced(() => memory.set("draw", request()), 400);
   const drawing = new Drawing({ follow: (job, count) => stage.follow(job, count), hear: (...event) => stage.hear(...event) });
 
   const request = () => {
     const { adapters, ...words } = prompt.request();
     const own = settings.request();
-    return { task: "text", ...own, ...words, adapters: [...own.adapters, ...adapters] };
+    return { task: "text", ...own, ...words, adapters: [...own.adapters, ...adapters], controls: controls.request() };
   };
   byId("form").addEventListener("submit", (event) => {
     event.preventDefault();
     byId("settings").classList.remove("open");
-    drawing.start(request(), settings.model, Number(byId("batches").value) || 1);
+    try {
+      controls.check();
+      drawing.start(request(), settings.model, Number(byId("batches").value) || 1);
+    } catch (error) {
+      complain(error);
+    }
   });
   byId("prompt").addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) byId("form").requestSubmit();
@@ -44,11 +54,10 @@ async function open() {
   byId("reset").addEventListener("click", () => settings.reset());
   tieSettingsSheet();
 
-  const keep = debounced(() => memory.set("draw", request()), 400);
   prompt.addEventListener("change", keep);
   settings.addEventListener("change", keep);
   readDropped(byId("main"), (read) => recall({ request: read.request }));
-  await restore({ prompt, settings, recall });
+  await restore({ prompt, settings, controls, recall });
   const { images } = await api.get("images?limit=30");
   if (!drawing.busy) stage.remember(images);
   // Not on a phone, where that would open a keyboard over half of the page.
@@ -57,7 +66,7 @@ async function open() {
 }
 
 /** What an address asks for, else what was here last. */
-async function restore({ prompt, settings, recall }) {
+async function restore({ prompt, settings, controls, recall }) {
   const asked = new URLSearchParams(location.search).get("recall");
   if (asked) {
     // Settings that were read from a file, by the gallery, wait in this tab; others are an image's.
@@ -70,6 +79,7 @@ async function restore({ prompt, settings, recall }) {
   if (last) {
     prompt.fill(last);
     settings.fill({ ...last, rescale: last.rescale ?? undefined });
+    controls.fill(last.controls ?? []);
   }
   prompt.refresh();
 }
