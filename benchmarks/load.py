@@ -24,8 +24,10 @@ from rich.table import Table
 from terminus import runtime
 from terminus.bench.measure import Spread, resident_bytes, save_result
 from terminus.conditioning import Crop, Size
+from terminus.data.batch import Batch
 from terminus.data.geometry import CropPlan
-from terminus.data.loader import Batch, LatentRows, Loader
+from terminus.data.latent_rows import LatentRows
+from terminus.data.loader import Loader
 from terminus.data.order import Order
 from terminus.data.record import LatentRow
 from terminus.data.store import Store, View, pack_posterior

@@ -10,9 +10,9 @@ import torch
 
 from terminus.bench.measure import Laps
 from terminus.conditioning import MicroConditioning, Size
-from terminus.data.loader import Batch
+from terminus.data.batch import Batch
+from terminus.data.caption import Caption
 from terminus.data.order import Order
-from terminus.data.record import Caption
 from terminus.model.components import Components
 from terminus.training.objectives import Diffusion
 from terminus.training.recipe import Recipe

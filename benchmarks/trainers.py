@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.task import PARTS, MadeRows, Task
 from terminus import runtime
 from terminus.bench.measure import Laps
-from terminus.data.loader import Batch, Loader
+from terminus.data.batch import Batch
+from terminus.data.loader import Loader
 from terminus.data.order import Order
 from terminus.model.components import Components
 from terminus.model.record import scheduler_config

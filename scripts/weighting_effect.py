@@ -21,8 +21,8 @@ import torch
 
 from terminus.config.load import Loaded, load
 from terminus.data import emoji
+from terminus.data.batch import Batch
 from terminus.data.emoji import CONTRAST
-from terminus.data.loader import Batch
 from terminus.data.store import Store
 from terminus.diffusion.timesteps import Band, density
 from terminus.evaluation.luminance import REC601, frame_rgb

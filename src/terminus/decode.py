@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
-import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image, ImageCms, UnidentifiedImageError
 
@@ -163,6 +162,9 @@ def _fast_jpeg(image: Image.Image, data: bytes) -> UInt8[np.ndarray, "height wid
     """
     if image.format not in ("JPEG", "MPO") or image.mode != "RGB" or _profile(image) is not None:
         return None
+    # Here, since whoever trains on latents or draws decodes no JPEG, and need not have it.
+    import simplejpeg
+
     try:
         return simplejpeg.decode_jpeg(data, "RGB")
     except ValueError:

@@ -93,10 +93,18 @@ def environment(device: torch.device | None = None) -> Environment:
     names = ("torch", "diffusers", "transformers", "safetensors", "daft", "pylance", "pillow", "numpy")
     device = device or pick_device()
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
-    packages = {name: metadata.version(name) for name in names}
+    packages = {name: _version(name) for name in names}
     return Environment(
         hardware, os.cpu_count() or 1, platform.python_version(), f"{platform.system()} {platform.machine()}", packages
     )
+
+
+def _version(package: str) -> str:
+    """Its version, or "not installed": a machine that trains on given latents has no preparation engine."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _cpu_name() -> str:

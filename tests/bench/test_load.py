@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import load
 from benchmarks.load import BAR, bench_load
-from terminus.data.loader import LatentRows
+from terminus.data.latent_rows import LatentRows
 from terminus.errors import UserError
 
 TINY = {"stored": 12, "side": 4, "micro_batch": 3, "batches": 2, "opened": 500}

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from terminus.data.loader import Batch
+from terminus.data.batch import Batch
+from terminus.data.caption import Caption
 from terminus.data.order import MicroBatch
-from terminus.data.record import Caption
 
 BOTH = (Caption("a", "test"), Caption("b", "test"))
 

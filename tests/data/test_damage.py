@@ -16,12 +16,14 @@ import torch
 
 from terminus import cli
 from terminus.data import checksums
+from terminus.data.batch import Batch
 from terminus.data.checksums import NAMES
 from terminus.data.curate import curate
 from terminus.data.damage import Damage
 from terminus.data.encode import encode_latents
 from terminus.data.grouped import Grouped
-from terminus.data.loader import Batch, LatentRows, Loader
+from terminus.data.latent_rows import LatentRows
+from terminus.data.loader import Loader
 from terminus.data.order import Order
 from terminus.data.pixels import PixelRows
 from terminus.data.record import LatentRow

@@ -18,9 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from terminus.conditioning import Crop, Size
+from terminus.data.batch import Batch
 from terminus.data.geometry import CropPlan
 from terminus.data.grouped import Grouped
-from terminus.data.loader import Batch, LatentRows, Loader
+from terminus.data.latent_rows import LatentRows
+from terminus.data.loader import Loader
 from terminus.data.order import Order
 from terminus.data.record import LatentRow
 from terminus.data.scanning import Runs

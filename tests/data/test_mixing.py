@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from terminus.data.loader import Batch, Loader
+from terminus.data.batch import Batch
+from terminus.data.loader import Loader
 from terminus.data.mixing import Mixed, epochs, order_of
 from terminus.data.order import Order
 from terminus.data.settings import DataConfig

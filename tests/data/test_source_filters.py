@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 
 from terminus.conditioning import Size
+from terminus.data.caption import Caption
 from terminus.data.filters import CaptionRules, Classifier, Filters
 from terminus.data.geometry import Transform
-from terminus.data.record import Candidate, Caption, SourceMetadata
+from terminus.data.record import Candidate, SourceMetadata
 from terminus.data.source_filters import caption_allowed, judged
 from terminus.images import Dropped
 

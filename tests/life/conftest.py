@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from terminus.config.load import Loaded, dump, load
-from terminus.data.loader import Batch
+from terminus.data.batch import Batch
 from terminus.data.store import View
 from terminus.training import run
 from terminus.training.assemble import TrainingSetup

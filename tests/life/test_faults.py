@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from terminus.config.load import Loaded
-from terminus.data.loader import Batch
+from terminus.data.batch import Batch
 from terminus.errors import UserError
 from terminus.training.monitor.sessions import read_sessions
 from terminus.training.recipe import Recipe

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from terminus import runtime
-from terminus.data.loader import Batch
-from terminus.data.record import Caption
+from terminus.data.batch import Batch
+from terminus.data.caption import Caption
 from terminus.training.steps.captions import choose_caption, drawn_captions
 
 CAPTIONS = ("first", "second", "third")

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from terminus.conditioning import MicroConditioning, Size
-from terminus.data.loader import Batch, Loader
+from terminus.data.batch import Batch
+from terminus.data.loader import Loader
 from terminus.data.order import Order
 from terminus.training.loop import Hooks, State, run_loop
 from terminus.training.monitor.journal import LogRow

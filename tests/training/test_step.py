@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from terminus.conditioning import Crop, MicroConditioning, Size
-from terminus.data.loader import Batch
-from terminus.data.record import Caption
+from terminus.data.batch import Batch
+from terminus.data.caption import Caption
 from terminus.diffusion.objective import Losses, Objective
 from terminus.diffusion.timesteps import Band, density
 from terminus.diffusion.weighting import min_snr

@@ -9,7 +9,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from terminus.data.loader import Batch
+from terminus.data.batch import Batch
 from terminus.training.step import StepLoss
 from terminus.training.validation import build_validation
 

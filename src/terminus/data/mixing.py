@@ -18,7 +18,7 @@ from math import lcm
 from typing import Protocol, runtime_checkable
 
 from terminus import runtime
-from terminus.data.loader import Rows
+from terminus.data.batch import Rows
 from terminus.data.order import BatchOrder, MicroBatch, Order
 from terminus.data.settings import DataConfig
 from terminus.errors import UserError

@@ -15,14 +15,15 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from terminus.data import geometry
+from terminus.data.batch import Batch
 from terminus.data.geometry import CropPlan
 from terminus.data.grouped import Grouped
-from terminus.data.loader import Batch, batch_of
-from terminus.data.record import ImageRow, parse_color
+from terminus.data.latent_rows import batch_of
+from terminus.data.record import ImageRow
 from terminus.data.schema import read_row
 from terminus.data.store import View
 from terminus.decode import HARD_PIXEL_LIMIT, Limits, decode
-from terminus.images import Dropped
+from terminus.images import Dropped, parse_color
 
 _TRUSTED = Limits(file_bytes=1 << 31, pixels=HARD_PIXEL_LIMIT, known=True)
 """Rows passed the recipe's own limits when they were curated."""

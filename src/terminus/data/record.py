@@ -15,6 +15,7 @@ from typing import Annotated, Literal, Protocol, runtime_checkable
 import pyarrow as pa
 
 from terminus.conditioning import Size
+from terminus.data.caption import Caption
 from terminus.data.geometry import CropPlan
 from terminus.images import Color, Dropped
 
@@ -22,35 +23,6 @@ Split = Literal["train", "validation"]
 LargeBytes = Annotated[bytes, pa.large_binary()]
 """Bytes of a column that holds more than 2 GiB in one batch."""
 Counts = Annotated[tuple[int, ...], pa.list_(pa.int64())]
-
-
-@dataclass(frozen=True)
-class Caption:
-    """A text and where it comes from ("sidecar", "embedded", or the name of a captioner)."""
-
-    text: str
-    origin: str
-    weight: float = 1.0
-    """How often it is drawn among the captions of its image, in proportion."""
-
-
-@runtime_checkable
-class CaptionColumns(Protocol):
-    """A row of a table that holds captions: three columns, whose values belong together one by one."""
-
-    @property
-    def captions(self) -> tuple[str, ...]: ...
-
-    @property
-    def caption_origins(self) -> tuple[str, ...]: ...
-
-    @property
-    def caption_weights(self) -> tuple[float, ...]: ...
-
-
-def captions_of(row: CaptionColumns) -> tuple[Caption, ...]:
-    """The captions that the three columns of a row hold."""
-    return tuple(map(Caption, row.captions, row.caption_origins, row.caption_weights))
 
 
 @dataclass(frozen=True)
@@ -304,12 +276,6 @@ def latent_key(image_hash: str, background: str | None, transform: str, vae: str
 def hex_color(color: Color) -> str:
     """(255, 0, 10) is "#ff000a"."""
     return "#{:02x}{:02x}{:02x}".format(*color)
-
-
-def parse_color(text: str) -> Color:
-    """ "#ff000a" is (255, 0, 10)."""
-    value = int(text[1:], 16)
-    return value >> 16, (value >> 8) & 255, value & 255
 
 
 def _digest(*parts: str) -> str:

@@ -17,12 +17,13 @@ from PIL import Image
 
 from terminus.data import damage, storage
 from terminus.data.examine import thumbnail
-from terminus.data.record import ImageRow, parse_color
+from terminus.data.record import ImageRow
 from terminus.data.schema import column_names, read_rows
 from terminus.data.store import Store, quoted
 from terminus.data.survey import Holdings, Survey
 from terminus.decode import HARD_PIXEL_LIMIT, Decoded, Limits, decode
 from terminus.errors import UserError
+from terminus.images import parse_color
 
 PAIRS = 12
 """Duplicates that are shown beside the image they repeat."""

@@ -13,7 +13,6 @@ from terminus.data.cluster import Engine, NativeEngine
 from terminus.data.fetch.download import Policy
 from terminus.data.filters import Filters
 from terminus.data.geometry import CropRule, Transform
-from terminus.data.record import parse_color
 from terminus.data.sources.coco import CocoSource
 from terminus.data.sources.embedded import EmbeddedSource
 from terminus.data.sources.folder import FolderSource
@@ -21,7 +20,7 @@ from terminus.data.sources.huggingface import HuggingfaceSource
 from terminus.data.sources.laion import LaionSource
 from terminus.data.sources.midjourney import MidjourneySource
 from terminus.data.sources.webdataset import WebdatasetSource
-from terminus.images import Color
+from terminus.images import Color, parse_color
 
 Source = Annotated[
     EmbeddedSource | FolderSource | CocoSource | LaionSource | MidjourneySource | WebdatasetSource | HuggingfaceSource,

@@ -6,9 +6,10 @@ import unicodedata
 from dataclasses import replace
 
 from terminus.data import filters, geometry
+from terminus.data.caption import Caption
 from terminus.data.filters import CaptionRules, Filters, Score
 from terminus.data.geometry import Transform
-from terminus.data.record import Candidate, Caption, SourceMetadata
+from terminus.data.record import Candidate, SourceMetadata
 from terminus.images import Dropped
 
 LATIN_SHARE = 0.9

@@ -25,7 +25,7 @@ from terminus.data.filters import Filters, Measures, Score
 from terminus.data.geometry import CropPlan, Transform
 from terminus.data.record import Candidate, LargeBytes
 from terminus.data.schema import columns_of, read_row, row_schema
-from terminus.images import Color, Dropped
+from terminus.images import Color, Dropped, parse_color
 
 URLS_PER_CALL = 16
 """Few, since the bytes of all of a call are held until its slowest is there; several share one TLS context."""
@@ -182,7 +182,7 @@ def _examined(row: Row, filters: Filters, transform: Transform) -> Row:
         assert asked.path is not None
         assert asked.root is not None
         file = Path(os.fsdecode(asked.path)), Path(os.fsdecode(asked.root))
-    subject = ImageVerdict(file, record.parse_color(asked.background), asked.checksum, asked.mask, _scores(asked))
+    subject = ImageVerdict(file, parse_color(asked.background), asked.checksum, asked.mask, _scores(asked))
     return columns_of(_packed(examine_image(subject, filters, transform)))
 
 

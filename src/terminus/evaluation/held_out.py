@@ -14,8 +14,8 @@ from typing import cast
 from terminus import runtime
 from terminus.conditioning import Size
 from terminus.data import geometry, pixels
+from terminus.data.caption import Caption, captions_of
 from terminus.data.geometry import CropPlan
-from terminus.data.record import Caption, captions_of
 from terminus.data.schema import column_names, read_rows
 from terminus.data.store import Store, View, quoted
 from terminus.errors import UserError

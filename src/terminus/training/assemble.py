@@ -14,7 +14,8 @@ from typing import cast
 import torch
 
 from terminus import runtime
-from terminus.data.loader import LatentRows, Rows
+from terminus.data.batch import Rows
+from terminus.data.latent_rows import LatentRows
 from terminus.data.pixels import PixelRows
 from terminus.data.settings import DataConfig
 from terminus.data.store import View

@@ -14,7 +14,8 @@ from itertools import chain
 
 import torch
 
-from terminus.data.loader import Batch, Loader
+from terminus.data.batch import Batch
+from terminus.data.loader import Loader
 from terminus.errors import Stopped, UserError
 from terminus.training import guards
 from terminus.training.distributed.process_group import World

@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from terminus.data.loader import Batch
+from terminus.data.batch import Batch
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from terminus.data.loader import Batch, Rows
+from terminus.data.batch import Batch, Rows
 from terminus.data.mixing import RowsBySource
 from terminus.training.distributed.process_group import World
 from terminus.training.monitor.journal import by_band

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from terminus.data.caption import Caption
 from terminus.data.captioning import run, table
 from terminus.data.captioning.merge import merge_captions
 from terminus.data.captioning.run import write_captions
@@ -25,7 +26,6 @@ from terminus.data.captioning.settings import Captioner
 from terminus.data.captioning.table import Answers, generated
 from terminus.data.curate import curate
 from terminus.data.encode import encode_latents
-from terminus.data.record import Caption
 from terminus.data.settings import DataConfig
 from terminus.data.store import CAPTIONS, Store
 from terminus.data.waiting import waiting_cuts

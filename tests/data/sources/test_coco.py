@@ -12,7 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from terminus.conditioning import Size
-from terminus.data.record import Candidate, Caption, SourceMetadata
+from terminus.data.caption import Caption
+from terminus.data.record import Candidate, SourceMetadata
 from terminus.data.sources import coco
 from terminus.data.sources.coco import CocoSource
 from terminus.errors import UserError

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from terminus.conditioning import Size
-from terminus.data.record import Candidate, Caption, SourceMetadata
+from terminus.data.caption import Caption
+from terminus.data.record import Candidate, SourceMetadata
 from terminus.data.sources.laion import LaionSource
 from terminus.errors import UserError
 

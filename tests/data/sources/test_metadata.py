@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from terminus.data.caption import Caption
 from terminus.data.curate import Curated, curate
-from terminus.data.record import Candidate, Caption
+from terminus.data.record import Candidate
 from terminus.data.settings import DataConfig
 from terminus.data.sources.folder import FolderSource
 from terminus.data.store import Store

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from terminus.data.record import Caption
+from terminus.data.caption import Caption
 from terminus.data.sources.midjourney import MidjourneySource
 from terminus.data.sources.prompts import PARAMETERS, mentions, parse_prompt
 from terminus.errors import UserError

@@ -13,9 +13,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from terminus.data.caption import Caption, captions_of
 from terminus.data.captioning.table import GeneratedCaptions, generated
 from terminus.data.duplicates import scratch
-from terminus.data.record import Caption, captions_of
 from terminus.data.schema import column_names, read_rows
 from terminus.data.store import IMAGES, LATENTS, Store, Table, View
 

@@ -20,11 +20,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from terminus.data import damage
+from terminus.data.caption import Caption
 from terminus.data.captioning.merge import captions_of
 from terminus.data.captioning.question import own_texts
 from terminus.data.captioning.table import Answers
 from terminus.data.pixels import training_pixels
-from terminus.data.record import Caption, ImageRow
+from terminus.data.record import ImageRow
 from terminus.data.report import save_beside_tables
 from terminus.data.store import Store, View, quoted
 

@@ -15,7 +15,8 @@ from datetime import timedelta
 import lance
 import pyarrow as pa
 
-from terminus.data.record import Caption, CaptionRow
+from terminus.data.caption import Caption
+from terminus.data.record import CaptionRow
 from terminus.data.store import CAPTIONS, Store
 from terminus.data.unreadable import reading_table
 

@@ -21,7 +21,8 @@ from typing import Literal, cast
 from terminus.conditioning import Size
 from terminus.config.base import Config
 from terminus.data import storage
-from terminus.data.record import Candidate, Caption, SourceMetadata
+from terminus.data.caption import Caption
+from terminus.data.record import Candidate, SourceMetadata
 from terminus.data.sources.columns import MAX_CAPTION_BYTES, one_line
 from terminus.data.sources.printable import printable_caption
 from terminus.errors import UserError

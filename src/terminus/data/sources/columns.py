@@ -14,7 +14,8 @@ from types import MappingProxyType
 from typing import cast
 
 from terminus.conditioning import Size
-from terminus.data.record import Caption, SourceMetadata
+from terminus.data.caption import Caption
+from terminus.data.record import SourceMetadata
 from terminus.data.sources.printable import printable_caption
 from terminus.errors import UserError
 from terminus.images import Dropped

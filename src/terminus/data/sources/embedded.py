@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from terminus.config.base import Config
-from terminus.data.record import Candidate, Caption
+from terminus.data.caption import Caption
+from terminus.data.record import Candidate
 
 if TYPE_CHECKING:
     from terminus.data.emoji import EmojiRow

@@ -18,7 +18,8 @@ from typing import Literal, cast
 
 from terminus.bounded_files import read_bounded
 from terminus.config.base import Config
-from terminus.data.record import Candidate, Caption
+from terminus.data.caption import Caption
+from terminus.data.record import Candidate
 from terminus.data.sources.columns import BadRow, ColumnRow
 from terminus.data.sources.metadata import Metadata
 from terminus.data.sources.printable import printable_caption

@@ -12,8 +12,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from terminus.data.caption import Caption
 from terminus.data.duplicates import scratch
-from terminus.data.record import Candidate, Caption
+from terminus.data.record import Candidate
 from terminus.data.sources import tables
 from terminus.data.sources.columns import FACTS, BadRow, ColumnRow, Columns
 from terminus.data.sources.printable import printable_caption

@@ -15,7 +15,8 @@ from typing import Literal
 from pydantic import Field
 
 from terminus.config.base import Config
-from terminus.data.record import Candidate, Caption, SourcePart
+from terminus.data.caption import Caption
+from terminus.data.record import Candidate, SourcePart
 from terminus.data.sources import prompts, tables
 from terminus.data.sources.columns import FACTS, BadRow, ColumnRow, Columns, column_checksum, metadata
 from terminus.data.sources.prompts import ParsedPrompt

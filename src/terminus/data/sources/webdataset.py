@@ -22,7 +22,8 @@ from pydantic import Field
 
 from terminus.config.base import Config
 from terminus.data import storage, tar
-from terminus.data.record import Candidate, Caption, SourceMetadata, SourcePart
+from terminus.data.caption import Caption
+from terminus.data.record import Candidate, SourceMetadata, SourcePart
 from terminus.data.sources.columns import FACTS, BadRow, ColumnRow, Columns, metadata
 from terminus.data.sources.folder import MAX_SIDECAR_BYTES
 from terminus.data.sources.printable import printable_caption

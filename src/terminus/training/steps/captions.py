@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from terminus import runtime
-from terminus.data.loader import Batch
-from terminus.data.record import Caption
+from terminus.data.batch import Batch
+from terminus.data.caption import Caption
 
 
 def drawn_captions(batch: Batch, seed: int) -> list[str]:

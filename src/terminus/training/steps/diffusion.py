@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from terminus import runtime
 from terminus.conditioning import time_ids
-from terminus.data.loader import Batch
+from terminus.data.batch import Batch
 from terminus.diffusion import timesteps, weighting
 from terminus.diffusion.objective import Network, Objective, huber_widths
 from terminus.diffusion.schedule import NoiseSchedule

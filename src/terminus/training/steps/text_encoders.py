@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy, normalize
 from transformers import CLIPVisionModelWithProjection
 
 from terminus import runtime
-from terminus.data.loader import Batch
+from terminus.data.batch import Batch
 from terminus.model.text import TextEncoders
 from terminus.model.vae import to_signal
 from terminus.training.step import StepLoss

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from terminus import runtime
-from terminus.data.loader import Batch
+from terminus.data.batch import Batch
 from terminus.model.vae import VAE, to_signal
 from terminus.training.step import StepLoss
 
