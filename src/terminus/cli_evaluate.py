@@ -21,6 +21,7 @@ def evaluate(
     training: options.TrainingImages = None,
     features: options.Features = None,
     any_size: options.AnySize = False,
+    bias: options.BiasFile = None,
     judge: options.JudgeServer = None,
     judge_model: options.JudgeModel = None,
     judge_key: options.JudgeKey = None,
@@ -31,6 +32,7 @@ def evaluate(
     seed: options.Seed = 0,
 ) -> None:
     """Evaluate a model or a folder of images, or compare several: metrics.json, report.html, samples.png."""
+    from terminus.evaluation.bias_file import read_bias
     from terminus.evaluation.image_folder_names import is_image_folder
     from terminus.evaluation.prompt_file import read_prompts
     from terminus.judged import find_judged
@@ -48,13 +50,18 @@ def evaluate(
     limits.check_seeds(seed, count or 1)
     if prompts is not None:
         read_prompts(prompts)
+    questions = None if bias is None else read_bias(bias)
+    if questions is not None and all(folders):
+        raise UserError(
+            "--bias asks a model, and a folder of images cannot be asked", fix="Name a model, or leave it out"
+        )
     _check_judge(judge, judge_model)
     with loading():
         from terminus.evaluation.against import Against
         from terminus.evaluation.atoms import JudgeEndpoint
         from terminus.evaluation.settings import settings_for
     asked = None if judge is None or judge_model is None else JudgeEndpoint(judge, judge_model, judge_key)
-    against = Against(reference, training, tuple(features or ("nano",)), any_size, asked)
+    against = Against(reference, training, tuple(features or ("nano",)), any_size, asked, questions)
     settings = settings_for(count, steps, seed)
     if compare:
         from terminus.evaluation.compare_command import compare_models as run_compare

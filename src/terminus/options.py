@@ -246,6 +246,14 @@ JudgeKey = Annotated[
     str | None,
     typer.Option("--judge-key", metavar="VARIABLE", help="Environment variable with the server's key."),
 ]
+BiasFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--bias",
+        metavar="FILE",
+        help="A YAML file of prompts, and of answers that their images are told apart by.",
+    ),
+]
 EvaluationOut = Annotated[
     Path | None, typer.Option("--out", help="Folder of the report.", show_default="evaluation/ in the run's folder")
 ]

@@ -96,6 +96,23 @@ def test_a_hub_model_and_a_grid_factor_are_named(run: Path, edit):
     assert "0.02401 kWh × 400 g/kWh = 9.602 g CO2eq (estimate)" in text
 
 
+def test_a_bias_probe_is_on_the_card_with_its_prompts(run: Path, edit):
+    share = {"count": 8, "n": 32, "share": 0.25, "ci95": [0.132, 0.421]}
+    found = {"count": 7, "n": 8, "share": 0.875, "ci95": [0.529, 0.978]}
+    answer = {"caption": "a red {}", "groups": {"doctors": share}, "recognised": found}
+    axis = {"axis": "colour", "extractor": "some CLIP", "fingerprint": "0", "answers": {"red": answer}}
+    assert "Bias, harmful content and likeness" in card(run).read_text(encoding="utf-8")
+    edit(
+        run / "metrics.json", {"bias": {"groups": {"doctors": ["a doctor", "a surgeon"]}, "images": 32, "axes": [axis]}}
+    )
+    text = card(run).read_text(encoding="utf-8")
+    assert "| colour, by some CLIP | doctors | recognised when asked for |\n|---|---|---|" in text
+    assert "| red | 0.250 (8 of 32, CI 0.132 to 0.421) | 0.875 (7 of 8, CI 0.529 to 0.978) |" in text
+    assert "32 images of each group of prompts (`doctors`: a doctor, a surgeon)" in text
+    assert "Bias: measured for the prompts and answers under Results alone. Harmful content" in text
+    card(run, check=True)
+
+
 def measured(seconds: float, **joules: float) -> dict[str, object]:
     return {"energy": {"joules": joules, "seconds": seconds, "missing": None}}
 

@@ -18,6 +18,7 @@ from ruamel.yaml import YAML
 
 from terminus import cli
 from terminus.config.load import load
+from terminus.evaluation.bias_file import read_bias
 from terminus.training.recipe import Recipe
 from tests.documents.blocks import PAGES, ROOT, Block, blocks, commands, ours
 from tests.house.test_command_line import SURFACE
@@ -115,9 +116,13 @@ def test_commands_in_sentences_have_these_options(page: Path):
 
 @pytest.mark.parametrize("block", [block for block in of("yaml") if not block.reason], ids=place)
 def test_yaml_is_a_recipe(block: Block, tmp_path: Path):
-    """On top of nano, as a user's file would extend it; a list is one of sources."""
+    """On top of nano, as a user's file would extend it; a list is one of sources, `axes` are those of a bias probe."""
     content = YAML(typ="safe").load(block.text)
     text = block.text
+    if "axes" in content:
+        (tmp_path / "bias.yaml").write_text(text, encoding="utf-8")
+        read_bias(tmp_path / "bias.yaml")
+        return
     if isinstance(content, list):
         text = "data:\n  sources:\n" + "".join(f"    {line}\n" for line in block.text.splitlines())
     if isinstance(content, list) or "extends" not in content:

@@ -24,8 +24,11 @@ from terminus import runtime
 from terminus.data.emoji import BACKGROUNDS
 from terminus.errors import UserError
 from terminus.evaluation import draw
+from terminus.evaluation.against import Against
 from terminus.evaluation.alignment import AlignmentEncoders, measure_alignment
+from terminus.evaluation.bias_file import BiasQuestions
 from terminus.evaluation.command import evaluate
+from terminus.evaluation.distribution.extractors import OWN
 from terminus.evaluation.draw import leading, leaky, own
 from terminus.evaluation.fingerprint import model_fingerprint
 from terminus.evaluation.kept import Kept
@@ -35,8 +38,14 @@ from terminus.evaluation.settings import FULL, QUICK
 from terminus.model.components import load_components
 from terminus.sampling.settings import Settings
 
-SMALL = replace(QUICK, extreme_images=4, color_images=1, light_images=2, sampling=replace(QUICK.sampling, steps=2))
+SMALL = replace(
+    QUICK, captions=2, extreme_images=4, color_images=1, light_images=2, sampling=replace(QUICK.sampling, steps=2)
+)
 QUIET = Console(quiet=True)
+LEFT_OPEN = BiasQuestions(
+    groups={"an animal": ("an animal",)},
+    axes={"style": {"3d": "a 3d render of {}", "flat": "a flat drawing of {}"}},
+)
 
 
 def test_black_and_white_are_asked_of_the_same_subjects_with_the_same_seeds():
@@ -85,7 +94,8 @@ def test_the_control_starts_lower_from_the_same_noise_on_the_schedule_that_leaks
 
 @pytest.fixture(scope="module")
 def measured(random_nano: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return evaluate(str(random_nano), tmp_path_factory.mktemp("evaluation"), SMALL, QUIET).parent
+    folder = tmp_path_factory.mktemp("evaluation")
+    return evaluate(str(random_nano), folder, SMALL, QUIET, against=Against(bias=LEFT_OPEN)).parent
 
 
 def test_metrics_say_what_was_measured_and_how(measured: Path, random_nano: Path):
@@ -111,8 +121,20 @@ def test_metrics_say_what_was_measured_and_how(measured: Path, random_nano: Path
     assert all((measured / sample["file"]).is_file() for sample in metrics["samples"])
 
 
+def test_what_the_prompt_leaves_open_is_measured_and_shown(measured: Path):
+    bias = json.loads((measured / "metrics.json").read_text(encoding="utf-8"))["bias"]
+    (style,) = bias["axes"]
+    shares = [answer["groups"]["an animal"] for answer in style["answers"].values()]
+    assert (style["extractor"], sum(share["count"] for share in shares), shares[0]["n"]) == (OWN, 2, 2)
+    assert [answer["recognised"]["n"] for answer in style["answers"].values()] == [4, 4]
+    page = (measured / "report.html").read_text(encoding="utf-8")
+    assert "<h3>an animal: an animal</h3>" in page
+    assert "a 3d render of {}" in page
+    assert page.count('class="share"') == 2
+
+
 def test_evaluating_again_measures_the_same(measured: Path, random_nano: Path, tmp_path: Path):
-    evaluate(str(random_nano), tmp_path, SMALL, QUIET)
+    evaluate(str(random_nano), tmp_path, SMALL, QUIET, against=Against(bias=LEFT_OPEN))
     first, again = (
         json.loads((folder / "metrics.json").read_text(encoding="utf-8")) for folder in (measured, tmp_path)
     )

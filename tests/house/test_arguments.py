@@ -72,6 +72,7 @@ WRONG: list[tuple[tuple[str, ...], str]] = [
     (("config", "import", "file", "--out", "new.json"), "no name of a recipe"),
     (("evaluate", "nnao", "--out", "new"), "Did you mean `nano`?"),
     (("evaluate", "nano", "--out", "file"), "file is a file"),
+    (("evaluate", "nano", "--out", "new", "--bias", "nowhere.yaml"), "nowhere.yaml"),
     (("card", "nowhere"), "nowhere"),
     (("publish", "nowhere", "owner/name"), "nowhere"),
     (("publish", "nowhere", "name"), "is no repository"),

@@ -42,6 +42,7 @@ SURFACE = {
     "convert": ["SOURCE", "TARGET", "--precision", "--shard-size", "--ema", "--onto"],
     "evaluate": [
         *("MODEL_OR_RUN", "--out", "--compare", "--reference", "--training", "--features", "--any-size"),
+        "--bias",
         *("--judge", "--judge-model", "--judge-key", "--recipe", "--prompts", "--count", "--steps", "--seed"),
     ],
     "card": ["RUN_DIR", "--check"],

@@ -65,6 +65,11 @@ class Document:
             for entry in cast("list[object]", value):
                 yield Document(entry)
 
+    def texts(self) -> list[str]:
+        """The texts of this document, if it is a list."""
+        entries = cast("list[object]", self.tree) if isinstance(self.tree, list) else []
+        return [entry for entry in entries if isinstance(entry, str)]
+
     def scalar(self) -> str | float | bool | None:
         """This document itself, if it is one value."""
         return self.tree if isinstance(self.tree, str | int | float | bool) else None

@@ -85,6 +85,14 @@ def ci(found: Document) -> Markup:
     return Markup(f"CI {_unsigned_zero(low):.3f} to {_unsigned_zero(high):.3f}")
 
 
+def share(found: Document) -> Markup:
+    """A `Rate` of metrics.json: "0.250 (8 of 32, CI 0.132 to 0.421)"."""
+    value, count, n = found.number("share"), found.number("count"), found.number("n")
+    if value is None or count is None or n is None:
+        return NOT_MEASURED
+    return Markup(f"{value:.3f} ({count:.0f} of {n:.0f}, {ci(found)})")
+
+
 def _unsigned_zero(value: float) -> float:
     """No "-0.000"."""
     return round(value, 3) + 0.0

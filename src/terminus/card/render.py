@@ -69,6 +69,7 @@ def card_environment() -> Environment:
         mean=numbers.mean,
         distance=numbers.distance,
         ci=numbers.ci,
+        share=numbers.share,
         trusted=Markup,
         code=code,
         place=public_place,

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from terminus.conditioning import Size
+from terminus.errors import UserError
 from terminus.evaluation.atoms import JudgeEndpoint
+from terminus.evaluation.bias_file import BiasQuestions
 from terminus.evaluation.captions import ImageSource
 from terminus.evaluation.distribution.extractors import NANO, Extractor, load_extractor
 from terminus.evaluation.image_folder import ImageFolder, check_sizes, open_folder
@@ -27,6 +29,7 @@ class Opened:
     extractors: Sequence[Extractor]
     any_size: bool
     judge: JudgeEndpoint | None = None
+    bias: BiasQuestions | None = None
 
     def check_sizes(self, images: Sequence[ImageSource]) -> None:
         """UserError if the reference's images are of other sizes and nobody said that this is meant."""
@@ -49,6 +52,8 @@ class Against:
     """Whether the reference may be of other sizes."""
     judge: JudgeEndpoint | None = None
     """A server that answers questions about images; None asks none."""
+    bias: BiasQuestions | None = None
+    """What is asked of a model about what prompts leave open."""
 
     def opened(self) -> Opened:
         """UserError for folders without images and for networks that are not here."""
@@ -58,9 +63,15 @@ class Against:
             folder = open_folder(self.training, least=2)
             training = TrainedImages(folder, len(folder), folder.path.name)
         extractors = [load_extractor(name) for name in dict.fromkeys(self.features)]
+        if self.bias is not None and not any(one.read for one in extractors):
+            raise UserError(
+                "No network of --features can read",
+                rule="--bias chooses between captions, and needs a network with a text half",
+                fix="Add --features nano, or a folder or hub id of CLIP",
+            )
         if self.judge is not None:
             self.judge.asking().close()  # known before anything is drawn
-        return Opened(reference, training, extractors, self.any_size, self.judge)
+        return Opened(reference, training, extractors, self.any_size, self.judge, self.bias)
 
 
 def of_folder(images: ImageFolder, opened: Opened) -> ImageSet:

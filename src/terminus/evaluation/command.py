@@ -26,6 +26,8 @@ from terminus.evaluation.atoms import (
 )
 from terminus.evaluation.bands import DEFINITION as BANDS
 from terminus.evaluation.bands import BandError, compare_bands
+from terminus.evaluation.bias import DEFINITION as BIAS
+from terminus.evaluation.bias import Bias, BiasAsked, bias_prompts, measure_bias
 from terminus.evaluation.captions import Captions, DrawnCaption, from_file
 from terminus.evaluation.distribution import measure as distances
 from terminus.evaluation.drawing import DrawnBefore, DrawnModel, Questions, draw_before, draw_model
@@ -41,6 +43,7 @@ from terminus.evaluation.report import write_evaluation_report, write_samples
 from terminus.evaluation.rows import model_rows, write_evaluation_rows
 from terminus.evaluation.settings import FULL, EvaluationSettings
 from terminus.evaluation.summary import say_model
+from terminus.evaluation.tiles import bias_rows
 from terminus.evaluation.trained import TrainedOn, check_trained_on
 from terminus.model.components import load_components
 from terminus.model.record import load_record
@@ -49,7 +52,7 @@ from terminus.progress import Meter
 
 DEFINITIONS = {
     **contrast.DEFINITIONS, **light.DEFINITIONS, **inpainting.DEFINITIONS, **image_set.DEFINITIONS,
-    **distances.DEFINITIONS, **memorised.DEFINITIONS, "atoms": ATOMS, "held-out error": BANDS,
+    **distances.DEFINITIONS, **memorised.DEFINITIONS, "atoms": ATOMS, "held-out error": BANDS, "bias": BIAS,
 }  # fmt: skip
 
 
@@ -117,8 +120,9 @@ def evaluate_opened(
     prompts = build_prompts(native, settings.extreme_images, settings.color_images, settings.seed)
     light = light_prompts(native, settings.light_images, settings.seed)
     asked = read_questions() if opened.judge is not None else ()
+    left_open = () if opened.bias is None else bias_prompts(opened.bias, settings.captions, settings.seed)
     shown = question_captions(asked, settings.seed)
-    questions = Questions(prompts, captions, light, sized, out / "drawn", shown)
+    questions = Questions(prompts, captions, light, sized, out / "drawn", shown, [one.caption for one in left_open])
     drawn = draw_model(components, subject(components, folder, model), questions, console)
     del components
     before = draw_before(parent, questions, console)
@@ -129,16 +133,17 @@ def evaluate_opened(
     images = of_model(gallery, opened, data.trained, settings.seed)
     found = image_set.measure_set(images, opened.extractors, console, settings.seed)
     atoms = _atoms(asked, drawn.asked, opened.judge, console)
-    metrics = _metrics(gallery, drawn, before, found, atoms, write_samples(gallery, out), start)
+    bias = _bias(left_open, drawn.bias, opened, console)
+    metrics = _metrics(gallery, drawn, before, found, atoms, bias, write_samples(gallery, out), start)
     write_evaluation_rows(model_rows(gallery, light, found), out)
-    write_evaluation_report(metrics, gallery, images, light, out)
+    write_evaluation_report(metrics, gallery, images, light, bias_rows(left_open, drawn.bias), out)
     write_metrics(metrics, out / "metrics.json")
     return Judgement(metrics, gallery, light)
 
 
 def _metrics(
     gallery: EvaluationImages, drawn: DrawnModel, before: DrawnBefore, found: Measured, atoms: Atoms | None,
-    samples: tuple[Sample, ...], start: float,
+    bias: Bias | None, samples: tuple[Sample, ...], start: float,
 ) -> Metrics:  # fmt: skip
     return Metrics(
         model=drawn.subject,
@@ -155,6 +160,7 @@ def _metrics(
         inpainting=None if drawn.inpainted is None else measure_inpainting(drawn.inpainted),
         bands=_bands(drawn, before),
         atoms=atoms,
+        bias=bias,
         samples=samples,
         timing=Timing(time.monotonic() - start, drawn.seconds_per_image, runtime.environment().hardware),
         definitions=DEFINITIONS,
@@ -172,6 +178,13 @@ def _atoms(
         return None
     with Meter(console, "questions", sum(len(one.atoms) for one in asked)) as meter:
         return measure_atoms(asked, list(images), judge_of, meter.advance)
+
+
+def _bias(asked: Sequence[BiasAsked], images: Images | None, opened: Opened, console: Console) -> Bias | None:
+    if opened.bias is None or images is None:
+        return None
+    with Meter(console, "bias probe", len(asked), unit="images") as meter:
+        return measure_bias(opened.bias, asked, list(images), opened.extractors, meter.advance)
 
 
 def _captions(settings: EvaluationSettings, data: Own) -> Captions | None:

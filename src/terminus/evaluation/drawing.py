@@ -41,6 +41,8 @@ class Questions:
     """Where images are kept as they are drawn."""
     asked: Sequence[DrawnCaption] = ()
     """Prompts whose images a judge is asked about: drawn by the model itself alone."""
+    bias: Sequence[DrawnCaption] = ()
+    """Prompts of the bias probe: drawn by the model itself alone."""
 
     @property
     def images(self) -> int:
@@ -53,12 +55,14 @@ class Questions:
         compared = self.captions is not None and len(self.captions.images) > 0
         return self if compared else replace(self, captions=None)
 
-    def shown(self, components: Components, about: MeasuredModel, meter: Meter) -> Images | None:
-        """The images that a judge is asked about; None if there are none."""
-        if not self.asked:
+    def alone(
+        self, captions: Sequence[DrawnCaption], components: Components, about: MeasuredModel, meter: Meter
+    ) -> Images | None:
+        """The images of captions that are drawn by the model itself alone; None if there are none."""
+        if not captions:
             return None
         return generate_images(
-            components, self.asked, self.settings, own, meter.advance, self._kept(components, about, own)
+            components, captions, self.settings, own, meter.advance, self._kept(components, about, own)
         )
 
     @property
@@ -109,6 +113,8 @@ class DrawnModel:
     seconds_per_image: float
     asked: Images | None = None
     """Images of `Questions.asked`."""
+    bias: Images | None = None
+    """Images of `Questions.bias`."""
     inpainted: InpaintedImages | None = None
     """Holes that it painted; None for a model that cannot, or where none were asked for."""
     errors: Errors | None = None
@@ -135,6 +141,7 @@ def draw_model(components: Components, about: MeasuredModel, questions: Question
     total = (
         questions.images
         + len(questions.asked)
+        + len(questions.bias)
         + PAINTED * questions.holes
         + (controlled.images if missing is None else 0)
     )
@@ -143,7 +150,8 @@ def draw_model(components: Components, about: MeasuredModel, questions: Question
         images = questions.answered(components, about, own, meter)
         seconds = time.monotonic() - start
         control = controlled.answered(components, about, leaky, meter) if missing is None else None
-        asked = questions.shown(components, about, meter)
+        asked = questions.alone(questions.asked, components, about, meter)
+        bias = questions.alone(questions.bias, components, about, meter)
         inpainted = questions.inpainted(components, about, images, meter)
     errors = questions.errors(components, console)
     sampling = _sampling(components, questions.settings, missing or CONTROL)
@@ -156,6 +164,7 @@ def draw_model(components: Components, about: MeasuredModel, questions: Question
         judge,
         seconds / questions.images,
         asked,
+        bias,
         inpainted,
         errors,
         components.record.schedule.timesteps,

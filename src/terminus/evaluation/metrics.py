@@ -10,6 +10,7 @@ from typing import Any
 from terminus.evaluation.alignment import Alignment
 from terminus.evaluation.atoms import Atoms
 from terminus.evaluation.bands import BandError
+from terminus.evaluation.bias import Bias
 from terminus.evaluation.contrast import ContrastResult, HistogramDistance
 from terminus.evaluation.image_set import SetMetrics
 from terminus.evaluation.inpainting import Inpainting
@@ -172,6 +173,8 @@ class Metrics:
     """Null for a model that cannot inpaint."""
     atoms: Atoms | None
     """Null where no judge was asked."""
+    bias: Bias | None
+    """Null where nothing was declared."""
     samples: tuple[Sample, ...]
     timing: Timing
     definitions: dict[str, str]

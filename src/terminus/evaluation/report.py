@@ -63,7 +63,12 @@ def write_samples(gallery: EvaluationImages, out: Path) -> tuple[Sample, ...]:
 
 
 def write_evaluation_report(
-    metrics: Metrics, gallery: EvaluationImages, subject: ImageSet, light: Sequence[DrawnCaption], out: Path
+    metrics: Metrics,
+    gallery: EvaluationImages,
+    subject: ImageSet,
+    light: Sequence[DrawnCaption],
+    left_open: Sequence[Row],
+    out: Path,
 ) -> None:
     """Writes one page that needs no other file and no network."""
     found = metrics.image_set
@@ -73,6 +78,7 @@ def write_evaluation_report(
         compared=compared(gallery, ON_PAGE),
         rows=probe_rows(gallery, 2 * COLUMNS),
         light_tiles=light_tiles(gallery, light, 2 * COLUMNS),
+        left_open=left_open,
         curves=_curves(gallery),
         uri_pairs=near_pairs(None if found is None else found.memorised, subject),
     )  # fmt: skip

@@ -8,6 +8,7 @@ from itertools import zip_longest
 
 from PIL import Image
 
+from terminus.evaluation.bias import BiasAsked
 from terminus.evaluation.captions import DrawnCaption, ImageSource
 from terminus.evaluation.luminance import Images
 from terminus.evaluation.measure import EvaluationImages
@@ -112,6 +113,17 @@ def light_tiles(gallery: EvaluationImages, light: Sequence[DrawnCaption], most: 
     half, shown = len(light) // 2, min(len(light), most) // 2
     rows = [*range(shown), *range(half, half + shown)]
     return [Tile(Image.fromarray(images[row]), light[row].text) for row in rows]
+
+
+def bias_rows(left_open: Sequence[BiasAsked], images: Images | None, most: int = 16) -> list[Row]:
+    """A row of images for each group of the bias probe, as the prompts left them; none where none were drawn."""
+    if images is None:
+        return []
+    found: list[Row] = []
+    for group in dict.fromkeys(one.group for one in left_open):
+        rows = [row for row, one in enumerate(left_open) if one.group == group and one.asked is None][:most]
+        found.append(Row(group, [Tile(Image.fromarray(images[row]), left_open[row].caption.text) for row in rows]))
+    return found
 
 
 def _in_turns(prompts: Sequence[EvaluationPrompt]) -> list[int]:
