@@ -281,6 +281,7 @@ def publish(
     private: options.PrivateRepository = False,
     gated: options.Gated = False,
     collection: options.Collection = None,
+    space: options.WithSpace = False,
     civitai: options.Civitai = None,
 ) -> None:
     """List what a run's repository on the Hub would hold; with --really make it and send it."""
@@ -294,7 +295,7 @@ def publish(
         from terminus.publishing.command import publish as run_publish
         from terminus.publishing.contents import Terms
 
-    run_publish(run_dir, repository, really, Terms(private, gated, collection))
+    run_publish(run_dir, repository, really, Terms(private, gated, collection, space))
     if civitai is not None:
         print(write_bundle(run_dir, civitai))
 

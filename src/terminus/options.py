@@ -281,6 +281,7 @@ Gated = Annotated[bool, typer.Option("--gated", help="Ask readers to accept the 
 Collection = Annotated[
     str | None, typer.Option("--collection", metavar="SLUG", help="Add it to this collection of the Hub.")
 ]
+WithSpace = Annotated[bool, typer.Option("--space", help="Also a Space of the same name that serves the model.")]
 Civitai = Annotated[
     Path | None, typer.Option("--civitai", metavar="FOLDER", help="Also write a folder to upload to Civitai by hand.")
 ]

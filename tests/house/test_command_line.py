@@ -46,7 +46,7 @@ SURFACE = {
         *("--judge", "--judge-model", "--judge-key", "--recipe", "--prompts", "--count", "--steps", "--seed"),
     ],
     "card": ["RUN_DIR", "--check"],
-    "publish": ["RUN_DIR", "REPOSITORY", "--really", "--private", "--gated", "--collection", "--civitai"],
+    "publish": ["RUN_DIR", "REPOSITORY", "--really", "--private", "--gated", "--collection", "--space", "--civitai"],
     "bench sample": [
         *("MODEL", "--against", "--size", "--steps", "--batch", "--runs", "--compile", "--offload", "--device"),
         "--out",

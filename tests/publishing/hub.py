@@ -27,7 +27,7 @@ class UploadHub(ThreadingHTTPServer):
         self.objects: dict[str, bytes] = {}
         """Large contents by their sha256."""
         self.files: dict[str, bytes] = {}
-        """Of the newest commit."""
+        """Of the newest commit; a Space's below `spaces/OWNER/NAME/`."""
         self.commits: list[str] = []
         self.settings: list[dict[str, object]] = []
         self.collected: list[dict[str, object]] = []
@@ -54,10 +54,11 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/api/repos/create":
             asked = json.loads(body)
             name = f"{asked.get('organization', 'owner')}/{asked['name']}"
+            name = f"spaces/{name}" if asked.get("type") == "space" else name
             known = name in hub.repositories
             hub.repositories.setdefault(name, asked)
             self.send({"url": f"{hub.address}/{name}", "name": name}, 409 if known else 200)
-        elif re.fullmatch(r"/api/models/[^/]+/[^/]+/preupload/main", path):
+        elif re.fullmatch(r"/api/(models|spaces)/[^/]+/[^/]+/preupload/main", path):
             files = [
                 {"path": one["path"], "uploadMode": "lfs" if one["path"].endswith(LARGE) else "regular",
                  "shouldIgnore": False, "oid": None}
@@ -72,8 +73,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._store(path.removeprefix("/lfs/"), body)
         elif path.startswith("/verify/"):
             self.send({})
-        elif re.fullmatch(r"/api/models/[^/]+/[^/]+/commit/main", path):
-            self._commit(body)
+        elif found := re.fullmatch(r"/api/(models|spaces)/([^/]+/[^/]+)/commit/main", path):
+            self._commit(body, "" if found[1] == "models" else f"spaces/{found[2]}/")
         elif path.endswith("/settings"):
             hub.settings.append(json.loads(body))
             self.send({})
@@ -103,12 +104,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.sent.append(oid)
         self.send({})
 
-    def _commit(self, body: bytes) -> None:
+    def _commit(self, body: bytes, folder: str) -> None:
         lines = [json.loads(line) for line in body.splitlines()]
         for line in lines:
             value = line["value"]
             if line["key"] == "file":
-                self.server.files[value["path"]] = base64.b64decode(value["content"])
+                self.server.files[folder + value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 self.server.files[value["path"]] = self.server.objects[value["oid"]]
         self.server.commits.append(lines[0]["value"]["summary"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from terminus.publishing.civitai import write_bundle
 from terminus.publishing.command import publish
 from terminus.publishing.contents import Terms
 from terminus.sampling.infotext import parse_infotext
+from terminus.serving.security import Tokens
+from tests.documents.test_blocks import parse
 from tests.publishing.hub import UploadHub, upload_hub
 
 # The client's own way of sending bytes.
@@ -113,6 +116,45 @@ def test_terms_collection_and_lineage(carded: Path, hub: UploadHub, edit: Callab
     assert (matter["base_model"], matter["base_model_relation"]) == ("stabilityai/sdxl", "finetune")
     assert "exploiting, harming" in matter["extra_gated_prompt"]
     assert "extra_gated" not in (carded / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_space_serves_the_model(carded: Path, hub: UploadHub, tmp_path: Path):
+    console = quiet()
+    listed = publish(carded, "owner/name", terms=Terms(space=True), console=console)
+    assert [file.path for file in listed.space] == ["Dockerfile", "README.md", "start.sh"]
+    assert f"{listed.space[2].size:>14,}  spaces/owner/name/start.sh" in said(console)
+    assert hub.tokens == set()
+    publish(carded, "owner/name", really=True, terms=Terms(private=True, space=True), console=quiet())
+    made = hub.repositories["spaces/owner/name"]
+    assert (made["sdk"], made["visibility"]) == ("docker", "private")
+    readme, dockerfile, start = (
+        hub.files[f"spaces/owner/name/{name}"].decode() for name in ("README.md", "Dockerfile", "start.sh")
+    )
+    matter = yaml.safe_load(readme.split("\n---\n")[0].removeprefix("---\n"))
+    assert (matter["sdk"], matter["app_port"], matter["models"]) == ("docker", 7860, ["owner/name"])
+    assert re.search(r"^RUN pip install .*terminus-xl", dockerfile, re.MULTILINE)
+    assert 'CMD ["sh", "start.sh"]' in dockerfile
+    assert len(hub.commits) == 2
+
+    # Started as in the Space: nobody is let in without a secret; with one, the command line is one that we take.
+    script, tokens = tmp_path / "start.sh", tmp_path / "tokens"
+    script.write_text(start.replace("/tmp/tokens", str(tokens)), encoding="utf-8")
+    fake = tmp_path / "bin" / "terminus"
+    fake.parent.mkdir()
+    fake.write_text('#!/bin/sh\necho "$@"\n')
+    fake.chmod(0o755)
+    path = {"PATH": f"{fake.parent}:/usr/bin:/bin"}
+    refused = subprocess.run(["sh", script], env=path, capture_output=True, text=True, check=False)
+    assert (refused.returncode, "Set the secret TERMINUS_TOKENS" in refused.stderr) == (1, True)
+    secret = "anna 0123456789abcdef0123"
+    asked = subprocess.run(
+        ["sh", script], env=path | {"TERMINUS_TOKENS": secret}, capture_output=True, text=True, check=True
+    )
+    assert Tokens.read(tokens).users == {"0123456789abcdef0123": "anna"}
+    assert tokens.stat().st_mode & 0o077 == 0
+    arguments = asked.stdout.split()
+    assert arguments[:2] == ["serve", "owner/name"]
+    parse(arguments)
 
 
 def test_what_cannot_be_published(carded: Path, hub: UploadHub, monkeypatch: pytest.MonkeyPatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from httpx2 import HTTPError
@@ -18,6 +18,7 @@ from terminus.errors import UserError
 from terminus.model.convert import convert
 from terminus.publishing.arguments import check_repository
 from terminus.publishing.contents import PublishedFile, Terms, repository_files, single_file_name
+from terminus.publishing.space import SECRET, space_files
 
 MADE = "publish"
 """Folder in the run's that keeps the single file between an upload that broke off and the next."""
@@ -30,6 +31,8 @@ class Publication:
     repository: str
     files: Sequence[PublishedFile]
     terms: Terms
+    space: Sequence[PublishedFile] = ()
+    """Files of the Space of the same name; none without one."""
 
     @property
     def size(self) -> int:
@@ -51,6 +54,8 @@ def publish(
     card(run_dir, check=True)
     single = single_file(run)
     found = Publication(repository, repository_files(run, repository, terms, single), terms)
+    if terms.space:
+        found = replace(found, space=space_files(run, repository))
     if really:
         _send(found, console)
     else:
@@ -80,6 +85,8 @@ def _list(found: Publication, run: FinishedRun, console: Console) -> None:
     kind = "private" if found.terms.private else "public"
     gated = ", behind the licence's terms" if found.terms.gated else ""
     say(f"{found.size:>14,}  bytes in {len(found.files)} files, for {found.repository} ({kind}{gated})")
+    for file in found.space:
+        say(f"{file.size:>14,}  spaces/{found.repository}/{file.path}")
     if run.licence is None:
         say("no licence is stated: readers may use nothing; set run.licence in the recipe")
     say("nothing was sent; add --really to send it")
@@ -103,6 +110,8 @@ def _send(found: Publication, console: Console) -> None:
         commit = hub.create_commit(found.repository, adds, commit_message="Model, card and evaluation")
         if found.terms.gated:
             hub.update_repo_settings(found.repository, gated="manual")
+        if found.space:
+            _send_space(found, hub)
         if found.terms.collection:
             hub.add_collection_item(found.terms.collection, found.repository, "model", exists_ok=True)
     except LocalTokenNotFoundError as error:
@@ -118,4 +127,15 @@ def _send(found: Publication, console: Console) -> None:
             rule="What the Hub has already is not sent again",
             fix="The same command continues; a token with the right to write is needed (`hf auth login`, or HF_TOKEN)",
         ) from error
+    if found.space:
+        say = f"its Space is {hub.endpoint}/spaces/{found.repository}: set its secret {SECRET}, a line NAME TOKEN each"
+        console.print(say, highlight=False, markup=False, soft_wrap=True)
     console.print(f"published {commit.repo_url}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _send_space(found: Publication, hub: HfApi) -> None:
+    """After the model, which it serves."""
+    private = found.terms.private
+    hub.create_repo(found.repository, repo_type="space", space_sdk="docker", private=private, exist_ok=True)
+    adds = [CommitOperationAdd(file.path, file.source) for file in found.space if isinstance(file.source, bytes)]
+    hub.create_commit(found.repository, adds, commit_message="Serves the model", repo_type="space")

@@ -44,6 +44,8 @@ class Terms:
     """Whether the card asks readers to accept the licence before they download."""
     collection: str | None = None
     """Slug of a collection that the repository is added to."""
+    space: bool = False
+    """Whether a Space of the same name serves the model."""
 
 
 def single_file_name(run: FinishedRun) -> str:
