@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,10 +22,13 @@ from PIL import Image
 
 from benchmarks.experiments.arms import LEAKS, LEAKY, RECIPES, Arm, all_arms
 from benchmarks.experiments.leak import LATENTS, leak_figure
-from benchmarks.experiments.report import figure, table
+from benchmarks.experiments.report import bands, figure, table
+from terminus.sampling.sheet import sheet as labelled_sheet
 
 SHOWN = 6
-"""Images of each kind on the sheet."""
+"""Images of each kind on the sheet of an arm."""
+KINDS = ("black", "white", "dark", "bright", "plain", "varied")
+"""Its rows: what their prompts say of the background, and the held-out drawings."""
 
 
 def main(
@@ -42,7 +46,8 @@ def main(
         runs.append(one(arm))
         # Arms that were measured by an earlier call are read again, so the table is whole after each.
         print(table(runs), flush=True)
-        write(runs, results)
+        write(runs, results, out)
+    print(bands(runs))
 
 
 def one(arm: Arm) -> dict[str, Any]:
@@ -77,8 +82,22 @@ def sheet(drawn: dict[str, np.ndarray]) -> Image.Image:
     return Image.fromarray(np.concatenate(rows))
 
 
-def write(runs: list[dict[str, Any]], results: Path) -> None:
-    """`zero-terminal-snr.json` and `.svg`, and `-leak.svg`."""
+def arms_sheet(
+    out: Path, arms: Sequence[str], kinds: Sequence[str] = ("black", "white"), shown: int = 5
+) -> Image.Image:
+    """A row for each arm: `shown` images of each kind by seed 0, the same prompts and noise in all rows."""
+    rows = {name: np.asarray(Image.open(out / f"{name}-0" / "drawn.png").convert("RGB")) for name in arms}
+    tiles: list[Image.Image] = []
+    for drawn in rows.values():
+        side = drawn.shape[1] // SHOWN
+        for kind in kinds:
+            top = KINDS.index(kind) * side
+            tiles += [Image.fromarray(drawn[top : top + side, side * k : side * (k + 1)]) for k in range(shown)]
+    return labelled_sheet(tiles, columns=shown * len(kinds), scale=1, row_titles=list(rows))
+
+
+def write(runs: list[dict[str, Any]], results: Path, out: Path) -> None:
+    """`zero-terminal-snr.json`, `.svg` and `.png`, and `-leak.svg`."""
     from terminus import runtime
     from terminus.config.load import load
     from terminus.diffusion.schedule import NoiseSchedule
@@ -92,6 +111,8 @@ def write(runs: list[dict[str, Any]], results: Path) -> None:
     }
     (results / "zero-terminal-snr.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     (results / "zero-terminal-snr.svg").write_text(figure(runs), encoding="utf-8")
+    drawn = [name for name in dict.fromkeys(run["arm"] for run in runs) if (out / f"{name}-0" / "drawn.png").is_file()]
+    arms_sheet(out, drawn).save(results / "zero-terminal-snr.png")
     ends = LEAKS | {LEAKY: load(str(RECIPES / f"{LEAKY}.yaml"), Recipe).value.model.beta_end}
     schedules = {name: NoiseSchedule.scaled_linear(0.00085, end, 1000) for name, end in ends.items()}
     leaks = {name: LATENTS * float(schedule.snr[-1]) for name, schedule in schedules.items()}

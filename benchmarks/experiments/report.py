@@ -1,4 +1,4 @@
-"""The table and the figure of the experiment: means over seeds with intervals, and each seed as a dot."""
+"""The tables and the figure of the experiment: means over seeds with intervals, and each seed as a dot."""
 
 from __future__ import annotations
 
@@ -27,6 +27,17 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
         ours = [run for run in runs if run["arm"] == arm]
         cells = [interval([run["measured"][name] for run in ours]) for name in COLUMNS]
         lines.append(f"| {arm} | {len(ours)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def bands(runs: Sequence[dict[str, Any]]) -> str:
+    """Markdown: the held-out error of every arm by hundreds of timesteps, the mean over seeds."""
+    arms = list(dict.fromkeys(run["arm"] for run in runs))
+    names = [name for name in runs[0]["validation"] if name[0].isdigit()]
+    lines = ["| arm | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for arm in arms:
+        ours = [run["validation"] for run in runs if run["arm"] == arm]
+        lines.append(f"| {arm} | " + " | ".join(f"{mean(one[name] for one in ours):.3f}" for name in names) + " |")
     return "\n".join(lines)
 
 

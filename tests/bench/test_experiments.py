@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from benchmarks.experiments import measure
+from benchmarks.experiments.__main__ import KINDS, arms_sheet, sheet
 from benchmarks.experiments.arms import CONVERSIONS, FROM_RANDOM, LEAKS, RECIPES, all_arms
 from benchmarks.experiments.leak import LATENTS, leak_figure, unknown
-from benchmarks.experiments.report import figure, interval, table
+from benchmarks.experiments.report import bands, figure, interval, table
 from terminus.config.load import load
 from terminus.diffusion.schedule import NoiseSchedule
 from terminus.evaluation.distribution.extractors import load_extractor
@@ -82,6 +83,22 @@ def test_the_curve_of_the_leak():
     drawn = ElementTree.fromstring(leak_figure(runs(), {"velocity": 10.0}))
     heights = [float(dot.attrib["cy"]) for dot in drawn.findall(".//{*}circle")]
     assert heights == [pytest.approx(44 + 300 * (1 - contrast), abs=0.1) for contrast in (0.7, 0.8, 0.9)]
+
+
+def test_the_sheet_shows_the_same_kinds_of_every_arm(tmp_path: Path):
+    """Rows of an arm's own sheet are found by their kind: black first, white below it."""
+    for name, value in (("one", 10), ("two", 200)):
+        reds = {kind: [value + number, 0, 0] for number, kind in enumerate(KINDS)}
+        drawn = {kind: np.full((6, 8, 8, 3), red, np.uint8) for kind, red in reds.items()}
+        (tmp_path / f"{name}-0").mkdir()
+        sheet(drawn).save(tmp_path / f"{name}-0" / "drawn.png")
+    pixels = {tuple(map(int, pixel)) for pixel in np.asarray(arms_sheet(tmp_path, ["one", "two"])).reshape(-1, 3)}
+    assert {pixel[0] for pixel in pixels if pixel[1:] == (0, 0)} == {10, 11, 200, 201}
+
+
+def test_the_error_by_band_is_a_mean_over_seeds():
+    made = [{"arm": "velocity", "validation": {"all": 9.0, "000-099": value}} for value in (1.0, 2.0)]
+    assert bands(made).splitlines() == ["| arm | 000-099 |", "|---|---|", "| velocity | 1.500 |"]
 
 
 def test_a_model_is_measured(monkeypatch: pytest.MonkeyPatch):
