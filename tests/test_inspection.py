@@ -535,7 +535,7 @@ def test_a_copy_may_not_be_misnamed_or_overwrite(tmp_path: Path, nano_file: Path
         ("my-flow.safetensors", None, "flow"),
         ("folder", None, "a .safetensors file"),
         ("wrong.safetensors", None, "Nothing is overwritten"),
-        ("x.safetensors", "flow", "cannot be 'flow'"),
+        ("x.safetensors", "sample", "cannot be 'sample'"),
     ):
         with pytest.raises(UserError, match=message):
             write_fixed_copy(wrong, tmp_path / target, decided)

@@ -290,7 +290,7 @@ Civitai = Annotated[
 AnyPath = Annotated[str, typer.Argument(metavar="PATH", help="A model, adapter, run or image; a hub id, or nano.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 FixTarget = Annotated[Path | None, typer.Option(metavar="TARGET", help="Write a copy with consistent labels here.")]
-Decided = Annotated[str | None, typer.Option("--as", help="With --fix: label it v-ztsnr, v or epsilon.")]
+Decided = Annotated[str | None, typer.Option("--as", help="With --fix: label it v-ztsnr, v, epsilon or flow.")]
 Probe = Annotated[bool, typer.Option("--probe", help="Run the model, and judge by its outputs what it predicts.")]
 ConvertSource = Annotated[
     str, typer.Argument(metavar="SOURCE", help="A model folder, .safetensors file, hub id, or nano.")

@@ -37,7 +37,7 @@ QUICK: dict[str, list[str]] = {
 
 PLACEHOLDERS = {"MODEL": "nano", "RECIPE": "nano", "RUN_DIR": "runs/lora", "DIR": "somewhere"}
 PLACEHOLDERS |= {"IMAGES": "my-images", "REAL": "my-images", "A": "nano", "B": "nano"}
-BY_OTHERS = {"docs/interop.md"}
+BY_OTHERS = {"docs/interop.md", "docs/flow.md"}
 """Pages whose python is run elsewhere."""
 
 RUN = [

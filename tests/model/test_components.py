@@ -73,8 +73,11 @@ def test_a_weight_that_fp16_cannot_hold_is_not_written_as_infinity(random_nano: 
 
 @pytest.mark.parametrize(
     "schedule",
-    [Schedule(), Schedule("epsilon", zero_terminal=False), Schedule(beta_start=0.001, beta_end=0.02, timesteps=500)],
-)
+    [
+        Schedule(), Schedule("epsilon", zero_terminal=False), Schedule(beta_start=0.001, beta_end=0.02, timesteps=500),
+        Schedule("flow", shift=3.0),
+    ],
+)  # fmt: skip
 def test_the_record_survives_the_disk(random_nano: Path, tmp_path: Path, schedule: Schedule):
     record = Record(
         schedule, {"kind": "min_snr", "gamma": 5.0}, caption_dropout=0.1, images_seen=10**9, parents=("a", "b"),

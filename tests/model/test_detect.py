@@ -18,7 +18,7 @@ from terminus.diffusion.schedule import NoiseSchedule
 from terminus.errors import UserError
 from terminus.model.detect import PROJECTION, Detection, detect
 from terminus.model.limits import SIDE_CAR_BYTES
-from terminus.model.record import Schedule, load_record
+from terminus.model.record import Schedule, load_record, parse_schedule, scheduler_config
 from terminus.model.weights import SHIPPED
 
 EMPTY = torch.tensor([])
@@ -252,16 +252,64 @@ def test_an_edm_side_car_is_a_warning(tmp_path: Path):
     assert "EDM" in detection.conflicts[0]
 
 
-@pytest.mark.parametrize("name", ["bigflow.safetensors", "noobai-rf-1.safetensors", "bigASPv25.safetensors"])
-def test_a_name_of_flow_matching_is_a_warning(tmp_path: Path, name: str):
-    assert "flow matching" in detect(written(tmp_path, name=name)).conflicts[0]
+def test_a_name_with_flow_in_it_is_a_warning(tmp_path: Path):
+    detection = detect(written(tmp_path, name="bigflow.safetensors"))
+    assert "flow matching" in detection.conflicts[0]
+    assert detection.schedule.prediction == "epsilon"
     assert detect(written(tmp_path, name="flower.safetensors")).conflicts == ()
 
 
+@pytest.mark.parametrize("name", ["a-rectified-flow.safetensors", "noobai-rf-1.safetensors", "bigASPv25.safetensors"])
+def test_a_name_of_a_flow_is_believed_where_nothing_else_speaks(tmp_path: Path, name: str):
+    assert detect(written(tmp_path, name=name)).schedule == Schedule("flow")
+    labelled = detect(written(tmp_path, "v_pred", "ztsnr", name=name))
+    assert facts(labelled) == ("velocity", True)
+    assert "file name says" in labelled.conflicts[0]
+
+
+def test_a_flow_says_so_by_a_tensor_with_its_shift_or_by_a_word(tmp_path: Path):
+    path = tmp_path / "my-flow.safetensors"
+    save_file({"a.weight": torch.zeros(1), "rectified_flow": torch.tensor([3.0])}, path)
+    detection = detect(path)
+    assert (detection.schedule, detection.conflicts) == (Schedule("flow", shift=3.0), ())
+    for value in (torch.tensor([float("nan")]), torch.zeros(0), torch.zeros(3)):
+        save_file({"a.weight": torch.zeros(1), "rectified_flow": value}, path)
+        assert detect(path).schedule == Schedule("flow")
+    worded = detect(written(tmp_path, metadata={"modelspec.prediction_type": "Flow", "ss_zero_terminal_snr": "False"}))
+    assert worded.schedule == Schedule("flow"), "a flow ends in pure noise"
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}, Schedule("flow", shift=3.0)),
+        ({"_class_name": "FlowMatchHeunDiscreteScheduler"}, Schedule("flow")),
+        ({"use_flow_sigmas": True, "flow_shift": 2, "prediction_type": "flow_prediction"}, Schedule("flow", shift=2.0)),
+        ({"prediction_type": "flow", "timesteps": 1000, "shift": 6}, Schedule("flow", shift=6.0)),
+    ],
+)  # fmt: skip
+def test_schedulers_of_flows_are_read(config: dict[str, object], expected: Schedule):
+    assert parse_schedule(config, "") == expected
+    assert parse_schedule(scheduler_config(expected), "") == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"shift": 0}, "not readable"), ({"shift": "wide"}, "not readable"), ({"shift": float("nan")}, "not readable"),
+        ({"num_train_timesteps": 0}, "not readable"), ({"use_dynamic_shifting": True}, "has use_dynamic_shifting"),
+        ({"invert_sigmas": True}, "has invert_sigmas"), ({"shift_terminal": 0.1}, "has shift_terminal"),
+    ],
+)  # fmt: skip
+def test_flows_that_are_none_of_ours_are_refused(change: dict[str, object], words: str):
+    with pytest.raises(UserError, match=words):
+        parse_schedule({"_class_name": "FlowMatchEulerDiscreteScheduler"} | change, "there")
+
+
 def test_a_word_that_is_not_known_is_a_warning(tmp_path: Path):
-    detection = detect(written(tmp_path, "v_pred", metadata={"modelspec.prediction_type": "flow"}))
+    detection = detect(written(tmp_path, "v_pred", metadata={"modelspec.prediction_type": "sample"}))
     assert facts(detection) == VELOCITY_LEAKY
-    assert detection.conflicts == ("metadata modelspec.prediction_type says flow, which is not known",)
+    assert detection.conflicts == ("metadata modelspec.prediction_type says sample, which is not known",)
 
 
 @pytest.mark.parametrize(
@@ -344,8 +392,8 @@ def test_markers_in_the_unet_of_a_folder(tmp_path: Path, random_nano: Path):
 def test_a_folder_with_an_impossible_scheduler(tmp_path: Path, random_nano: Path):
     with pytest.raises(UserError, match="Epsilon prediction on a schedule with zero terminal SNR"):
         detect(edited(tmp_path / "m", random_nano, prediction_type="epsilon"))
-    with pytest.raises(UserError, match="prediction_type is 'flow'"):
-        detect(edited(tmp_path / "n", random_nano, prediction_type="flow"))
+    with pytest.raises(UserError, match="prediction_type is 'sample'"):
+        detect(edited(tmp_path / "n", random_nano, prediction_type="sample"))
 
 
 def test_a_pickle_is_no_checkpoint(tmp_path: Path):

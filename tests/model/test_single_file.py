@@ -176,6 +176,7 @@ def test_the_table_is_the_schedule(zero_terminal: bool):
         (Schedule(zero_terminal=False), {"v_pred", "alphas_cumprod"}, "v"),
         (Schedule("epsilon", zero_terminal=False), {"alphas_cumprod"}, "epsilon"),
         (Schedule(timesteps=500), {"v_pred", "ztsnr"}, "v-zsnr"),
+        (Schedule("flow", shift=2.0), {"rectified_flow"}, "flow"),
     ],
 )
 def test_only_what_is_recorded_is_marked(

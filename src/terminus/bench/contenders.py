@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, StableDiffusionXLPipeline
 from torch import nn
 
 from terminus.bench.measure import NetworkProbes
@@ -141,7 +141,9 @@ def _pipeline(model: str, components: Components, dtype: torch.dtype) -> object:
         nn.Module.to(copy.deepcopy(cast(nn.Module, module)), dtype=dtype)
         for module in (components.vae.autoencoder, components.unet, text.text_encoder_1, text.text_encoder_2)
     )
-    scheduler = EulerDiscreteScheduler.from_config(scheduler_config(components.record.schedule))
+    schedule = components.record.schedule
+    kind = DPMSolverMultistepScheduler if schedule.prediction == "flow" else EulerDiscreteScheduler
+    scheduler = kind.from_config(scheduler_config(schedule))
     return StableDiffusionXLPipeline(
         vae=cast(Any, vae),
         text_encoder=cast(Any, first),

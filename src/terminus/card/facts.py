@@ -130,6 +130,11 @@ class FinishedRun:
         return None if kwh is None or not images else kwh * 3.6e6 / images
 
     @property
+    def is_flow(self) -> bool:
+        """Whether it is a rectified flow, by the configuration of the scheduler that we write."""
+        return self.scheduler.text("prediction_type") == "flow_prediction"
+
+    @property
     def finished(self) -> str | None:
         """UTC date, YYYY-MM-DD."""
         stamp = self.facts.text("finished") or ""

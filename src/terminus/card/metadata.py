@@ -58,6 +58,8 @@ def _tags(run: FinishedRun) -> list[str]:
     tags = [TASK, "stable-diffusion-xl", "diffusers:StableDiffusionXLPipeline", "safetensors", "terminus-xl"]
     if run.scheduler.text("prediction_type") == "v_prediction":
         tags.append("v-prediction")
+    if run.is_flow:
+        tags.append("rectified-flow")
     if run.scheduler.flag("rescale_betas_zero_snr"):
         tags.append("zero-terminal-snr")
     return tags

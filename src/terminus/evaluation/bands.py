@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import hypot
 
 import numpy as np
 import torch
@@ -71,7 +72,10 @@ def band_errors(
             alpha, sigma = float(schedule.alpha[t]), float(schedule.sigma[t])
             noise = torch.randn(x0.shape, generator=runtime.rng(item.seed, t, "band")).to(x0.device)
             found = denoise(noised(x0, noise, alpha, sigma), t)
-            wrong = velocity(found.x0, found.epsilon, alpha, sigma) - velocity(x0, noise, alpha, sigma)
+            # A flow's error in the same units: velocity at the same SNR, where alpha² + sigma² = 1.
+            scale = hypot(alpha, sigma) if schedule.flow else 1.0
+            a, b = alpha / scale, sigma / scale
+            wrong = velocity(found.x0, found.epsilon, a, b) - velocity(x0, noise, a, b)
             row.append(float((wrong * wrong).mean()))
         rows.append(row)
         advance(1)

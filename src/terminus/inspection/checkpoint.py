@@ -28,7 +28,7 @@ _PREFIXES = {
     "model_ema.": "unet_ema",
     "terminus_vision.": "vision",
 }
-_LABELS = ("v_pred", "ztsnr", "alphas_cumprod")
+_LABELS = ("v_pred", "ztsnr", "rectified_flow", "alphas_cumprod")
 """Tensors that say what the networks are: evidence, and part of none."""
 _NEEDED = ("unet", "vae", "text_encoder", "text_encoder_2")
 _NETWORKS = (*_NEEDED, "vision", "image_encoder", "unet_ema", "safety_checker")

@@ -25,7 +25,7 @@ from terminus.model.foreign import sdxl_configs
 from terminus.model.header import Header, read_header, read_numbers
 from terminus.model.kinds import has_only_ema
 from terminus.model.parts import MARKERS, CheckpointParts, ramps
-from terminus.model.record import Prediction, Record, Schedule, scheduler_config, write_json
+from terminus.model.record import Prediction, Record, Schedule, scheduler_class, scheduler_config, write_json
 from terminus.model.weights import at_home, parse_json, read_json, read_safetensors, resolve
 from terminus.model.writing import DTYPES, HASH, fresh, refuse_existing, write_safetensors
 
@@ -33,11 +33,12 @@ DECISIONS: dict[str, tuple[Prediction, bool]] = {
     "v-ztsnr": ("velocity", True),
     "v": ("velocity", False),
     "epsilon": ("epsilon", False),
+    "flow": ("flow", True),
 }
 """Answers of `--as`: the prediction, and whether the schedule ends in pure noise."""
 _CLIPPING = ("DDIM", "DDPM")
 """Beginnings of schedulers that clip what they predict unless they are told not to."""
-_LABELS = ("v_pred", "ztsnr", "alphas_cumprod")
+_LABELS = ("v_pred", "ztsnr", "rectified_flow", "alphas_cumprod")
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Fixed:
 def write_fixed_copy(source: str | Path, target: str | Path, decided: str | None = None) -> Fixed:
     """Writes a corrected copy of a model folder or single file to `target`, which must not exist.
 
-    `decided` ("v-ztsnr", "v" or "epsilon") says what the model is; without it the first evidence counts, as when
+    `decided` (one of `DECISIONS`) says what the model is; without it the first evidence counts, as when
     sampling. UserError if nothing is wrong, or if what is wrong cannot be decided without the user.
     """
     # What is to be written, and whether there is anything to correct: all before the copy.
@@ -144,7 +145,8 @@ def _disagreeing(evidence: Iterator[Evidence] | list[Evidence], schedule: Schedu
 def _problems(path: Path, evidence: list[Evidence], schedule: Schedule) -> Iterator[str]:
     """One line for each label that is wrong, missing or harmful."""
     # Labels that contradict the schedule, and what is dangerous whatever they say.
-    right = f"{schedule.prediction}, {'' if schedule.zero_terminal else 'no '}zero terminal SNR"
+    terminal = f"{'' if schedule.zero_terminal else 'no '}zero terminal SNR"
+    right = "flow" if schedule.prediction == "flow" else f"{schedule.prediction}, {terminal}"
     yield from (f"{e.source} says {e.says}; right is {right}" for e in _disagreeing(evidence, schedule))
     yield from (f"{e.source} says {e.says}" for e in evidence if e.warning and e.source != "file name")
     if path.is_dir():
@@ -156,7 +158,7 @@ def _problems(path: Path, evidence: list[Evidence], schedule: Schedule) -> Itera
 def _scheduler_problems(config: Mapping[str, Any], schedule: Schedule) -> Iterator[str]:
     # "linspace" is the default of diffusers' Euler scheduler.
     spacing = config.get("timestep_spacing", "linspace")
-    if schedule.zero_terminal and spacing != "trailing":
+    if schedule.zero_terminal and spacing != "trailing" and schedule.prediction != "flow":
         yield f"the spacing is {ascii(spacing)[:40]}, which never sees the last timestep; right is trailing"
     if schedule.zero_terminal:
         yield from (f"{name} is set, which wastes the first steps; right is false" for name in ramps(config))
@@ -169,7 +171,7 @@ def _file_problems(header: Header, schedule: Schedule) -> Iterator[str]:
     # Metadata, table of alphas and side-car must say the same as the markers.
     stated = header.metadata.get("modelspec.prediction_type")
     right = modelspec.prediction_type(schedule)
-    if schedule.prediction == "velocity" and stated != right:
+    if schedule.prediction != "epsilon" and stated != right:
         yield f"modelspec.prediction_type is {ascii(stated)[:60]}; right is {right}"
     if not _table_fits(header, schedule):
         yield "alphas_cumprod is not the table of this schedule"
@@ -203,10 +205,12 @@ def _relabelled(stored: Mapping[str, str], schedule: Schedule, where: str) -> di
     metadata = {key: value for key, value in stored.items() if key != "ss_v_parameterization"}
     metadata |= {
         "modelspec.prediction_type": modelspec.prediction_type(schedule),
-        "modelspec.predict_key": "v" if schedule.prediction == "velocity" else "epsilon",
+        "modelspec.predict_key": modelspec.predict_key(schedule),
         "ss_zero_terminal_snr": str(schedule.zero_terminal),
         HASH: "",
     }
+    if schedule.prediction == "flow":
+        del metadata["ss_zero_terminal_snr"]  # kohya's keys have no word for a flow
     if _disagreeing(one_trainer_config(stored), schedule):
         del metadata["ot_config"]  # OneTrainer's settings, which no longer describe the file
     # Our own record, of which only the schedule changes.
@@ -253,9 +257,12 @@ def _side_car(path: Path, schedule: Schedule) -> str | None:
 
 
 def _fix_folder(source: Path, target: Path, schedule: Schedule) -> None:
-    # Everything as it is, then the three places that name the schedule.
+    # Everything as it is, then the four places that name the schedule.
     _copy_folder(source, target)
     write_json(target / "scheduler" / "scheduler_config.json", scheduler_config(schedule))
+    index = target / "model_index.json"
+    if index.is_file():
+        write_json(index, read_json(index) | {"scheduler": list(scheduler_class(schedule))})
     ours = target / "terminus.json"
     if ours.is_file():
         write_json(ours, read_json(ours) | {"schedule": asdict(schedule)})

@@ -4,6 +4,7 @@ It is shown pure noise at the last timestep, with an empty caption, and two numb
 
 The slope of the answer on the noise tells the target. Epsilon is the noise itself: 1. Velocity is
 alpha epsilon - sigma x0 (Salimans & Ho 2202.00512), hence -x0 where alpha is 0, of which the noise says nothing: 0.
+A rectified flow is epsilon - x0, so its slope is 1 as well: these two the labels must tell apart.
 Where alpha is 0.068, as at the end of SDXL's own schedule, it is that at most. A correlation would divide by the size
 of the answer, which is small for velocity, and so make much of little.
 
@@ -27,7 +28,7 @@ from terminus.errors import UserError
 from terminus.inspection.findings import Probe
 from terminus.model.components import Components, load_components
 from terminus.model.detect import read_evidence, weigh
-from terminus.model.record import Prediction, Schedule
+from terminus.model.record import Prediction, Schedule, noise_schedule
 from terminus.model.unet import predict
 from terminus.model.vae import to_signal
 from terminus.model.weights import resolve
@@ -81,7 +82,9 @@ def conclude(path: str, slopes: list[float], leak: float, labelled: Schedule) ->
     zero_terminal: bool | None = None
     looks_like = "neither epsilon nor velocity"
     # Every seed must agree; between the bounds nothing is said.
-    if min(slopes) > _EPSILON:
+    if min(slopes) > _EPSILON and labelled.prediction == "flow":
+        looks_like = "flow, or another target that holds the noise, such as epsilon"
+    elif min(slopes) > _EPSILON:
         prediction, zero_terminal = "epsilon", False
         looks_like = "epsilon, or another target that holds the noise, such as flow matching"
     elif max(map(abs, slopes)) < _VELOCITY:
@@ -137,7 +140,7 @@ def seam_probe(components: Components, timestep: int) -> tuple[Answer, Float[Ten
     more = torch.zeros(1, channels - vae.channels, *brightness.shape[1:], device=device)
     more[:, :1] = 1
     ids = time_ids([MicroConditioning.uncropped(Size(side, side))], device)
-    t = torch.tensor([timestep], device=device)
+    t = noise_schedule(components.record.schedule).network_time(torch.tensor([timestep], device=device))
 
     def answer(x: Tensor) -> Tensor:
         with torch.no_grad():

@@ -20,7 +20,7 @@ from terminus.model.architecture import SDXL
 from terminus.model.components import Components
 from terminus.model.header import read_header
 from terminus.model.keys import ldm_unet_name
-from terminus.model.modelspec import prediction_type
+from terminus.model.modelspec import predict_key, prediction_type
 from terminus.model.record import write_json
 from terminus.model.writing import HASH, write_safetensors
 
@@ -139,7 +139,6 @@ def _metadata(trained: Trained, components: Components, title: str) -> dict[str,
     """kohya's and ModelSpec's keys, all text: which model it belongs to, and what that predicts on which schedule."""
     record = components.record
     schedule, pixels = record.schedule, components.native_pixels
-    velocity = schedule.prediction == "velocity"
     plain = trained.algorithm == "lora"
     found = {
         "format": "pt",
@@ -149,15 +148,16 @@ def _metadata(trained: Trained, components: Components, title: str) -> dict[str,
         "modelspec.title": title,
         "modelspec.resolution": f"{pixels}x{pixels}",
         "modelspec.prediction_type": prediction_type(schedule),
-        "modelspec.predict_key": "v" if velocity else "epsilon",
+        "modelspec.predict_key": predict_key(schedule),
         "ss_output_name": title,
         "ss_network_module": "networks.lora" if plain else "lycoris.kohya",
         "ss_network_dim": str(trained.rank),
         "ss_network_alpha": str(trained.alpha),
         "ss_v2": "False",
-        "ss_v_parameterization": str(velocity),
-        "ss_zero_terminal_snr": str(schedule.zero_terminal),
     }
+    if schedule.prediction != "flow":  # which kohya's keys have no word for
+        found["ss_v_parameterization"] = str(schedule.prediction == "velocity")
+        found["ss_zero_terminal_snr"] = str(schedule.zero_terminal)
     if not plain:
         algorithm = {"algo": "lora", "dora_wd": "True"} if trained.algorithm == "dora" else {"algo": trained.algorithm}
         found["ss_network_args"] = json.dumps(algorithm)

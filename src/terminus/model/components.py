@@ -141,7 +141,7 @@ def save_components(components: Components, folder: Path, dtype: torch.dtype = t
     if components.vision is not None:
         save_vision(components.vision, folder / "vision", dtype)
     save_record(components.record, folder)
-    write_json(folder / "model_index.json", new_index())
+    write_json(folder / "model_index.json", new_index(components.record.schedule))
 
 
 def check_widths(unet: UNet, text: TextEncoders, where: str) -> None:

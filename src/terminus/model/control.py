@@ -17,8 +17,10 @@ from diffusers import ControlNetModel, T2IAdapter
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from terminus.diffusion.schedule import NoiseSchedule
 from terminus.errors import UserError
 from terminus.model.components import Components
+from terminus.model.record import noise_schedule
 from terminus.model.text import TextFeatures
 from terminus.model.unet import Residuals, UNet
 from terminus.model.weights import at_home, load_module, read_json
@@ -57,7 +59,7 @@ class Control:
     """In [0, 1], one for all rows or one per row; of the size of the image to be made."""
     scale: float
     span: ControlInterval
-    timesteps: int
+    schedule: NoiseSchedule
     features: tuple[Tensor, ...] = ()
     """Features that a T2I-Adapter makes of its image, once: it looks at neither the latent nor the time."""
 
@@ -70,7 +72,7 @@ class Control:
     ) -> Residuals:
         """Tensors to add inside the UNet for these inputs at timestep t; nothing outside its span, or at scale 0."""
         # Outside of its time, or without weight, exactly as if it were not there.
-        if self.scale == 0 or not self.span.covers(t, self.timesteps):
+        if self.scale == 0 or not self.span.covers(t, self.schedule.timesteps):
             return Residuals()
         if self.kind == "t2i":
             return Residuals(intrablock=tuple(self.scale * _rows(level, len(x)) for level in self.features))
@@ -79,7 +81,7 @@ class Control:
         latent = x[:, : cast(int, self.network.config["in_channels"])]
         down, mid = cast(Callable[..., tuple[list[Tensor], Tensor]], self.network)(
             latent,
-            torch.full((len(x),), t, dtype=torch.long, device=x.device),
+            self.schedule.network_time(torch.full((len(x),), t, dtype=torch.long, device=x.device)),
             encoder_hidden_states=text.context,
             controlnet_cond=_rows(self.image, len(x)).to(x.device),
             added_cond_kwargs={"text_embeds": text.pooled, "time_ids": time_ids},
@@ -129,14 +131,14 @@ def load_control(
             rule=f"This network reads {channels} channels from 0 to 1",
         )
     image = image.to(components.text_encoders.device, torch.float32)
-    timesteps = components.record.schedule.timesteps
+    schedule = noise_schedule(components.record.schedule)
     features: tuple[Tensor, ...] = ()
     # Does it fit this UNet? A T2I-Adapter's features show it, and are made once for all steps.
     if isinstance(network, ControlNetModel):
         _check_controlnet(network, components.unet, str(path))
     else:
         features = _features(network, image, components, str(path))
-    return Control(path.name, kind, network, image, float(scale), span or ControlInterval(), timesteps, features)
+    return Control(path.name, kind, network, image, float(scale), span or ControlInterval(), schedule, features)
 
 
 def combined(

@@ -38,6 +38,10 @@ _NAMES: dict[str, Prediction] = {
     "vpred": "velocity",
     "epsilon": "epsilon",
     "eps": "epsilon",
+    "flow": "flow",
+    "rectified_flow": "flow",
+    "flow_matching": "flow",
+    "flow_prediction": "flow",
 }
 PROJECTION = "conditioner.embedders.1.model.text_projection"
 _ONE_TRAINER: tuple[tuple[str, Prediction, bool | None], ...] = (
@@ -113,8 +117,13 @@ def weigh(evidence: Iterable[Evidence], schedule: Schedule | None = None) -> Det
     conflicts: list[str] = []
     prediction = _first(found, "prediction", conflicts)
     zero_terminal = _first(found, "zero_terminal", conflicts)
+    # A flow ends in pure noise, whatever else is said.
+    zero_terminal = zero_terminal or prediction == "flow"
     decided = replace(schedule or Schedule(), prediction=prediction, zero_terminal=zero_terminal)
-    conflicts += [f"{e.source} says {e.says}" for e in found if e.warning]
+    named_rightly = prediction == "flow"
+    conflicts += [
+        f"{e.source} says {e.says}" for e in found if e.warning and not (named_rightly and e.source == FILE_NAME)
+    ]
     return Detection(decided, tuple(found), tuple(conflicts))
 
 
@@ -137,7 +146,19 @@ def read_evidence(source: Path | Header) -> tuple[list[Evidence], Schedule | Non
     # In the order in which they count: ours, markers, other programs' metadata, the table, name and side-car.
     ours, schedule = _our_metadata(header)
     found = [*ours, *marker_evidence(header.tensors.keys()), *metadata_evidence(header.metadata), *_table(header)]
-    return [*found, *file_name(path.stem), *_side_car(path), *_projection(header)], schedule
+    evidence = [*found, *file_name(path.stem), *_side_car(path), *_projection(header)]
+    return evidence, _marked_shift(header) if schedule is None else schedule
+
+
+def _marked_shift(header: Header) -> Schedule | None:
+    """The schedule with the shift that the tensor `rectified_flow` holds; None where there is no such number."""
+    if "rectified_flow" not in header.tensors:
+        return None
+    numbers = read_numbers(header, "rectified_flow")
+    try:
+        return parse_schedule({"prediction_type": "flow", "shift": numbers.item()}, MARKERS)
+    except (UserError, ValueError):
+        return None
 
 
 def _folder(folder: Path) -> tuple[list[Evidence], Schedule | None]:
@@ -159,6 +180,8 @@ def _folder(folder: Path) -> tuple[list[Evidence], Schedule | None]:
 
 def _of_schedule(source: str, schedule: Schedule) -> Evidence:
     terminal = "zero terminal SNR" if schedule.zero_terminal else "no zero terminal SNR"
+    if schedule.prediction == "flow":
+        terminal = f"shift {schedule.shift:g}"
     return Evidence(source, f"{schedule.prediction}, {terminal}", schedule.prediction, schedule.zero_terminal)
 
 
@@ -217,7 +240,12 @@ def refuse_edm(names: Set[str], path: Path) -> None:
 
 
 def marker_evidence(names: Set[str], source: str = MARKERS) -> list[Evidence]:
-    """The tensors `v_pred` and `ztsnr`, mostly empty (NoobAI, ComfyUI). Absent, they say nothing: few write them."""
+    """The tensors `v_pred` and `ztsnr`, mostly empty (NoobAI, ComfyUI). Absent, they say nothing: few write them.
+
+    `rectified_flow` is ours alone.
+    """
+    if "rectified_flow" in names:
+        return [Evidence(source, "rectified_flow", "flow", True)]
     found = [name for name in ("v_pred", "ztsnr") if name in names]
     if not found:
         return []
@@ -235,7 +263,7 @@ def _spec_evidence(stored: Mapping[str, str]) -> Iterator[Evidence]:
         value = stored.get(key)
         if value is not None:
             name = value.strip().lower()
-            zero, known = True if name == "v-zsnr" else None, name in _NAMES
+            zero, known = True if name == "v-zsnr" or _NAMES.get(name) == "flow" else None, name in _NAMES
             says = ascii(value)[1:-1][:60] + ("" if known else ", which is not known")
             yield Evidence(f"metadata {key}", says, _NAMES.get(name), zero, warning=not known)
 
@@ -310,9 +338,13 @@ def file_name(stem: str) -> Iterator[Evidence]:
     if velocity or zero:
         said = " and ".join(match.group() for match in (velocity, zero) if match)
         yield Evidence(FILE_NAME, said, "velocity" if velocity else None, True if zero else None)
-    flow = re.search(r"flow(?!er)|bigaspv25|noobai-rf", name)
-    if flow:
-        says = f"{flow.group()}, which other tools take for flow matching; Terminus does not sample that"
+    # Two models and a term that is nothing else; the bare word stands in names of other models as well.
+    certain = re.search(r"rectified[-_ ]?flow|bigaspv25|noobai-rf", name)
+    flow = re.search(r"flow(?!er)", name)
+    if certain:
+        yield Evidence(FILE_NAME, certain.group(), "flow", True)
+    elif flow:
+        says = "flow, which other tools take for flow matching; Terminus does only where a label says so"
         yield Evidence(FILE_NAME, says, warning=True)
 
 

@@ -19,6 +19,7 @@ from terminus.model.writing import HASH
 
 SMALLEST = 4.8973451890853435e-08
 """Stands for the last ᾱ of a ZTSNR schedule, which is 0: programs that divide by it agree on this one."""
+FLOW_MARKER = "rectified_flow"
 _KEPT = (
     "author", "date", "description", "encoder_layer", "implementation_version", "license", "merged_from",
     "preprocessor", "tags", "thumbnail", "timestep_range", "trigger_phrase", "unet_dtype", "usage_hint", "vae_dtype",
@@ -40,13 +41,16 @@ def modelspec_metadata(parts: CheckpointParts) -> dict[str, str]:
         "modelspec.title": parts.title,
         "modelspec.resolution": f"{pixels}x{pixels}",
         "modelspec.prediction_type": prediction_type(schedule),
-        "modelspec.predict_key": "v" if schedule.prediction == "velocity" else "epsilon",
+        "modelspec.predict_key": predict_key(schedule),
         "ss_v2": "False",
-        "ss_zero_terminal_snr": str(schedule.zero_terminal),
     }
+    if schedule.prediction == "flow":  # which kohya's keys have no word for
+        found["modelspec.usage_hint"] = f"rectified flow, shift {schedule.shift:g} (ModelSamplingSD3 in ComfyUI)"
+    else:
+        found["ss_zero_terminal_snr"] = str(schedule.zero_terminal)
     if plain:
         found["ss_base_model_version"] = "sdxl_base_v1-0"
-    if schedule.zero_terminal:
+    if schedule.zero_terminal and schedule.prediction != "flow":
         found["modelspec.usage_hint"] = "trailing timesteps (sgm_uniform), guidance rescale 0.7"
     # People's words are kept; what the record knows comes after them and counts.
     for key in (f"modelspec.{name}" for name in _KEPT):
@@ -60,13 +64,19 @@ def modelspec_metadata(parts: CheckpointParts) -> dict[str, str]:
 
 
 def prediction_type(schedule: Schedule) -> str:
-    """The value of `modelspec.prediction_type`: "epsilon", "v" or "v-zsnr".
+    """The value of `modelspec.prediction_type`: "epsilon", "v", "v-zsnr" or "flow".
 
-    The standard knows `v` alone; the one program that reads this key takes `v` for "no zero terminal SNR".
+    The standard knows `v` alone; the one program that reads this key takes `v` for "no zero terminal SNR". `flow` is a
+    proposal of ours (docs/flow.md).
     """
-    if schedule.prediction == "epsilon":
-        return "epsilon"
+    if schedule.prediction != "velocity":
+        return schedule.prediction
     return "v-zsnr" if schedule.zero_terminal else "v"
+
+
+def predict_key(schedule: Schedule) -> str:
+    """The value of `modelspec.predict_key`, ComfyUI's name for the same: "epsilon", "v" or "flow"."""
+    return "v" if schedule.prediction == "velocity" else schedule.prediction
 
 
 def native_pixels(parts: CheckpointParts) -> int:
@@ -78,6 +88,10 @@ def native_pixels(parts: CheckpointParts) -> int:
 def marker_tensors(schedule: Schedule) -> dict[str, Tensor]:
     """Tensors beside the networks: two whose names are the message, and the schedule itself."""
     found: dict[str, Tensor] = {}
+    # A proposal (docs/flow.md): its name says what the model is, its number is the shift. It has no table of alphas,
+    # by which other programs would take it for diffusion.
+    if schedule.prediction == "flow":
+        return {FLOW_MARKER: torch.tensor([schedule.shift])}
     # Others write them empty. Converting to GGUF, stable-diffusion.cpp divides by the first dimension, and dies of a 0.
     if schedule.prediction == "velocity":
         found["v_pred"] = torch.ones(1)

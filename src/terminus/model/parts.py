@@ -29,7 +29,16 @@ from terminus.errors import UserError
 from terminus.model import counts
 from terminus.model.detect import detect
 from terminus.model.keys import modern_vae_name
-from terminus.model.record import Record, Schedule, load_record, parse_schedule, scheduler_config, write_json
+from terminus.model.record import (
+    EULER,
+    Record,
+    Schedule,
+    load_record,
+    parse_schedule,
+    scheduler_class,
+    scheduler_config,
+    write_json,
+)
 from terminus.model.text_encoders import (
     Vocabulary,
     make_text_encoder,
@@ -60,10 +69,10 @@ MODULES: dict[str, type[nn.Module]] = {"unet": UNet, "vae": AutoencoderKL}
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 """Those of every checkpoint; `vision` is ours and optional."""
 TOKENIZERS = ("tokenizer", "tokenizer_2")
-MARKERS = ("v_pred", "ztsnr")
+MARKERS = ("v_pred", "ztsnr", "rectified_flow")
 """Tensors whose names say how a network was trained (`model.detect` reads them); of any content, mostly none."""
 CLASSES = {
-    "scheduler": ("diffusers", "EulerDiscreteScheduler"),
+    "scheduler": ("diffusers", EULER),
     "text_encoder": ("transformers", "CLIPTextModel"),
     "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
     "tokenizer": ("transformers", "CLIPTokenizer"),
@@ -110,7 +119,7 @@ def read_folder(folder: Path) -> CheckpointParts:
         configs=configs,
         vocabularies={name: read_vocabulary(folder / name) for name in TOKENIZERS},
         record=record,
-        index=portable_index(index),
+        index=portable_index(index, record.schedule),
         scheduler=true_scheduler(read_json(folder / "scheduler" / "scheduler_config.json"), record.schedule),
         special_tokens={name: read_json(path) for name, path in special.items() if path.is_file()},
         described=(folder / "terminus.json").is_file(),
@@ -131,7 +140,9 @@ def read_record(folder: Path, schedule: Schedule | None = None) -> Record:
 def true_scheduler(config: Mapping[str, Any], schedule: Schedule) -> Mapping[str, Any]:
     """`config` if it is of our sampler's class and describes `schedule`, else one that is and does."""
     try:
-        same = parse_schedule(dict(config), "") == schedule and config.get("_class_name") == CLASSES["scheduler"][1]
+        same = (
+            parse_schedule(dict(config), "") == schedule and config.get("_class_name") == scheduler_class(schedule)[1]
+        )
     except UserError:
         same = False
     # Sampled from the wrong timestep on, a ZTSNR model keeps the brightness of nothing; Karras's sigmas and their
@@ -178,19 +189,23 @@ def check_index(index: Mapping[str, Any], where: str) -> None:
         )
 
 
-def portable_index(index: Mapping[str, Any]) -> dict[str, Any]:
+def portable_index(index: Mapping[str, Any], schedule: Schedule) -> dict[str, Any]:
     """Without the components that are not carried along: the scheduler is written anew, and only ours are named."""
     pairs = [name for name, value in index.items() if isinstance(value, list) and name not in CLASSES]
-    return {**index, **{name: [None, None] for name in pairs}, **{name: list(pair) for name, pair in CLASSES.items()}}
+    return {**index, **{name: [None, None] for name in pairs}, **_classes(schedule)}
 
 
-def new_index() -> dict[str, Any]:
+def new_index(schedule: Schedule) -> dict[str, Any]:
     """The `model_index.json` of what we write."""
     index: dict[str, Any] = {"_class_name": "StableDiffusionXLPipeline", "_diffusers_version": "0.42.1"}
     # The unconditional input is the encoded empty caption, as in training; diffusers would use zeros.
     index |= {"force_zeros_for_empty_prompt": False, "add_watermarker": None}
     index |= {"image_encoder": [None, None], "feature_extractor": [None, None]}
-    return index | {name: list(pair) for name, pair in CLASSES.items()}
+    return index | _classes(schedule)
+
+
+def _classes(schedule: Schedule) -> dict[str, list[str]]:
+    return {name: list(pair) for name, pair in (CLASSES | {"scheduler": scheduler_class(schedule)}).items()}
 
 
 def stem(network: str) -> str:

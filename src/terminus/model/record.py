@@ -8,22 +8,29 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
+from terminus.diffusion.prediction import PredictionType
 from terminus.diffusion.schedule import NoiseSchedule
 from terminus.errors import UserError
 from terminus.model.limits import PIXELS, TIMESTEPS, show_value
 from terminus.model.weights import read_json
 
 Number = TypeVar("Number", int, float)
-Prediction = Literal["velocity", "epsilon"]
+Prediction = PredictionType
 _LONGEST_CARD = 1 << 20
 """Characters of a model card that are looked at."""
 _LICENCE_LINE = re.compile(r"""^(license(?:_name)?):[ \t]*["']?([^\s"'\[\]{}|>]{1,100})["']?[ \t]*$""", re.MULTILINE)
 _DIFFUSERS_NAME: dict[Prediction, str] = {"velocity": "v_prediction", "epsilon": "epsilon"}
+EULER, FLOW_SOLVER = "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"
+"""Schedulers of diffusers that sample as we do; of a flow one that SDXL's pipelines can drive, as its Euler is not."""
+SHIFTS = (0.05, 50.0)
+"""The smallest and largest shift of a flow; SD3 has 3, and up to 12 is in use."""
+_FLOW_SETTINGS = ("invert_sigmas", "shift_terminal", "use_dynamic_shifting")
+"""Settings of diffusers' flow schedulers that bend the line in ways that SDXL has not."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,9 @@ class Schedule:
     beta_end: float = 0.012
     timesteps: int = 1000
     zero_terminal: bool = True
+    """Always so of a flow, which has no betas."""
+    shift: float = 1.0
+    """Of a flow: what multiplies sigma / alpha."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,8 @@ class Record:
 
 def noise_schedule(stored: Schedule) -> NoiseSchedule:
     """The alpha and sigma tables of a stored schedule."""
+    if stored.prediction == "flow":
+        return NoiseSchedule.rectified_flow(stored.timesteps, stored.shift)
     schedule = NoiseSchedule.scaled_linear(stored.beta_start, stored.beta_end, stored.timesteps)
     return schedule.with_zero_terminal_snr() if stored.zero_terminal else schedule
 
@@ -134,8 +146,10 @@ def save_record(record: Record, folder: Path) -> None:
 
 def scheduler_config(schedule: Schedule) -> dict[str, Any]:
     """The configuration of this schedule in a diffusers folder."""
+    if schedule.prediction == "flow":
+        return _flow_config(schedule)
     return {
-        "_class_name": "EulerDiscreteScheduler",
+        "_class_name": EULER,
         "_diffusers_version": "0.42.1",
         "num_train_timesteps": schedule.timesteps,
         "beta_start": schedule.beta_start,
@@ -154,12 +168,34 @@ def scheduler_config(schedule: Schedule) -> dict[str, Any]:
     }
 
 
+def _flow_config(schedule: Schedule) -> dict[str, Any]:
+    return {
+        "_class_name": FLOW_SOLVER,
+        "_diffusers_version": "0.42.1",
+        "algorithm_type": "dpmsolver++",
+        "solver_order": 2,
+        "num_train_timesteps": schedule.timesteps,
+        "prediction_type": "flow_prediction",
+        "use_flow_sigmas": True,
+        "flow_shift": schedule.shift,
+        "timestep_spacing": "trailing",
+        "final_sigmas_type": "zero",
+    }
+
+
+def scheduler_class(schedule: Schedule) -> tuple[str, str]:
+    """Library and class of the scheduler that `scheduler_config` is for, as `model_index.json` names it."""
+    return "diffusers", FLOW_SOLVER if schedule.prediction == "flow" else EULER
+
+
 def _read_schedule(path: Path) -> Schedule:
     return parse_schedule(read_json(path), str(path))
 
 
 def parse_schedule(config: dict[str, Any], where: str) -> Schedule:
     """The schedule that a diffusers scheduler configuration describes."""
+    if _describes_flow(config):
+        return _parse_flow(config, where)
     names: dict[str, Prediction] = {name: key for key, name in _DIFFUSERS_NAME.items()}
     prediction = config.get("prediction_type", "epsilon")
     if not isinstance(prediction, str) or prediction not in names:
@@ -181,6 +217,28 @@ def parse_schedule(config: dict[str, Any], where: str) -> Schedule:
         )
         if not (0 < schedule.beta_start <= schedule.beta_end < 1 and 2 <= schedule.timesteps <= TIMESTEPS):
             raise ValueError(f"{schedule.timesteps} betas from {schedule.beta_start} to {schedule.beta_end}")
+        return schedule
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"This schedule is not readable ({error})", where=where) from error
+
+
+def _describes_flow(config: Mapping[str, Any]) -> bool:
+    """By the schedulers that are for nothing else, by the settings of those that do both, or by our own word."""
+    own = str(config.get("_class_name", "")).startswith("FlowMatch")
+    return own or config.get("use_flow_sigmas") is True or config.get("prediction_type") in ("flow_prediction", "flow")
+
+
+def _parse_flow(config: Mapping[str, Any], where: str) -> Schedule:
+    bent = [name for name in _FLOW_SETTINGS if config.get(name)]
+    if bent:
+        raise UserError(
+            f"This rectified flow has {bent[0]}", where=where, rule="Known is a line with one shift, as `shift` says it"
+        )
+    try:
+        shift = float(config.get("shift", config.get("flow_shift", 1.0)))
+        schedule = Schedule("flow", timesteps=int(config.get("num_train_timesteps", 1000)), shift=shift)
+        if not (SHIFTS[0] <= shift <= SHIFTS[1] and 2 <= schedule.timesteps <= TIMESTEPS):
+            raise ValueError(f"{schedule.timesteps} timesteps with a shift of {shift}")
         return schedule
     except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"This schedule is not readable ({error})", where=where) from error

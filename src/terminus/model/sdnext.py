@@ -67,15 +67,15 @@ def check_name(target: Path, schedule: Schedule) -> None:
     """UserError for a name by which SD.Next would sample this model in a way that gives noise."""
     name = target.stem.lower()
     taken = next((word for word in _FLOW if word in name.replace("flower", "")), None)
-    if taken is not None:
+    if taken is not None and schedule.prediction != "flow":
         raise UserError(
             f"The name contains {taken!r}", where=str(target),
             rule="SD.Next decides by the name, and would sample this model with flow matching",
             fix="Choose another name",
         )  # fmt: skip
-    if schedule.prediction == "epsilon" and _says_velocity(name):
+    if schedule.prediction != "velocity" and _says_velocity(name):
         raise UserError(
-            "The name says velocity prediction, the model predicts epsilon", where=str(target),
+            f"The name says velocity prediction, the model predicts {schedule.prediction}", where=str(target),
             rule="SD.Next decides by the name, and would sample noise", fix="Choose another name",
         )  # fmt: skip
 
@@ -90,6 +90,8 @@ def warn(written: Path, schedule: Schedule, channels: object, sdxl: bool) -> Non
     hidden = {"inpaint": "inpainting"} if channels == 9 and "inpaint" not in name else {}
     if velocity and not _says_velocity(name):
         hidden["vpred"] = "velocity prediction"
+    if schedule.prediction == "flow" and not any(word in name.replace("flower", "") for word in _FLOW):
+        hidden["flow"] = "rectified flow"
     endings = list(hidden)
     if sdxl and "xl" not in name:
         endings.insert(0, "xl")

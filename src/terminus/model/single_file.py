@@ -33,7 +33,7 @@ from terminus.model.parts import (
     parse_object,
     true_scheduler,
 )
-from terminus.model.record import Record, Schedule, parse_record, scheduler_config
+from terminus.model.record import Record, Schedule, parse_record, scheduler_class, scheduler_config
 from terminus.model.text_encoders import Vocabulary, make_vocabulary
 from terminus.model.vocabulary import END, START, clip_merges, clip_vocabulary
 from terminus.model.weights import parse_json, read_safetensors
@@ -46,7 +46,8 @@ OURS = "terminus"
 VISION_PREFIX = "terminus_vision."
 _FORMAT = 1
 _BUFFERS = (
-    "v_pred", "ztsnr", "alphas_cumprod", "betas", "logvar", "denoiser.", "sqrt_", "log_one_minus", "posterior_",
+    "v_pred", "ztsnr", "rectified_flow", "alphas_cumprod", "betas", "logvar", "denoiser.", "sqrt_", "log_one_minus",
+    "posterior_",
     "conditioner.embedders.0.logit_scale", "conditioner.embedders.0.transformer.logit_scale",
 )  # fmt: skip
 """Beginnings of keys that are tables, marks or constants, not weights."""
@@ -255,8 +256,9 @@ def _ours(header: Header, schedule: Schedule) -> CheckpointParts:
     record = Record(schedule=schedule)
     if described:
         record = parse_record(parse_object(stored["record"], "record", where), schedule, where)
-    index = parse_object(stored.get("index", new_index()), "index", where)
+    index = parse_object(stored.get("index", new_index(schedule)), "index", where)
     check_index(index, where)
+    index = index | {"scheduler": list(scheduler_class(schedule))}  # a relabelled file's index may name another
     # Tokenizers, and their special tokens where the folder had some.
     tokenizers = parse_object(stored.get("tokenizers"), "tokenizers", where)
     kept = {name: parse_object(tokenizers.get(name), name, where) for name in TOKENIZERS}
@@ -315,7 +317,7 @@ def _foreign(header: Header, schedule: Schedule) -> CheckpointParts:
             for name, pad in pads.items()
         },
         record=Record(schedule=schedule, licence=licence),
-        index=new_index(),
+        index=new_index(schedule),
         scheduler=scheduler_config(schedule),
         special_tokens={},
         metadata=header.metadata,

@@ -68,13 +68,15 @@ def _sum_of_mids(first: Tensor | None, second: Tensor | None) -> Tensor | None:
 def predict(
     unet: UNet,
     x: Float[Tensor, "batch channels height width"],
-    t: Int[Tensor, " batch"],
+    t: Int[Tensor, " batch"] | Float[Tensor, " batch"],
     text: TextFeatures,
     time_ids: Float[Tensor, "batch 6"],
     residuals: Residuals | None = None,
     image_embeds: Sequence[Float[Tensor, "batch images *width"]] | None = None,
 ) -> Float[Tensor, "batch 4 height width"]:
     """The network's output (a velocity for our models) in float32, whatever precision it ran in.
+
+    `t` is the time as `NoiseSchedule.network_time` tells it.
 
     `image_embeds` has one entry per attached IP-Adapter, and is needed while one is (`model.image_prompt`).
     """

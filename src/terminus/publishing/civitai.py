@@ -63,6 +63,9 @@ def _about(run: FinishedRun, single: str) -> str:
             "In other programs choose v-prediction with zero terminal SNR. "
         )
         rescale = ", CFG rescale 0.7"
+    if run.is_flow:
+        kind = "of the SDXL architecture, trained as a rectified flow: it draws real blacks and whites."
+        programs = "Few programs know such files by themselves: in ComfyUI put the node ModelSamplingSD3 behind it. "
     lines = [
         f"# {run.name}", "", "What the form asks for:", "",
         f"- Name: {run.name}", "- Type: Checkpoint (Trained)", "- Base model: SDXL 1.0", f"- File: {single}",

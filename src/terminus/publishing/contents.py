@@ -51,8 +51,10 @@ class Terms:
 def single_file_name(run: FinishedRun) -> str:
     """Name of the single file, of the model's name."""
     words = re.findall(r"[A-Za-z0-9.]+", run.name)
-    # SD.Next knows velocity prediction by the name.
+    # SD.Next knows velocity prediction, and flows, by the name.
     ending = "-vpred" if run.scheduler.text("prediction_type") == "v_prediction" else ""
+    if run.is_flow:
+        ending = "-flow"
     return f"{'-'.join(words)[:80] or 'model'}{ending}.safetensors"
 
 

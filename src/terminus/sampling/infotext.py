@@ -56,10 +56,10 @@ def infotext_settings(generation: GenerationMetadata) -> dict[str, str]:
         **_initial(generation),
         **_additions(generation),
         "RNG": "Terminus",  # noise of our own making: no other program's generator draws the same
-        "Prediction": "v" if schedule.prediction == "velocity" else "epsilon",
+        "Prediction": "v" if schedule.prediction == "velocity" else schedule.prediction,
     }
     # Said only where it is not what a reader would assume.
-    if schedule.zero_terminal:
+    if schedule.zero_terminal and schedule.prediction != "flow":
         facts["Noise Schedule"] = "Zero Terminal SNR"
     if generation.rescale:
         facts["CFG rescale"] = f"{generation.rescale:g}"

@@ -19,6 +19,7 @@ from terminus.errors import UserError
 from terminus.model.components import Components
 from terminus.model.control import combined
 from terminus.model.execution import computes_in
+from terminus.model.record import noise_schedule
 from terminus.model.text import TextFeatures
 from terminus.model.unet import Residuals, predict
 from terminus.sampling import prompts
@@ -43,7 +44,8 @@ def network(
     device, dtype = components.text_encoders.device, _computes_in(components, settings)
     held = dtype != torch.float32
     precision = _autocast_precision(components, settings, held, bool(control_inputs))
-    guidance, T = settings.guidance_for(components), components.record.schedule.timesteps
+    guidance, schedule = settings.guidance_for(components), noise_schedule(components.record.schedule)
+    T = schedule.timesteps
     guided = guidance.scale != 1.0
 
     # Text and sizes are the same at every step. With guidance the rows of the negative prompts follow.
@@ -63,7 +65,7 @@ def network(
         rows = slice(copies * len(x))
         with torch.no_grad(), runtime.autocast(device, precision):
             inputs = here.to(dtype).repeat(copies, 1, 1, 1)
-            times = torch.full((len(inputs),), now, dtype=torch.long, device=x.device)
+            times = schedule.network_time(torch.full((len(inputs),), now, dtype=torch.long, device=x.device))
             residuals = combined(control_inputs.controls, inputs, now, text[rows], ids[rows])
             # Controls give float32, and a UNet held in bf16 adds bf16.
             if held and residuals is not None:

@@ -50,7 +50,7 @@ class Settings:
     guidance: float = 4.0
     """1 is the prompt's own prediction, and half the work."""
     rescale: float | None = None
-    """Guidance rescale (Lin et al., section 3.4), 0..1; None is 0.7 on zero-terminal-SNR models and 0 on others."""
+    """Guidance rescale (Lin et al., section 3.4), 0..1; None is 0.7 at zero terminal SNR, and 0 else and for flows."""
     interval: tuple[float, float] = (0.0, 1.0)
     """Guidance acts on this part of the timesteps, 1 being pure noise (Kynkäänniemi et al. 2404.07724)."""
     solver: str = "dpmpp_2m"
@@ -75,7 +75,9 @@ class Settings:
         """The guidance rescale in force for this model; 0 without guidance, which has nothing to undo."""
         if self.guidance == 1.0:
             return 0.0
-        usual = _RESCALE if components.record.schedule.zero_terminal else 0.0
+        schedule = components.record.schedule
+        # A flow's prediction is mostly noise, which a rescale would leave in the image (docs/math.md).
+        usual = _RESCALE if schedule.zero_terminal and schedule.prediction != "flow" else 0.0
         return usual if self.rescale is None else self.rescale
 
     def guidance_for(self, components: Components) -> Guidance:

@@ -23,7 +23,7 @@ def folder_size_multiple(path: Path | None) -> int:
     return _SDXL if None in levels else 2 ** sum(level - 1 for level in levels if level is not None)
 
 
-def drawable(path: Path | None, native: int, zero_terminal: bool) -> dict[str, Any]:
+def drawable(path: Path | None, native: int, rescaled: object) -> dict[str, Any]:
     """Shapes in pixels, the limits of a side, and the guidance rescale that is the model's own."""
     multiple = folder_size_multiple(path)
     low, high = max(multiple, native // _SIDES), native * _SIDES
@@ -37,7 +37,7 @@ def drawable(path: Path | None, native: int, zero_terminal: bool) -> dict[str, A
         ratio = math.sqrt(aspect.width / aspect.height)
         shapes.append({"name": name, "width": near(native * ratio), "height": near(native / ratio)})
     sizes = {"multiple": multiple, "smallest": low, "largest": high}
-    return {"shapes": shapes, "sizes": sizes, "rescale": 0.7 if zero_terminal else 0.0}
+    return {"shapes": shapes, "sizes": sizes, "rescale": 0.7 if rescaled else 0.0}
 
 
 def _levels(config: Path) -> int | None:
