@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from terminus.diffusion.timesteps import Band, density, slices, stratified, uniform_timesteps
+from terminus.diffusion.timesteps import Band, density, logit_normal, slices, stratified, uniform_timesteps
 
 
 def draws(count: int, seed: int = 0) -> torch.Tensor:
@@ -130,6 +130,27 @@ def test_stratified_over_a_density_puts_one_sample_in_each_slice_of_equal_probab
     low, high = upto[t], upto[t + 1]  # the part of the unit interval that this timestep has
     assert bool((low < (position + 1) / batch + 1e-12).all())
     assert bool((high > position / batch - 1e-12).all())
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (-0.2, 1.5), (1.0, 0.5)])
+def test_a_logit_normal_density_is_that_of_its_formula(mean: float, std: float):
+    """Esser et al. 2403.03206, eq. 19, at the middle of each timestep, and as draws through the sigmoid have it."""
+    table = logit_normal(mean, std, 1000)
+    assert float(table.sum()) == pytest.approx(1.0, abs=1e-12)
+    tau = even(1000)
+    written = (-((tau.logit() - mean) ** 2) / (2 * std**2)).exp() / (std * (2 * torch.pi) ** 0.5 * tau * (1 - tau))
+    torch.testing.assert_close(table[200:950] * 1000, written[200:950], rtol=1e-3, atol=0)
+    drawn = (
+        mean + std * torch.randn(200_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ).sigmoid()
+    shares = (drawn * 10).long().bincount(minlength=10) / len(drawn)
+    torch.testing.assert_close(table.reshape(10, 100).sum(1), shares.double(), rtol=0, atol=5e-3)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 0.0), (0.0, -1.0), (float("nan"), 1.0), (0.0, float("inf"))])
+def test_a_logit_normal_density_without_meaning_is_refused(mean: float, std: float):
+    with pytest.raises(ValueError, match="logit-normal"):
+        logit_normal(mean, std, 1000)
 
 
 @pytest.mark.parametrize(

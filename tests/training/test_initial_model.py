@@ -13,8 +13,11 @@ from safetensors.torch import load_file
 from terminus.config.load import Loaded, load
 from terminus.data.prepare import prepare
 from terminus.errors import UserError
+from terminus.model.convert import convert
 from terminus.model.record import Schedule, load_record
-from terminus.training.recipe import Recipe
+from terminus.training.initial_model import begin
+from terminus.training.objectives import Diffusion
+from terminus.training.recipe import ModelConfig, Recipe
 from terminus.training.run import train
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -95,6 +98,46 @@ def test_an_epsilon_model_goes_on_as_one(folder: Path):
     ]
     assert logs[0] == logs[1]
     assert load_record(once) == record
+
+
+def test_a_flow_trains_and_its_files_say_what_it_is(folder: Path):
+    objective = "objective={kind: diffusion, prediction: flow, shift: 3.0, weighting: {kind: constant}}"
+    density = "objective.timestep_density={mean: 0.0, std: 1.5}"
+    finished = train(small(folder, "sdxl-to-ztsnr", "flow", folder / "epsilon", objective, density))
+    assert load_record(finished).schedule == Schedule("flow", shift=3.0)
+    bands = rows(folder / "flow")[-1]["validation"], rows(folder / "flow")[0]["validation_before"]
+    assert bands[0]["all"] < 0.9 * bands[1]["all"]
+
+    # A single file and back: the label, the shift and the class that diffusers loads.
+    file = convert(finished, folder / "nano-flow.safetensors")
+    assert file.says == "flow"
+    again = convert(file.target, folder / "again").target
+    assert load_record(again).schedule == Schedule("flow", shift=3.0)
+    index = json.loads((again / "model_index.json").read_text())
+    assert index["scheduler"] == ["diffusers", "DPMSolverMultistepScheduler"]
+
+    # It goes on as what it is, and as nothing else without consent.
+    for settings, words in (
+        ({}, r"objective\.shift: the checkpoint says 3\.0, the recipe says 1\.0"),
+        ({"prediction": "velocity"}, "objective.prediction: the checkpoint says flow, the recipe says velocity"),
+    ):
+        with pytest.raises(UserError, match=words):
+            begin(ModelConfig(start=str(finished)), Diffusion(**{"prediction": "flow"} | settings))
+    with pytest.raises(UserError, match=r"convert_from says a rectified flow|convert_from says velocity"):
+        begin(ModelConfig(start=str(finished), convert_from="velocity"), Diffusion(prediction="flow"))
+    longer = begin(ModelConfig(start=str(finished), convert_from="flow"), Diffusion(prediction="flow"))
+    assert longer.record.schedule == Schedule("flow")
+    back = begin(ModelConfig(start=str(finished), convert_from="flow"), Diffusion())
+    assert back.record.schedule == Schedule()
+
+
+@pytest.mark.parametrize("known", ["epsilon", "velocity"])
+def test_a_model_becomes_a_flow_by_consent(folder: Path, random_nano: Path, known: str):
+    start = str(folder / "epsilon" if known == "epsilon" else random_nano)
+    with pytest.raises(UserError, match=f"or set model.convert_from: {known} to train it into another"):
+        begin(ModelConfig(start=start), Diffusion(prediction="flow"))
+    components = begin(ModelConfig(start=start, convert_from=known), Diffusion(prediction="flow", shift=2.0))
+    assert components.record.schedule == Schedule("flow", shift=2.0)
 
 
 def text_weights(model: Path) -> dict[str, torch.Tensor]:

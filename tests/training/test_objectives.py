@@ -21,6 +21,7 @@ from terminus.training.steps.diffusion import build_objective
 
 SDXL = NoiseSchedule.scaled_linear()
 ZTSNR = SDXL.with_zero_terminal_snr()
+FLOW = NoiseSchedule.rectified_flow(shift=3.0)
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,11 @@ ZTSNR = SDXL.with_zero_terminal_snr()
         ({"timestep_bands": (TimestepBand(low=5, high=4),)}, "low 5 is above high 4"),
         ({"timestep_bands": (TimestepBand(low=0, high=400), TimestepBand(low=400, high=999))}, "400 is in two bands"),
         ({"timestep_bands": (TimestepBand(low=0, high=9, weight=0.0),)}, "no band has a weight"),
+        ({"prediction": "flow", "zero_terminal_snr": False}, "flow ends in pure noise"),
+        ({"shift": 3.0}, "shift is of prediction flow"),
+        ({"prediction": "flow", "shift": 0.0}, "greater than or equal to 0.05"),
+        ({"timestep_density": {}, "timestep_bands": (TimestepBand(low=0, high=9),)}, "set one of them"),
+        ({"timestep_density": {"std": 0.0}}, "greater than 0"),
         ({"loss": Huber.model_construct(kind="huber", c=0.0)}, "greater than 0"),
     ],
 )
@@ -56,6 +62,9 @@ def test_a_weighting_is_that_of_the_prediction(choice, weigh):
     epsilon = build_objective(settings, SDXL)
     assert epsilon.prediction == "epsilon"
     assert torch.equal(epsilon.weights, weigh(SDXL.snr, "epsilon"))
+    flow = build_objective(Diffusion(prediction="flow", shift=3.0, weighting=choice), FLOW)
+    assert flow.prediction == "flow"
+    assert torch.equal(flow.weights, weigh(FLOW.snr, "flow"))
 
 
 def test_huber_is_built_for_the_schedule():

@@ -12,10 +12,12 @@ from terminus.conditioning import Crop, MicroConditioning, Size
 from terminus.data.batch import Batch
 from terminus.data.caption import Caption
 from terminus.diffusion.objective import Losses, Objective
-from terminus.diffusion.timesteps import Band, density
+from terminus.diffusion.timesteps import Band, density, logit_normal
 from terminus.diffusion.weighting import min_snr
 from terminus.model.components import Components, load_components
-from terminus.model.record import noise_schedule
+from terminus.model.record import Schedule, noise_schedule
+from terminus.sampling.settings import Settings
+from terminus.sampling.tasks import text2img
 from terminus.training.steps.diffusion import DiffusionStep
 from terminus.training.validation import HeldOutSet
 
@@ -78,6 +80,32 @@ def test_a_global_batch_covers_the_timesteps_evenly(step: DiffusionStep):
         t = step.loss(batch(0), 0).t
     assert t is not None
     assert sorted((t // 125).tolist()) == list(range(8))
+
+
+def test_a_flow_is_trained_on_the_time_that_it_is_sampled_with(step: DiffusionStep, monkeypatch: pytest.MonkeyPatch):
+    """T sigma, in training and in sampling; and what is drawn more often is what the density says."""
+    told: list[torch.Tensor] = []
+
+    def predict(unet: object, x: torch.Tensor, t: torch.Tensor, *more: object) -> torch.Tensor:
+        told.append(t)
+        return torch.zeros_like(x)
+
+    schedule = noise_schedule(Schedule("flow", shift=3.0))
+    objective = Objective(schedule, torch.ones_like(schedule.snr), "flow")
+    flow = replace(step, objective=objective, density=logit_normal(0.0, 0.5, 1000), global_batch=400)
+    monkeypatch.setattr("terminus.training.steps.diffusion.predict", predict)
+    loss = flow.loss(batch(0, 400), 0)
+    assert loss.t is not None
+    assert torch.equal(told[0], (1000 * schedule.sigma[loss.t]).float())
+    assert abs(float((loss.t < 500).double().mean()) - 0.5) < 0.01
+    assert float(((loss.t >= 300) & (loss.t < 700)).double().mean()) > 0.85
+
+    record = replace(step.components.record, schedule=Schedule("flow", shift=3.0))
+    monkeypatch.setattr("terminus.sampling.network.predict", predict)
+    told.clear()
+    list(text2img(replace(step.components, record=record), ["a"], [0], Settings(steps=4, guidance=1.0)))
+    grid = torch.tensor([999, 749, 499, 249])
+    assert torch.equal(torch.cat(told), (1000 * schedule.sigma[grid]).float())
 
 
 def test_a_dropped_caption_is_the_empty_prompt_of_sampling(step: DiffusionStep, components: Components):

@@ -8,6 +8,7 @@ others: the uniforms then pass through the inverse of its sum, so a stratified b
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 from typing import NamedTuple
 
 import torch
@@ -39,6 +40,18 @@ def density(bands: Sequence[Band], timesteps: int) -> Float64[Tensor, "timesteps
     if not float(table.sum()) > 0:
         raise ValueError("no band has a weight above 0: there is no timestep to draw")
     return table / table.sum()
+
+
+def logit_normal(mean: float, std: float, timesteps: int) -> Float64[Tensor, "timesteps"]:
+    """The probability of each timestep where log(τ / (1 − τ)) is normal; τ is its place, 1 at the noisy end.
+
+    Esser et al. 2403.03206, section 3.1; timestep t has τ from t / T to (t + 1) / T. The middle comes most often, the
+    ends hardly ever, and a negative mean turns it towards the image.
+    """
+    if not (std > 0 and isfinite(mean) and isfinite(std)):
+        raise ValueError(f"a logit-normal density needs a finite mean and a std above 0, got {mean} and {std}")
+    edges = torch.linspace(0, 1, timesteps + 1, dtype=torch.float64)
+    return torch.special.ndtr((edges.logit() - mean) / std).diff()
 
 
 def uniform_timesteps(

@@ -51,7 +51,8 @@ def _objective(draft: Draft, keys: Keys) -> None:
         velocity = Sourced(given.value == "v_prediction", given.origin)
     else:
         velocity = Sourced(False, given.origin)
-        draft.leave(keys, "prediction_type", "there are velocity and epsilon; the recipe has epsilon")
+        reason = "the recipe has epsilon; a flow is objective.prediction: flow with zero_terminal_snr: true"
+        draft.leave(keys, "prediction_type", reason)
     gamma = keys.number("snr_gamma")
     meaning.objective(draft, velocity, terminal, gamma if gamma and gamma.value > 0 else None)
     # Weight and form of the loss.

@@ -12,7 +12,7 @@ from dataclasses import replace
 from terminus.errors import UserError
 from terminus.model.architecture import ARCHITECTURES
 from terminus.model.components import Components, check_widths, load_components, load_text_encoders, load_vae
-from terminus.model.record import Record, Schedule
+from terminus.model.record import Prediction, Record, Schedule
 from terminus.model.text_encoders import load_vision
 from terminus.model.unet import build_unet
 from terminus.model.weights import resolve
@@ -29,7 +29,7 @@ def begin(model: ModelConfig, objective: Diffusion) -> Components:
     components = load_components(model.start)
     # What the checkpoint is, and what the recipe wants of it.
     stored = components.record.schedule
-    wanted = replace(stored, prediction=objective.prediction, zero_terminal=objective.zero_terminal_snr)
+    wanted = _trained(objective, stored)
     if model.convert_from is None:
         _agree(model.start, stored, objective)
     else:
@@ -57,11 +57,17 @@ def _from_random(model: ModelConfig, objective: Diffusion) -> Components:
     # Only the UNet is random; a vision encoder is taken where one lies beside the text encoders.
     text_folder = resolve(model.text_encoders)
     vision = load_vision(text_folder / "vision") if (text_folder / "vision").is_dir() else None
-    schedule = Schedule(objective.prediction, beta_end=model.beta_end, zero_terminal=objective.zero_terminal_snr)
-    record = Record(schedule=schedule)
+    record = Record(schedule=_trained(objective, Schedule(beta_end=model.beta_end)))
     unet, text = build_unet(ARCHITECTURES[model.architecture]), load_text_encoders(text_folder)
     check_widths(unet, text, model.text_encoders)
     return Components(unet, load_vae(model.vae), text, record, vision)
+
+
+def _trained(objective: Diffusion, stored: Schedule) -> Schedule:
+    """The schedule of the objective: on the betas of `stored`, or a flow, which has none."""
+    if objective.prediction == "flow":
+        return Schedule("flow", timesteps=stored.timesteps, shift=objective.shift)
+    return replace(stored, prediction=objective.prediction, zero_terminal=objective.zero_terminal_snr, shift=1.0)
 
 
 def _agree(start: str, stored: Schedule, objective: Diffusion) -> None:
@@ -70,12 +76,14 @@ def _agree(start: str, stored: Schedule, objective: Diffusion) -> None:
         for name, have, want in (
             ("objective.prediction", stored.prediction, objective.prediction),
             ("objective.zero_terminal_snr", stored.zero_terminal, objective.zero_terminal_snr),
+            ("objective.shift", stored.shift, objective.shift),
         )
         if have != want
     ]
     if conflicts:
         # Where a conversion could give what the recipe asks for, the error says how.
-        convertible = objective.prediction == "velocity" and not stored.zero_terminal
+        wanted = _trained(objective, stored)
+        convertible = objective.prediction != "epsilon" and stored == _expected(stored, wanted, stored.prediction)
         convert = f", or set model.convert_from: {stored.prediction} to train it into another" if convertible else ""
         raise UserError(
             f"The recipe and its checkpoint disagree ({'; '.join(conflicts)})",
@@ -85,9 +93,17 @@ def _agree(start: str, stored: Schedule, objective: Diffusion) -> None:
         )
 
 
-def _consent(start: str, stored: Schedule, wanted: Schedule, known: str) -> None:
+def _expected(stored: Schedule, wanted: Schedule, known: Prediction) -> Schedule:
+    """What `model.convert_from: known` says that the checkpoint is; on its way to a flow, velocity of either ending."""
+    if known == "flow":
+        return replace(stored, prediction="flow")
+    either = known == "velocity" and wanted.prediction == "flow"
+    return replace(stored, prediction=known, zero_terminal=stored.zero_terminal and either, shift=1.0)
+
+
+def _consent(start: str, stored: Schedule, wanted: Schedule, known: Prediction) -> None:
     """The recipe must know what the checkpoint is, and want something else of it that can be had."""
-    expected = replace(stored, prediction="velocity" if known == "velocity" else "epsilon", zero_terminal=False)
+    expected = _expected(stored, wanted, known)
     if stored != expected:
         raise UserError(
             f"The checkpoint is {_spoken(stored)}, and model.convert_from says {_spoken(expected)}",
@@ -99,10 +115,12 @@ def _consent(start: str, stored: Schedule, wanted: Schedule, known: str) -> None
         raise UserError(
             f"The checkpoint is {_spoken(stored)}, and the objective is {_spoken(wanted)}",
             where=start,
-            rule="model.convert_from asks for a conversion into velocity prediction or zero terminal SNR",
+            rule="model.convert_from asks for a conversion into velocity prediction, zero terminal SNR or a flow",
             fix="Remove model.convert_from, or set objective.prediction: velocity and zero_terminal_snr: true",
         )
 
 
 def _spoken(schedule: Schedule) -> str:
+    if schedule.prediction == "flow":
+        return f"a rectified flow of shift {schedule.shift:g}"
     return f"{schedule.prediction} {'with' if schedule.zero_terminal else 'without'} zero terminal SNR"

@@ -12,8 +12,10 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from terminus.config.base import Config
+from terminus.diffusion.prediction import PredictionType
 from terminus.diffusion.timesteps import Band
 from terminus.diffusion.weighting import MinSnrForm
+from terminus.model.record import SHIFTS
 
 
 class MinSnr(Config):
@@ -81,15 +83,28 @@ class TimestepBand(Config):
     """How often each of its timesteps is drawn, relative to those of other bands."""
 
 
+class LogitNormal(Config):
+    """Timesteps of which log(τ / (1 − τ)) is normal, τ going from 0 to 1 at the noisy end (Esser et al. 2403.03206)."""
+
+    kind: Literal["logit_normal"] = "logit_normal"
+    """The middle of the schedule most often."""
+    mean: float = Field(default=0.0, ge=-5, le=5)
+    """Below 0 the clean timesteps come more often, above 0 the noisy ones."""
+    std: float = Field(default=1.0, gt=0, le=5)
+    """The smaller, the fewer timesteps of both ends."""
+
+
 class Diffusion(Config):
     """Denoising objective: trains the UNet to undo the noise that was added to an image."""
 
     kind: Literal["diffusion"] = "diffusion"
     """Denoising objective: trains the UNet."""
-    prediction: Literal["velocity", "epsilon"] = "velocity"
-    """What the network predicts; must agree with the checkpoint."""
+    prediction: PredictionType = "velocity"
+    """What the network predicts, `flow` being noise less image; must agree with the checkpoint."""
     zero_terminal_snr: bool = True
-    """Whether the schedule ends in pure noise; must agree with the checkpoint."""
+    """Whether the schedule ends in pure noise, as a flow's does always; must agree with the checkpoint."""
+    shift: float = Field(default=1.0, ge=SHIFTS[0], le=SHIFTS[1])
+    """Factor of a flow's sigma / alpha at every timestep, 3 in SD3; must agree with the checkpoint."""
     weighting: Annotated[MinSnr | SoftMinSnr | Constant | Debiased, Field(discriminator="kind")] = MinSnr()
     """Weight of each timestep in the loss."""
     loss: Annotated[Squared | Huber, Field(discriminator="kind")] = Squared()
@@ -98,6 +113,8 @@ class Diffusion(Config):
     """`uniform` draws each sample's timestep independently, `stratified` spreads a global batch evenly over them."""
     timestep_bands: tuple[TimestepBand, ...] = ()
     """Ranges of timesteps to draw more often; timesteps outside of all of them are never drawn. Empty: all alike."""
+    timestep_density: LogitNormal | None = None
+    """How often each timestep is drawn, as a smooth curve in place of bands. Null: all alike."""
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
     """Share of samples trained with an empty caption, which classifier-free guidance needs."""
     offset_noise: float = Field(default=0.0, ge=0)
@@ -116,6 +133,12 @@ class Diffusion(Config):
                 "prediction epsilon cannot be trained with zero_terminal_snr true: the last latent is nothing but the "
                 "noise; set prediction velocity, or zero_terminal_snr false"
             )
+        if self.prediction == "flow" and not self.zero_terminal_snr:
+            raise ValueError("prediction flow ends in pure noise: zero_terminal_snr false belongs to other predictions")
+        if self.prediction != "flow" and self.shift != 1.0:
+            raise ValueError(f"shift is of prediction flow; {self.prediction} has the betas of its checkpoint")
+        if self.timestep_density is not None and self.timestep_bands:
+            raise ValueError("timestep_density and timestep_bands are two ways to say one thing: set one of them")
         _check_bands(sorted(self.bands))
         return self
 

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from terminus.config.base import Config
 from terminus.data.settings import DataConfig
+from terminus.diffusion.prediction import PredictionType
 from terminus.training.distributed.sharding import Parallel
 from terminus.training.guards import Guards
 from terminus.training.networks.adapter import AdapterConfig
@@ -55,8 +56,8 @@ class ModelConfig(Config):
 
     start: str | None = "nano"
     """Model to fine-tune: a folder, a hub id or `nano`. Null: random weights in the shapes of `architecture`."""
-    convert_from: Literal["epsilon", "velocity"] | None = None
-    """Prediction type of a `start` without zero terminal SNR, as consent to train it into what the objective says."""
+    convert_from: PredictionType | None = None
+    """Prediction type of a `start` to train into what the objective says; at zero terminal SNR only into a flow."""
     architecture: Literal["nano", "nano-small", "nano128", "sdxl"] = "nano"
     """Network shapes for training from random weights."""
     beta_end: float = Field(default=SDXL_BETA_END, gt=0.00085, lt=1)

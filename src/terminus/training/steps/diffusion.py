@@ -19,7 +19,7 @@ from terminus.data.batch import Batch
 from terminus.diffusion import timesteps, weighting
 from terminus.diffusion.objective import Network, Objective, huber_widths
 from terminus.diffusion.schedule import NoiseSchedule
-from terminus.diffusion.timesteps import density
+from terminus.diffusion.timesteps import density, logit_normal
 from terminus.errors import UserError
 from terminus.model.components import Components
 from terminus.model.record import noise_schedule
@@ -91,7 +91,7 @@ class DiffusionStep:
                 # Text encoders that are not trained need no graph.
                 with torch.set_grad_enabled(self.joint is not None and torch.is_grad_enabled()):
                     text = self.components.text_encoders.encode(self._captions(batch))
-                return predict(self.components.unet, x, t, text, ids)
+                return predict(self.components.unet, x, self.objective.schedule.network_time(t), text, ids)
 
         return network
 
@@ -178,6 +178,8 @@ def weights(settings: Diffusion, schedule: NoiseSchedule) -> Float64[Tensor, " t
 
 
 def _density(settings: Diffusion, schedule: NoiseSchedule) -> Float64[Tensor, " timesteps"] | None:
+    if settings.timestep_density is not None:
+        return logit_normal(settings.timestep_density.mean, settings.timestep_density.std, schedule.timesteps)
     last = schedule.timesteps - 1
     beyond = [band.high for band in settings.bands if band.high > last]
     if beyond:
