@@ -15,6 +15,7 @@ FROM_RANDOM = (
     "ztsnr-paper",
     "ztsnr-augmented",
     "ztsnr-epsilon-form",
+    "flow",
 )
 LEAKY = "velocity"
 """The arm whose models are converted."""
