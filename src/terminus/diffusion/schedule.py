@@ -19,6 +19,8 @@ from torch import Tensor
 
 Scale = Tensor | float
 """alpha or sigma: a number, or one for each sample."""
+SHIFTS = (0.05, 50.0)
+"""The smallest and largest shift of a flow that recipes and files may ask for; SD3 has 3, and up to 12 is in use."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from terminus.diffusion.prediction import PredictionType
-from terminus.diffusion.schedule import NoiseSchedule
+from terminus.diffusion.schedule import SHIFTS, NoiseSchedule
 from terminus.errors import UserError
 from terminus.model.limits import PIXELS, TIMESTEPS, show_value
 from terminus.model.weights import read_json
@@ -27,8 +27,6 @@ _LICENCE_LINE = re.compile(r"""^(license(?:_name)?):[ \t]*["']?([^\s"'\[\]{}|>]{
 _DIFFUSERS_NAME: dict[Prediction, str] = {"velocity": "v_prediction", "epsilon": "epsilon"}
 EULER, FLOW_SOLVER = "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"
 """Schedulers of diffusers that sample as we do; of a flow one that SDXL's pipelines can drive, as its Euler is not."""
-SHIFTS = (0.05, 50.0)
-"""The smallest and largest shift of a flow; SD3 has 3, and up to 12 is in use."""
 _FLOW_SETTINGS = ("invert_sigmas", "shift_terminal", "use_dynamic_shifting")
 """Settings of diffusers' flow schedulers that bend the line in ways that SDXL has not."""
 

@@ -13,9 +13,9 @@ from pydantic import Field, model_validator
 
 from terminus.config.base import Config
 from terminus.diffusion.prediction import PredictionType
+from terminus.diffusion.schedule import SHIFTS
 from terminus.diffusion.timesteps import Band
 from terminus.diffusion.weighting import MinSnrForm
-from terminus.model.record import SHIFTS
 
 
 class MinSnr(Config):
