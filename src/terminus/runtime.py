@@ -12,6 +12,7 @@ import os
 import platform
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -51,6 +52,21 @@ def pick_device(name: str = "auto") -> torch.device:
         reason = str(error).splitlines()[0]
         raise UserError(f"Device {name!r} cannot be used ({reason})", fix="Use auto, cpu or cuda") from error
     return device
+
+
+def free_memory() -> int:
+    """Bytes that this process may still take: what the machine has free, or what its container leaves it."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():  # counts what the page cache would give up
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    # In a container its own limit counts as well.
+    group = Path("/sys/fs/cgroup")
+    limit, used = group / "memory.max", group / "memory.current"
+    if limit.is_file() and used.is_file() and (allowed := limit.read_text().strip()) != "max":
+        free = min(free, int(allowed) - int(used.read_text()))
+    return free
 
 
 def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

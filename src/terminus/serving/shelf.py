@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import gc
-import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from terminus import runtime
 from terminus.model.adapters import read_adapter
-from terminus.model.naming import find_local
+from terminus.model.header import read_header
+from terminus.model.weights import at_home, resolve, weight_files
 from terminus.sampling.api import Terminus
 
 _SPARE = 1.3
-"""Memory that a model needs while it is loaded and used, in sizes of its files."""
+"""Memory that a model needs while it is loaded and used, in sizes of its weights."""
+_BYTES = {"cuda": 2}
+"""Of a number in memory, by kind of device; elsewhere 4."""
+_PARTS = (
+    ("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model"), ("text_encoder", "model"),
+    ("text_encoder_2", "model"), ("vision", "model"),
+)  # fmt: skip
+"""Folders of a model, and how their files begin."""
 
 
 class Shelf:
     """Loaded models by their names, the one used last at the end."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, free: Callable[[torch.device], int] | None = None) -> None:
+        """`free` tells the bytes that a device still has."""
         self._where = runtime.pick_device(device)
+        self._free = free or _free_on
         self._models: OrderedDict[str, Terminus] = OrderedDict()
 
     @property
@@ -39,7 +48,9 @@ class Shelf:
     def model(self, name: str) -> Terminus:
         """The model, loaded now if it is not there; others make room where memory is short."""
         if name not in self._models:
-            while self._models and _bytes_of(name) * _SPARE > _free(self._where):
+            # A model of the hub is fetched before it is counted.
+            needed = weight_numbers(_place(name)) * _BYTES.get(self._where.type, 4) * _SPARE
+            while self._models and needed > self._free(self._where):
                 self._models.popitem(last=False)
                 gc.collect()
                 if self._where.type == "cuda":
@@ -64,15 +75,17 @@ class Shelf:
                 model.adapters.weigh(name, weight)
 
 
-def _bytes_of(name: str) -> int:
-    path = find_local(name)
-    if path is None:
-        return 0
-    files = [path] if path.is_file() else path.rglob("*.safetensors")
-    return sum(file.stat().st_size for file in files)
+def weight_numbers(path: Path) -> int:
+    """Numbers in the files that are read of a model, a folder or one file; copies in other precisions count once."""
+    files = [path] if path.is_file() else [one for part in _PARTS for one in weight_files(path / part[0], part[1])]
+    return sum(info.count for file in files for info in read_header(file).tensors.values())
 
 
-def _free(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def _place(name: str) -> Path:
+    path = at_home(name)
+    return path if path.is_file() else resolve(name)
+
+
+def _free_on(device: torch.device) -> int:
+    """Bytes that a device still has."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else runtime.free_memory()

@@ -8,7 +8,6 @@ one that waits.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 from terminus.errors import UserError
+from terminus.runtime import free_memory
 from terminus.training.distributed.process_group import World
 from terminus.training.recipe import Checkpoints
 from terminus.training.saving import checkpoint
@@ -159,18 +159,3 @@ def require_checkpoint_room(folder: Path, size: int, keep: int, saves: int) -> N
         with writing_file("The checkpoints of this run", folder):
             folder.mkdir(parents=True, exist_ok=True)
             require_room(folder, missing * size + MARGIN_BYTES)
-
-
-def free_memory() -> int:
-    """Bytes that this process may still take: what the machine has free, or what its container leaves it."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():  # counts what the page cache would give up
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        free = int(lines["MemAvailable"].split()[0]) * 1024
-    # In a container its own limit counts as well.
-    group = Path("/sys/fs/cgroup")
-    limit, used = group / "memory.max", group / "memory.current"
-    if limit.is_file() and used.is_file() and (allowed := limit.read_text().strip()) != "max":
-        free = min(free, int(allowed) - int(used.read_text()))
-    return free
