@@ -368,4 +368,14 @@ Devices = Annotated[
 Threads = Annotated[
     int | None, typer.Option(min=1, help="CPU threads of each worker.", show_default="all cores but one")
 ]
+Expand = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="Text server (OpenAI's protocol) that writes prompts out for those who ask."),
+]
+Safety = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FOLDER", help="Image classifier that hides images; FOLDER#LABEL=THRESHOLD names what is hidden."
+    ),
+]
 Stdio = Annotated[bool, typer.Option("--stdio", help="Speak MCP on standard input and output, in place of HTTP.")]

@@ -36,7 +36,7 @@ SURFACE = {
     ],
     "serve": [
         *("[MODEL]...", "--host", "--port", "--token-file", "--models", "--folder", "--runs", "--root-path"),
-        *("--devices", "--threads", "--stdio"),
+        *("--devices", "--threads", "--expand", "--safety", "--sign", "--stdio"),
     ],
     "inspect": ["PATH", "--json", "--fix", "--as", "--probe"],
     "convert": ["SOURCE", "TARGET", "--precision", "--shard-size", "--ema", "--onto"],

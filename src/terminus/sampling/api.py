@@ -121,6 +121,7 @@ class SamplingStep:
             spacing=settings.spacing,
             interval=None if settings.interval == (0.0, 1.0) else settings.interval,
             template=request.template,
+            expanded_from=request.expanded_from,
             variation=Variation(request.variation, settings.variation) if settings.variation else None,
             conditioning=settings.conditioning,
             negative_conditioning=settings.negative_conditioning,

@@ -111,6 +111,8 @@ class GenerationMetadata:
     """Guidance acted on this part of the timesteps, 1 being pure noise; None is all of them."""
     template: str | None = None
     """The prompt before its wildcards were chosen; None where that is the prompt itself."""
+    expanded_from: str | None = None
+    """The user's prompt, where a text model wrote it out; None where nobody did."""
     strength: float | None = None
     """How much of an initial image was drawn anew, 0..1."""
     image_sha256: str | None = None

@@ -63,6 +63,8 @@ def infotext_settings(generation: GenerationMetadata) -> dict[str, str]:
         facts["Noise Schedule"] = "Zero Terminal SNR"
     if generation.rescale:
         facts["CFG rescale"] = f"{generation.rescale:g}"
+    if generation.expanded_from is not None:
+        facts["Expanded from"] = generation.expanded_from
     if generation.interval not in (None, (0.0, 1.0)):
         facts["CFG interval"] = "{:g}-{:g}".format(*generation.interval)
     facts["Version"] = f"Terminus {version()}"

@@ -113,6 +113,11 @@ def mark(image: Image.Image, task: Task = "text2img") -> None:
     image.__class__ = Marked
 
 
+def source_type_of(image: Image.Image) -> str:
+    """Whether an image of ours was drawn out of another one: its mark says so."""
+    return REDRAWN if REDRAWN in str(image.info.get(XMP)) else DRAWN
+
+
 def save_image(
     image: Image.Image,
     path: Path,
@@ -134,9 +139,7 @@ def save_image(
         raise UserError(f"`{path.suffix}` is no format for images", where=str(path), rule=f"Known suffixes: {known}")
     data = encode_image(image, kind, private=private)
     if signer is not None:
-        # Whether it was drawn out of another image is in the mark.
-        source_type = REDRAWN if REDRAWN in str(image.info.get(XMP)) else DRAWN
-        data = signed(data, signer, source_type, parent)
+        data = signed(data, signer, source_type_of(image), parent)
     write_new(path, data)
 
 

@@ -76,7 +76,9 @@ def recorded_request(
         precision=generation.precision,
     )
     number = varied.seed if varied else 0
-    request = ImageRequest(generation.prompt, generation.seed, generation.negative, number, generation.template)
+    request = ImageRequest(
+        generation.prompt, generation.seed, generation.negative, number, generation.template, generation.expanded_from
+    )
     return RecordedRequest(request, settings, _edit(generation, settings, components, image, mask), again)
 
 

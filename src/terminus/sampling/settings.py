@@ -32,6 +32,8 @@ class ImageRequest:
     """Which neighbour of the seed's noise, where `Settings.variation` asks for neighbours."""
     template: str | None = None
     """The prompt before its wildcards were chosen; None where it has none."""
+    expanded_from: str | None = None
+    """The user's prompt, where a text model wrote it out; it decides no pixel."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < SEEDS:

@@ -29,6 +29,10 @@ def serve(options: ServeOptions, *, stdio: bool = False) -> None:
 
         asyncio.run(serve_stdio(Service(options)))
         return
+    if options.setup.signer is not None:  # a key that cannot sign is said now, not with the first image
+        from terminus.sampling.provenance import Identity
+
+        Identity.load(*options.setup.signer)
     listener = _listen(options.host, options.port)
     service = Service(options)
     config = uvicorn.Config(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from PIL import Image
 
@@ -39,7 +40,8 @@ def prompt_requests(order: DrawOrder, model: Terminus) -> list[ImageRequest]:
     """One request per image."""
     del model
     request = order.request
-    return requests_for(request.prompt, request.negative, request.seed or 0, request.count, job_settings(request))
+    asked = requests_for(request.prompt, request.negative, request.seed or 0, request.count, job_settings(request))
+    return [replace(one, expanded_from=request.expanded_from) for one in asked]
 
 
 def draw(model: Terminus, order: DrawOrder, requests: Sequence[ImageRequest]) -> Iterator[SamplingStep]:

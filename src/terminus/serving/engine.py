@@ -17,7 +17,7 @@ from typing import Any
 
 from terminus.errors import UserError
 from terminus.serving import orders
-from terminus.serving.errors import error_parts, refused
+from terminus.serving.errors import Refusal, error_parts, refused
 from terminus.serving.events import Events
 from terminus.serving.gallery import Gallery
 from terminus.serving.jobs import Job, JobState
@@ -26,7 +26,9 @@ from terminus.serving.limits import ServeLimits
 from terminus.serving.outlook import Outlook
 from terminus.serving.pace import Pace
 from terminus.serving.queue import FairQueue, QueueFull
+from terminus.serving.safety_rules import hidden_in
 from terminus.serving.tally import JobTally
+from terminus.serving.worker_setup import WorkerSetup
 from terminus.serving.workers import WorkerProcess, context
 
 log = logging.getLogger("terminus")
@@ -75,11 +77,11 @@ class JobEngine:
 
     # Beginning and end.
 
-    def start(self, devices: Sequence[str], threads: int | None, first_model: str | None) -> None:
+    def start(self, devices: Sequence[str], setup: WorkerSetup, first_model: str | None) -> None:
         """Starts a worker per device, and takes up the jobs that an earlier server left."""
         self._first_model = first_model
         for device in devices:
-            worker = WorkerProcess(device, threads, self._heard, self._prepared)
+            worker = WorkerProcess(device, setup, self._heard, self._prepared)
             self.workers.append(worker)
             worker.start(self._ways, first_model)
         for job in self.ledger.unfinished():
@@ -184,6 +186,7 @@ class JobEngine:
             "request": job.request.model_dump(),
             "images": self._images(job),
             "error": job.error,
+            "warnings": job.warnings,
             "group": job.group,
             "again": None if job.again is None else {"image": job.again, **(job.again_result or {})},
         }
@@ -213,8 +216,8 @@ class JobEngine:
         for job in batch:
             try:
                 order = self._orders.get(job.id) or self._order_of(job)
-            except UserError as error:  # of a job of an earlier server: what it names is gone
-                self._fail(job, error_parts(error))
+            except (UserError, Refusal) as error:  # of a job of an earlier server: what it names is gone
+                self._fail(job, error_parts(error.error if isinstance(error, Refusal) else error))
                 continue
             job.state = JobState.RUNNING
             job.attempts += 1
@@ -315,6 +318,9 @@ class JobEngine:
             "parameters": drawn.parameters,
         })  # fmt: skip
         job.images.append(written.key)
+        if why := hidden_in(json.loads(drawn.metadata or "null")):
+            job.warnings.append(why.sentence)
+            self.tally.hidden += 1
         self.tally.images += 1
         if drawn.difference is not None:
             job.again_result = {"equal": not drawn.difference, "difference": drawn.difference or None}
@@ -334,7 +340,9 @@ class JobEngine:
         self.ledger.save(job)
         self._active.pop(job.id, None)
         self._orders.pop(job.id, None)
-        data: dict[str, Any] = {"images": self._images(job)} if state is JobState.FINISHED else {}
+        data: dict[str, Any] = {"images": self._images(job), "warnings": job.warnings}
+        if state is JobState.CANCELLED:
+            data = {}
         if state is JobState.FINISHED and job.again is not None:
             data["again"] = {"image": job.again, **(job.again_result or {})}
         if state is JobState.FAILED:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from terminus.sampling.metadata import encode_image, mark
 from terminus.sampling.sheet import sheet
 
 
@@ -20,9 +20,9 @@ def grid_sheet(files: Sequence[Path], axes: Sequence[dict[str, Any]]) -> bytes:
             images.append(image.convert("RGB"))
     columns = axes[0]
     captions = [_words(columns, number % len(columns["values"])) for number in range(len(images))]
-    result = io.BytesIO()
-    sheet(images, captions, len(columns["values"]), row_titles=_row_titles(axes)).save(result, "PNG")
-    return result.getvalue()
+    page = sheet(images, captions, len(columns["values"]), row_titles=_row_titles(axes))
+    mark(page)
+    return encode_image(page, "PNG")
 
 
 def _row_titles(axes: Sequence[dict[str, Any]]) -> list[str]:

@@ -79,6 +79,10 @@ class JobRequest(Closed):
 
     model: Id
     prompt: Text = ""
+    expand: StrictBool = False
+    """Let the server's text model write the prompt out first."""
+    expanded_from: Text | None = None
+    """The prompt as it was given, where a text model wrote it out; the image's metadata keeps it."""
     task: Task = "text"
     negative: Text = ""
     seed: Annotated[StrictInt, Field(ge=0, lt=sampling_limits.SEEDS)] | None = None
@@ -182,6 +186,10 @@ class Job:
     images: list[str] = field(default_factory=list[str])
     """Ids, in the order of their seeds."""
     error: dict[str, str] | None = None
+    native: int = 1024
+    """Side in pixels of an image that names no size: what its model learnt at."""
+    warnings: list[str] = field(default_factory=list[str])
+    """Sentences on what was done otherwise than asked; not kept over a restart."""
     key: str | None = None
     """The client's own name for it, by which a repeated request is known."""
     group: str | None = None

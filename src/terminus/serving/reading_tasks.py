@@ -50,8 +50,8 @@ def enlarge_task(path: Path, factor: float) -> bytes:
     return reading_work.enlarge_file(path, factor)
 
 
-def encode_task(path: Path, kind: str, quality: int | None) -> bytes:
+def encode_task(path: Path, kind: str, quality: int | None, signer: tuple[Path, Path] | None) -> bytes:
     """See `reading_work`."""
     from terminus.serving import reading_work
 
-    return reading_work.encode_file(path, kind, quality)
+    return reading_work.encode_file(path, kind, quality, signer)

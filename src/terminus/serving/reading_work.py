@@ -21,11 +21,13 @@ from terminus.model.text_encoders import load_tokenizer
 from terminus.model.weights import resolve
 from terminus.sampling import prompts
 from terminus.sampling.files import read_file
-from terminus.sampling.metadata import encode_image, mark
+from terminus.sampling.metadata import encode_image, mark, source_type_of
+from terminus.sampling.provenance import Identity, signed
 from terminus.sampling.reading import OURS, PARAMETERS, ImageFacts, read_bytes
 from terminus.serving.limits import LIMITS
 from terminus.serving.readings import GalleryFile, Recalled, Upload
 from terminus.serving.recall import recalled
+from terminus.serving.safety_rules import hidden_in
 
 _WHITE = (255, 255, 255)
 _THUMBNAIL_SIDE = 320
@@ -110,18 +112,28 @@ def enlarge_file(path: Path, factor: float) -> bytes:
         return _png(image.convert("RGB").resize(size, Image.Resampling.LANCZOS))
 
 
-def encode_file(path: Path, kind: str, quality: int | None) -> bytes:
-    """A file of the gallery as "jpeg" or "webp", which says of itself what the file does."""
+def encode_file(path: Path, kind: str, quality: int | None, signer: tuple[Path, Path] | None = None) -> bytes:
+    """A file of the gallery as "jpeg" or "webp", which says of itself what the file does.
+
+    `signer` signs it with the file as its parent: the file's own credentials are of other bytes.
+    """
     with Image.open(path, formats=("PNG",)) as image:
         image.load()
-        if quality is None:
-            return encode_image(image, "JPEG" if kind == "jpeg" else "WEBP")
-        file = io.BytesIO()
-        marked = Image.frombytes("RGB", image.size, image.convert("RGB").tobytes())
-        marked.info.update(image.info)
-        mark(marked)
-        marked.save(file, kind.upper(), quality=max(1, quality))
-        return file.getvalue()
+        data = _encoded(image, kind, quality)
+        if signer is None or hidden_in(json.loads(image.info.get(OURS) or "null")):
+            return data
+        return signed(data, Identity.load(*signer), source_type_of(image), path.read_bytes())
+
+
+def _encoded(image: Image.Image, kind: str, quality: int | None) -> bytes:
+    if quality is None:
+        return encode_image(image, "JPEG" if kind == "jpeg" else "WEBP")
+    file = io.BytesIO()
+    marked = Image.frombytes("RGB", image.size, image.convert("RGB").tobytes())
+    marked.info.update(image.info)
+    mark(marked)
+    marked.save(file, kind.upper(), quality=max(1, quality))
+    return file.getvalue()
 
 
 def _png(image: Image.Image) -> bytes:

@@ -56,6 +56,7 @@ def request_of(generation: GenerationMetadata) -> dict[str, Any]:
     request: dict[str, Any] = {
         "task": _TASKS[generation.task],
         "prompt": generation.template or generation.prompt,
+        "expanded_from": generation.expanded_from,
         "negative": generation.negative,
         "seed": generation.seed,
         "steps": generation.steps,

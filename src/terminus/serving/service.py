@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import secrets
 import time
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from terminus.serving.control_networks import check_control
 from terminus.serving.engine import JobEngine
 from terminus.serving.errors import Refusal, not_found
 from terminus.serving.events import Event, Events
+from terminus.serving.expansion import KEY_VARIABLE, PromptExpander, TextServer
 from terminus.serving.gallery import Gallery, key_of
 from terminus.serving.jobs import ControlRequest, Job, JobRequest, check_request
 from terminus.serving.ledger import Ledger
@@ -32,9 +34,11 @@ from terminus.serving.monitor import Monitor
 from terminus.serving.orders import DrawOrder, Steering
 from terminus.serving.prompt_spans import spans
 from terminus.serving.reader import Reader
+from terminus.serving.safety_rules import hidden_in
 from terminus.serving.security import Tokens
 from terminus.serving.state import ServerState
 from terminus.serving.uploads import Uploads
+from terminus.serving.worker_setup import WorkerSetup
 from terminus.serving.workers import context
 
 log = logging.getLogger("terminus")
@@ -58,7 +62,9 @@ class ServeOptions:
     tokens: Tokens = field(default_factory=lambda: Tokens({}))
     root_path: str = ""
     devices: Sequence[str] = ("auto",)
-    threads: int | None = None
+    setup: WorkerSetup = field(default_factory=WorkerSetup)
+    text_server: TextServer | None = None
+    """That writes prompts out, for those who ask for it."""
     drain_seconds: float = 60.0
     limits: ServeLimits = LIMITS
 
@@ -76,6 +82,8 @@ class Service:
         self.reader = Reader(context())
         self.catalogue = Catalogue(options.models, options.model_folders, self.state, self.reader)
         self.gallery = Gallery(options.folder, self.state)
+        server = options.text_server
+        self.expander = None if server is None else PromptExpander(server, os.environ.get(KEY_VARIABLE, ""))
         self.uploads = Uploads(self.state, self.reader)
         self.monitor = Monitor(options.runs)
         self.events = Events()
@@ -119,13 +127,17 @@ class Service:
 
     async def encode(self, path: Path, kind: str, quality: int | None) -> bytes:
         """An image's file as JPEG or WebP, which says of itself what the file does."""
-        return await self.reader.ask(reading_tasks.encode_task, path, kind, quality)
+        return await self.reader.ask(reading_tasks.encode_task, path, kind, quality, self.options.setup.signer)
 
     async def draw_again(self, user: str, key: str) -> Job:
         """A job that draws an image once more, from its own metadata."""
         shown = self.gallery.get(user, key)
         if shown["request"] is None or shown["metadata"] is None:
             raise UserError("This image does not say how to draw it again", rule="Only images of Terminus do")
+        if hidden_in(shown["metadata"]):
+            raise UserError(
+                "The safety filter hid this image", rule="Of what is hidden nothing is kept to compare with"
+            )
         try:
             request = JobRequest.model_validate({**shown["request"], "count": 1})
         except ValidationError as error:
@@ -142,7 +154,7 @@ class Service:
         """Starts the workers, and what is done beside."""
         first = self.catalogue.first
         name = None if first is None else self.catalogue.entry(first).name
-        self.engine.start(self.options.devices, self.options.threads, name)
+        self.engine.start(self.options.devices, self.options.setup, name)
         self._chores = [asyncio.create_task(self._keep_house()), asyncio.create_task(self.rebuild())]
 
     async def stop(self) -> None:
@@ -150,6 +162,8 @@ class Service:
         for chore in self._chores:
             chore.cancel()
         self.engine.stop()
+        if self.expander is not None:
+            await self.expander.close()
         self.reader.close()
         self.state.close()
 
@@ -162,6 +176,10 @@ class Service:
         """A new job; the earlier one of the same `key`. UserError or `Refusal` for what cannot be drawn."""
         for one in request.controls:
             await self._check_control(one)
+        if request.expand and group is not None:
+            rule = "All images of a grid or a comparison are drawn from the same words"
+            raise UserError("A prompt that is written out", where="expand", rule=rule)
+        request, warnings = await self._expanded(request)
         # Nothing is waited for from here on: the same key twice at once is still one job.
         known = self.engine.ledger.by_key(user, key) if key else None
         if known is not None:
@@ -172,7 +190,27 @@ class Service:
         self._check_sizes(user, request, entry)
         if request.seed is None:
             request = request.model_copy(update={"seed": secrets.randbelow(min(_SEEDS, SEEDS))})
-        return self.engine.submit(Job(user, request, key=key, group=group, again=again))
+        job = Job(user, request, key=key, group=group, again=again, warnings=warnings, native=self.native(entry))
+        return self.engine.submit(job)
+
+    async def _expanded(self, request: JobRequest) -> tuple[JobRequest, list[str]]:
+        """The request with its prompt written out, if it asks for that; or as it was, and why."""
+        if not request.expand:
+            return request, []
+        plain = request.model_copy(update={"expand": False})
+        if self.expander is None:
+            raise UserError(
+                "This server writes no prompts out", where="expand", rule="It was started without --expand",
+                fix="Leave `expand` out",
+            )  # fmt: skip
+        try:
+            prompt = await self.expander.expand(request.prompt)
+            read = await self.read_prompt(request.model, prompt)
+            if read["problems"]:
+                raise UserError("the text server's answer is no prompt that can be drawn")
+        except UserError as error:
+            return plain, [f"Drawn from your own prompt: {error.what}."]
+        return plain.model_copy(update={"prompt": prompt, "expanded_from": request.prompt}), []
 
     def job(self, user: str, key: str) -> Job:
         """A user's job; `Refusal` 404 for any other."""

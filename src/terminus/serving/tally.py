@@ -15,7 +15,7 @@ class JobTally:
     def __init__(self) -> None:
         self.jobs: Counter[str] = Counter()
         """By the state that they ended in."""
-        self.images = self.refused = self.restarts = 0
+        self.images = self.hidden = self.refused = self.restarts = 0
         self.seconds = 0.0
         self._times = [0] * (len(_BOUNDS) + 1)
 

@@ -6,7 +6,6 @@ step. When the pipe ends, because the server did, so does the worker.
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import time
@@ -18,15 +17,15 @@ from PIL import Image
 
 from terminus.errors import UserError
 from terminus.sampling.api import SamplingStep, Terminus
-from terminus.sampling.metadata import encode_image
-from terminus.sampling.reading import OURS, PARAMETERS
 from terminus.sampling.repeating import difference
 from terminus.sampling.settings import ImageRequest
 from terminus.serving import orders
 from terminus.serving.drawing import draw, draw_once_more, prompt_requests
 from terminus.serving.errors import error_parts
+from terminus.serving.finishing import Finisher, preview
 from terminus.serving.orders import DrawOrder
 from terminus.serving.shelf import Shelf
+from terminus.serving.worker_setup import WorkerSetup
 
 _FAILURES = (
     RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError, OSError,
@@ -35,17 +34,16 @@ _FAILURES = (
 """What torch and the libraries on it raise: the job has failed, the worker goes on."""
 _PREVIEW_SHARE = 3.0
 """Time between previews, in times of what one costs: they take at most a quarter."""
-_PREVIEW_SIDE, _THUMBNAIL_SIDE = 512, 320
 
 
-def run_worker(pipe: Connection, device: str, first_model: str | None, threads: int | None) -> None:
+def run_worker(pipe: Connection, device: str, first_model: str | None, setup: WorkerSetup) -> None:
     """The life of a worker: it loads a model, and draws until it is told to stop or its server is gone."""
     # Ctrl-C and a service manager's SIGTERM go to every process; the server decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    torch.set_num_threads(threads or usual_threads())
+    torch.set_num_threads(setup.threads or usual_threads())
     try:
-        DrawingWorker(pipe, device).serve(first_model)
+        DrawingWorker(pipe, device, setup).serve(first_model)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         os._exit(0)  # the server is gone; there is nobody to tell
 
@@ -63,8 +61,8 @@ def usual_threads() -> int:
 class DrawingWorker:
     """The models of one device, and the jobs that are drawn with them."""
 
-    def __init__(self, pipe: Connection, device: str) -> None:
-        self._pipe = pipe
+    def __init__(self, pipe: Connection, device: str, setup: WorkerSetup) -> None:
+        self._pipe, self._setup = pipe, setup
         self._shelf = Shelf(device)
         self._cancelled: set[str] = set()
         self._watched: set[str] = set()
@@ -74,6 +72,7 @@ class DrawingWorker:
     def serve(self, first_model: str | None) -> None:
         """Draws until told to stop."""
         try:
+            self._finisher = Finisher(self._setup, self._shelf.device)
             if first_model is not None:
                 self._shelf.model(first_model)
         except UserError as error:
@@ -149,7 +148,7 @@ class DrawingWorker:
             if self._stopped or all(order.job in self._cancelled for order in batch):
                 self._cancelled |= {order.job for order in batch}
                 return
-            looked_at = any(order.job in self._watched for order in batch)
+            looked_at = self._finisher.shows_previews and any(order.job in self._watched for order in batch)
             began, shown = time.monotonic(), None
             if step.finished or (looked_at and began - last >= _PREVIEW_SHARE * cost):
                 shown = step.images()
@@ -173,11 +172,12 @@ class DrawingWorker:
                 continue
             done = progress.advance(job, len(places), step)
             first = owners[id(step.requests[places[0]])][1]
-            previews = () if shown is None else tuple(_preview(shown[place]) for place in places)
+            visible = shown if self._finisher.shows_previews else None
+            previews = () if visible is None else tuple(preview(visible[place]) for place in places)
             if shown is not None and step.finished:
                 for place in places:
                     order, number = owners[id(step.requests[place])]
-                    self._pipe.send(_drawn(order, number, step.requests[place], shown[place]))
+                    self._pipe.send(self._finisher.drawn(order, number, step.requests[place], shown[place]))
             self._pipe.send(orders.Stepped(job, step.step, step.steps, done, first, previews))
 
     def _again(self, model: Terminus, order: DrawOrder) -> None:
@@ -185,7 +185,7 @@ class DrawingWorker:
         image = draw_once_more(model, order)
         gap = difference(image, order.again) or ""
         request = ImageRequest(order.request.prompt, order.request.seed or 0)
-        self._pipe.send(_drawn(order, 0, request, image, gap))
+        self._pipe.send(self._finisher.drawn(order, 0, request, image, gap))
 
 
 class _Progress:
@@ -199,34 +199,6 @@ class _Progress:
         """The share, 0..1, after one more step of so many images."""
         self._done[job] += images
         return min(1.0, self._done[job] / (self._counts[job] * step.steps))
-
-
-def _drawn(
-    order: DrawOrder, number: int, request: ImageRequest, image: Image.Image, gap: str | None = None
-) -> orders.Drawn:
-    small = image.copy()
-    small.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
-    return orders.Drawn(
-        order.job, number, request.seed, image.width, image.height,
-        png=encode_image(image, "PNG"),
-        thumbnail=_webp(small, 80),
-        metadata=str(image.info.get(OURS, "")),
-        parameters=str(image.info.get(PARAMETERS, "")),
-        difference=gap,
-    )  # fmt: skip
-
-
-def _preview(image: Image.Image) -> bytes:
-    small = image.copy()
-    small.thumbnail((_PREVIEW_SIDE, _PREVIEW_SIDE))
-    return _webp(small, 70)
-
-
-def _webp(image: Image.Image, quality: int) -> bytes:
-    file = io.BytesIO()
-    plain = Image.frombytes(image.mode, image.size, image.tobytes())  # without what the image says of itself
-    plain.save(file, "WEBP", quality=quality, method=0)
-    return file.getvalue()
 
 
 def _internal(error: BaseException) -> UserError:

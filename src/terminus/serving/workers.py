@@ -16,6 +16,7 @@ from typing import Any
 
 from terminus.serving import orders
 from terminus.serving.jobs import Job
+from terminus.serving.worker_setup import WorkerSetup
 
 log = logging.getLogger("terminus")
 
@@ -31,10 +32,10 @@ class WorkerProcess:
     """One device's process. `heard` is called on the server's own thread; with None when the process has ended."""
 
     def __init__(
-        self, device: str, threads: int | None, heard: Callable[[WorkerProcess, orders.FromWorker | None], None],
+        self, device: str, setup: WorkerSetup, heard: Callable[[WorkerProcess, orders.FromWorker | None], None],
         prepare: Callable[[orders.FromWorker], Any],
     ) -> None:  # fmt: skip
-        self.device, self.threads = device, threads
+        self.device, self._setup = device, setup
         self.ready = False
         self.batch: list[Job] = []
         """Jobs that it draws now."""
@@ -57,7 +58,7 @@ class WorkerProcess:
     def _live(self, ways: ForkServerContext, model: str | None, loop: asyncio.AbstractEventLoop) -> None:
         """In a thread: starts the process, and passes on what it tells until it ends."""
         ours, theirs = ways.Pipe()
-        process = ways.Process(target=_run, args=(theirs, self.device, model, self.threads), daemon=True)
+        process = ways.Process(target=_run, args=(theirs, self.device, model, self._setup), daemon=True)
         process.start()
         theirs.close()
         self._process, self._pipe = process, ours
@@ -89,7 +90,7 @@ class WorkerProcess:
                 os.kill(self.pid, signal.SIGKILL)
 
 
-def _run(pipe: Connection, device: str, model: str | None, threads: int | None) -> None:
+def _run(pipe: Connection, device: str, model: str | None, setup: WorkerSetup) -> None:
     from terminus.serving.worker import run_worker
 
-    run_worker(pipe, device, model, threads)
+    run_worker(pipe, device, model, setup)

@@ -24,6 +24,8 @@ from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from terminus.model.naming import SHIPPED
+from tests.serving.conftest import Server
+from tests.serving.text_model import TextModel
 
 WAIT = 90_000
 """Milliseconds: long enough for a machine that does something else too."""
@@ -184,3 +186,27 @@ def client(server: str) -> Client:
 def apple(client: Client) -> dict[str, Any]:
     """An image that is there before a page is opened."""
     return client.draw("a 3d render of a red apple on a black background", seed=3, steps=10)
+
+
+@pytest.fixture(scope="session")
+def writer() -> Iterator[TextModel]:
+    """A text server."""
+    one = TextModel()
+    with one.serving():
+        yield one
+
+
+@pytest.fixture(scope="session")
+def steered(
+    tmp_path_factory: pytest.TempPathFactory, random_nano: Path, steering: Path, writer: TextModel
+) -> Iterator[Server]:
+    """A server with control networks, an adapter, a text server, and a model whose licence restricts its use."""
+    folder = tmp_path_factory.mktemp("steered")
+    licensed = folder / "licensed"
+    shutil.copytree(random_nano, licensed)
+    (licensed / "README.md").write_text("---\nlicense: openrail++\n---\n", encoding="utf-8")
+    one = Server(
+        folder / "images", "--models", str(steering), "--expand", writer.url, models=(str(random_nano), str(licensed))
+    )
+    yield one.ready()
+    assert one.stop() == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +20,6 @@ from .conftest import Visit
 MODEL = "random-nano"
 PROMPT = "a flat drawing of a dog"
 IDS = {"controlnet": "edges", "t2i": "sketch", "ip": "likeness"}
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory, random_nano: Path, steering: Path) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("controlled") / "images"
-    one = Server(folder, "--models", str(steering), models=(str(random_nano),))
-    yield one.ready()
-    assert one.stop() == 0
 
 
 @pytest.fixture(scope="module")
@@ -56,32 +48,32 @@ def sampled(
     return sample
 
 
-def test_the_options_name_the_networks(served: Server):
-    offered = served.client.get("/api/v1/options").json()["controls"]
+def test_the_options_name_the_networks(steered: Server):
+    offered = steered.client.get("/api/v1/options").json()["controls"]
     assert {one["kind"]: one["id"] for one in offered} == IDS
     assert all(one["title"] and one["sentence"] for one in offered)
-    names = {one["id"] for one in served.client.get("/api/v1/adapters").json()["adapters"]}
+    names = {one["id"] for one in steered.client.get("/api/v1/adapters").json()["adapters"]}
     assert names == {"ink"}, "a control network is no adapter"
 
 
 @pytest.mark.parametrize("kind", IDS)
 def test_the_image_is_that_of_the_command_line(
-    served: Server, seen: Path, sampled: Callable[[str, float], bytes], kind: str
+    steered: Server, seen: Path, sampled: Callable[[str, float], bytes], kind: str
 ):
-    control = {"id": IDS[kind], "image": served.upload(seen.read_bytes())["id"], "weight": 0.8}
-    job = served.draw(model=MODEL, prompt=PROMPT, seed=7, steps=4, controls=[control])
+    control = {"id": IDS[kind], "image": steered.upload(seen.read_bytes())["id"], "weight": 0.8}
+    job = steered.draw(model=MODEL, prompt=PROMPT, seed=7, steps=4, controls=[control])
     assert job["state"] == "finished", job["error"]
     drawn = job["images"][0]
-    assert served.png(drawn["id"]) == sampled(kind, 0.8)
+    assert steered.png(drawn["id"]) == sampled(kind, 0.8)
     assert drawn["request"]["controls"][0]["id"] == IDS[kind], "it is recalled with its control"
-    again = served.client.post(f"/api/v1/images/{drawn['id']}/again").json()
-    assert served.until(again["id"], "finished", "failed")["again"]["equal"] is True
+    again = steered.client.post(f"/api/v1/images/{drawn['id']}/again").json()
+    assert steered.until(again["id"], "finished", "failed")["again"]["equal"] is True
 
 
-def test_two_controls_and_a_part_of_the_way(served: Server, seen: Path):
-    image = served.upload(seen.read_bytes())["id"]
+def test_two_controls_and_a_part_of_the_way(steered: Server, seen: Path):
+    image = steered.upload(seen.read_bytes())["id"]
     controls = [{"id": "edges", "image": image, "start": 0.25, "end": 0.75}, {"id": "likeness", "image": image}]
-    job = served.draw(model=MODEL, prompt=PROMPT, steps=4, controls=controls)
+    job = steered.draw(model=MODEL, prompt=PROMPT, steps=4, controls=controls)
     said = job["images"][0]["metadata"]["controls"]
     assert [(one["kind"], one["name"], one.get("interval")) for one in said] == [
         ("controlnet", "edges", [0.25, 0.75]),
@@ -101,16 +93,16 @@ def test_two_controls_and_a_part_of_the_way(served: Server, seen: Path):
         ({"weight": -1}, 422, "greater than or equal to 0"),
     ],
 )
-def test_controls_that_cannot_be_drawn_with(served: Server, seen: Path, control: dict, status: int, words: str):
-    given = {"id": "edges", "image": served.upload(seen.read_bytes())["id"], **control}
-    answer = served.post("/api/v1/jobs", {"model": MODEL, "prompt": "a dog", "controls": [given]})
+def test_controls_that_cannot_be_drawn_with(steered: Server, seen: Path, control: dict, status: int, words: str):
+    given = {"id": "edges", "image": steered.upload(seen.read_bytes())["id"], **control}
+    answer = steered.post("/api/v1/jobs", {"model": MODEL, "prompt": "a dog", "controls": [given]})
     assert answer.status_code == status
     assert words in answer.text
 
 
-def test_a1111(served: Server, seen: Path, sampled: Callable[[str, float], bytes]):
+def test_a1111(steered: Server, seen: Path, sampled: Callable[[str, float], bytes]):
     """The client's own units, without a preprocessor; anything else that a unit asks is refused."""
-    client = webuiapi.WebUIApi(baseurl=f"{served.address}/sdapi/v1", sampler="DPM++ 2M", steps=4)
+    client = webuiapi.WebUIApi(baseurl=f"{steered.address}/sdapi/v1", sampler="DPM++ 2M", steps=4)
     try:
         assert "edges" in client.controlnet_model_list()
         asked = {"prompt": PROMPT, "seed": 7, "cfg_scale": 4, "width": 32, "height": 32}
@@ -125,9 +117,9 @@ def test_a1111(served: Server, seen: Path, sampled: Callable[[str, float], bytes
         client.session.close()
 
 
-def test_the_page_steers_by_an_image(browser: Browser, served: Server, seen: Path):
+def test_the_page_steers_by_an_image(browser: Browser, steered: Server, seen: Path):
     context = browser.new_context(viewport={"width": 1280, "height": 1100}, reduced_motion="reduce")
-    one = Visit(context, f"{served.address}/")
+    one = Visit(context, f"{steered.address}/")
     page = one.open()
     page.fill("#prompt", PROMPT)
     page.fill("#steps", "4")
@@ -145,11 +137,11 @@ def test_the_page_steers_by_an_image(browser: Browser, served: Server, seen: Pat
     page.select_option("#control-list select", "edges")
     page.click("#draw")
     page.locator("button.tile img").first.wait_for()
-    newest = served.client.get("/api/v1/images?limit=1").json()["images"][0]
+    newest = steered.client.get("/api/v1/images?limit=1").json()["images"][0]
     (control,) = newest["request"]["controls"]
     assert (control["id"], control["weight"]) == ("edges", 0.8)
-    same = served.draw(model=MODEL, prompt=PROMPT, seed=7, steps=4, controls=[control])
-    assert served.png(same["images"][0]["id"]) == served.png(newest["id"])
+    same = steered.draw(model=MODEL, prompt=PROMPT, seed=7, steps=4, controls=[control])
+    assert steered.png(same["images"][0]["id"]) == steered.png(newest["id"])
 
     page = one.open(f"?recall={newest['id']}")
     expect(page.locator("#control-list img")).to_be_visible()
@@ -159,7 +151,7 @@ def test_the_page_steers_by_an_image(browser: Browser, served: Server, seen: Pat
     page.fill("#steps", "4")
     page.click("#draw")
     page.locator("#result-bar").wait_for()
-    newest = served.client.get("/api/v1/images?limit=1").json()["images"][0]
+    newest = steered.client.get("/api/v1/images?limit=1").json()["images"][0]
     assert newest["request"]["task"] == "image"
     assert len(newest["request"]["controls"]) == 1
     assert one.faults == []

@@ -107,7 +107,8 @@ class Tools:
         check_done(job)
         shown = service.gallery.several(user, job.images)
         told = [{name: one[name] for name in ("id", "seed", "width", "height")} for one in shown]
-        return [*(Image(data=data, format="png") for data in await job_files(service, job)), json.dumps(told)]
+        images = [Image(data=data, format="png") for data in await job_files(service, job)]
+        return [*images, json.dumps(told), *job.warnings]
 
 
 async def _told(work: Any) -> Any:

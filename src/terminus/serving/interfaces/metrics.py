@@ -20,6 +20,7 @@ async def metrics(request: Request) -> PlainTextResponse:
         *_family("terminus_jobs_total", "counter", "Jobs that are over, by how they ended."),
         *(f'terminus_jobs_total{{state="{state}"}} {count}' for state, count in sorted(tally.jobs.items())),
         *_single("terminus_images_total", "counter", "Images that were drawn.", tally.images),
+        *_single("terminus_hidden_total", "counter", "Images that the safety filter hid.", tally.hidden),
         *_single("terminus_refused_total", "counter", "Jobs that found the queue full.", tally.refused),
         *_single("terminus_worker_restarts_total", "counter", "Workers that ended and were replaced.", tally.restarts),
         *_single("terminus_queue_length", "gauge", "Jobs that wait.", len(engine.queue)),

@@ -67,7 +67,13 @@ async def list_options(request: Request) -> dict[str, Any]:
     """What can be chosen, with titles and sentences, and the defaults."""
     service = service_of(request)
     networks = [control_shown(entry) for entry in await service.catalogue.controls()]
-    return {**choices.offered_choices(service.options.limits), "controls": networks}
+    rules = service.options.setup.safety
+    return {
+        **choices.offered_choices(service.options.limits),
+        "controls": networks,
+        "expand": service.expander is not None,
+        "safety": None if rules is None else rules.shown(),
+    }
 
 
 @api.post("/prompts/read")
@@ -155,7 +161,7 @@ async def _events(service: Service, job: Job, after: int) -> AsyncIterator[bytes
     told = service.events.told(job.id)
     if job.state.over and not told:  # its history is gone: only its end is left to tell
         shown = service.engine.shown(job)
-        data = {"images": shown["images"], "error": shown["error"], "again": shown["again"]}
+        data = {name: shown[name] for name in ("images", "error", "again", "warnings")}
         yield Event(1, job.id, job.state.value, data).line()
         return
     listener = service.events.listen(job.id, after)

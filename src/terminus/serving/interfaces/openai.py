@@ -31,10 +31,13 @@ api = APIRouter(prefix="/v1", tags=["OpenAI"])
 
 _STEPS = {"low": 12, "medium": 28, "standard": 28, "high": 50, "hd": 50, "xhigh": 75, "max": 100}
 """Solver steps by `quality`; "auto" is the default."""
-_OWN = ("negative", "seed", "steps", "guidance", "rescale", "interval", "solver", "spacing", "variation", "strength")
+_OWN = (
+    "negative", "seed", "steps", "guidance", "rescale", "interval", "solver", "spacing", "variation", "strength",
+    "expand",
+)  # fmt: skip
 """Our fields that are passed on as they are."""
 _JSON = ("n", "output_compression", "stream", "partial_images", "seed", "steps", "guidance", "rescale", "interval",
-         "variation", "strength")  # fmt: skip
+         "variation", "strength", "expand")  # fmt: skip
 """Fields of a form that are no text."""
 _USAGE = {
     "input_tokens": 0, "output_tokens": 0, "total_tokens": 0,
@@ -75,6 +78,7 @@ class ImagesRequest(Closed):
     spacing: StrictStr | None = None
     variation: Number = 0.0
     strength: Number | None = None
+    expand: StrictBool = False
 
 
 @api.get("/models")
@@ -163,7 +167,10 @@ async def _answer(request: Request, asked: ImagesRequest, kind: str, fields: dic
         where = {"url": f"{request.base_url}{one['url']}"} if asked.response_format == "url" else {}
         data.append({**(where or {"b64_json": encoded(image)}), "seed": one["seed"], "id": one["id"]})
     size = f"{shown[0]['width']}x{shown[0]['height']}" if shown else "auto"
-    return JSONResponse({"created": int(job.created), "data": data, "usage": _USAGE, **_described(asked), "size": size})
+    said = {"warnings": job.warnings} if job.warnings else {}
+    return JSONResponse(
+        {"created": int(job.created), "data": data, "usage": _USAGE, **_described(asked), "size": size, **said}
+    )
 
 
 def _job_request(service: Service, asked: ImagesRequest, fields: dict[str, Any]) -> JobRequest:

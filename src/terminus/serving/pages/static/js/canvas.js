@@ -31,12 +31,14 @@ async function open() {
   const all = await catalogue();
   const settings = new Settings(all);
   const prompt = new Prompt(() => settings.model?.id, all.adapters);
+  prompt.offerExpansion(all.options.expand);
   settings.adapters.onword = (word) => prompt.add(word);
   settings.addEventListener("model", () => prompt.refresh());
   const controls = new Controls(all.options.controls, () => current);
   task.listFills(all.options.fills);
   frame.step = 8;
   const drawing = new Drawing({ follow, hear });
+  drawing.showSafety(all.options.safety);
 
   byId("form").addEventListener("submit", async (event) => {
     event.preventDefault();

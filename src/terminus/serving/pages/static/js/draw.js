@@ -18,6 +18,7 @@ async function open() {
   const all = await catalogue();
   const settings = new Settings(all);
   const prompt = new Prompt(() => settings.model?.id, all.adapters);
+  prompt.offerExpansion(all.options.expand);
   settings.adapters.onword = (word) => prompt.add(word);
   settings.addEventListener("model", () => prompt.refresh());
   const recall = ({ request }) => {
@@ -33,6 +34,7 @@ async function open() {
   const keep = debounced(() => memory.set("draw", request()), 400);
   const drawing = new Drawing({ follow: (job, count) => stage.follow(job, count), hear: (...event) => stage.hear(...event) });
 
+  drawing.showSafety(all.options.safety);
   const request = () => {
     const { adapters, ...words } = prompt.request();
     const own = settings.request();

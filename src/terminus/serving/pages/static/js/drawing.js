@@ -4,10 +4,13 @@ import { Refusal, api, wordsOf } from "./api.js";
 import { byId } from "./dom.js";
 import { jobs } from "./live.js";
 import { consented } from "./consent.js";
+import { tell } from "./messages.js";
 
 /** Queues one job per batch, shows each as it is drawn, and keeps the buttons true. */
 export class Drawing {
   #mine = new Set();
+  /** How many warnings of each job have been shown. */
+  #told = new Map();
 
   /** `hear(name, data, job)` is told everything; `follow(job, count)` when a job begins to be shown. */
   constructor({ follow, hear }) {
@@ -17,6 +20,14 @@ export class Drawing {
     addEventListener("keydown", (event) => {
       if (event.key === "Escape" && this.#mine.size && !document.querySelector("dialog[open]")) this.cancel();
     });
+  }
+
+  /** Says openly that images are looked at, and what is hidden. */
+  showSafety(safety) {
+    if (!safety) return;
+    const labels = Object.entries(safety.thresholds).map(([label, least]) => `${label} from ${least} on`).join(", ");
+    byId("safety").textContent = `A safety filter (${safety.classifier}) looks at finished images and hides ${labels}. There are no previews.`;
+    byId("safety").hidden = false;
   }
 
   /** Whether something of this page waits or is drawn. */
@@ -39,6 +50,8 @@ export class Drawing {
   async #queue(request) {
     try {
       const job = await api.draw(request);
+      for (const warning of job.warnings) tell(warning, { stay: 12000 });
+      this.#told.set(job.id, job.warnings.length);
       this.#mine.add(job.id);
       this.#showButtons();
       if (this.#mine.size === 1) this.follow(job, request.count);
@@ -55,6 +68,7 @@ export class Drawing {
     this.hear(name, data, job);
     if (!["finished", "failed", "cancelled"].includes(name)) return;
     this.#mine.delete(job.id);
+    for (const warning of (data.warnings ?? []).slice(this.#told.get(job.id))) tell(warning, { stay: 20000 });
     this.#showButtons();
     if (name === "failed") this.#refuse(new Refusal(500, data.error ?? job.error ?? {}));
   }

@@ -22,14 +22,29 @@ export class Prompt extends EventTarget {
     byId("negative-toggle").addEventListener("click", () => this.showNegative(byId("negative-box").hidden, true));
   }
 
+  /** Shows the button by which the server's text model writes the prompt out. */
+  offerExpansion(offered) {
+    const toggle = byId("expand");
+    toggle.hidden = !offered;
+    toggle.addEventListener("click", () => {
+      toggle.setAttribute("aria-pressed", String(!this.expands));
+      this.dispatchEvent(new Event("change"));
+    });
+  }
+
+  /** Whether it is asked for. */
+  get expands() {
+    return document.getElementById("expand")?.getAttribute("aria-pressed") === "true";
+  }
+
   get text() {
     return this.#field.value;
   }
 
-  /** {prompt, negative, adapters}: adapters that the prompt names are taken out of it. */
+  /** {prompt, negative, adapters, expand}: adapters that the prompt names are taken out of it. */
   request() {
     const { prompt, adapters } = takeAdapters(this.#field.value, this.adapters);
-    return { prompt, negative: this.#negative.value.trim(), adapters };
+    return { prompt, negative: this.#negative.value.trim(), adapters, expand: this.expands };
   }
 
   fill({ prompt, negative }) {

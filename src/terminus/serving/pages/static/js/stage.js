@@ -94,7 +94,8 @@ export class Stage {
     const place = byId("actions");
     place.hidden = false;
     const seed = make("span", { class: "seed small muted number" }, `seed ${image.seed} · ${image.width} × ${image.height}`);
-    place.replaceChildren(...actions(image, { ...this.page, ondelete: () => this.#gone(image), onback: () => this.show([image]) }), seed);
+    const written = image.request?.expanded_from ? make("p", { class: "written small muted", id: "written" }, `Written out: ${image.prompt}`) : null;
+    place.replaceChildren(...actions(image, { ...this.page, ondelete: () => this.#gone(image), onback: () => this.show([image]) }), seed, ...(written ? [written] : []));
     this.page.onselect?.(image);
   }
 

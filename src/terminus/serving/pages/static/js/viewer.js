@@ -5,7 +5,7 @@ import { address, api } from "./api.js";
 import { byId, day, make } from "./dom.js";
 import { complain, tell } from "./messages.js";
 
-const NAMES = { model: "Model", seed: "Seed", steps: "Steps", solver: "Solver", guidance: "Guidance", rescale: "Rescale", spacing: "Spacing", strength: "Strength", task: "Task", precision: "Precision", model_hash: "Model hash", template: "Template", variation: "Variation" };
+const NAMES = { model: "Model", seed: "Seed", steps: "Steps", solver: "Solver", guidance: "Guidance", rescale: "Rescale", spacing: "Spacing", strength: "Strength", task: "Task", precision: "Precision", model_hash: "Model hash", template: "Template", expanded_from: "Written out from", variation: "Variation" };
 
 export class Viewer {
   #images = [];
