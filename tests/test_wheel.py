@@ -80,6 +80,8 @@ def test_it_holds_the_package_its_assets_and_the_recipes(wheel: Path):
         inside = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert inside == expected
     assert all(any(name.startswith(f"terminus/assets/{one}") for name in inside) for one in SHIPPED)
+    pages = {name.rpartition(".")[2] for name in inside if name.startswith("terminus/serving/pages/")}
+    assert pages >= {"js", "css", "svg", "html"}, "the server's pages need no node and no build"
 
 
 def version_of(folder: Path) -> Version:
