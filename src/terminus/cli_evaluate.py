@@ -63,6 +63,7 @@ def evaluate(
     asked = None if judge is None or judge_model is None else JudgeEndpoint(judge, judge_model, judge_key)
     against = Against(reference, training, tuple(features or ("nano",)), any_size, asked, questions)
     settings = settings_for(count, steps, seed)
+    # Several beside each other, a folder of images, or one model.
     if compare:
         from terminus.evaluation.compare_command import compare_models as run_compare
         from terminus.judged import trained_by

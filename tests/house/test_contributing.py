@@ -12,7 +12,7 @@ import pytest
 
 from terminus.config.outline import leaf_settings
 from terminus.training.recipe import Recipe
-from tests.house import swift, test_settings, test_source
+from tests.house import swift, test_density, test_settings, test_source
 from tests.house.test_command_line import SURFACE
 
 ROOT = Path(__file__).parents[2]
@@ -24,6 +24,8 @@ LIMITS: list[tuple[str, float]] = [
     (r"([\d.]+) a function", test_source.MAX_FUNCTION),
     (r"at most ([\d.]+) settings", test_settings.MAX_SETTINGS),
     (r"`terminus --help` in ([\d.]+) seconds", swift.SECONDS),
+    (r"at least ([\d.]+) comments per 100", test_density.MIN_COMMENTS),
+    (r"complexity of at most ([\d.]+)", test_density.MAX_COMPLEXITY_P95),
 ]
 OURS = ("src", "tests", "scripts", "recipes", "benchmarks", "docs")
 NAMES_OF_OTHERS = {"src/stable-diffusion.cpp", "src/model_loader.cpp"}

@@ -9,6 +9,10 @@ from tests.house.measure import measure
 
 SOURCE = Path(__file__).parents[2] / "src" / "terminus"
 FOUND = measure(SOURCE)
+MIN_COMMENTS = 3.8
+"""Per 100 lines of code."""
+MAX_COMPLEXITY_P95 = 9
+"""Cyclomatic complexity that 95 of 100 functions stay below or reach; `measure.py` names the others."""
 
 
 def imported(file: str) -> set[str]:
@@ -30,3 +34,13 @@ def test_a_public_name_has_one_meaning():
     shared = FOUND.shared_names
     assert shared, "the verbs themselves, and so a sign that this test can see one"
     assert {name: files for name, files in shared.items() if not is_one_meaning(name, files)} == {}
+
+
+def test_comments_say_why():
+    """A number of comments per 100 lines of code; a rule of thumb, and no reason to restate the code."""
+    assert FOUND.comments_per_100 >= MIN_COMMENTS
+
+
+def test_functions_have_few_branches():
+    values = sorted(FOUND.complexities, reverse=True)
+    assert FOUND.complexity_p95 <= MAX_COMPLEXITY_P95, values[: len(values) // 20]

@@ -101,6 +101,7 @@ def save_result(path: Path, content: Mapping[str, object]) -> None:
 
 def timed(run: Callable[[], object], device: torch.device) -> float:
     """Seconds until the work is done, on the device too."""
+    # Work on a GPU returns at once: without waiting, only its launch would be timed.
     _wait(device)
     started = time.perf_counter()
     run()
@@ -121,6 +122,7 @@ def parts_of(networks: NetworkProbes, device: torch.device) -> Generator[Network
     ]
     borders += [("unet", networks.unet, networks.unet)]
     borders += [("decode", vae.decoder if vae.post_quant_conv is None else vae.post_quant_conv, vae.decoder)]
+    # Hooks and no profiler: its own cost is larger than a small network's.
     began: dict[str, float] = {}
     handles: list[Any] = []
     for name, first, last in borders:
@@ -206,6 +208,7 @@ def peak_above(run: Callable[[], object], device: torch.device) -> int | None:
         run()
         return torch.cuda.max_memory_allocated(device) - before
     try:
+        # getrusage's peak is of the process's whole life; this one begins now.
         Path("/proc/self/clear_refs").write_text(_CLEAR_PEAK, encoding="ascii")
         before = resident_bytes()
         run()

@@ -78,10 +78,12 @@ def bench_sample(
     if against not in (None, "diffusers"):
         raise UserError(f"Against {against!r}", rule="Known: diffusers")
     where, how = runtime.pick_device(device), running or Running()
+    # Both contenders draw with the same weights.
     components = components_of(model, where)
     native = components.native_pixels
     work = Work(size or Size(native, native), steps, batch)
     flops = unet_flops(components, work)
+    # Theirs is made first: of random weights it copies our networks before they are prepared.
     theirs = diffusers(model, components, work, where, how) if against else None
     contenders = [ours(model, components, work, where, how), *([theirs] if theirs else [])]
     results = _alternate(contenders, work, runs, where, flops)
@@ -94,6 +96,7 @@ def unet_flops(components: Components, work: Work) -> int:
     factor, rows, config = components.vae.factor, 2 * work.batch, components.unet.config
     tokens = components.text_encoders.tokenizer_1.model_max_length
     projection = cast(int, components.text_encoders.text_encoder_2.config.projection_dim)
+    # On the meta device nothing is allocated or computed: FLOPs follow from shapes.
     with torch.device("meta"):
         unet = UNet.from_config(config)
         x = torch.empty(rows, config["in_channels"], work.size.height // factor, work.size.width // factor)
@@ -170,6 +173,7 @@ def _report(
     results: list[SampleResult], model: str, work: Work, running: Running, device: torch.device, out: Path | None
 ) -> None:
     environment = runtime.environment(device)
+    # The load of the machine is part of the result: a busy one shows in it.
     if out is not None:
         content = {
             "model": model,

@@ -45,12 +45,14 @@ def bench_vae(
     components = prepare_for_inference(components_of(model, where), where, how)
     vae = components.vae
     pixels = size or Size(4 * components.native_pixels, 4 * components.native_pixels)
+    # `whole=0` cuts every image, also one that would be decoded in a piece.
     tile = replace(tiling or Tiling(side=components.native_pixels, overlap=components.native_pixels // 4), whole=0)
     shape = (1, vae.channels, pixels.height // vae.factor, pixels.width // vae.factor)
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(where)
     networks = NetworkProbes([], vae.autoencoder, vae.autoencoder)
     rows: list[DecodeMeasurement] = []
     reference: torch.Tensor | None = None
+    # Tiles first: the whole is what may not fit, and the tiles' numbers should be there then.
     for way, chosen in ((f"tiles of {tile.side}", tile), ("whole", Tiling(whole=_NEVER))):
         own = VAE(vae.autoencoder, chosen)
         try:
@@ -59,6 +61,7 @@ def bench_vae(
         except torch.OutOfMemoryError:
             rows.append(DecodeMeasurement(way, None))
             continue
+        # The second way is the whole; the tiles' distance from it belongs to the first row.
         if reference is not None:
             apart = (image.clamp(-1, 1) - reference.clamp(-1, 1)).abs().mean().item() * 127.5
             rows[0] = replace(rows[0], levels_from_whole=apart)

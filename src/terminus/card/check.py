@@ -46,6 +46,7 @@ def card_problems(card: str, expected: str) -> list[str]:
         found = _parsed(card)
     except (ValueError, TypeError, yaml.YAMLError) as error:
         return [f"the YAML front matter cannot be read ({' '.join(str(error).split())})"]
+    # What the run's files make now is the measure, so that nothing is stated twice.
     right = _parsed(expected)
     texts = [f"{BLANK} occurs {card.count(BLANK)} times"] if BLANK in card else []
     if _MACHINE_PATH.search(card):
@@ -84,6 +85,7 @@ def _sections(lines: Sequence[str]) -> Iterator[str]:
     missing = [heading for heading in HEADINGS if heading not in headings]
     for heading in missing:
         yield f"the section `{heading}` is missing"
+    # Said only where none is missing: every missing one would shift the order too.
     if not missing and headings != list(HEADINGS):
         yield "the sections are not in the template's order, or one is there twice"
     for heading in _empty(lines):
@@ -92,6 +94,7 @@ def _sections(lines: Sequence[str]) -> Iterator[str]:
 
 def _empty(lines: Sequence[str]) -> Iterator[str]:
     """Headings without text, in their order; sections of a deeper level count as text."""
+    # A section ends where the next heading begins, of whatever level.
     places = [index for index, line in enumerate(lines) if line in HEADINGS]
     for index, end in zip(places, [*places[1:], len(lines)], strict=True):
         deeper = end < len(lines) and _depth(lines[end]) > _depth(lines[index])
@@ -105,6 +108,7 @@ def _numbers(found: Sequence[str], right: Sequence[str]) -> Iterator[str]:
     for line in right:
         if _NUMBER.search(line) and line not in there:
             yield f"missing or changed: {line.strip()}"
+    # Prose that people add may repeat a number of the run; any other would be a claim without a source.
     known = {number for line in right for number in _values(line)}
     for line in found:
         strange = [number for number in _values(line) if number not in known]

@@ -25,6 +25,7 @@ def card(run_dir: Path, check: bool = False) -> Path:
         _check(path, card_problems(_read(path), text))
         _check(summary, document_problems(_read(summary), data))
         return path
+    # A card must pass its own check before it replaces the one that is there.
     wrong = [*card_problems(text, text), *document_problems(data, data)]
     assert not wrong, f"a card that we write is right: {wrong}"
     _write(path, text)
@@ -34,6 +35,7 @@ def card(run_dir: Path, check: bool = False) -> Path:
 
 
 def _write(path: Path, text: str) -> None:
+    # Whole or not at all: people edit cards, and a half of one would be their loss.
     temporary = path.with_name(f"{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)

@@ -43,6 +43,7 @@ def energy_of(recipe: Document, facts: Document) -> Energy:
     grid = recipe.number("run.grid_co2")
     measured, hours, unmeasured = _measured(facts.at("energy"), facts.number("train_seconds"))
     estimated_hours, watts, assumption = _assumed(recipe, facts)
+    # A measurement replaces the estimate whole: hours and kWh are of the same span.
     if measured:
         kwh = sum(measured.values())
     else:
@@ -68,6 +69,7 @@ def _measured(found: Document, trained: float | None) -> tuple[dict[str, float],
 def _assumed(recipe: Document, facts: Document) -> tuple[float | None, float | None, str]:
     """Hours and watts of an estimate, and what is assumed."""
     seconds, hardware = facts.number("train_seconds"), facts.text("environment.hardware") or ""
+    # Rated power all the time is the upper bound of what a board takes.
     board = _board_watts(hardware)
     if board is not None and recipe.text("run.device") != "cpu":
         seconds = facts.number("device_seconds") or seconds  # one board for each process

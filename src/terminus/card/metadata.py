@@ -22,11 +22,13 @@ def card_metadata(run: FinishedRun, more: Mapping[str, object] | None = None) ->
     if run.base_model is not None:
         optional["base_model"] = run.base_model
         optional["base_model_relation"] = "finetune"
+    # The hub shows results only beside a model's name, so the two come together.
     if results:
         optional["metrics"] = list(dict.fromkeys(result.metric_type for result in results))
         optional |= {"eval_results": results, "model_name": line(run.name)}
     if run.energy.grams is not None:
         optional["co2_eq_emissions"] = _emissions(run, run.energy.grams)
+    # The hub's gallery of examples.
     widget = [{"text": line(sample.prompt), "output": {"url": sample.file}} for sample in run.samples]
     if widget:
         optional["widget"] = widget
@@ -87,6 +89,7 @@ def evaluation_results(run: FinishedRun) -> list[EvalResult]:
             "alignment.ztsnr.top1",
         ),
     ]
+    # Numbers of different prompts do not compare: the data set's name tells them apart.
     if metrics.text("prompts.kind") == "embedded":
         probe = "terminus-embedded-drawings", "contrast probe of Terminus, about its embedded Fluent emoji drawings"
     else:

@@ -93,6 +93,7 @@ def _listed(values: Iterable[object]) -> Markup:
 
 def _prompt(run: FinishedRun) -> str:
     """One that the model was asked for already."""
+    # A prompt that was drawn shows the model as it is; an invented one may be nothing that it knows.
     sampled = [sample.prompt for sample in run.samples]
     previews = [text for entry in run.recipe.list("training.preview.prompts") if isinstance(text := entry.tree, str)]
     usual = PROMPT if run.embedded else ANY_PROMPT
@@ -101,6 +102,7 @@ def _prompt(run: FinishedRun) -> str:
 
 def _citation(run: FinishedRun) -> Markup:
     """BibTeX: the recipe's own entry, or one of the finished model; without a developer or a date it has neither."""
+    # Whoever states a citation wants it word for word; every line is escaped all the same.
     if stated := run.recipe.text("run.citation"):
         return Markup("\n".join(bibtex_line(row) for row in stated.strip().splitlines()))
     words = re.findall("[a-z0-9]+", run.name[:LONGEST].lower())

@@ -62,6 +62,7 @@ class Against:
         if self.training is not None:
             folder = open_folder(self.training, least=2)
             training = TrainedImages(folder, len(folder), folder.path.name)
+        # A name that was given twice is loaded once.
         extractors = [load_extractor(name) for name in dict.fromkeys(self.features)]
         if self.bias is not None and not any(one.read for one in extractors):
             raise UserError(
@@ -84,12 +85,14 @@ def of_folder(images: ImageFolder, opened: Opened) -> ImageSet:
 
 def of_model(gallery: EvaluationImages, opened: Opened, trained: TrainedOn | None, seed: int) -> ImageSet:
     """The images that a model drew for its captions, or for the contrast probe where it was asked for nothing else."""
+    # A folder that was named comes before the run's own store.
     training = opened.training
     if training is None and trained is not None:
         training = training_images(trained, seed)
     captions, reference = gallery.captions, opened.reference
     texts = [one.text for one in (gallery.prompts if captions is None else captions.items)]
     images: Sequence[ImageSource] = list(gallery.own.probe) if captions is None else gallery.own.captions
+    # A reference that was named comes before what the run held out.
     if reference is not None:
         opened.check_sizes(images)
         return ImageSet(images, texts, reference, reference.path.name, training=training)

@@ -63,6 +63,7 @@ def measure_alignment(
     rows = list(reversed(first.values()))
     if len(rows) < 2 or not _can_see(judge, [images[row] for row in rows]):
         return None
+    # Each image against the captions of all; the diagonal holds its own.
     similarity = _similarity(judge, [captions[row] for row in rows], np.stack([images[row] for row in rows]))
     right = (similarity.argmax(axis=1) == np.arange(len(rows))).astype(np.float64)
     apart = np.array([bool(held_out) and held_out[row] for row in rows])
@@ -87,6 +88,7 @@ def _similarity(
     judge: AlignmentEncoders, captions: Sequence[str], images: Images
 ) -> Float[np.ndarray, "images captions"]:
     assert judge.vision is not None, "the caller has looked"
+    # -1..1, as this vision encoder was trained: no mean and deviation of CLIP.
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1.0
     with torch.no_grad():
         image = cast(Tensor, judge.vision(pixel_values=pixels.to(judge.text.device)).image_embeds)

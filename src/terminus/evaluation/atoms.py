@@ -65,6 +65,7 @@ class JudgeEndpoint:
     def asking(self) -> EndpointAsking:
         """Connections to it; UserError for what is no address, and where nobody answers."""
         try:
+            # The same settings class as a captioner's, so that addresses and keys follow one rule.
             endpoint = Endpoint(kind="endpoint", url=self.url, model=self.model, key_env=self.key_env)
         except ValidationError as error:
             what = "; ".join(f"{one['loc'][0]}: {one['msg']}" for one in error.errors())
@@ -126,9 +127,11 @@ def measure_atoms(
     asked: Sequence[AskedPrompt], images: Sequence[ImageSource], judge: JudgeEndpoint, advance: Callable[[int], None]
 ) -> Atoms:
     """Of image i for prompt i. UserError where the server gives no log-probabilities, or nobody answers at all."""
+    # Every atom is a question of its own: in one question a model's answers lean on each other.
     places = [(row, atom) for row, one in enumerate(asked) for atom in one.atoms]
     asking = judge.asking()
     try:
+        # Lazily, so that no more images are encoded than are under way.
         questions = (_Seen(ASK.format(atom.question), images[row]) for row, atom in places)
         answers = list(_answered(asking, questions, advance))
     finally:
@@ -142,6 +145,7 @@ def measure_atoms(
         if value is not None:
             prompts.setdefault(row, []).append(value)
             kinds.setdefault(atom.kind, []).append(value)
+    # A prompt counts once, however many atoms it has; the geometric mean falls to nothing with its worst atom.
     whole = [float(np.mean(found)) for found in prompts.values()]
     strict = [math.exp(float(np.mean(np.log(np.maximum(found, 1e-6))))) for found in prompts.values()]
     return Atoms(
@@ -160,6 +164,7 @@ def _answered(
     """Answers in the order of the questions, with as many under way as the server takes at once."""
     waiting: list[Future[list[Answer | Failure]]] = []
     for question in questions:
+        # The oldest is waited for, so that answers keep the order of the questions.
         waiting.append(asking.submit([question]))
         if len(waiting) >= asking.at_once:
             yield waiting.pop(0).result()[0]
@@ -175,6 +180,7 @@ def _probability(answer: Answer | Failure) -> float | None:
         return None
     sums = {"yes": 0.0, "no": 0.0}
     for token, value in answer.first_token:
+        # " Yes", "yes." and "▁yes" are the same answer in different tokenizers.
         word = token.strip().strip(".,!\"'▁Ġ").lower()
         if word in sums:
             sums[word] += math.exp(min(value, 0.0))

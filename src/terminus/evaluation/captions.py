@@ -63,6 +63,7 @@ def from_file(path: Path, count: int | None, seed: int) -> Captions:
     items: list[DrawnCaption] = []
     for place, (number, text) in enumerate(chosen):
         try:
+            # Expanded and parsed now, so that line 900 is refused before an hour of drawing.
             prompt = prompts.expand(text, seed + place)
             prompts.parse_weights(prompt)
         except UserError as error:

@@ -57,7 +57,9 @@ def compare_models(
     console = console or Console(stderr=True)
     if len(names) < 2:
         raise UserError("There is nothing to compare with", fix="Name two or more: --compare A B")
+    # Once for all: extractors are large, and a reference that is missing should not stop the second subject.
     opened = (against or Against()).opened()
+    # The same captions for every model, or their images are no pairs.
     captions: Captions | None = None
     if prompts is not None:
         captions = from_file(prompts, None, settings.seed)
@@ -72,6 +74,7 @@ def compare_models(
             judged.append(_folder(name, folder, settings, console, opened))
         else:
             judged.append(_model(name, folder, settings, console, opened, captions))
+    # Everything is a difference from the first.
     first = judged[0]
     subjects = [Subject(first.name, first.folder, first.distributions, ())]
     for other in judged[1:]:
@@ -89,6 +92,7 @@ def _model(
 ) -> _Judged:
     found = evaluate_opened(name, folder, settings, console, Own(captions=captions), opened)
     rows = read_evaluation_rows(folder)
+    # Only images that the page may show are kept: a dozen models' images would fill the memory.
     shown = {row.key for row in _shown(rows)}
     images = {key: image for key, image in images_by_key(found.gallery, found.light).items() if key in shown}
     set_metrics = found.metrics.image_set
@@ -119,6 +123,7 @@ def _shown(rows: Sequence[EvaluationRow]) -> list[EvaluationRow]:
     kinds: dict[tuple[str, ...], list[EvaluationRow]] = {}
     for row in rows:
         kinds.setdefault((row.set, *row.values), []).append(row)
+    # Evenly from each kind, or the probe's many rows would leave no room for captions.
     each = max(1, SHOWN // max(1, len(kinds)))
     return [row for some in kinds.values() for row in some[:each]][: max(SHOWN, len(kinds))]
 
@@ -127,6 +132,7 @@ def _write_pages(comparison: Comparison, judged: Sequence[_Judged], out: Path) -
     """`samples.png`, a row for each that is compared, and `report.html`."""
     keys = [key for key in judged[0].images if all(key in one.images for one in judged)]
     rows = [[Image.fromarray(one.images[key]) for key in keys] for one in judged]
+    # The sheet has a row for each subject; the page a line for each prompt, and on it an image of each subject.
     if keys:
         flat, labels = [image for row in rows for image in row], [key[1] for _ in judged for key in keys]
         sheet(flat, labels, columns=len(keys), row_titles=[one.name for one in judged]).save(out / "samples.png")

@@ -80,6 +80,7 @@ def measure_contrast(prompts: Sequence[EvaluationPrompt], images: Images) -> Con
 
     Prompts for black and white come in the same order of subjects.
     """
+    # Only the frame: what stands before a background hides a part of it.
     rgb = frame_rgb(images)
     border = rgb @ np.array(REC601)
     low, high = np.percentile(luma(images).reshape(len(images), -1), (1, 99), axis=1)
@@ -112,6 +113,7 @@ def histogram_distance(images: Sequence[ImageSource], real: Sequence[ImageSource
     drawn, known = (
         np.concatenate([histograms(one[None]) for one in some]).astype(np.float64) for some in (images, real)
     )
+    # The same captions are left out of both sets, so that the interval is of pairs.
     again = [wasserstein(drawn[index].sum(axis=0), known[index].sum(axis=0)) for index in resamples(len(drawn))]
     drawn_sum, known_sum = drawn.sum(axis=0), known.sum(axis=0)
     return HistogramDistance(

@@ -51,6 +51,7 @@ def answer(
 ) -> DrawnImages:
     """One image per prompt and per caption."""
     drawn: dict[int, ImageSource] = {}
+    # Images of one size share a batch; `drawn` brings them back into the captions' order.
     for size in dict.fromkeys(caption.size for caption in captions):
         rows = [row for row, caption in enumerate(captions) if caption.size == size]
         sampling = (
@@ -96,6 +97,7 @@ def own(components: Components, prompts: Sequence[str], seeds: Sequence[int], se
 
 def leaky(components: Components, prompts: Sequence[str], seeds: Sequence[int], settings: Settings) -> Iterator[Step]:
     """The same weights, prompts, guidance and initial noise on the schedule before its zero-terminal-SNR rescale."""
+    # Only the schedule is another: guidance rescale stays at what the model's own schedule has.
     record = components.record
     settings = replace(settings, rescale=settings.rescale_for(components))
     unscaled = replace(components, record=replace(record, schedule=replace(record.schedule, zero_terminal=False)))

@@ -92,6 +92,7 @@ class Questions:
             return band_errors(components, self.captions, self.settings.sampling, meter.advance)
 
     def _kept(self, components: Components, about: MeasuredModel, sampler: Sampler) -> Kept:
+        # Weights, schedule and sampler name the files, so that nothing drawn otherwise is taken for these.
         return Kept(self.folder, f"{about.fingerprint} {components.record.schedule!r} {sampler.__name__}")
 
     def answered(self, components: Components, about: MeasuredModel, sampler: Sampler, meter: Meter) -> DrawnImages:
@@ -138,6 +139,7 @@ def draw_model(components: Components, about: MeasuredModel, questions: Question
     """The model by its own schedule, and by a leaky one where that is another."""
     components = components.to(runtime.pick_device())
     controlled, missing = questions.controlled, no_control(components.record.schedule)
+    # The bar counts every image of every set, so that it moves evenly to its end.
     total = (
         questions.images
         + len(questions.asked)
@@ -148,11 +150,13 @@ def draw_model(components: Components, about: MeasuredModel, questions: Question
     with Meter(console, "evaluate", total, unit="images") as meter:
         start = time.monotonic()
         images = questions.answered(components, about, own, meter)
+        # Only the model's own images are timed: what the control and the judge's images take is nobody's to pay.
         seconds = time.monotonic() - start
         control = controlled.answered(components, about, leaky, meter) if missing is None else None
         asked = questions.alone(questions.asked, components, about, meter)
         bias = questions.alone(questions.bias, components, about, meter)
         inpainted = questions.inpainted(components, about, images, meter)
+    # After the images, whose meter would otherwise stand still meanwhile.
     errors = questions.errors(components, console)
     sampling = _sampling(components, questions.settings, missing or CONTROL)
     judge = AlignmentEncoders(components.text_encoders, components.vision)
@@ -182,6 +186,7 @@ def draw_before(parent: Parent, questions: Questions, console: Console) -> Drawn
         with Meter(console, "evaluate before", questions.images, unit="images") as meter:
             answers = questions.answered(components, about, own, meter)
         return DrawnBefore(about, answers, None, questions.errors(components, console))
+    # A parent that cannot be drawn takes only its column away from the report.
     except UserError as error:
         return DrawnBefore(missing=f"the model that training began from cannot be drawn with ({error.what})")
 

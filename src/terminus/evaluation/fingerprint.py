@@ -17,6 +17,7 @@ def model_fingerprint(model: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     files = [*model.rglob("*.safetensors"), *model.glob("scheduler/*.json")]
     for path in sorted(files, key=lambda path: path.relative_to(model).as_posix()):
+        # Names are part of it: the same tensors in other networks are another model.
         digest.update(path.relative_to(model).as_posix().encode() + b"\0")
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

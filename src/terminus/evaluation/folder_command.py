@@ -40,6 +40,7 @@ def judge_folder(folder: Path, out: Path, opened: Opened, seed: int, console: Co
     out.mkdir(parents=True, exist_ok=True)
     found = image_set.measure_set(subject, opened.extractors, console, seed)
     metrics = FolderMetrics(images.path.resolve().name, images.unread, found.metrics, DEFINITIONS)
+    # Pages first, metrics.json last: where it is, everything is.
     write_folder_sheet(images, out)
     if found.metrics.memorised is not None and subject.training is not None:
         names = images.names

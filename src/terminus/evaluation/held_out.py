@@ -59,10 +59,12 @@ class HeldOutImage:
 def from_store(trained: TrainedOn, count: int, seed: int) -> Captions:
     """Up to `count` held-out rows, chosen by the seed alone; UserError if the store has none of this recipe."""
     store = Store(trained.data.store)
+    # Rows first, images after: only those that are chosen are read and decoded.
     view = _latents(store, trained)
     offsets = _offsets(view, trained, seed)
     rows = [row for row in _rows(view, offsets[:count]) if row is not None]
     images = _images(store, rows)
+    # Takedowns may have removed images since the run; the report counts them as gone.
     kept = [row for row in rows if row.image in images]
     if not kept:
         raise UserError(

@@ -60,6 +60,7 @@ def open_folder(path: Path, least: int = 1) -> ImageFolder:
     """UserError for what is no folder, and for one with fewer than `least` images that can be read."""
     if not path.is_dir():
         raise UserError("No folder is here", where=str(path), rule=_RULE)
+    # Each is decoded once here and let go: a folder of 50,000 images does not fit the memory.
     listed = sorted(one for one in path.rglob("*") if one.suffix.lower() in SUFFIXES and one.is_file())
     files: list[Path] = []
     sizes: list[Size] = []
@@ -127,6 +128,7 @@ def _pixels(file: Path) -> ImageSource:
 
 def _caption(file: Path) -> str | None:
     """The text beside the image, else the prompt that Terminus wrote into it."""
+    # The layout of kohya and many data sets comes before what a file says of itself.
     beside = file.with_suffix(".txt")
     if beside.is_file():
         data = read_bounded(beside, file.parent, _LONGEST_CAPTION)

@@ -98,6 +98,7 @@ def measure_set(subject: ImageSet, extractors: Sequence[Extractor], console: Con
     memorised: Memorised | None = None
     columns = {"mean_luma": lumas[0], "range": lumas[1]}
     for extractor in extractors:
+        # Features are computed once for each extractor, and serve distances, agreement and neighbours.
         drawn = _features(extractor, subject.images, "drawn", console)
         known = None if subject.reference is None else _features(extractor, subject.reference, "reference", console)
         if known is not None:
@@ -107,6 +108,7 @@ def measure_set(subject: ImageSet, extractors: Sequence[Extractor], console: Con
             agreement.append(found[0])
             columns[f"score, {extractor.name}"] = found[1]
         if subject.training is not None and memorised is None:
+            # By the first extractor alone: thousands of training images pass through it.
             trained = _features(extractor, subject.training.images, "training", console)
             memorised = measure_memorised(subject.images, drawn, subject.training, trained, known, extractor.name)
     reference = None if subject.reference is None else Brightness(*map(mean_of, _brightness(subject.reference)))
@@ -147,6 +149,7 @@ def _agreement(
     if extractor.read is None or not rows:
         return None
     texts = [subject.captions[row] or "" for row in rows]
+    # Two images of one caption must not count as each other's error.
     different = list(dict.fromkeys(texts))
     own = np.array([different.index(text) for text in texts])
     read = extractor.captions(different)
@@ -156,6 +159,7 @@ def _agreement(
     scores[rows] = 100 * cosines.clip(min=0)
     paired = None
     if known is not None and subject.paired:
+        # What real images reach with the same captions: the score that can be hoped for.
         theirs = (known[rows] * read[own]).sum(axis=1).astype(np.float64)
         paired = mean_of(100 * theirs.clip(min=0))
     found = CaptionAgreement(

@@ -92,8 +92,10 @@ def draw_inpainted(
             place = kept(f"inpainted {way} {name}")
             for image, prompt in zip(images, prompts, strict=True):
                 asked = [(prompt.prompt, prompt.seed)]
+                # Batches of one: an image that is here already is not drawn again.
                 one = place.read(asked, settings)
                 if one is None:
+                    # The two images differ in what is hidden alone: what differs after painting has leaked.
                     over = Image.fromarray(np.where(mask[..., None], level, image).astype(np.uint8))
                     try:
                         (drawn,) = model.inpaint(
@@ -115,6 +117,7 @@ def measure_inpainting(drawn: InpaintedImages) -> Inpainting:
     mask = hole(*drawn.before.shape[1:3])
     ways: dict[str, WayResult] = {}
     for way in WAYS:
+        # Black and white were hidden under the same mask with the same seed.
         inside = [luma(drawn.painted[way, name])[:, mask].mean(axis=1) for name in HIDDEN]
         seams = [seam_contrast(drawn.painted[way, name], mask) for name in HIDDEN]
         ways[way] = WayResult(mean_of(np.abs(inside[1] - inside[0])), mean_of((seams[0] + seams[1]) / 2))
@@ -128,6 +131,7 @@ def seam_contrast(images: Stack, mask: Bool[np.ndarray, "height width"]) -> np.n
     beside: list[np.ndarray] = []
     for axis in (1, 2):
         steps = np.abs(np.diff(values, axis=axis))
+        # Steps from a pixel inside the mask to one outside.
         edge = np.diff(mask.astype(np.int8), axis=axis - 1) != 0
         # One pixel before and one behind, along the direction of the step.
         near = np.roll(edge, 1, axis=axis - 1) | np.roll(edge, -1, axis=axis - 1)

@@ -44,10 +44,12 @@ class Kept:
         """Each file appears whole or not at all."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for path, image in zip(self._paths(batch, settings), images, strict=True):
+            # A run that is stopped in the middle leaves no half of an image behind.
             temporary = path.with_suffix(".tmp")
             Image.fromarray(image).save(temporary, "PNG")
             os.replace(temporary, path)
 
     def _paths(self, batch: Sequence[Asked], settings: Settings) -> list[Path]:
+        # All that has an influence on a batch is in its files' name; what changes draws anew.
         how = hashlib.sha256(f"{self.who}\n{settings!r}\n{list(batch)!r}".encode()).hexdigest()[:16]
         return [self.folder / f"{how}-{number:03}.png" for number in range(len(batch))]

@@ -40,6 +40,7 @@ def light_prompts(native_pixels: int, count: int, seed: int) -> list[DrawnCaptio
     subjects: Sequence[str] = GENERIC
     if native_pixels <= EMBEDDED_PIXELS:
         subjects = [drawing.subject for drawing in embedded_subjects(seed)]
+    # Row i of the dark half and row i of the bright half share subject and seed.
     texts = [f"a {word} image of {subjects[i % len(subjects)]}" for word in WORDS for i in range(count)]
     return [DrawnCaption(text, escape(text), seed + place % count) for place, text in enumerate(texts)]
 

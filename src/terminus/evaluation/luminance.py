@@ -64,6 +64,7 @@ def wasserstein(a: Float[np.ndarray, " levels"], b: Float[np.ndarray, " levels"]
 
     It is the mean brightness by which pixels must be moved to turn one image set's histogram into the other's.
     """
+    # In one dimension the optimal transport is the difference of the cumulative distributions.
     difference = np.cumsum(a / a.sum()) - np.cumsum(b / b.sum())
     return float(np.abs(difference).sum() / (LEVELS - 1))
 

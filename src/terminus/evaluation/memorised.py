@@ -78,6 +78,7 @@ def measure_memorised(
 ) -> Memorised:
     """Of images and their features by one extractor; there are at least two training images."""
     nearest, apart = _nearest(features, training_features)
+    # The closest pairs are shown, whether or not they count as copies: people judge better than a threshold.
     order = np.argsort(apart, kind="stable")[:SHOWN]
     return Memorised(
         training_images=len(training.images),
@@ -125,6 +126,7 @@ def _copies(drawn: Sequence[ImageSource], training: Sequence[ImageSource]) -> li
     for number, image in enumerate(training):
         measured = measure_image(Image.fromarray(image))
         known.add(Twin(str(number), str(number)), measured.dhash, measured.thumbprint)
+    # The same measures that `prepare` finds near duplicates with.
     looks = (measure_image(Image.fromarray(image)) for image in drawn)
     return [row for row, one in enumerate(looks) if known.find(one.dhash, one.thumbprint) is not None]
 
@@ -142,6 +144,7 @@ def _nearest(features: Features, training: Features) -> tuple[np.ndarray, np.nda
     found: list[np.ndarray] = []
     apart: list[np.ndarray] = []
     for start in range(0, len(rows), 1024):
+        # In blocks: 50,000 by 4096 distances would take gigabytes.
         squared = squared_distances(rows[start : start + 1024], others)
         found.append(squared.argmin(axis=1))
         apart.append(np.sqrt(squared.min(axis=1)))
@@ -155,6 +158,7 @@ def _own_neighbour(training: Features) -> np.ndarray:
     for start in range(0, len(rows), 1024):
         squared = squared_distances(rows[start : start + 1024], rows)
         places = np.arange(len(squared))
+        # Its own row is no neighbour.
         squared[places, start + places] = np.inf
         found.append(np.sqrt(squared.min(axis=1)))
     return np.concatenate(found)

@@ -32,6 +32,7 @@ def parent_of(trained: TrainedOn | None, model: Path) -> Parent:
     if trained.parent is None:
         return Parent(missing="training began from random weights")
     try:
+        # Looked for and not loaded: the model that is judged comes first into memory.
         folder = resolve(trained.parent)
     except UserError as error:
         return Parent(missing=f"the model that training began from is not here ({error.what})")

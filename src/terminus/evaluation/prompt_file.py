@@ -31,6 +31,7 @@ def read_prompts(path: Path) -> dict[int, str]:
 
 def _text(path: Path) -> str:
     try:
+        # A FIFO would wait for ever, and a device would be read without end.
         about = path.stat()
         if not stat.S_ISREG(about.st_mode):
             raise UserError("This is not a file", where=str(path), rule=_RULE)

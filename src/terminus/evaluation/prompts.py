@@ -98,5 +98,6 @@ def embedded_subjects(seed: int) -> list[Emoji]:
     drawings.sort(key=lambda drawing: runtime.key(seed, 0, f"evaluation {drawing.id}"))
     held_out = [drawing for drawing in drawings if drawing.split == "validation"]
     seen = [drawing for drawing in drawings if drawing.split == "train"][: len(held_out)]
+    # In turns, so that any number of prompts has as many held-out subjects as seen ones.
     turns = chain.from_iterable(zip_longest(held_out, seen))
     return [drawing for drawing in turns if drawing is not None]

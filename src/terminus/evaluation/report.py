@@ -52,6 +52,7 @@ def write_samples(gallery: EvaluationImages, out: Path) -> tuple[Sample, ...]:
         (out / "probe.png").unlink(missing_ok=True)
     folder = out / "samples"
     folder.mkdir(exist_ok=True)
+    # An earlier evaluation may have had more of them.
     for old in folder.glob("[0-9]*.png"):
         old.unlink()
     samples: list[Sample] = []
@@ -107,6 +108,7 @@ def _singles(gallery: EvaluationImages) -> list[tuple[ImageSource, str, int]]:
 def _curves(gallery: EvaluationImages) -> list[_Curve]:
     """Pooled luma of the held-out captions' images, or of the probe where there are none."""
     captions, prompts = gallery.captions, gallery.prompts
+    # A file's captions have no real images, so the probe is what can be compared.
     own = captions is not None and len(captions.images) > 0
 
     # The probe's drawings that the embedded data hold out, or all where nothing is known of the training data.
@@ -138,6 +140,7 @@ def _curves_of(shares: Mapping[str, np.ndarray]) -> list[_Curve]:
 
 
 def _shares(images: Sequence[ImageSource]) -> np.ndarray:
+    # One by one: images of a set may differ in size.
     counts = sum(histograms(one[None])[0] for one in images)
     assert isinstance(counts, np.ndarray), "there is at least one image"
     bars = counts.reshape(_BARS, LEVELS // _BARS).sum(axis=1)

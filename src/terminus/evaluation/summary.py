@@ -30,6 +30,7 @@ def say_model(console: Console, metrics: Metrics, out: Path) -> None:
         _line(console, f"whole images: asked dark {light.dark.mean:.3f}, asked bright {light.bright.mean:.3f}")
     if metrics.image_set is not None:
         _say_distances(console, metrics.image_set)
+    # What is missing from the comparison is said, or a reader would think it was forgotten.
     if metrics.no_before is not None and metrics.captions is not None:
         _line(console, f"not measured before training: {metrics.no_before}")
     _line(console, f"wrote {out / 'report.html'}")

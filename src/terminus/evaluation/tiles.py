@@ -78,6 +78,7 @@ def caption_rows(gallery: EvaluationImages, columns: int, most: int) -> list[Row
     for start in range(0, len(shown), columns):
         some = shown[start : start + columns]
         for title in (BEFORE, AFTER):
+            # Without a parent there is no row "before".
             tiles = [Tile(one.images[title], one.caption) for one in some if title in one.images]
             rows += [Row(title, tiles)] if tiles else []
     return rows

@@ -25,6 +25,7 @@ class TrainedOn:
 def check_trained_on(trained: TrainedOn, record: Record, is_parent: bool) -> None:
     """UserError if the model cannot have come from this recipe and is not its parent either."""
     parents = record.parents or (None,)
+    # Models that others trained record no parent; there is nothing to compare then.
     recorded = bool(record.weighting)
     wrong: list[str] = []
     if recorded and not is_parent and parents[-1] != trained.parent:

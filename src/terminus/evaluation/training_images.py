@@ -27,6 +27,7 @@ def training_images(trained: TrainedOn, seed: int, most: int = MOST) -> TrainedI
     latents, images = store.latents.latest(), store.images.latest()
     if latents is None or images is None:
         return None
+    # The version that the run read: rows that were added later taught it nothing.
     if trained.version is not None:
         latents = store.latents.at(trained.version)
     where = f"split != 'validation' AND transform = {quoted(trained.data.transform.spec)}"

@@ -51,6 +51,7 @@ def application(service: Service) -> ASGIApp:
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         service.start()
         yield
+        # Sessions first: they wait for jobs, which need the engine until the end.
         await mcp.stop()
         await service.stop()
 
@@ -66,6 +67,7 @@ def application(service: Service) -> ASGIApp:
     for router in _ROUTERS:
         app.include_router(router)
     app.router.routes.append(Route("/mcp", mcp, include_in_schema=False))
+    # Last, for it answers every address that no interface has taken.
     pages.mount(app)
     _handlers(app)
     options = service.options
@@ -119,6 +121,7 @@ def error_response(
     path = request.url.path.removeprefix(request.scope.get("root_path", ""))
     content: dict[str, Any] = errors.body(error, field)
     if path.startswith("/v1/"):
+        # OpenAI answers a bad request with 400, and its clients raise by the status.
         kinds = {401: "authentication_error", 429: "rate_limit_error", 503: "server_error", 500: "server_error"}
         kind = kinds.get(status, "invalid_request_error")
         content = {"error": {"message": errors.without_paths(str(error)), "type": kind, "param": field, "code": None}}

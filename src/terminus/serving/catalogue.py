@@ -72,6 +72,7 @@ class Catalogue:
     def _add(self, name: str) -> None:
         path = find_local(name)
         title = name if name in SHIPPED or path is None else _title(path)
+        # Ids stand in addresses: nothing in them may mean anything to a server or a browser.
         key = re.sub(r"[^A-Za-z0-9._-]+", "-", title).strip("-.") or "model"
         number, unique = 1, key
         while unique in self._entries:
@@ -93,6 +94,7 @@ class Catalogue:
         """The entry with its finding, which is read once and kept with the file's size and time."""
         entry = self.entry(key)
         if entry.finding is None and entry.problem is None:
+            # Whoever asks meanwhile waits for the same reading; one who leaves does not stop it for the others.
             if key not in self._asked:
                 self._asked[key] = asyncio.create_task(self._inspect(entry))
             await asyncio.shield(self._asked[key])
@@ -114,6 +116,7 @@ class Catalogue:
     async def find(self, name: str, digest: str = "") -> str | None:
         """The id of the model or adapter with this hash, or else of this name."""
         entries = [await self.inspected(key) for key in list(self._entries)]
+        # A hash tells more than a name, which others may have given to another file.
         for entry in entries:
             hashes = (entry.finding or {}).get("hashes") or {}
             known = (str(hashes.get("sha256", "")), str(hashes.get("tensors_sha256", "")))
@@ -124,6 +127,7 @@ class Catalogue:
     async def _inspect(self, entry: CatalogueEntry) -> None:
         path = entry.path
         stamp = "" if path is None else _stamp(path)
+        # Hashing a large file takes a minute: done once for each size and time of it.
         row = self._state.row("SELECT stamp, finding FROM inspected WHERE path = ?", (entry.name,))
         if row is not None and stamp and row["stamp"] == stamp:
             entry.finding = json.loads(row["finding"])
@@ -140,6 +144,7 @@ class Catalogue:
         path = entry.path
         if path is None:
             return None
+        # The names that A1111, ComfyUI and the evaluation of a run give to such images.
         places = [path / "thumbnail.png", path / "samples.png"] if path.is_dir() else []
         places += [path.with_suffix(ending) for ending in _THUMBNAILS] if path.is_file() else []
         return next((place for place in places if place.is_file()), None)

@@ -42,6 +42,7 @@ def offered_choices(limits: ServeLimits) -> dict[str, Any]:
         "shapes": [{"name": name, "width": shape.width, "height": shape.height} for name, shape in ASPECTS.items()],
         "tasks": list(TASKS),
         "defaults": {
+            # Those of the command line, so that the same request draws the same image by any way.
             "steps": 28, "guidance": 4.0, "rescale": None, "interval": [0.0, 1.0], "solver": "dpmpp_2m",
             "spacing": "trailing", "strength": 0.6, "inpaint_strength": 1.0, "factor": 2.0, "feather": 0,
             "padding": 32, "hires": {"factor": 1.5, "strength": HIRES_STRENGTH}, "variation": 0.0, "count": 1,

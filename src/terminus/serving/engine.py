@@ -133,6 +133,7 @@ class JobEngine:
                 503 if full.whole else 429, f"{full.length} jobs wait already", rule="The queue is bounded",
                 fix=f"Ask again in {wait} seconds", Retry_After=wait,
             ) from full  # fmt: skip
+        # Before it is written: an order that names what is not there refuses the job.
         self._orders[job.id] = self._order_of(job)
         self.ledger.save(job)
         self._active[job.id] = job

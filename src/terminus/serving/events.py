@@ -55,6 +55,7 @@ class Listener:
 
     def tell(self, event: Event) -> None:
         """Adds an event; one that waits already and is overtaken, a step of the same job, goes."""
+        # A client that reads slowly needs only the newest step.
         if event.name == "step" and self._waiting and self._waiting[-1].name == "step":
             if self._waiting[-1].job == event.job:
                 self._waiting.pop()
@@ -94,10 +95,12 @@ class Events:
     def publish(self, user: str, job: str, name: str, data: dict[str, Any], previews: Iterable[bytes] = ()) -> None:
         """Tells one event."""
         self._number += 1
+        # Numbers grow over all jobs, so that Last-Event-ID tells where a reader was.
         event = Event(self._number, job, name, data, tuple(previews))
         if event.previews:
             self._previews[job] = event.previews[0]
         history = self._histories.setdefault(job, [])
+        # Only the last step is kept: whoever comes late needs no history of them.
         if history and history[-1].name == name == "step":
             history.pop()
         history.append(event)
@@ -128,6 +131,7 @@ class Events:
     def listen(self, job: str, after: int = 0) -> Listener:
         """A listener to one job, who is first told what came after the event of this number."""
         listener = Listener()
+        # History first and then the live events, in one go: nothing comes between.
         for event in self._histories.get(job, ()):
             if event.number > after:
                 listener.tell(event)
@@ -159,12 +163,14 @@ class Events:
 
 async def stream(listener: Listener, *, of_all: bool = False, beat: float = 15.0) -> AsyncIterator[bytes]:
     """Lines of server-sent events: to the end of the job, or for ever where those `of_all` jobs are told."""
+    # Milliseconds until a browser asks again after a break.
     yield b"retry: 2000\n\n"
     while True:
         event = await listener.next(beat)
         if event is None and listener.closed:
             return
         if event is None:
+            # A comment line: proxies close a stream that is silent for a minute.
             yield b": still here\n\n"
             continue
         yield event.line(of_all=of_all)

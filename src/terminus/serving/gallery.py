@@ -60,6 +60,7 @@ class Gallery:
 
     def write(self, user: str, seed: int, png: bytes, thumbnail: bytes) -> tuple[str, Path]:
         """A new image's id, and its file; touches no database, so any thread may call it."""
+        # Local time: people look for "yesterday evening" in folders by day.
         key, now = secrets.token_urlsafe(12), datetime.now().astimezone()
         own = self.folder if user == LOCAL else self.folder / user
         path = own / f"{now:%Y-%m-%d}" / f"{now:%H%M%S}-{seed}-{key}.png"
@@ -141,6 +142,7 @@ class Gallery:
             if starred is not None:
                 self._state.write("UPDATE images SET starred = ? WHERE id = ?", (int(starred), key))
             if boards is not None:
+                # Another user's board is answered as one that is not there.
                 own = {row["id"] for row in self._state.rows("SELECT id FROM boards WHERE user = ?", (user,))}
                 if not own.issuperset(boards):
                     raise not_found("board")
@@ -152,6 +154,7 @@ class Gallery:
     def delete(self, user: str, key: str) -> None:
         """Moves an image to the trash, from where `restore` brings it back."""
         path = self.file(user, key)
+        # The file first: a crash in between leaves an image without a file, which the next start forgets.
         if path.exists():
             path.rename(self._trash / f"{key}.png")
         self._state.write("UPDATE images SET deleted = ? WHERE id = ?", (time.time(), key))
@@ -189,6 +192,7 @@ class Gallery:
                 there.add(name)
                 if name not in known and path.is_file() and not path.is_symlink():
                     found.append((user, path))
+        # People may delete files by hand; the folder is what counts.
         for name in known.keys() - there:
             self._state.write("DELETE FROM images WHERE path = ?", (name,))
         return found

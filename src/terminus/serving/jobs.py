@@ -132,6 +132,7 @@ def check_request(request: JobRequest) -> None:
     """UserError for what no model could draw; the rules are those of the command line."""
     usual = {"steps": 28, "guidance": 4.0, "solver": "dpmpp_2m", "spacing": "trailing"}
     given = {name: getattr(request, name) for name in usual}
+    # What is left out counts as its default, for pairs of settings that do not go together.
     chosen: dict[str, Any] = {name: usual[name] if value is None else value for name, value in given.items()}
     low, high = request.interval or (0.0, 1.0)
     sampling_limits.check_settings(

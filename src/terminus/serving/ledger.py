@@ -39,6 +39,7 @@ class Ledger:
 
     def by_key(self, user: str, key: str) -> Job | None:
         """A job by its client's own name for it."""
+        # A key may be used anew after its time.
         self._state.write("UPDATE jobs SET key = NULL WHERE key = ? AND created < ?", (key, time.time() - _KEY_SECONDS))
         return self._one("SELECT * FROM jobs WHERE user = ? AND key = ?", user, key)
 

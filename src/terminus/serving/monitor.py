@@ -54,6 +54,7 @@ class Monitor:
     def file(self, key: str, name: str) -> RunFile:
         """A report, or a preview, by its name; `Refusal` 404 for anything else."""
         folder = self._path(key)
+        # Only names from a fixed list, or of previews, reach the disk.
         path = self._page(folder, name)
         if _PREVIEW.fullmatch(name):
             path = folder / "previews" / name
@@ -79,6 +80,7 @@ class Monitor:
         """Run folders by id, which is made of their names and never read as a path."""
         if not self._folder.is_dir():
             return {}
+        # A run is where a log is, in the folder or one below, as recipes put them.
         logs = sorted([*self._folder.glob("*/log.jsonl"), *self._folder.glob("*/*/log.jsonl")])[:_MOST]
         found: dict[str, Path] = {}
         for log in logs:
@@ -96,6 +98,7 @@ class Monitor:
         return found[key]
 
     def _log(self, path: Path) -> RunLog:
+        # Logs grow for weeks: only what is new is read at each look.
         log = self._logs.setdefault(path, RunLog(path / "log.jsonl"))
         log.read_on()
         return log
@@ -103,6 +106,7 @@ class Monitor:
     def _shown(self, key: str, path: Path) -> dict[str, Any]:
         last, updated = self._log(path).last, _modified(path / "log.jsonl")
         facts = _facts(path)
+        # A run that was killed writes nothing; long steps are no sign of that.
         quiet = time.time() - updated > max(_QUIET, 10 * last.get("seconds", 0.0))
         state = "finished" if facts else "stopped" if quiet else "running"
         goodput = facts.get("goodput")

@@ -27,6 +27,7 @@ class Outlook:
 
     def seconds_left(self, job: Job) -> float:
         """Until the job has its images."""
+        # Workers share what lies ahead; the job itself is drawn by one of them.
         own = self._pace.left(job)
         if job.state is JobState.RUNNING:
             return own
@@ -43,6 +44,7 @@ class Outlook:
 
     def tell_positions(self) -> None:
         """Those that somebody listens to hear where they stand now; one pass, however many wait."""
+        # A running sum: asking each for its place would be quadratic in the queue.
         ahead, workers = self._pace.seconds(self.running()), max(1, len(self._workers))
         for place, job in enumerate(self._queue.order(), 1):
             own = self._pace.left(job)

@@ -35,6 +35,7 @@ def spans(prompt: str) -> list[dict[str, Any]]:
         if part[0] in (")", "]") and opened:
             weight = opened.pop()
         last = found[-1] if found else None
+        # Neighbours of one look are one span, or a page would hold an element for each letter.
         if last is not None and last["kind"] == kind == "text" and last["weight"] == now:
             last["end"] = part.end()
         else:
@@ -52,6 +53,7 @@ def _factors(parts: list[re.Match[str]]) -> dict[int, float]:
             factors[number] = 1.1 if part[0] == "(" else 1 / 1.1
         elif part[0] in (")", "]") and opened["(" if part[0] == ")" else "["]:
             start = opened["(" if part[0] == ")" else "["].pop()
+            # "(word:1.3)": the number stands before the bracket that closes.
             before = parts[number - 1][0]
             if number and before.startswith(":") and len(before) > 1:
                 factors[start] = float(before[1:])

@@ -29,6 +29,7 @@ class FairQueue:
 
     def check_room(self, user: str) -> None:
         """`QueueFull` where no further job of this user may wait."""
+        # The whole queue first: 503 is the server's state, 429 the user's own doing.
         if len(self) >= self._limits.waiting:
             raise QueueFull(len(self), whole=True)
         own = len(self._users.get(user, ()))
@@ -38,6 +39,7 @@ class FairQueue:
     def add(self, job: Job, *, first: bool = False) -> None:
         """Behind the user's other jobs; or `first`, for one that was begun before."""
         own = self._users.setdefault(job.user, [])
+        # A job that a dead worker had begun has waited for its turn already.
         own.insert(0 if first else len(own), job)
         if first:
             self._users.move_to_end(job.user, last=False)
@@ -54,6 +56,7 @@ class FairQueue:
     def order(self) -> Iterator[Job]:
         """Jobs in the order in which they would be begun."""
         rows = [list(jobs) for jobs in self._users.values()]
+        # Everybody's first job, then everybody's second.
         for turn in range(max(map(len, rows), default=0)):
             yield from (row[turn] for row in rows if turn < len(row))
 

@@ -43,6 +43,7 @@ class Reader:
             raise UserError("This file could not be read", rule="The process that reads files ended at it") from error
 
     def _submit(self, work: Callable[..., Any], *given: Any, **named: Any) -> Any:
+        # Begun with the first file: a server that draws from prompts alone needs no second process.
         if self._pool is None:
             self._pool = ProcessPoolExecutor(1, mp_context=self._context, initializer=_begin)
         return self._pool.submit(work, *given, **named)

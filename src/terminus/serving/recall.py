@@ -28,6 +28,7 @@ def recalled(facts: ImageFacts) -> Recalled:
         else:
             return _ours(generation, facts, text)
     notes = list(facts.notes)
+    # Other programs' settings are strangers' input: each is checked, and a note says what was dropped.
     request = _foreign(facts.settings, notes)
     if facts.prompt or facts.negative:
         request |= {"prompt": facts.prompt[: LIMITS.prompt], "negative": facts.negative[: LIMITS.prompt]}

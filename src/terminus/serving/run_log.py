@@ -31,6 +31,7 @@ class RunLog:
     def read_on(self) -> None:
         """Takes in what was written since; a log that has become shorter is read anew."""
         try:
+            # A run that was started anew in the same folder writes a new log.
             size = self._path.stat().st_size
             if size < self._place:
                 self._begin()
@@ -39,6 +40,7 @@ class RunLog:
                 data = file.read(_AT_ONCE)
         except OSError:
             return
+        # The trainer may be in the middle of a line.
         whole, ending, _ = data.rpartition(b"\n")
         self._place += len(whole) + len(ending)
         for line in whole.split(b"\n"):
@@ -52,6 +54,7 @@ class RunLog:
         self._number += 1
         if self._number % self._stride == 0:
             self.rows.append(row)
+        # Every second row goes and from then on every second is kept: evenly thin, however long the run.
         if len(self.rows) > _MOST:
             self.rows, self._stride = self.rows[1::2], 2 * self._stride
 
@@ -64,6 +67,7 @@ class RunLog:
 
 def _numbers(line: bytes) -> dict[str, float]:
     try:
+        # A log lies in a folder that others write to: nothing in it is trusted.
         said = json.loads(line)
     except (ValueError, RecursionError):
         return {}
@@ -73,6 +77,7 @@ def _numbers(line: bytes) -> dict[str, float]:
     bands = said.get("bands")
     if isinstance(bands, dict):
         found |= {str(name)[:20]: value for name, value in list(bands.items())[:_BANDS] if _finite(value)}
+    # The first row of a run has the loss before any step; it is the curve's first point.
     for name in ("validation_before", "validation"):
         held_out = said.get(name)
         if isinstance(held_out, dict) and _finite(held_out.get("all")):

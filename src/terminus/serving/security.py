@@ -87,6 +87,7 @@ class Tokens:
     def user(self, offered: str) -> str | None:
         """Whose token it is. Every token is compared, each in constant time."""
         found: str | None = None
+        # All are compared even after a match: time must not tell which one was near.
         for token, name in self.users.items():
             if hmac.compare_digest(token.encode(), offered.encode("utf-8", "replace")):
                 found = name
@@ -129,6 +130,7 @@ class Door:
         path = self._place(scope)
         answer = _Answer(send, private=not path.startswith("/static/"))
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        # A browser that opens a page is shown the form for its token; programs get 401.
         refused = self._refusal(scope, path, headers)
         if refused is not None and refused[0] == 401 and _wants_page(scope, headers):
             scope["state"]["status"], path = 401, "/login"
@@ -152,6 +154,7 @@ class Door:
     def _place(self, scope: Scope) -> str:
         """The path below our root; a proxy may send it with the root or without."""
         path: str = scope["path"]
+        # Both must lead to one route, or checks by path could be walked around.
         if self._root and (path == self._root or path.startswith(self._root + "/")):
             path = path[len(self._root) :] or "/"
         scope["root_path"], scope["path"] = self._root, self._root + path
@@ -162,9 +165,11 @@ class Door:
         """Status and reason of a request that is not let in."""
         if "\0" in path or "\\" in path:
             return 400, "An address holds neither NUL nor backslashes"
+        # DNS rebinding: a stranger's name may point to this machine, and then comes from "the same origin".
         host = _host(headers.get("host", ""))
         if host is None or (not self._tokens and host not in self._hosts):
             return 421, "This server does not answer to that name"
+        # Cross-site requests: a page that a user happens to look at must not draw with this server.
         own = headers.get("host", "").lower()
         origin = headers.get("origin")
         if origin is not None and not _same(origin, own):
@@ -211,6 +216,7 @@ class _Answer:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.begun = True
+            # An answer's own headers win: images may be cached, reports have styles.
             given = {name.lower() for name, _ in message["headers"]}
             more = {**_HEADERS, **({"cache-control": "no-store"} if self._private else {})}
             extra = [(name.encode(), value.encode()) for name, value in more.items() if name.encode() not in given]
@@ -223,6 +229,7 @@ class _Answer:
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
         if status == 401:
             headers.append((b"www-authenticate", b'Bearer realm="terminus"'))
+        # The rest of the body would be taken for the next request on this connection.
         if status == 413:
             headers.append((b"connection", b"close"))
         await self({"type": "http.response.start", "status": status, "headers": headers})
@@ -237,6 +244,7 @@ class _Counted:
 
     async def __call__(self) -> Message:
         message = await self._receive()
+        # Chunked bodies state no length.
         self._left -= len(message.get("body", b""))
         if self._left < 0:
             raise TooLarge

@@ -181,6 +181,7 @@ class Service:
             raise UserError("A prompt that is written out", where="expand", rule=rule)
         request, warnings = await self._expanded(request)
         # Nothing is waited for from here on: the same key twice at once is still one job.
+        # A client that lost its connection asks again with the same key, and must not pay twice.
         known = self.engine.ledger.by_key(user, key) if key else None
         if known is not None:
             return self.engine.find(user, known.id) or known
@@ -189,6 +190,7 @@ class Service:
         self._check_consent(user, entry)
         self._check_sizes(user, request, entry)
         if request.seed is None:
+            # Chosen now, so that a job that is drawn a second time draws the same.
             request = request.model_copy(update={"seed": secrets.randbelow(min(_SEEDS, SEEDS))})
         job = Job(user, request, key=key, group=group, again=again, warnings=warnings, native=self.native(entry))
         return self.engine.submit(job)
@@ -221,6 +223,7 @@ class Service:
 
     async def wait(self, job: Job, request: Request | None, each: Any = None) -> Job:
         """The job when it is over; cancelled with `ClientGone` when the client leaves. `each` gets every event."""
+        # Before the first look at its state, or its end could be missed.
         listener = self.events.listen(job.id)
         if each is not None:
             self.engine.watch(job)
@@ -265,6 +268,7 @@ class Service:
     def image(self, user: str, key: str) -> Path:
         """The file of an upload or an image."""
         try:
+            # Ids of both kinds are unguessable and never equal: one field of a request serves both.
             return self.uploads.file(user, key)
         except Refusal:
             return self.gallery.file(user, key)
@@ -350,6 +354,7 @@ class Service:
 
     async def rebuild(self) -> None:
         """Takes images into the index that lie in the folder and are not in it."""
+        # One by one in the reader's process: the server answers meanwhile.
         for user, path in self.gallery.strangers():
             try:
                 facts = await self.reader.ask(reading_tasks.gallery_file_task, path)
@@ -372,6 +377,7 @@ class Service:
     async def _keep_house(self) -> None:
         while True:
             self.gallery.empty_trash()
+            # A job that waits for a day still needs its images.
             self.uploads.remove_old({key for job in self.engine.queue.order() for key in job.request.image_ids})
             self.engine.ledger.forget_old()
             await asyncio.sleep(3600)

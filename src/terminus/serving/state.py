@@ -58,6 +58,7 @@ class ServerState:
         self.folder = folder / ".serve"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            # A second server on this folder would draw the same queue.
             self._lock = _locked(self.folder / "lock")
         except OSError as error:
             raise UserError(
@@ -120,6 +121,7 @@ def _opened(path: Path) -> sqlite3.Connection:
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError):  # not damage: no room, no permission
             raise UserError(f"The server's state cannot be opened ({error})", where=str(path)) from error
+    # Kept, not deleted: the queue and the stars may still be read out of it.
     aside = path.with_name(f"{path.name}.damaged-{int(time.time())}")
     path.rename(aside)
     for ending in ("-wal", "-shm"):
@@ -133,6 +135,7 @@ def _connected(path: Path) -> sqlite3.Connection:
     database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5)
     try:
         database.row_factory = sqlite3.Row
+        # With a write-ahead log a kill loses nothing, and a power cut at most the newest rows.
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = NORMAL")
         if database.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":

@@ -27,6 +27,7 @@ class Uploads:
 
     async def add(self, user: str, data: bytes, mask: str | None = None, *, understand: bool = False) -> dict[str, Any]:
         """A new upload, as clients see it; UserError for what is no image."""
+        # Decoded and written as a PNG of ours: no byte of a stranger's file is served again.
         upload = await self._reader.ask(reading_tasks.upload_task, data, mask, understand)
         key = secrets.token_urlsafe(12)
         await asyncio.to_thread((self._folder / f"{key}.png").write_bytes, upload.png)

@@ -186,6 +186,7 @@ def _useless(store: Store, images: View, captioners: Sequence[CaptionerFacts]) -
         # The last ones of each kind.
         del group[:-USELESS]
     origins = frozenset(captioner.name for captioner in captioners)
+    # Only the images that are shown are read.
     wanted = {row["image_key"] for group in examples.values() for row in group}
     keys = cast("list[str]", images.scan(["key"]).column("key").to_pylist())
     found = {row.key: row for row in _taken(images, [place for place, key in enumerate(keys) if key in wanted])}

@@ -48,7 +48,9 @@ async def new_comparison(request: Request, asked: ComparisonRequest) -> dict[str
     pairs: list[dict[str, Any]] = []
     try:
         for one in asked.requests:
+            # One seed for both: the models are compared, and not their luck.
             seed = secrets.randbelow(_SEEDS) if one.seed is None else one.seed
+            # By lot for each pair, so that a habit of choosing the left cancels out.
             sides = asked.models if secrets.randbelow(2) else asked.models[::-1]
             drawn = [one.model_copy(update={"model": model, "seed": seed, "count": 1}) for model in sides]
             jobs += [await service.submit(user, each, group=key) for each in drawn]
@@ -138,6 +140,7 @@ def _shown(service: Service, user: str, key: str) -> dict[str, Any]:
             whole = {} if job is None else service.engine.shown(job)
             images = whole.get("images") or [None]
             sides[side] = {"id": job_key, "state": whole.get("state", "cancelled"), "image": images[0]}
+            # Which model it is stays hidden until the vote.
             request = {} if job is None else job.request.model_dump(exclude={"model"})
             sides.setdefault("request", request)
         shown.append({"id": pair["id"], **sides})

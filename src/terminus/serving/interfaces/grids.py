@@ -43,6 +43,7 @@ class GridRequest(Closed):
 async def new_grid(request: Request, asked: GridRequest) -> dict[str, Any]:
     """Puts a job into the queue for every cell; all of them or none."""
     service, user = service_of(request), user_of(request)
+    # All cells are checked before the first is queued: half a grid is of no use.
     cells = _requests(asked, service.options.limits.cells)
     key = secrets.token_urlsafe(12)
     jobs: list[Job] = []

@@ -146,6 +146,7 @@ async def job_events(
     """Server-sent events of one job: queued, started, step (with previews), then finished, failed or cancelled."""
     service = service_of(request)
     found = service.job(user_of(request), key)
+    # A header from a stranger: what is no number begins at the beginning.
     after = int(last_event_id) if last_event_id and last_event_id.isdecimal() and len(last_event_id) < 16 else 0
     return StreamingResponse(_events(service, found, after), media_type="text/event-stream", headers=SSE)
 

@@ -180,6 +180,7 @@ def _job_request(service: Service, asked: ImagesRequest, fields: dict[str, Any])
     if name is None or name not in service.catalogue.ids():
         known = ", ".join(service.catalogue.ids())
         raise Refusal(404, UserError(f"There is no model `{name}`", rule=f"Known: {known}"), "model")
+    # Our own fields come before OpenAI's words for the same.
     own = {field: getattr(asked, field) for field in _OWN}
     own |= {"model": name, "prompt": asked.prompt, "count": asked.n or 1}
     if own["steps"] is None and asked.quality not in (None, "auto"):
@@ -211,6 +212,7 @@ async def _stream(service: Service, job: Job, asked: ImagesRequest, kind: str) -
     listener = service.events.listen(job.id)
     service.engine.watch(job)
     described = {**_described(asked), "created_at": int(job.created)}
+    # A stream goes on while the job is drawn; a break in it cancels the job below.
     partial = _Partial(asked.partial_images or 0)
     try:
         while not job.state.over:
@@ -251,6 +253,7 @@ class _Partial:
         """The preview to send now, if any."""
         if not event.previews or self.sent >= self._wanted or event.data["first"] != 0:
             return None
+        # The last step's preview would come just before the image itself.
         if event.data["step"] >= event.data["steps"]:
             return None
         if event.data["step"] / event.data["steps"] < (self.sent + 1) / (self._wanted + 1) * 0.9:

@@ -43,6 +43,7 @@ def encoded(data: bytes) -> str:
 
 def decoded(text: str) -> bytes:
     """The bytes of base64, with or without a data address before it; UserError for what is none."""
+    # Base64 holds no comma: what stands before one is the data address.
     _, _, inside = text.rpartition(",")
     try:
         return base64.b64decode(inside, validate=True)

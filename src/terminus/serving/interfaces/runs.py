@@ -42,6 +42,7 @@ async def get_run(request: Request, key: str) -> dict[str, Any]:
 async def run_events(request: Request, key: str) -> StreamingResponse:
     """Server-sent events: `change` whenever the run has logged something."""
     service = service_of(request)
+    # 404 before the stream begins; afterwards no status can be sent.
     service.monitor.stamp(key)
     return StreamingResponse(_changes(service, key), media_type="text/event-stream", headers=SSE)
 
