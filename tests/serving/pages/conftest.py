@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from terminus.model.naming import SHIPPED
 from tests.serving.conftest import Server
@@ -30,6 +30,7 @@ from tests.serving.text_model import TextModel
 WAIT = 90_000
 """Milliseconds: long enough for a machine that does something else too."""
 _SECONDS = 120
+expect.set_options(timeout=WAIT)
 _FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 

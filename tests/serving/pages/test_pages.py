@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
 
-from .conftest import WAIT, Client, Visit
+from .conftest import Client, Visit
 
 AXE = (Path(__file__).parent / "axe" / "axe.min.js").read_text(encoding="utf-8")
 PAGES = ("", "canvas", "grid", "compare", "gallery", "models", "runs")
 PHONE = {"width": 390, "height": 844, "touch": True}
 Begin = Callable[..., Visit]
-expect.set_options(timeout=WAIT)
 
 
 def draw(page: Page, prompt: str, **fields: object) -> None:
