@@ -1,4 +1,4 @@
-"""Less usual ways: a second pass, two fingers, an adapter, a licence that restricts, a written prompt."""
+"""Less usual ways: a second pass, three axes, two fingers, an adapter, a licence that restricts, a written prompt."""
 
 from __future__ import annotations
 
@@ -99,6 +99,24 @@ def test_a_prompt_that_is_written_out(visit: Callable[..., Page], steered: Serve
         "Drawn from your own prompt: the text server answers with status 500."
     )
     expect(page.locator("#cancel")).to_be_hidden()
+
+
+def test_a_grid_of_three_axes(visit: Callable[..., Page], steered: Server):
+    page = visit("grid")
+    page.fill("#prompt", "a dog")
+    page.get_by_label("Columns: values").fill("2, 5")
+    page.get_by_label("Rows: values").fill("1..2")
+    page.click("#add-axis")
+    page.get_by_label("Sheets: values").fill("2, 3")
+    expect(page.locator("#grid-size")).to_have_text("8 images")
+    page.click("#draw")
+    expect(page.locator(".sheet-table td img")).to_have_count(8)
+    assert page.locator(".sheet-table caption").all_inner_texts() == ["Steps 2", "Steps 3"]
+    grid = steered.client.get(f"/api/v1/grids/{page.url.rpartition('=')[2]}").json()
+    drawn = [
+        (cell["image"]["request"]["guidance"], cell["image"]["seed"], cell["image"]["steps"]) for cell in grid["cells"]
+    ]
+    assert drawn == [(guidance, seed, steps) for steps in (2, 3) for seed in (1, 2) for guidance in (2, 5)]
 
 
 def test_two_fingers_enlarge_the_view_and_paint_nothing(visit: Callable[..., Page], steered: Server):
