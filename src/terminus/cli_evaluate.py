@@ -10,6 +10,7 @@ from terminus.cli_data import loading
 from terminus.errors import UserError
 
 if TYPE_CHECKING:
+    from terminus.evaluation.bias_file import BiasQuestions
     from terminus.judged import Judged
 
 
@@ -32,11 +33,8 @@ def evaluate(
     seed: options.Seed = 0,
 ) -> None:
     """Evaluate a model or a folder of images, or compare several: metrics.json, report.html, samples.png."""
-    from terminus.evaluation.bias_file import read_bias
     from terminus.evaluation.image_folder_names import is_image_folder
-    from terminus.evaluation.prompt_file import read_prompts
     from terminus.judged import find_judged
-    from terminus.sampling import limits
     from terminus.sampling.arguments import check_folder
 
     # Everything that can be said of the arguments is said before torch is imported.
@@ -46,15 +44,8 @@ def evaluate(
     found = [None if folder else find_judged(name, recipe) for name, folder in zip(subjects, folders, strict=True)]
     where = _folder(found[0], out, compare)
     check_folder(where)
-    limits.check_steps(steps)
-    limits.check_seeds(seed, count or 1)
-    if prompts is not None:
-        read_prompts(prompts)
-    questions = None if bias is None else read_bias(bias)
-    if questions is not None and all(folders):
-        raise UserError(
-            "--bias asks a model, and a folder of images cannot be asked", fix="Name a model, or leave it out"
-        )
+    _check_drawing(steps, seed, count, prompts)
+    questions = None if bias is None else _questions(bias, folders)
     _check_judge(judge, judge_model)
     with loading():
         from terminus.evaluation.against import Against
@@ -81,6 +72,24 @@ def evaluate(
         from terminus.judged import trained_by
 
         run_evaluate(found[0].model, where, settings, None, Own(trained_by(found[0]), prompts, count), against)
+
+
+def _check_drawing(steps: int, seed: int, count: int | None, prompts: Path | None) -> None:
+    from terminus.evaluation.prompt_file import read_prompts
+    from terminus.sampling import limits
+
+    limits.check_steps(steps)
+    limits.check_seeds(seed, count or 1)
+    if prompts is not None:
+        read_prompts(prompts)
+
+
+def _questions(bias: Path, folders: list[bool]) -> BiasQuestions:
+    from terminus.evaluation.bias_file import read_bias
+
+    if all(folders):
+        raise UserError("--bias asks a model, and a folder of images cannot be asked", fix="Name a model")
+    return read_bias(bias)
 
 
 def _check_judge(judge: str | None, judge_model: str | None) -> None:

@@ -20,10 +20,10 @@ DOCKERFILE = f"""\
 FROM python:3.12-slim
 
 # Spaces run a container as user 1000.
-RUN useradd --create-home --uid 1000 user
+RUN useradd --create-home --home-dir /srv/terminus --uid 1000 user
 RUN pip install --no-cache-dir "{{requirement}}"
 USER user
-WORKDIR /home/user
+WORKDIR /srv/terminus
 COPY --chown=user start.sh .
 EXPOSE {PORT}
 CMD ["sh", "start.sh"]
@@ -38,11 +38,11 @@ if [ -z "${{{{{SECRET}:-}}}}" ]; then
   exit 1
 fi
 umask 077
-printf '%s\\n' "${SECRET}" > /tmp/tokens
+printf '%s\\n' "${SECRET}" > tokens
 unset {SECRET}
-# Everything that is written lies in /tmp, and is gone when the Space sleeps.
-exec terminus serve {{repository}} --host 0.0.0.0 --port {PORT} --token-file /tmp/tokens \\
-  --folder /tmp/images --runs /tmp/runs
+# Everything that is written lies in the container, and is gone when the Space sleeps.
+exec terminus serve {{repository}} --host 0.0.0.0 --port {PORT} --token-file tokens \\
+  --folder images --runs runs
 """
 
 README = """\
