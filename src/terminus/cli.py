@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from terminus import cli_data, cli_evaluate, cli_serve, options
+from terminus import cli_data, cli_evaluate, cli_merge, cli_serve, options
 from terminus.cli_bench import bench_app
 from terminus.cli_config import config_app
 from terminus.cli_data import check_plan, load_recipe, loading
@@ -259,6 +259,8 @@ def convert(
     print(f"{written.target}\n{written.tensors} tensors, {written.size / 1e6:.1f} MB, says {written.says}")
 
 
+app.command()(cli_merge.merge)
+app.command()(cli_merge.extract)
 app.command()(cli_evaluate.evaluate)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image, ImageDraw
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -140,6 +141,21 @@ def a_run(folder: Path) -> None:
     path.rename("run/model/adapter/my-name.safetensors")
 
 
+def tuned_models(folder: Path) -> None:
+    """Two models that might have been trained from nano: other noise on its UNet."""
+    for seed, name in enumerate(("tuned", "other")):
+        shutil.copytree(SHIPPED["nano"], folder / name)
+        path, generator = (
+            folder / name / "unet/diffusion_pytorch_model.safetensors",
+            torch.Generator().manual_seed(seed),
+        )
+        moved = {
+            key: (value.float() + 0.01 * torch.randn(value.shape, generator=generator)).to(value.dtype)
+            for key, value in load_file(path).items()
+        }
+        save_file(moved, path, {"format": "pt"})
+
+
 def with_a_card(folder: Path) -> None:
     terminus("card", "runs/lora")
 
@@ -150,6 +166,7 @@ MORE: dict[str, Callable[[Path], None]] = {
     "docs/provenance.md": provenance,
     "docs/adapters.md": control,
     "docs/lora.md": a_run,
+    "docs/merging.md": tuned_models,
     "docs/publish.md": with_a_card,
 }
 """Page to what else it supposes."""

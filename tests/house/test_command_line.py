@@ -40,6 +40,11 @@ SURFACE = {
     ],
     "inspect": ["PATH", "--json", "--fix", "--as", "--probe"],
     "convert": ["SOURCE", "TARGET", "--precision", "--shard-size", "--ema", "--onto"],
+    "merge": [
+        *("MODEL[:WEIGHT]...", "--out", "--method", "--block", "--density", "--seed", "--as"),
+        *("--lora", "--adapter", "--rank", "--error", "--precision", "--shard-size"),
+    ],
+    "extract": ["TUNED", "BASE", "--out", "--rank", "--error"],
     "evaluate": [
         *("MODEL_OR_RUN", "--out", "--compare", "--reference", "--training", "--features", "--any-size"),
         "--bias",

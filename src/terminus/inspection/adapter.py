@@ -14,6 +14,7 @@ from terminus.inspection.findings import AdapterFinding
 from terminus.inspection.tensors import about_tensors, clipped, hashes, other_keys, part
 from terminus.model.detect import Evidence, metadata_evidence, weigh
 from terminus.model.header import Header, read_numbers
+from terminus.model.lineage import adapter_merges
 from terminus.model.record import Prediction
 
 _METHODS = {
@@ -75,6 +76,7 @@ def adapter_finding(header: Header, console: Console) -> AdapterFinding:
         zero_terminal=zero_terminal,
         evidence=evidence,
         base_model=_base_model(stored),
+        merges=adapter_merges(stored),
         training=_training(stored),
         tags=_tags(stored.get("ss_tag_frequency", "")),
         tensors=part(header.tensors.values()),

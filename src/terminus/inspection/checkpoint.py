@@ -131,6 +131,7 @@ def _finding(
         hashes=found,
         licence=record.licence or stated.get("license"),
         parents=tuple(clipped(parent, 300) for parent in record.parents),
+        merges=record.merges,
         weighting=record.weighting,
         images_seen=record.images_seen or None,
         caption_dropout=record.caption_dropout,

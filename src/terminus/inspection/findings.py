@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from terminus.model.detect import Evidence
+from terminus.model.lineage import Merge
 from terminus.model.record import Prediction
 
 Scalar = str | int | float | bool
@@ -58,6 +59,8 @@ class Checkpoint:
     hashes: Hashes
     licence: str | None
     parents: tuple[str, ...]
+    merges: tuple[Merge, ...]
+    """Merges that it, or what it began from, came out of; oldest first."""
     weighting: Mapping[str, Scalar]
     images_seen: int | None
     caption_dropout: float | None
@@ -85,6 +88,7 @@ class AdapterFinding:
     zero_terminal: bool | None
     evidence: tuple[Evidence, ...]
     base_model: str | None
+    merges: tuple[Merge, ...]
     training: Mapping[str, str]
     tags: tuple[str, ...]
     """The most frequent tags of its captions."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -33,6 +33,8 @@ FOLDERS: dict[Part, str] = {"unet": "unet", "text_encoder_1": "text_encoder", "t
 _KOHYA = {"unet": "lora_unet_", "text_encoder_1": "lora_te1_", "text_encoder_2": "lora_te2_"}
 _KOHYA_SLOTS = {"down": "lora_down.weight", "up": "lora_up.weight", "magnitude": "dora_scale"}
 _PEFT_SLOTS = {"down": "lora_A.weight", "up": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
+_EXACT = ("diff", "diff_b", "w_norm", "b_norm")
+"""Whole differences beside the factors, which kohya's layout alone has names for."""
 _SAID = ("alpha_pattern", "lora_alpha", "peft_type", "r", "rank_pattern", "target_modules", "use_dora", "use_rslora")
 """peft's settings that change the numbers. diffusers' file has no others: an older peft raises on those it lacks."""
 
@@ -45,8 +47,11 @@ class Trained:
     rank: int
     alpha: float
     layers: Mapping[Target, Mapping[str, Tensor]]
+    """A module with an `alpha` of its own (a number) has that in place of the adapter's."""
     configs: Mapping[Part, Mapping[str, Any]]
     """peft's settings of each network, as JSON."""
+    told: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Metadata of kohya's file beside, or in place of, what follows from the rest."""
 
 
 def write_adapter(trained: Trained, components: Components, folder: Path, name: str) -> None:
@@ -81,10 +86,12 @@ def kohya_tensors(trained: Trained, layers: int) -> dict[str, Tensor]:
     for target, factors in trained.layers.items():
         stem = kohya_name(target, layers)
         # Readers scale a product of low rank alone. Whole factors of LoKr have none, so theirs is multiplied in.
-        ranked = not factors.keys() <= {"lokr_w1", "lokr_w2"}
+        ranked = not factors.keys() <= {"lokr_w1", "lokr_w2", *_EXACT}
         if ranked:
-            tensors[f"{stem}.alpha"] = torch.tensor(float(trained.alpha))
+            tensors[f"{stem}.alpha"] = factors.get("alpha", torch.tensor(float(trained.alpha)))
         for slot, value in factors.items():
+            if slot == "alpha":
+                continue
             if slot == "magnitude":  # per output, in the shape that LyCORIS broadcasts
                 value = value.reshape(-1, *(1,) * (factors["down"].ndim - 1))
             if slot == "lokr_w1" and not ranked:
@@ -105,7 +112,7 @@ def _lasting_name(target: Target) -> str:
     transformers 5.6 took `text_model.` out of text encoder 1's own names, which all programs before it have and those
     after it still read.
     """
-    if target.part == "unet" or target.module.startswith("text_model."):
+    if target.part == "unet" or target.module.startswith(("text_model.", "text_projection")):
         return target.module
     return f"text_model.{target.module}"
 
@@ -119,6 +126,8 @@ def _as_peft(trained: Trained, name: Callable[[Target], str]) -> list[tuple[Targ
     found: list[tuple[Target, str, Tensor]] = []
     for target, factors in trained.layers.items():
         for slot, value in factors.items():
+            if slot == "alpha" or slot in _EXACT:
+                continue
             key = f"{name(target)}.{_PEFT_SLOTS.get(slot, slot)}"
             # Of a text encoder, transformers finds the magnitude by its full name alone; peft finds it by both.
             full = slot == "magnitude" and target.part != "unet"
@@ -168,4 +177,4 @@ def _metadata(trained: Trained, components: Components, title: str) -> dict[str,
         found["modelspec.license"] = record.licence
     if record.weighting.get("kind") == "min_snr" and "gamma" in record.weighting:
         found["ss_min_snr_gamma"] = str(record.weighting["gamma"])
-    return found
+    return found | dict(trained.told)

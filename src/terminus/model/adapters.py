@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -194,7 +194,7 @@ class Adapters:
             # At weight 0 the original itself, not its sum with nothing: that has the same bits.
             moved = any(weight != 0 for weight, _ in parts)
             first = original.to(parameter.device, torch.float32)
-            parameter.copy_(_with_deltas(first, which, parts) if moved else original)
+            parameter.copy_(with_deltas(first, which, parts) if moved else original)
 
 
 def _contributions(target: Target, which: str, used: list[tuple[Adapter, Attached]]) -> list[tuple[float, Layer]]:
@@ -207,8 +207,8 @@ def _contributions(target: Target, which: str, used: list[tuple[Adapter, Attache
     return found
 
 
-def _with_deltas(first: Tensor, which: str, parts: list[tuple[float, Layer]]) -> Tensor:
-    """The parameter and all that is added to it, float32."""
+def with_deltas(first: Tensor, which: str, parts: Sequence[tuple[float, Layer]]) -> Tensor:
+    """A parameter ("weight" or "bias") with all that weighted layers add to it, float32."""
     total = first.clone()
     for weight, layer in parts:
         delta = layer.weight_delta(first) if which == "weight" else layer.bias_delta(first)

@@ -55,11 +55,16 @@ def convert(
     average of the UNet that some single files hold. UserError for anything that is no SDXL model or would not survive.
     """
     target = at_home(target)
-    single = target.suffix == ".safetensors"
-    _check_target(target, precision, shard_size)
+    check_new(target, precision, shard_size)
+    return write_checkpoint(read_checkpoint(source, ema), target, precision, shard_size)
 
-    # Read the checkpoint, and make sure that it is whole before a byte is written.
-    parts = _read(source, ema)
+
+def write_checkpoint(
+    parts: CheckpointParts, target: Path, precision: Precision | str = "keep", shard_size: str | None = None
+) -> Converted:
+    """Writes a checkpoint as a folder or single file, once it is known to be whole; see `convert`."""
+    # Make sure that it is whole, and rightly named, before a byte is written.
+    single = target.suffix == ".safetensors"
     if single:
         sdnext.check_name(target, parts.record.schedule)
     check_networks(parts)
@@ -86,7 +91,7 @@ def convert(
     )
 
 
-def _check_target(target: Path, precision: str, shard_size: str | None) -> None:
+def check_new(target: Path, precision: str, shard_size: str | None) -> None:
     """UserError for a target that cannot be written, before anything is read."""
     refuse_pickle(target)
     if precision != "keep" and precision not in DTYPES:
@@ -101,7 +106,8 @@ def _check_target(target: Path, precision: str, shard_size: str | None) -> None:
         )
 
 
-def _read(source: str | Path, ema: bool) -> CheckpointParts:
+def read_checkpoint(source: str | Path, ema: bool = False) -> CheckpointParts:
+    """All of a model by its name (folder, .safetensors file, hub id, shipped); tensors are mapped, not yet read."""
     path = resolve(source)
     if path.is_file():
         return read_single_file(path, ema=ema)

@@ -56,6 +56,8 @@ def modelspec_metadata(parts: CheckpointParts) -> dict[str, str]:
     for key in (f"modelspec.{name}" for name in _KEPT):
         if key in parts.metadata:
             found[key] = parts.metadata[key]
+    if record.merges:
+        found["modelspec.merged_from"] = record.merges[-1].names
     if record.licence is not None:
         found["modelspec.license"] = record.licence
     if record.weighting.get("kind") == "min_snr" and "gamma" in record.weighting:

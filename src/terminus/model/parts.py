@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,6 +35,7 @@ from terminus.model.record import (
     Schedule,
     load_record,
     parse_schedule,
+    record_json,
     scheduler_class,
     scheduler_config,
     write_json,
@@ -278,7 +279,7 @@ def write_folder(
     write_json(folder / "scheduler" / "scheduler_config.json", dict(parts.scheduler))
     write_json(folder / "model_index.json", dict(parts.index))
     if parts.described:
-        write_json(folder / "terminus.json", asdict(parts.record))
+        write_json(folder / "terminus.json", record_json(parts.record))
 
 
 def _write_shards(

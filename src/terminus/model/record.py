@@ -17,6 +17,7 @@ from terminus.diffusion.prediction import PredictionType
 from terminus.diffusion.schedule import SHIFTS, NoiseSchedule
 from terminus.errors import UserError
 from terminus.model.limits import PIXELS, TIMESTEPS, show_value
+from terminus.model.lineage import Merge, parse_merges
 from terminus.model.weights import read_json
 
 Number = TypeVar("Number", int, float)
@@ -56,6 +57,8 @@ class Record:
     parents: tuple[str, ...] = ()
     licence: str | None = None
     native_pixels: int | None = None
+    merges: tuple[Merge, ...] = ()
+    """Merges that it, or what it began from, came out of; oldest first."""
 
     def side(self, latent: object, factor: int) -> int:
         """The side of the square image that the model was trained on, in pixels.
@@ -117,8 +120,9 @@ def parse_record(stored: dict[str, Any], schedule: Schedule, where: str) -> Reco
             parents=tuple(str(parent) for parent in stored.get("parents", [])),
             licence=None if stored.get("licence") is None else str(stored["licence"]),
             native_pixels=_pixels(_number(stored.get("native_pixels"), int)),
+            merges=parse_merges(stored.get("merges", [])),
         )
-    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
         raise UserError(f"This record is not readable ({error})", where=where) from error
 
 
@@ -139,7 +143,15 @@ def save_record(record: Record, folder: Path) -> None:
     """Writes `terminus.json` and the scheduler configuration that makes diffusers sample as we do."""
     (folder / "scheduler").mkdir(parents=True, exist_ok=True)
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler_config(record.schedule))
-    write_json(folder / "terminus.json", asdict(record))
+    write_json(folder / "terminus.json", record_json(record))
+
+
+def record_json(record: Record) -> dict[str, Any]:
+    """The content of `terminus.json`. One without merges has no place for them, as before there were any."""
+    content = asdict(record)
+    if not record.merges:
+        del content["merges"]
+    return content
 
 
 def scheduler_config(schedule: Schedule) -> dict[str, Any]:

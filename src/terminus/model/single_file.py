@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from terminus.model.parts import (
     parse_object,
     true_scheduler,
 )
-from terminus.model.record import Record, Schedule, parse_record, scheduler_class, scheduler_config
+from terminus.model.record import Record, Schedule, parse_record, record_json, scheduler_class, scheduler_config
 from terminus.model.text_encoders import Vocabulary, make_vocabulary
 from terminus.model.vocabulary import END, START, clip_merges, clip_vocabulary
 from terminus.model.weights import parse_json, read_safetensors
@@ -231,7 +231,7 @@ def _our_metadata(parts: CheckpointParts) -> dict[str, Any]:
         "configs": parts.configs,
         "index": parts.index,
         "scheduler": parts.scheduler,
-        "record": asdict(parts.record) if parts.described else None,
+        "record": record_json(parts.record) if parts.described else None,
         "tokenizers": tokenizers,
     }
 

@@ -224,10 +224,13 @@ def text_encoder_keys(text_encoder: nn.Module, stored: Mapping[str, Tensor]) -> 
 
 def older_keys(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a text encoder's file under the names that every consumer knows."""
-    bare = {key.removeprefix(_PREFIX): value for key, value in stored.items()}
-    return {
-        _PREFIX + key if _inner(key) else key: value for key, value in bare.items() if not key.endswith("position_ids")
-    }
+    return {older_key(key): value for key, value in stored.items() if not key.endswith("position_ids")}
+
+
+def older_key(key: str) -> str:
+    """A parameter's name that every consumer knows, whichever transformers gave it."""
+    bare = key.removeprefix(_PREFIX)
+    return _PREFIX + bare if _inner(bare) else bare
 
 
 def _save(text_encoder: nn.Module, folder: Path, dtype: torch.dtype) -> None:

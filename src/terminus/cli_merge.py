@@ -1,0 +1,82 @@
+"""`terminus merge` and `terminus extract` on the command line."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from terminus import options
+from terminus.cli_data import loading
+from terminus.errors import UserError
+
+
+def merge(
+    models: options.MergedModels,
+    *,
+    out: options.MergeOut,
+    method: options.MergeMethod = "weighted-sum",
+    block: options.Blocks = None,
+    density: options.Density = None,
+    seed: options.MergeSeed = 0,
+    decided: options.MergeAs = None,
+    lora: options.MergedLoras = None,
+    adapter: options.AsAdapter = False,
+    rank: options.Rank = None,
+    error: options.LargestError = None,
+    precision: options.StoredPrecision = "keep",
+    shard_size: options.ShardSize = None,
+) -> None:
+    """Merge models, or adapters into a model or into each other; the result records what it was made of."""
+    from terminus.merging import arguments
+    from terminus.model.choices import DECISIONS, check_choice
+
+    # Everything that can be said of the arguments is said before torch is imported.
+    named, blocks = arguments.parse_models(models), arguments.parse_blocks(block or ())
+    size = arguments.Size(rank, error)
+    arguments.check_size(size, needed=False)
+    if decided is not None:
+        check_choice("--as", decided, DECISIONS)
+    if adapter:
+        arguments.check_adapter_target(out)
+    else:
+        arguments.check_model_target(out, precision, shard_size)
+        _check_no_size(size)
+    if lora or adapter:
+        loras = arguments.check_loras(named, lora or (), method, blocks)
+        with loading():
+            from terminus.merging import command
+        command.merge_loras(named[0].model, loras, out, size if adapter else None, precision, shard_size, decided)
+        return
+    plan = arguments.MergePlan(named, cast(arguments.Method, method), blocks, density, seed, decided)
+    arguments.check_plan(plan)
+    with loading():
+        from terminus.merging import command
+    command.merge(plan, out, precision, shard_size)
+
+
+def extract(
+    tuned: options.TunedModel,
+    base: options.BaseModel,
+    *,
+    out: options.AdapterOut,
+    rank: options.Rank = None,
+    error: options.LargestError = None,
+) -> None:
+    """Extract an adapter (LoRA) from the difference of two models, of a rank or as exact as is asked."""
+    from terminus.merging import arguments
+    from terminus.model.naming import find_local
+
+    size = arguments.Size(rank, error)
+    arguments.check_size(size, needed=True)
+    arguments.check_adapter_target(out)
+    for model in (tuned, base):
+        find_local(model)
+    with loading():
+        from terminus.merging import command
+    command.extract_adapter(tuned, base, out, size)
+
+
+def _check_no_size(size: object) -> None:
+    from terminus.merging.arguments import Size
+
+    if size != Size():
+        raise UserError("--rank and --error are for --adapter", fix="Leave them out: a model's weights have no rank")

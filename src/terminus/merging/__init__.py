@@ -1,0 +1,1 @@
+"""Models and adapters made of others: merging, extraction, and the record of where they came from."""
