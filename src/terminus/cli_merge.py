@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from typing import cast
 
-from terminus import options
+from terminus import options, options_merge
 from terminus.cli_data import loading
 from terminus.errors import UserError
 
 
 def merge(
-    models: options.MergedModels,
+    models: options_merge.MergedModels,
     *,
-    out: options.MergeOut,
-    method: options.MergeMethod = "weighted-sum",
-    block: options.Blocks = None,
-    density: options.Density = None,
-    seed: options.MergeSeed = 0,
-    decided: options.MergeAs = None,
-    lora: options.MergedLoras = None,
-    adapter: options.AsAdapter = False,
-    rank: options.Rank = None,
-    error: options.LargestError = None,
+    out: options_merge.MergeOut,
+    method: options_merge.MergeMethod = "weighted-sum",
+    block: options_merge.Blocks = None,
+    density: options_merge.Density = None,
+    seed: options_merge.MergeSeed = 0,
+    decided: options_merge.MergeAs = None,
+    lora: options_merge.MergedLoras = None,
+    adapter: options_merge.AsAdapter = False,
+    rank: options_merge.Rank = None,
+    error: options_merge.LargestError = None,
     precision: options.StoredPrecision = "keep",
     shard_size: options.ShardSize = None,
 ) -> None:
@@ -54,12 +54,12 @@ def merge(
 
 
 def extract(
-    tuned: options.TunedModel,
-    base: options.BaseModel,
+    tuned: options_merge.TunedModel,
+    base: options_merge.BaseModel,
     *,
-    out: options.AdapterOut,
-    rank: options.Rank = None,
-    error: options.LargestError = None,
+    out: options_merge.AdapterOut,
+    rank: options_merge.Rank = None,
+    error: options_merge.LargestError = None,
 ) -> None:
     """Extract an adapter (LoRA) from the difference of two models, of a rank or as exact as is asked."""
     from terminus.merging import arguments

@@ -107,12 +107,14 @@ def test_a1111(steered: Server, seen: Path, sampled: Callable[[str, float], byte
         assert "edges" in client.controlnet_model_list()
         asked = {"prompt": PROMPT, "seed": 7, "cfg_scale": 4, "width": 32, "height": 32}
         unit = webuiapi.ControlNetUnit(image=Image.open(seen), model="edges", weight=0.8)
-        drawn = client.txt2img(**asked, controlnet_units=[unit])
+        drawn = client.txt2img(
+            **asked, controlnet_units=[unit], alwayson_scripts={}
+        )  # its default is one dict for all calls
         expected = Image.open(io.BytesIO(sampled("controlnet", 0.8))).convert("RGB")
         assert drawn.image.convert("RGB").tobytes() == expected.tobytes()
         edges = webuiapi.ControlNetUnit(image=Image.open(seen), model="edges", module="canny")
         with pytest.raises(RuntimeError, match="not preprocessed here"):
-            client.txt2img(**asked, controlnet_units=[edges])
+            client.txt2img(**asked, controlnet_units=[edges], alwayson_scripts={})
     finally:
         client.session.close()
 
