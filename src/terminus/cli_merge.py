@@ -31,7 +31,7 @@ def merge(
 
     # Everything that can be said of the arguments is said before torch is imported.
     named, blocks = arguments.parse_models(models), arguments.parse_blocks(block or ())
-    size = arguments.Size(rank, error)
+    size = arguments.AdapterSize(rank, error)
     arguments.check_size(size, needed=False)
     if decided is not None:
         check_choice("--as", decided, DECISIONS)
@@ -47,7 +47,7 @@ def merge(
         command.merge_loras(named[0].model, loras, out, size if adapter else None, precision, shard_size, decided)
         return
     plan = arguments.MergePlan(named, cast(arguments.Method, method), blocks, density, seed, decided)
-    arguments.check_plan(plan)
+    arguments.check_merge(plan)
     with loading():
         from terminus.merging import command
     command.merge(plan, out, precision, shard_size)
@@ -65,7 +65,7 @@ def extract(
     from terminus.merging import arguments
     from terminus.model.naming import find_local
 
-    size = arguments.Size(rank, error)
+    size = arguments.AdapterSize(rank, error)
     arguments.check_size(size, needed=True)
     arguments.check_adapter_target(out)
     for model in (tuned, base):
@@ -76,7 +76,7 @@ def extract(
 
 
 def _check_no_size(size: object) -> None:
-    from terminus.merging.arguments import Size
+    from terminus.merging.arguments import AdapterSize
 
-    if size != Size():
+    if size != AdapterSize():
         raise UserError("--rank and --error are for --adapter", fix="Leave them out: a model's weights have no rank")

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from terminus.errors import UserError
 from terminus.inspection.command import inspect
-from terminus.merging.adapters import Written
-from terminus.merging.arguments import MergePlan, Size, parse_models
-from terminus.merging.extraction import extract
+from terminus.merging.adapters import WrittenAdapter
+from terminus.merging.arguments import AdapterSize, MergePlan, parse_models
+from terminus.merging.extraction import extract_difference
 from terminus.merging.loras import merge_adapters, merge_into_model
 from terminus.merging.models import blocks_of, merge_models
 from terminus.model.adapters import Adapters
@@ -175,7 +175,7 @@ def test_what_predicts_differently_is_refused_unless_the_result_is_named(
     with pytest.raises(UserError, match="Merging changes no prediction"):
         merge_models(plan(a, b, decided="epsilon"), tmp_path / "new")
     with pytest.raises(UserError, match="do not answer the same question"):
-        extract(str(epsilon), str(a), tmp_path / "new", Size(rank=2))
+        extract_difference(str(epsilon), str(a), tmp_path / "new", AdapterSize(rank=2))
     assert not any("new" in path.name for path in tmp_path.iterdir())
 
 
@@ -211,7 +211,7 @@ def test_an_inpainting_model_keeps_its_further_channels(
     assert torch.equal(merged[:, 4:], more)
     torch.testing.assert_close(merged[:, :4], tensors["conv_in.weight"] + second - third)
     with pytest.raises(UserError, match="it adds no inputs"):
-        extract(str(wide), str(b), tmp_path / "adapter", Size(rank=2))
+        extract_difference(str(wide), str(b), tmp_path / "adapter", AdapterSize(rank=2))
 
 
 def test_licences_that_differ_are_told(models: tuple[Path, Path, Path], tmp_path: Path, caplog):
@@ -228,23 +228,23 @@ def test_licences_that_differ_are_told(models: tuple[Path, Path, Path], tmp_path
 
 
 @pytest.fixture(scope="module")
-def adapted(models: tuple[Path, Path, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Written]:
+def adapted(models: tuple[Path, Path, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, WrittenAdapter]:
     """The whole difference of the first two models, and what is left of it at rank 3."""
     a, b, c = models
     folder = tmp_path_factory.mktemp("extracted")
     return {
-        "full": extract(str(b), str(a), folder / "full", Size(rank=10_000)),
-        "three": extract(str(b), str(a), folder / "three", Size(rank=3)),
-        "other": extract(str(c), str(a), folder / "other", Size(rank=3)),
+        "full": extract_difference(str(b), str(a), folder / "full", AdapterSize(rank=10_000)),
+        "three": extract_difference(str(b), str(a), folder / "three", AdapterSize(rank=3)),
+        "other": extract_difference(str(c), str(a), folder / "other", AdapterSize(rank=3)),
     }
 
 
-def kohya(written: Written) -> Path:
+def kohya(written: WrittenAdapter) -> Path:
     return written.folder / f"{written.folder.name}.safetensors"
 
 
 def test_the_whole_difference_makes_the_tuned_model(
-    models: tuple[Path, Path, Path], adapted: dict[str, Written], tmp_path: Path
+    models: tuple[Path, Path, Path], adapted: dict[str, WrittenAdapter], tmp_path: Path
 ):
     """Every weight, bias and norm but the embeddings' and the VAE's; and the images agree."""
     a, b, _ = models
@@ -266,7 +266,7 @@ def test_the_whole_difference_makes_the_tuned_model(
 
 
 def test_diffusers_loads_an_extracted_adapter(
-    models: tuple[Path, Path, Path], adapted: dict[str, Written], tmp_path: Path
+    models: tuple[Path, Path, Path], adapted: dict[str, WrittenAdapter], tmp_path: Path
 ):
     """Its file has no place for biases and norms: compared with the weights that have one."""
     from diffusers import StableDiffusionXLPipeline
@@ -284,13 +284,13 @@ def test_diffusers_loads_an_extracted_adapter(
 
 
 def test_a_rank_or_an_error_decides_the_size(
-    models: tuple[Path, Path, Path], adapted: dict[str, Written], tmp_path: Path, caplog
+    models: tuple[Path, Path, Path], adapted: dict[str, WrittenAdapter], tmp_path: Path, caplog
 ):
     a, b, _ = models
     assert (adapted["three"].least, adapted["three"].most) == (3, 3)
     assert adapted["three"].lost > 0.1
     with caplog.at_level(logging.WARNING, "terminus"):
-        loose = extract(str(b), str(a), tmp_path / "loose", Size(error=0.5))
+        loose = extract_difference(str(b), str(a), tmp_path / "loose", AdapterSize(error=0.5))
     assert 0.1 < loose.lost <= 0.5
     assert "embeddings.token_embedding" in caplog.text
     assert "the VAE" in caplog.text
@@ -301,7 +301,7 @@ def test_a_rank_or_an_error_decides_the_size(
 
 
 def test_merged_into_a_model_it_is_what_sampling_with_it_does(
-    models: tuple[Path, Path, Path], adapted: dict[str, Written], tmp_path: Path
+    models: tuple[Path, Path, Path], adapted: dict[str, WrittenAdapter], tmp_path: Path
 ):
     a = models[0]
     both = [(kohya(adapted["three"]), 0.5), (kohya(adapted["other"]), -0.25)]
@@ -315,13 +315,13 @@ def test_merged_into_a_model_it_is_what_sampling_with_it_does(
 
 
 def test_merged_into_each_other_they_change_a_model_as_both_do(
-    models: tuple[Path, Path, Path], adapted: dict[str, Written], tmp_path: Path
+    models: tuple[Path, Path, Path], adapted: dict[str, WrittenAdapter], tmp_path: Path
 ):
     a = models[0]
     both = [(kohya(adapted["three"]), 0.5), (kohya(adapted["other"]), -0.25)]
-    exact = merge_adapters(str(a), both, tmp_path / "exact", Size())
-    again = merge_adapters(str(a), both, tmp_path / "again", Size(rank=6))
-    small = merge_adapters(str(a), both, tmp_path / "small", Size(rank=2))
+    exact = merge_adapters(str(a), both, tmp_path / "exact", AdapterSize())
+    again = merge_adapters(str(a), both, tmp_path / "again", AdapterSize(rank=6))
+    small = merge_adapters(str(a), both, tmp_path / "small", AdapterSize(rank=2))
     assert (exact.most, again.most, small.most) == (6, 6, 2)
     assert again.lost < 1e-6 < 0.01 < small.lost
     merge_into_model(str(a), both, tmp_path / "model", "fp32")
@@ -334,7 +334,7 @@ def test_merged_into_each_other_they_change_a_model_as_both_do(
 
 
 def test_adapters_are_refused_where_they_do_not_fit(
-    models: tuple[Path, Path, Path], adapted: dict[str, Written], tmp_path: Path
+    models: tuple[Path, Path, Path], adapted: dict[str, WrittenAdapter], tmp_path: Path
 ):
     a = models[0]
     tensors = load_file(kohya(adapted["three"]))
@@ -342,12 +342,12 @@ def test_adapters_are_refused_where_they_do_not_fit(
     of_one = {key: value for key, value in tensors.items() if key.startswith(f"{stem}.")}
     save_file(of_one | {f"{stem}.dora_scale": torch.ones(32, 1)}, tmp_path / "dora.safetensors")
     with pytest.raises(UserError, match=r"is changed by DoRA, which has no exact sum.*--rank 32"):
-        merge_adapters(str(a), [(tmp_path / "dora.safetensors", 1.0)], tmp_path / "new", Size())
-    merge_adapters(str(a), [(tmp_path / "dora.safetensors", 1.0)], tmp_path / "taken-apart", Size(rank=64))
+        merge_adapters(str(a), [(tmp_path / "dora.safetensors", 1.0)], tmp_path / "new", AdapterSize())
+    merge_adapters(str(a), [(tmp_path / "dora.safetensors", 1.0)], tmp_path / "taken-apart", AdapterSize(rank=64))
     save_file(of_one, tmp_path / "eps.safetensors", {"modelspec.prediction_type": "epsilon"})
     with pytest.raises(UserError, match=r"eps was trained on epsilon .*, a is velocity.*--as v-ztsnr"):
         merge_into_model(str(a), [(tmp_path / "eps.safetensors", 1.0)], tmp_path / "new")
     merge_into_model(str(a), [(tmp_path / "eps.safetensors", 1.0)], tmp_path / "told", decided="v-ztsnr")
     with pytest.raises(UserError, match="no difference that an adapter can hold"):
-        extract(str(a), str(a), tmp_path / "new", Size(rank=2))
+        extract_difference(str(a), str(a), tmp_path / "new", AdapterSize(rank=2))
     assert not (tmp_path / "new").exists()

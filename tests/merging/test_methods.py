@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from terminus.merging.arguments import Size
+from terminus.merging.arguments import AdapterSize
 from terminus.merging.low_rank import factorise
-from terminus.merging.methods import Magnitudes, dare, difference, split_rows, ties, weighted
+from terminus.merging.methods import Magnitudes, dare, model_difference, split_rows, ties, weighted
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -70,7 +70,7 @@ def test_the_threshold_is_exact_whatever_the_pieces(density: float):
 def test_pieces_cover_all_rows_once():
     rows = split_rows((7, 3), 6)
     assert [(one.start, one.stop) for one in rows] == [(0, 2), (2, 4), (4, 6), (6, 7)]
-    assert difference(torch.ones(2), torch.zeros(2)).dtype == torch.float32
+    assert model_difference(torch.ones(2), torch.zeros(2)).dtype == torch.float32
 
 
 @pytest.mark.parametrize("shape", [(6, 40), (40, 6), (8, 5, 3, 3), (3, 9, 1, 1)])
@@ -78,7 +78,7 @@ def test_factors_are_the_best_of_their_rank(shape: tuple[int, ...]):
     change = random(*shape)
     singular = torch.linalg.svdvals(change.double().flatten(1))
     for rank in (1, 2, len(singular)):
-        factors = factorise(change, Size(rank=rank))
+        factors = factorise(change, AdapterSize(rank=rank))
         assert factors is not None
         assert factors.down.shape == (rank, *shape[1:])
         product = (factors.up.flatten(1) @ factors.down.flatten(1)).reshape(shape)
@@ -89,13 +89,13 @@ def test_factors_are_the_best_of_their_rank(shape: tuple[int, ...]):
 def test_an_error_is_kept_by_the_smallest_rank():
     change = random(20, 30)
     singular = torch.linalg.svdvals(change.double())
-    factors = factorise(change, Size(error=0.3))
+    factors = factorise(change, AdapterSize(error=0.3))
     assert factors is not None
     assert singular[factors.rank :].norm() <= 0.3 * singular.norm() < singular[factors.rank - 1 :].norm()
-    assert factorise(torch.zeros(3, 3), Size(rank=1)) is None
+    assert factorise(torch.zeros(3, 3), AdapterSize(rank=1)) is None
 
 
 def test_a_change_of_low_rank_gets_no_more_than_that():
-    factors = factorise(random(20, 2) @ random(2, 30, seed=1), Size(rank=16))
+    factors = factorise(random(20, 2) @ random(2, 30, seed=1), AdapterSize(rank=16))
     assert factors is not None
     assert factors.rank == 2

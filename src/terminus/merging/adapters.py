@@ -20,7 +20,7 @@ from terminus.model.writing import fresh
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenAdapter:
     """The folder of an adapter, and what is in it."""
 
     folder: Path
@@ -36,7 +36,7 @@ class Written:
 
 def write_computed(
     layers: Mapping[Target, Mapping[str, Tensor]], components: Components, merge: Merge, folder: Path, lost: float
-) -> Written:
+) -> WrittenAdapter:
     """Writes what `terminus train` writes of a LoRA: a file in kohya's layout and one in diffusers'.
 
     Each module has its own rank, and an alpha that equals it, so that its factors multiply to the change itself.
@@ -54,7 +54,7 @@ def write_computed(
     with fresh(folder) as draft:
         write_adapter(trained, components, draft, folder.name)
     size = sum(path.stat().st_size for path in folder.iterdir())
-    return Written(folder, len(layers), least, most, lost, size)
+    return WrittenAdapter(folder, len(layers), least, most, lost, size)
 
 
 def _configs(ranks: Mapping[Target, int]) -> dict[Part, Mapping[str, Any]]:

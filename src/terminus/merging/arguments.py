@@ -60,7 +60,7 @@ class MergePlan:
 
 
 @dataclass(frozen=True)
-class Size:
+class AdapterSize:
     """How large the factors of an adapter become: of one rank, or as large as an error asks."""
 
     rank: int | None = None
@@ -115,7 +115,7 @@ def parse_blocks(texts: Sequence[str]) -> dict[str, float]:
     return found
 
 
-def check_plan(plan: MergePlan) -> None:
+def check_merge(plan: MergePlan) -> None:
     """UserError for a method that does not go with these models or numbers."""
     check_choice("--method", plan.method, get_args(Method))
     count, difference = len(plan.models), plan.method == "add-difference"
@@ -155,7 +155,7 @@ def check_adapter_target(target: Path) -> None:
         )  # fmt: skip
 
 
-def check_size(size: Size, needed: bool) -> None:
+def check_size(size: AdapterSize, needed: bool) -> None:
     """UserError unless at most one of rank and error is given, exactly one where it is `needed`, and sensible."""
     both, neither = None not in (size.rank, size.error), size.rank is None and size.error is None
     if both or (needed and neither):

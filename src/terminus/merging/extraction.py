@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from terminus.errors import UserError
-from terminus.merging.adapters import Written, write_computed
-from terminus.merging.arguments import Size
+from terminus.merging.adapters import WrittenAdapter, write_computed
+from terminus.merging.arguments import AdapterSize
 from terminus.merging.blank import blank_components, stored_tensor, targets_of
 from terminus.merging.low_rank import Factors, factorise
 from terminus.merging.models import counted
@@ -28,7 +28,7 @@ from terminus.model.writing import refuse_existing
 log = logging.getLogger("terminus")
 
 
-def extract(tuned: str, base: str, folder: Path, size: Size) -> Written:
+def extract_difference(tuned: str, base: str, folder: Path, size: AdapterSize) -> WrittenAdapter:
     """Writes what turns `base` into `tuned` as an adapter; the ranks follow from `size`.
 
     UserError for models of different architectures or that predict differently, for a target that exists, and for two
@@ -67,7 +67,7 @@ def extract(tuned: str, base: str, folder: Path, size: Size) -> Written:
 
 
 def _layer(
-    target: Target, module: nn.Module, ours: CheckpointParts, theirs: CheckpointParts, size: Size
+    target: Target, module: nn.Module, ours: CheckpointParts, theirs: CheckpointParts, size: AdapterSize
 ) -> tuple[Factors | None, dict[str, Tensor]]:
     """What is written of one module: factors of its weight, or the difference of a norm, and that of its bias."""
     factors, found = None, dict[str, Tensor]()
@@ -117,5 +117,5 @@ def _tell_of_the_rest(modules: dict[Target, nn.Module], ours: CheckpointParts, t
         log.warning("These differ too, and have no place in an adapter: %s", ", ".join(left))
 
 
-def _settings(size: Size) -> dict[str, float]:
+def _settings(size: AdapterSize) -> dict[str, float]:
     return {"rank": float(size.rank)} if size.rank is not None else {"error": size.error or 0.0}

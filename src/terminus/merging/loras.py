@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from terminus.errors import UserError
-from terminus.merging.adapters import Written, write_computed
-from terminus.merging.arguments import Size
+from terminus.merging.adapters import WrittenAdapter, write_computed
+from terminus.merging.arguments import AdapterSize
 from terminus.merging.blank import blank_components, stored_tensor, tensor_name
 from terminus.merging.low_rank import factorise
 from terminus.merging.models import counted, merged_record, store, title_of
 from terminus.merging.scratch import scratch_tensors
-from terminus.merging.sources import DECIDED, Source, read_source, told
+from terminus.merging.sources import DECIDED, Source, read_source, schedule_name
 from terminus.model.adapter_deltas import Layer
 from terminus.model.adapter_keys import Target
 from terminus.model.adapters import Adapter, read_adapter, with_deltas
@@ -79,7 +79,9 @@ def merge_into_model(
     return write_checkpoint(parts, target, precision, shard_size)
 
 
-def merge_adapters(model: str, loras: Loras, folder: Path, size: Size, decided: str | None = None) -> Written:
+def merge_adapters(
+    model: str, loras: Loras, folder: Path, size: AdapterSize, decided: str | None = None
+) -> WrittenAdapter:
     """Writes one adapter that changes `model` as all of these do together.
 
     Exactly, with ranks that add up, or of the rank or error that `size` asks for. UserError for kinds that have no sum
@@ -96,7 +98,9 @@ def merge_adapters(model: str, loras: Loras, folder: Path, size: Size, decided: 
         target = named[name]
         layers[target], rest, all_of_it = _joined(source.parts, target, adapters, size)
         lost, whole = lost + rest, whole + all_of_it
-    settings = {} if size == Size() else {"rank": float(size.rank or 0)} if size.rank else {"error": size.error or 0.0}
+    settings = (
+        {} if size == AdapterSize() else {"rank": float(size.rank or 0)} if size.rank else {"error": size.error or 0.0}
+    )
     merge = Merge("loras", tuple(_told(adapters)), settings=settings)
     found = {target: factors for target, factors in layers.items() if factors}
     return write_computed(found, components, merge, folder, (lost / whole) ** 0.5 if whole else 0.0)
@@ -126,7 +130,7 @@ def _schedule(source: Source, adapters: Sequence[tuple[Adapter, float]], decided
                 zero_terminal=ours.zero_terminal if claim.zero_terminal is None else claim.zero_terminal,
             )
             raise UserError(
-                f"{adapter.name} was trained on {told(trained)}, {source.name} is {told(ours)}",
+                f"{adapter.name} was trained on {schedule_name(trained)}, {source.name} is {schedule_name(ours)}",
                 rule="Such a change carries over in part at best",
                 fix="Try it with `terminus sample --lora`; to merge it anyway, say what the result is: --as v-ztsnr",
             )
@@ -155,7 +159,7 @@ def _told(adapters: Sequence[tuple[Adapter, float]]) -> list[MergedModel]:
 
 
 def _joined(
-    parts: CheckpointParts, target: Target, adapters: Sequence[tuple[Adapter, float]], size: Size
+    parts: CheckpointParts, target: Target, adapters: Sequence[tuple[Adapter, float]], size: AdapterSize
 ) -> tuple[dict[str, Tensor], float, float]:
     """One module's factors out of those of all adapters, and what was lost of how much."""
     found: dict[str, Tensor] = {}
@@ -163,7 +167,7 @@ def _joined(
     weight, bias = (stored_tensor(parts, target, which) for which in ("weight", "bias"))
     layers = _parts(adapters, target, "weight")
     norms = weight is not None and weight.ndim == 1
-    if layers and weight is not None and (norms or size != Size()):
+    if layers and weight is not None and (norms or size != AdapterSize()):
         total = sum_of(weight.float(), "weight", layers)
         if norms:
             found["w_norm"] = total

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from terminus.merging.arguments import Size
+from terminus.merging.arguments import AdapterSize
 
 LEAST = 1e-12
 """Squared singular values below this part of the largest are float32's rounding of the others."""
@@ -33,7 +33,7 @@ class Factors:
         return self.down.shape[0]
 
 
-def factorise(difference: Float[Tensor, "out *inputs"], size: Size) -> Factors | None:
+def factorise(difference: Float[Tensor, "out *inputs"], size: AdapterSize) -> Factors | None:
     """Factors of one module's difference, of a rank or as small as the error allows; None for a difference of nothing.
 
     A convolution's is taken as the matrix [out, in · height · width], as LoRA has it.
@@ -62,7 +62,7 @@ def factorise(difference: Float[Tensor, "out *inputs"], size: Size) -> Factors |
     )
 
 
-def _rank(values: Float[Tensor, " side"], whole: float, size: Size) -> int:
+def _rank(values: Float[Tensor, " side"], whole: float, size: AdapterSize) -> int:
     """How many singular values are kept, never those that are rounding alone."""
     real = int((values > LEAST * values[0]).sum())
     if size.rank is not None:

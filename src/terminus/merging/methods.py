@@ -27,7 +27,7 @@ def weighted(pieces: Sequence[Piece], coefficients: Sequence[float]) -> Piece:
     return torch.zeros_like(pieces[0], dtype=torch.float64) if total is None else total
 
 
-def difference(piece: Piece, base: Piece) -> Piece:
+def model_difference(piece: Piece, base: Piece) -> Piece:
     """tau = theta − theta_base, float32."""
     return piece.float() - base.float()
 
@@ -41,7 +41,7 @@ def ties(base: Piece, tuned: Sequence[Piece], weights: Sequence[float], threshol
     total = torch.zeros_like(base, dtype=torch.float32)
     trimmed: list[Tensor] = []
     for piece, weight, threshold in zip(tuned, weights, thresholds, strict=True):
-        tau = difference(piece, base)
+        tau = model_difference(piece, base)
         tau = torch.where(tau.abs() >= threshold, tau, 0.0) * weight
         trimmed.append(tau)
         total += tau
@@ -65,7 +65,7 @@ def dare(
     total = base.double()
     for piece, weight, generator in zip(tuned, weights, generators, strict=True):
         kept = torch.rand(base.shape, generator=generator) < density
-        total += torch.where(kept, difference(piece, base) * (weight / density), 0.0)
+        total += torch.where(kept, model_difference(piece, base) * (weight / density), 0.0)
     return total
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from terminus import runtime
 from terminus.errors import UserError
 from terminus.merging.arguments import MergePlan
-from terminus.merging.methods import Magnitudes, dare, difference, split_rows, ties, weighted
+from terminus.merging.methods import Magnitudes, dare, model_difference, split_rows, ties, weighted
 from terminus.merging.scratch import scratch_tensors
 from terminus.merging.sources import Source, agreed_schedule, check_same_architecture, merged_networks, read_sources
 from terminus.model.convert import DTYPES, Converted, check_new, write_checkpoint
@@ -138,7 +138,7 @@ class _Work:
     def _differences(self, network: str, names: Sequence[str], index: int) -> Iterator[Tensor]:
         for name in names:
             for _, pieces in self._pieces(network, name):
-                yield difference(pieces[index], pieces[0])
+                yield model_difference(pieces[index], pieces[0])
 
     def _coefficients(self, weights: Sequence[float]) -> list[float]:
         """The same, with all of a model's at its first place: A + w (B − A) is then (1 − w) A + w B, exactly."""

@@ -90,14 +90,14 @@ def agreed_schedule(sources: Sequence[Source], decided: str | None) -> Schedule:
     if other is None:
         if decided is not None and DECIDED[decided] != (first.prediction, first.zero_terminal):
             raise UserError(
-                f"All of these models are {told(first)}, and --as says {decided}",
+                f"All of these models are {schedule_name(first)}, and --as says {decided}",
                 rule="Merging changes no prediction", fix="Leave out --as",
             )  # fmt: skip
         return first
     if decided is None:
         raise UserError(
-            f"These models do not answer the same question: {sources[0].name} is {told(first)}, {other.name} is "
-            f"{told(other.schedule)}",
+            f"These models do not answer the same question: {sources[0].name} is {schedule_name(first)}, "
+            f"{other.name} is {schedule_name(other.schedule)}",
             rule="The sum of two such networks predicts neither, and draws grey or noise",
             fix="Merge models of one kind; if you know better, say what the result is: --as v-ztsnr, v or epsilon",
         )
@@ -105,7 +105,7 @@ def agreed_schedule(sources: Sequence[Source], decided: str | None) -> Schedule:
     return replace(first, prediction=prediction, zero_terminal=zero_terminal)
 
 
-def told(schedule: Schedule) -> str:
+def schedule_name(schedule: Schedule) -> str:
     """A schedule in words."""
     ends = "zero terminal SNR" if schedule.zero_terminal else "a leaky schedule"
     plain = Schedule(schedule.prediction, zero_terminal=schedule.zero_terminal)
