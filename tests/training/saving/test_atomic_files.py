@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tensorboard.summary.writer import event_file_writer
 
 from terminus.errors import UserError
 from terminus.training.monitor.journal import Journal, LogRow, read_journal
@@ -82,7 +83,10 @@ def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
     return [(event.step, event.value) for event in board.Scalars(tag)]
 
 
-def test_tensorboard_shows_the_start_under_the_run_s_name(tmp_path: Path):
+def test_tensorboard_shows_the_start_under_the_run_s_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # Files are named by second and by a count of the process, and read in the order of their names: within this one
+    # second, the tenth of a process would come before its ninth. Runs that continue are other processes.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     measured = replace(row(1), validation={"all": 0.25})
     with Journal(tmp_path, 0, "A run / of mine") as journal:
         journal.write(measured, {"all": 0.5})
