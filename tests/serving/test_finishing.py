@@ -112,7 +112,9 @@ def test_what_is_hidden_is_said_openly(setup: Setup):
     assert warning.encode() in data, "the file says it too"
     with Image.open(io.BytesIO(data)) as plain:
         assert plain.size == (32, 32)
-        assert plain.convert("RGB").getcolors(40) is not None, "a plain ground and a few letters, no image"
+        colours = plain.convert("RGB").getcolors(32 * 32) or []
+        assert all(red == green and 3 <= blue - red <= 6 for _, (red, green, blue) in colours), "grey letters on grey"
+        assert max(count for count, _ in colours) > 32 * 32 / 2, "and most of it is the ground"
     assert setup.server.client.post(f"/api/v1/images/{image['id']}/again").status_code == 422
     assert "terminus_hidden_total" in setup.server.client.get("/metrics").text
 
