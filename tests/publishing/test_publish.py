@@ -147,9 +147,8 @@ def test_a_space_serves_the_model(carded: Path, hub: UploadHub, tmp_path: Path):
     refused = subprocess.run(["sh", script], env=path, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (refused.returncode, "Set the secret TERMINUS_TOKENS" in refused.stderr) == (1, True)
     secret = "anna 0123456789abcdef0123"
-    asked = subprocess.run(
-        ["sh", script], env=path | {"TERMINUS_TOKENS": secret}, capture_output=True, text=True, check=True
-    )
+    known = path | {"TERMINUS_TOKENS": secret}
+    asked = subprocess.run(["sh", script], env=known, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert Tokens.read(tokens).users == {"0123456789abcdef0123": "anna"}
     assert tokens.stat().st_mode & 0o077 == 0
     arguments = asked.stdout.split()
