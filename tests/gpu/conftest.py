@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from ..life.conftest import prepared, recipe
-from ..sampling.conftest import steering
 
-__all__ = ["prepared", "recipe", "steering"]
+__all__ = ["prepared", "recipe"]
 
 
 @pytest.fixture(scope="session", autouse=True)

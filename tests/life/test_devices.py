@@ -33,11 +33,10 @@ from terminus.sampling.tasks import text2img
 from terminus.training import run
 from terminus.training.recipe import Recipe
 
-from ..sampling.conftest import steering
 from .conftest import losses
 from .pretend import GPU, PretendGPU, pretend
 
-__all__ = ["pretend", "steering"]
+__all__ = ["pretend"]
 
 EXACT = Running(precision="fp32", channels_last=False)
 """As on the CPU, so that an image is the same bit for bit."""
