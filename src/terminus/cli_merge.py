@@ -6,7 +6,6 @@ from typing import cast
 
 from terminus import options, options_merge
 from terminus.cli_data import loading
-from terminus.errors import UserError
 
 
 def merge(
@@ -39,7 +38,7 @@ def merge(
         arguments.check_adapter_target(out)
     else:
         arguments.check_model_target(out, precision, shard_size)
-        _check_no_size(size)
+        arguments.check_no_size(size)
     if lora or adapter:
         loras = arguments.check_loras(named, lora or (), method, blocks)
         with loading():
@@ -73,10 +72,3 @@ def extract(
     with loading():
         from terminus.merging import command
     command.extract_adapter(tuned, base, out, size)
-
-
-def _check_no_size(size: object) -> None:
-    from terminus.merging.arguments import AdapterSize
-
-    if size != AdapterSize():
-        raise UserError("--rank and --error are for --adapter", fix="Leave them out: a model's weights have no rank")

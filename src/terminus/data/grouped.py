@@ -143,6 +143,23 @@ class Grouped:
         )
 
 
+class GroupedRows:
+    """What all suppliers of stored rows say of their buckets."""
+
+    def __init__(self, grouped: Grouped) -> None:
+        self._grouped = grouped
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Rows in each bucket."""
+        return self._grouped.sizes
+
+    @property
+    def sources(self) -> tuple[dict[str, int], ...]:
+        """The number of rows of each bucket that are of each source, in the order in which they are numbered."""
+        return self._grouped.sources
+
+
 @cache
 def _say_unchecked(uri: str) -> None:
     """Once for each table."""

@@ -13,28 +13,18 @@ from torch import Tensor
 from terminus.data.batch import Batch
 from terminus.data.caption import captions_of
 from terminus.data.geometry import specs
-from terminus.data.grouped import Grouped
+from terminus.data.grouped import Grouped, GroupedRows
 from terminus.data.record import ImageRow, LatentRow
 from terminus.data.schema import read_row
 from terminus.data.store import View, unpack_posterior
 
 
-class LatentRows:
+class LatentRows(GroupedRows):
     """Posteriors of one VAE, one split and the first `crops` cuts of each image."""
 
     def __init__(self, view: View, vae: str, transform: str, split: str, crops: int = 1) -> None:
         wanted = {"vae": (vae,), "transform": specs(transform, crops), "split": (split,)}
-        self._grouped = Grouped(view, wanted)
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Rows in each bucket."""
-        return self._grouped.sizes
-
-    @property
-    def sources(self) -> tuple[dict[str, int], ...]:
-        """The number of rows of each bucket that are of each source, in the order in which they are numbered."""
-        return self._grouped.sources
+        super().__init__(Grouped(view, wanted))
 
     def read(self, bucket: int, rows: Sequence[int], positions: Sequence[int], epoch: int) -> Batch:
         """Posteriors as the store keeps them, in float32."""

@@ -17,7 +17,7 @@ from PIL import Image
 from terminus.data import geometry
 from terminus.data.batch import Batch
 from terminus.data.geometry import CropPlan
-from terminus.data.grouped import Grouped
+from terminus.data.grouped import Grouped, GroupedRows
 from terminus.data.latent_rows import batch_of
 from terminus.data.record import ImageRow
 from terminus.data.schema import read_row
@@ -55,21 +55,11 @@ class MaskedImage(StoredImage, Protocol):
     def mask(self) -> bytes | None: ...
 
 
-class PixelRows:
+class PixelRows(GroupedRows):
     """Images of one transform and one split."""
 
     def __init__(self, view: View, transform: str, split: str) -> None:
-        self._grouped = Grouped(view, {"transform": (transform,), "split": (split,)})
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Rows in each bucket."""
-        return self._grouped.sizes
-
-    @property
-    def sources(self) -> tuple[dict[str, int], ...]:
-        """The number of rows of each bucket that are of each source, in the order in which they are numbered."""
-        return self._grouped.sources
+        super().__init__(Grouped(view, {"transform": (transform,), "split": (split,)}))
 
     def read(self, bucket: int, rows: Sequence[int], positions: Sequence[int], epoch: int) -> Batch:
         """RGB bytes, [batch, 3, height, width]."""

@@ -172,6 +172,12 @@ def check_size(size: AdapterSize, needed: bool) -> None:
         )
 
 
+def check_no_size(size: AdapterSize) -> None:
+    """UserError where a size is given for what is no adapter."""
+    if size != AdapterSize():
+        raise UserError("--rank and --error are for --adapter", fix="Leave them out: a model's weights have no rank")
+
+
 def check_loras(
     models: Sequence[Weighted], texts: Sequence[str], method: str, blocks: Mapping[str, float]
 ) -> list[tuple[Path, float]]:

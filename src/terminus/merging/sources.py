@@ -6,10 +6,8 @@ gives a network that predicts neither, and no error ever says so; so differences
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from terminus.errors import UserError
 from terminus.merging.arguments import Weighted
@@ -19,6 +17,7 @@ from terminus.model.naming import SHIPPED
 from terminus.model.parts import NETWORKS, TOKENIZERS, CheckpointParts
 from terminus.model.record import Prediction, Schedule
 from terminus.model.weights import model_name, resolve, weight_files
+from terminus.sampling.files import sha256
 
 DECIDED: dict[str, tuple[Prediction, bool]] = {
     "v-ztsnr": ("velocity", True),
@@ -65,22 +64,12 @@ def read_source(model: str) -> Source:
     path = resolve(model)
     files = [path] if path.is_file() else weight_files(path / "unet", "diffusion_pytorch_model")
     name = model if model in SHIPPED else (path.name if path.is_file() else model_name(path))
-    return Source(name, _sha256(files), read_checkpoint(model))
+    return Source(name, sha256(files), read_checkpoint(model))
 
 
 def read_sources(models: Iterable[Weighted]) -> list[Source]:
     """All models of a merge, in order."""
     return [read_source(one.model) for one in models]
-
-
-def _sha256(files: Iterable[Path]) -> str:
-    """Of a file, or of a folder's UNet: its files one after the other, as `terminus inspect` shows it."""
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
 
 
 def agreed_schedule(sources: Sequence[Source], decided: str | None) -> Schedule:
