@@ -24,7 +24,11 @@ Density = Annotated[
 ]
 MergeSeed = Annotated[int, typer.Option("--seed", help="Random seed of what dare drops.")]
 MergeAs = Annotated[
-    str | None, typer.Option("--as", help="Merge what predicts differently; the result is v-ztsnr, v or epsilon.")
+    str | None,
+    typer.Option(
+        "--as",
+        help="Merge what predicts differently; of which kind the result is: v-ztsnr, v, epsilon, flow.",
+    ),
 ]
 MergedLoras = Annotated[
     list[str] | None, typer.Option("--lora", metavar="FILE[:WEIGHT]", help="Merge this adapter into the model.")

@@ -23,7 +23,7 @@ from terminus.merging.models import blocks_of, merge_models
 from terminus.model.adapters import Adapters
 from terminus.model.components import load_components
 from terminus.model.header import read_header
-from terminus.model.record import load_record
+from terminus.model.record import Schedule, load_record
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 FILES = (UNET, "text_encoder/model.safetensors", "text_encoder_2/model.safetensors")
@@ -172,6 +172,13 @@ def test_what_predicts_differently_is_refused_unless_the_result_is_named(
             merge_models(plan(a, other), tmp_path / "new")
     merge_models(plan(a, epsilon, decided="v-ztsnr"), tmp_path / "told")
     assert load_record(tmp_path / "told").schedule == load_record(a).schedule
+    merge_models(plan(a, epsilon, decided="epsilon"), tmp_path / "other")
+    assert load_record(tmp_path / "other").schedule == Schedule("epsilon", zero_terminal=False)
+    for decided in ("flow", "v"):
+        with pytest.raises(
+            UserError, match=rf"None of these models is {decided}.*Say which: velocity on zero terminal"
+        ):
+            merge_models(plan(a, epsilon, decided=decided), tmp_path / "new")
     with pytest.raises(UserError, match="Merging changes no prediction"):
         merge_models(plan(a, b, decided="epsilon"), tmp_path / "new")
     with pytest.raises(UserError, match="do not answer the same question"):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from terminus.inspection import fix
-from terminus.model import choices
+from terminus.model import choices, record
 from terminus.sampling import arguments, limits
 from terminus.sampling.controls import KINDS
 from terminus.sampling.grid import SPACINGS
@@ -18,4 +17,4 @@ def test_the_names_are_those_that_there_are():
     assert tuple(FILLS) == limits.FILL_NAMES
     assert limits.CONTROL_KINDS == KINDS
     assert tuple(f".{name}" for name in arguments.IMAGE_FORMATS) == tuple(FORMATS)
-    assert tuple(fix.DECISIONS) == choices.DECISIONS
+    assert tuple(record.DECISIONS) == choices.DECISIONS

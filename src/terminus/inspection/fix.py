@@ -25,17 +25,10 @@ from terminus.model.foreign import sdxl_configs
 from terminus.model.header import Header, read_header, read_numbers
 from terminus.model.kinds import has_only_ema
 from terminus.model.parts import MARKERS, CheckpointParts, ramps
-from terminus.model.record import Prediction, Record, Schedule, scheduler_class, scheduler_config, write_json
+from terminus.model.record import DECISIONS, Record, Schedule, scheduler_class, scheduler_config, write_json
 from terminus.model.weights import at_home, parse_json, read_json, read_safetensors, resolve
 from terminus.model.writing import DTYPES, HASH, fresh, refuse_existing, write_safetensors
 
-DECISIONS: dict[str, tuple[Prediction, bool]] = {
-    "v-ztsnr": ("velocity", True),
-    "v": ("velocity", False),
-    "epsilon": ("epsilon", False),
-    "flow": ("flow", True),
-}
-"""Answers of `--as`: the prediction, and whether the schedule ends in pure noise."""
 _CLIPPING = ("DDIM", "DDPM")
 """Beginnings of schedulers that clip what they predict unless they are told not to."""
 _LABELS = ("v_pred", "ztsnr", "rectified_flow", "alphas_cumprod")

@@ -20,7 +20,7 @@ from terminus.merging.blank import blank_components, stored_tensor, tensor_name
 from terminus.merging.low_rank import factorise
 from terminus.merging.models import counted, merged_record, store, title_of
 from terminus.merging.scratch import scratch_tensors
-from terminus.merging.sources import DECIDED, Source, read_source, schedule_name
+from terminus.merging.sources import Source, read_source, schedule_name
 from terminus.model.adapter_deltas import Layer
 from terminus.model.adapter_keys import Target
 from terminus.model.adapters import Adapter, read_adapter, with_deltas
@@ -28,7 +28,7 @@ from terminus.model.components import Components
 from terminus.model.convert import DTYPES, Converted, check_new, write_checkpoint
 from terminus.model.lineage import Merge, MergedModel
 from terminus.model.parts import CheckpointParts
-from terminus.model.record import Schedule, scheduler_config
+from terminus.model.record import DECISIONS, Schedule, scheduler_config
 from terminus.model.weights import at_home
 from terminus.model.writing import refuse_existing
 
@@ -118,7 +118,7 @@ def _schedule(source: Source, adapters: Sequence[tuple[Adapter, float]], decided
     """The model's schedule, or what `--as` says; UserError for an adapter of another where nothing is said."""
     ours = source.schedule
     if decided is not None:
-        prediction, zero_terminal = DECIDED[decided]
+        prediction, zero_terminal = DECISIONS[decided]
         return replace(ours, prediction=prediction, zero_terminal=zero_terminal)
     for adapter, _ in adapters:
         claim = adapter.claim

@@ -7,7 +7,7 @@ gives a network that predicts neither, and no error ever says so; so differences
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from terminus.errors import UserError
 from terminus.merging.arguments import Weighted
@@ -15,16 +15,10 @@ from terminus.model.convert import read_checkpoint
 from terminus.model.lineage import MergedModel
 from terminus.model.naming import SHIPPED
 from terminus.model.parts import NETWORKS, TOKENIZERS, CheckpointParts
-from terminus.model.record import Prediction, Schedule
+from terminus.model.record import DECISIONS, Schedule
 from terminus.model.weights import model_name, resolve, weight_files
 from terminus.sampling.files import sha256
 
-DECIDED: dict[str, tuple[Prediction, bool]] = {
-    "v-ztsnr": ("velocity", True),
-    "v": ("velocity", False),
-    "epsilon": ("epsilon", False),
-}
-"""Answers of `--as`: the prediction, and whether the schedule ends in pure noise."""
 _PASSIVE = (
     "in_channels",
     "sample_size",
@@ -77,7 +71,7 @@ def agreed_schedule(sources: Sequence[Source], decided: str | None) -> Schedule:
     first = sources[0].schedule
     other = next((source for source in sources if source.schedule != first), None)
     if other is None:
-        if decided is not None and DECIDED[decided] != (first.prediction, first.zero_terminal):
+        if decided is not None and DECISIONS[decided] != (first.prediction, first.zero_terminal):
             raise UserError(
                 f"All of these models are {schedule_name(first)}, and --as says {decided}",
                 rule="Merging changes no prediction", fix="Leave out --as",
@@ -88,14 +82,24 @@ def agreed_schedule(sources: Sequence[Source], decided: str | None) -> Schedule:
             f"These models do not answer the same question: {sources[0].name} is {schedule_name(first)}, "
             f"{other.name} is {schedule_name(other.schedule)}",
             rule="The sum of two such networks predicts neither, and draws grey or noise",
-            fix="Merge models of one kind; if you know better, say what the result is: --as v-ztsnr, v or epsilon",
+            fix="Merge models of one kind; if you know better, name the result: --as v-ztsnr, v, epsilon or flow",
         )
-    prediction, zero_terminal = DECIDED[decided]
-    return replace(first, prediction=prediction, zero_terminal=zero_terminal)
+    # Of one of the models, with its betas or shift: the sum of the others is nothing that could be named.
+    kinds = (source.schedule for source in sources)
+    meant = [kind for kind in kinds if (kind.prediction, kind.zero_terminal) == DECISIONS[decided]]
+    if not meant:
+        raise UserError(
+            f"None of these models is {decided}, which --as says",
+            rule="The result is of the kind of one of the models",
+            fix=f"Say which: {', '.join(schedule_name(source.schedule) for source in sources)}",
+        )
+    return meant[0]
 
 
 def schedule_name(schedule: Schedule) -> str:
     """A schedule in words."""
+    if schedule.prediction == "flow":
+        return f"a rectified flow of shift {schedule.shift:g}"
     ends = "zero terminal SNR" if schedule.zero_terminal else "a leaky schedule"
     plain = Schedule(schedule.prediction, zero_terminal=schedule.zero_terminal)
     numbers = f" (betas {schedule.beta_start:g} to {schedule.beta_end:g}, {schedule.timesteps} timesteps)"

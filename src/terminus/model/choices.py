@@ -15,7 +15,7 @@ Compile = Literal["off", "blocks", "graphs"]
 Offload = Literal["none", "model"]
 StoredPrecision = Literal["keep", "fp16", "bf16", "fp32"]
 DECISIONS = ("v-ztsnr", "v", "epsilon", "flow")
-"""Answers of `inspect --fix --as`: the keys of `inspection.fix.DECISIONS`, in its order."""
+"""Answers of `inspect --fix --as` and `merge --as`: the keys of `model.record.DECISIONS`, in its order."""
 _DEVICE = re.compile(r"auto|cpu|(cuda|mps|xpu)(:\d{1,3})?")
 _SIZE = re.compile(r"\d+ ?(TB|GB|MB|KB)", re.IGNORECASE)
 

@@ -30,6 +30,13 @@ EULER, FLOW_SOLVER = "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"
 """Schedulers of diffusers that sample as we do; of a flow one that SDXL's pipelines can drive, as its Euler is not."""
 _FLOW_SETTINGS = ("invert_sigmas", "shift_terminal", "use_dynamic_shifting")
 """Settings of diffusers' flow schedulers that bend the line in ways that SDXL has not."""
+DECISIONS: dict[str, tuple[Prediction, bool]] = {
+    "v-ztsnr": ("velocity", True),
+    "v": ("velocity", False),
+    "epsilon": ("epsilon", False),
+    "flow": ("flow", True),
+}
+"""Answers of `inspect --fix --as` and `merge --as`: the prediction, and whether the schedule ends in pure noise."""
 
 
 @dataclass(frozen=True)
