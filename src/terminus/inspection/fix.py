@@ -10,7 +10,7 @@ import json
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +25,15 @@ from terminus.model.foreign import sdxl_configs
 from terminus.model.header import Header, read_header, read_numbers
 from terminus.model.kinds import has_only_ema
 from terminus.model.parts import MARKERS, CheckpointParts, ramps
-from terminus.model.record import DECISIONS, Record, Schedule, scheduler_class, scheduler_config, write_json
+from terminus.model.record import (
+    DECISIONS,
+    Record,
+    Schedule,
+    schedule_json,
+    scheduler_class,
+    scheduler_config,
+    write_json,
+)
 from terminus.model.weights import at_home, parse_json, read_json, read_safetensors, resolve
 from terminus.model.writing import DTYPES, HASH, fresh, refuse_existing, write_safetensors
 
@@ -217,7 +225,7 @@ def _relabelled(stored: Mapping[str, str], schedule: Schedule, where: str) -> di
     ours["scheduler"] = scheduler_config(schedule)
     ours.pop("schedule", None)
     if isinstance(ours.get("record"), dict):
-        ours["record"] = cast(dict[str, Any], ours["record"]) | {"schedule": asdict(schedule)}
+        ours["record"] = cast(dict[str, Any], ours["record"]) | {"schedule": schedule_json(schedule)}
     metadata["terminus"] = json.dumps(ours, sort_keys=True)
     return metadata
 
@@ -258,7 +266,7 @@ def _fix_folder(source: Path, target: Path, schedule: Schedule) -> None:
         write_json(index, read_json(index) | {"scheduler": list(scheduler_class(schedule))})
     ours = target / "terminus.json"
     if ours.is_file():
-        write_json(ours, read_json(ours) | {"schedule": asdict(schedule)})
+        write_json(ours, read_json(ours) | {"schedule": schedule_json(schedule)})
     for path in sorted((target / "unet").glob("*.safetensors")):
         _fix_unet_file(path, schedule)
 

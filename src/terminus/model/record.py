@@ -154,13 +154,18 @@ def save_record(record: Record, folder: Path) -> None:
 
 
 def record_json(record: Record) -> dict[str, Any]:
-    """The content of `terminus.json`. What a record has nothing to say of is left out, so that older ones keep their
-    bytes: merges where there were none, the shift where the schedule is no flow's."""
-    content = asdict(record)
+    """The content of `terminus.json`. One without merges has no place for them, as before there were any."""
+    content = asdict(record) | {"schedule": schedule_json(record.schedule)}
     if not record.merges:
         del content["merges"]
-    if record.schedule.prediction != "flow":
-        del content["schedule"]["shift"]
+    return content
+
+
+def schedule_json(schedule: Schedule) -> dict[str, Any]:
+    """A record's schedule. One that is no flow's has no shift, as before there were flows: records keep their bytes."""
+    content = asdict(schedule)
+    if schedule.prediction != "flow":
+        del content["shift"]
     return content
 
 
