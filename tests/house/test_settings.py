@@ -11,7 +11,7 @@ from terminus.config.outline import leaf_settings
 from terminus.training.recipe import Recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
-MAX_SETTINGS = 185
+MAX_SETTINGS = 180
 """Sources and filters are what a user must name, and each kind of source brings its own few; the rest stays small."""
 
 

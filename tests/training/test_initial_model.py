@@ -102,7 +102,7 @@ def test_an_epsilon_model_goes_on_as_one(folder: Path):
 
 def test_a_flow_trains_and_its_files_say_what_it_is(folder: Path):
     objective = "objective={kind: diffusion, prediction: flow, shift: 3.0, weighting: {kind: constant}}"
-    density = "objective.timestep_density={mean: 0.0, std: 1.5}"
+    density = "objective.timestep_density=logit_normal"
     finished = train(small(folder, "sdxl-to-ztsnr", "flow", folder / "epsilon", objective, density))
     assert load_record(finished).schedule == Schedule("flow", shift=3.0)
     bands = rows(folder / "flow")[-1]["validation"], rows(folder / "flow")[0]["validation_before"]

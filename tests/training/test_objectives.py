@@ -34,8 +34,8 @@ FLOW = NoiseSchedule.rectified_flow(shift=3.0)
         ({"prediction": "flow", "zero_terminal_snr": False}, "flow ends in pure noise"),
         ({"shift": 3.0}, "shift is of prediction flow"),
         ({"prediction": "flow", "shift": 0.0}, "greater than or equal to 0.05"),
-        ({"timestep_density": {}, "timestep_bands": (TimestepBand(low=0, high=9),)}, "set one of them"),
-        ({"timestep_density": {"std": 0.0}}, "greater than 0"),
+        ({"timestep_density": "logit_normal", "timestep_bands": (TimestepBand(low=0, high=9),)}, "set one of them"),
+        ({"timestep_density": "normal"}, "'uniform' or 'logit_normal'"),
         ({"loss": Huber.model_construct(kind="huber", c=0.0)}, "greater than 0"),
     ],
 )

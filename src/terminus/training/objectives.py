@@ -83,17 +83,6 @@ class TimestepBand(Config):
     """How often each of its timesteps is drawn, relative to those of other bands."""
 
 
-class LogitNormal(Config):
-    """Timesteps of which log(τ / (1 − τ)) is normal, τ going from 0 to 1 at the noisy end (Esser et al. 2403.03206)."""
-
-    kind: Literal["logit_normal"] = "logit_normal"
-    """The middle of the schedule most often."""
-    mean: float = Field(default=0.0, ge=-5, le=5)
-    """Below 0 the clean timesteps come more often, above 0 the noisy ones."""
-    std: float = Field(default=1.0, gt=0, le=5)
-    """The smaller, the fewer timesteps of both ends."""
-
-
 class Diffusion(Config):
     """Denoising objective: trains the UNet to undo the noise that was added to an image."""
 
@@ -113,8 +102,8 @@ class Diffusion(Config):
     """`uniform` draws each sample's timestep independently, `stratified` spreads a global batch evenly over them."""
     timestep_bands: tuple[TimestepBand, ...] = ()
     """Ranges of timesteps to draw more often; timesteps outside of all of them are never drawn. Empty: all alike."""
-    timestep_density: LogitNormal | None = None
-    """How often each timestep is drawn, as a smooth curve in place of bands. Null: all alike."""
+    timestep_density: Literal["uniform", "logit_normal"] = "uniform"
+    """`logit_normal` draws the middle of the schedule most often, as SD3 did (2403.03206); a smooth form of bands."""
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
     """Share of samples trained with an empty caption, which classifier-free guidance needs."""
     offset_noise: float = Field(default=0.0, ge=0)
@@ -137,7 +126,7 @@ class Diffusion(Config):
             raise ValueError("prediction flow ends in pure noise: zero_terminal_snr false belongs to other predictions")
         if self.prediction != "flow" and self.shift != 1.0:
             raise ValueError(f"shift is of prediction flow; {self.prediction} has the betas of its checkpoint")
-        if self.timestep_density is not None and self.timestep_bands:
+        if self.timestep_density != "uniform" and self.timestep_bands:
             raise ValueError("timestep_density and timestep_bands are two ways to say one thing: set one of them")
         _check_bands(sorted(self.bands))
         return self

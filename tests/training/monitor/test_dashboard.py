@@ -244,9 +244,17 @@ def test_a_terminal_that_goes_away_ends_no_run(tmp_path: Path, monkeypatch: pyte
     assert dashboard.history.last == a_row(1)
 
 
+YARDSTICK = 0.0047
+"""Seconds of a quiet core of the Xeon that the bounds were set on."""
+
+
+def yardstick() -> object:
+    return json.loads(json.dumps([{"step": step, "text": str(step) * 3} for step in range(4_000)]))
+
+
 def test_drawing_costs_as_little_after_weeks(tmp_path: Path):
-    """Of processor time, once a second, and no more after a run of weeks. It takes 4 ms on a quiet core; a busy one may
-    be three times as slow, so the limit that cannot move is the ratio of a long run to a short one."""
+    """Of processor time, once a second, and no more after a run of weeks; a row itself costs microseconds. The bounds
+    are a quiet core's, on which `yardstick` takes 4.7 ms: where others share its caches, all of it is slower."""
     console = Console(file=io.StringIO(), width=140, height=40, force_terminal=True)
     short, long = (Dashboard(a_run(tmp_path), console, a_history(rows)) for rows in (30, 3_000))
 
@@ -261,9 +269,10 @@ def test_drawing_costs_as_little_after_weeks(tmp_path: Path):
     turns = [(drawn(short), drawn(long)) for _ in range(10)]
     least_short, least_long = (min(column) for column in zip(*turns, strict=True))
     assert least_long < 2 * least_short
-    assert least_long < 0.03
+    slowness = max(1.0, min(seconds(yardstick) for _ in range(10)) / YARDSTICK)
+    assert least_long < 0.01 * slowness
     row = a_row(3_001)
-    assert min(seconds(lambda: long.row(row)) for _ in range(10)) < 0.003
+    assert min(seconds(lambda: long.row(row)) for _ in range(10)) < 0.001 * slowness
 
 
 def test_a_bar_prints_messages_above_itself_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

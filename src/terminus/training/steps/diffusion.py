@@ -178,8 +178,8 @@ def weights(settings: Diffusion, schedule: NoiseSchedule) -> Float64[Tensor, " t
 
 
 def _density(settings: Diffusion, schedule: NoiseSchedule) -> Float64[Tensor, " timesteps"] | None:
-    if settings.timestep_density is not None:
-        return logit_normal(settings.timestep_density.mean, settings.timestep_density.std, schedule.timesteps)
+    if settings.timestep_density == "logit_normal":
+        return logit_normal(0.0, 1.0, schedule.timesteps)
     last = schedule.timesteps - 1
     beyond = [band.high for band in settings.bands if band.high > last]
     if beyond:
