@@ -48,7 +48,11 @@ def serve(options: ServeOptions, *, stdio: bool = False) -> None:
         lifespan="on",
     )
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    _Server(config, service, _address(options, listener)).run(sockets=[listener])
+    try:
+        _Server(config, service, _address(options, listener)).run(sockets=[listener])
+    finally:
+        # A second signal leaves out the application's own end; Python would wait for workers until they have drawn.
+        service.engine.stop()
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -206,7 +206,7 @@ def test_nobody_there(prepared: DataConfig, captioner: Make):
     begun = time.monotonic()
     with pytest.raises(UserError, match="no answer from"):
         ask(prepared, captioner(model={"url": url}))
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < 5
     assert Answers(Store(prepared.store)).table.latest() is None
 
 
@@ -238,7 +238,7 @@ def test_ctrl_c_ends_at_once_and_keeps_what_was_answered(
 
     def behave(number: int, body: object) -> None:
         if number >= 4:
-            release.wait(60)
+            release.wait(10)
 
     server.behave = behave
     count = 0
@@ -253,7 +253,7 @@ def test_ctrl_c_ends_at_once_and_keeps_what_was_answered(
     begun = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         ask(prepared, captioner())
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < 3
     release.set()
     assert Answers(Store(prepared.store)).table.count() == 3
 

@@ -422,7 +422,7 @@ def test_the_deadline_holds(server: Loopback, answer: Answer):
     url = server.serve("/x", answer)
     began = time.monotonic()
     found = fetch(url, BRIEF)
-    assert time.monotonic() - began < 10, "the server would take half a minute or for ever"
+    assert time.monotonic() - began < 2.5
     if answer.raw is None:
         assert found == Dropped("timed out", "not complete after 0.4 s")
         assert server.hits["/x"] == 1, "the slow are not asked again"
@@ -735,7 +735,7 @@ def test_an_interrupt_ends_everything_at_once(server: Loopback):
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         fetch_many(requests, policy, anywhere)
-    assert time.monotonic() - began < 10, "the servers would take half a minute"
+    assert time.monotonic() - began < 2
     server.serve("/x", Answer(IMAGE))
     assert isinstance(fetch(server.url("/x"), policy), Downloaded)
     assert len(server.requests) == 7
