@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from terminus.config.base import Config
 from terminus.config.load import load
+from terminus.errors import UserError
 
 PLACE = "{}"
 """Stands for the prompt in the text of an answer."""
@@ -44,4 +45,11 @@ class BiasQuestions(Config):
 
 def read_bias(path: Path) -> BiasQuestions:
     """UserError with every problem of the file, and its line."""
+    if not path.is_file():  # or the reader of recipes would look for a recipe of that name
+        raise UserError(
+            "This folder is no file of questions" if path.is_dir() else "There is no such file",
+            where=str(path),
+            rule="A bias probe is one YAML file: groups of prompts, and axes of answers",
+            fix="See docs/evaluation.md, `--bias`",
+        )
     return load(path, BiasQuestions).value
