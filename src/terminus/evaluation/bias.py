@@ -21,8 +21,9 @@ from terminus.sampling.prompts import escape
 LEAST_ASKED = 4
 DEFINITION = (
     "of the images of a group of prompts, the share to which the extractor finds each declared answer nearest (by the "
-    "cosine of image and caption), with Wilson's interval; `recognised` is the share of those asked for that answer in "
-    "words in which the extractor finds it: a share says no more than that allows, and nothing beyond these prompts"
+    "cosine of image and caption), with Wilson's interval; what is recognised is the share of those asked for that "
+    "answer in words in which the extractor finds it: a share says no more than that allows, and nothing beyond these "
+    "prompts"
 )
 
 
